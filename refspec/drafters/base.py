@@ -1,0 +1,61 @@
+"""What every drafter offers, what it returns, and what it needs from a numerical backend.
+
+Not an implementation. Alignment used everywhere: row P pairs (token x_{P+1}, feature a_P), has RoPE position P and predicts
+x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `refspec/config.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.ops import Array, Ids
+from refspec.sampling import Sampler
+
+
+class Draft(NamedTuple):
+    """Up to k draft tokens in order; fewer when the drafter has no row to start from or no room left."""
+
+    tokens: npt.NDArray[np.int32]  # [k] target ids
+    q_draft: npt.NDArray[np.float64] | None  # [k, V] law each token was drawn from; None = drafted deterministically
+    confidence: Array  # [k] draft probability of each drafted token; NaN where not computed
+
+
+class Drafter(Protocol):
+    """A drafter holds true rows (made from target features) followed, after `draft`, by drafted rows."""
+
+    capture_layers: tuple[int, ...]  # boundaries of the target it wants features from
+    n_rows: int  # true rows committed
+    seconds: float  # time spent inside the drafter so far
+
+    def extend(self, tokens: Ids, features: Array) -> None:
+        """Drop drafted rows, then append true rows n_rows..n_rows+T-1 from tokens [T] and features [T, n_states*Ht]."""
+
+    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
+        """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given."""
+
+    def rollback(self, n_rows: int) -> None:
+        """Keep only the first n_rows true rows and no drafted row."""
+
+    def reset(self) -> None:
+        """Forget every row."""
+
+    def close(self) -> None:
+        """Release what the drafter holds; calling it twice is harmless."""
+
+
+class Ops(Protocol):
+    """The numerical backend: the module `refspec.ops` or another with the same functions and the same batch invariance."""
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
+    def rope(self, x: Array, positions: Ids, theta: float, style: str, freqs: Array | None = None) -> Array: ...
+    def matvec(self, w: Array, x: Array) -> Array: ...
+    def softmax(self, x: Array, axis: int = -1) -> Array: ...
+    def swiglu(self, gate: Array, up: Array) -> Array: ...
+    def attention(
+        self, q: Array, k: Array, v: Array, visible: Ids, return_weights: bool = False
+    ) -> tuple[Array, Array | None]: ...
+    def gather_rows(self, table: Array, ids: Ids) -> Array: ...
+    def argmax(self, x: Array) -> int: ...
