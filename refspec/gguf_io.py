@@ -1,0 +1,259 @@
+"""GGUF files <-> metadata, tensors and drafters. The only file that imports `gguf`.
+
+A drafter that stock llama.cpp computes exactly is written under its architecture name, `eagle3`. Any other (post-norm
+feedback, per-state feature norms, ...) is written as `refspec-eagle3`, which stock llama.cpp refuses instead of running
+something else; refspec loads it with the override general.architecture=eagle3. Its extra facts travel as metadata
+(`refspec.*`), because llama.cpp's loader refuses tensors it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize, quantize
+
+from refspec import drafter_meta as meta
+from refspec.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
+from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.gguf_header import GgufInfo, TensorInfo, parse_header
+
+__all__ = [
+    "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows", "outtype_for",
+    "read_drafter", "read_gguf_header", "read_tensor", "write_drafter", "write_gguf",
+]  # fmt: skip
+
+# The weight types refspec writes; gguf quantizes these without a C library.
+OUTTYPES = {
+    "f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0, "i64": GGMLQuantizationType.I64,
+}  # fmt: skip
+_RAW = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32,
+        "I64": np.int64}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A metadata value with the GGUF types it must be written with (for copies from another file)."""
+
+    value: Any
+    type_id: int
+    item_type: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorOut:
+    """One tensor to write: `load()` gives the array of `shape` only when its turn comes; `type` is a key of OUTTYPES."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    load: Callable[[], np.ndarray]
+
+
+def read_gguf_header(path: str | os.PathLike[str]) -> GgufInfo:
+    """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`."""
+    path = Path(path)
+    raw = parse_header(path)
+    tensors = {}
+    for name, shape, type_id, offset in raw.tensors:
+        try:
+            kind = GGMLQuantizationType(type_id)
+        except ValueError:
+            raise CheckpointError(f"{path}: tensor {name!r} has the unknown type {type_id}; update gguf") from None
+        block, size = GGML_QUANT_SIZES[kind]
+        elements = int(np.prod([int(d) for d in shape], dtype=object))
+        if shape[-1] % block:
+            raise CheckpointError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {block}")
+        nbytes, start = elements // block * size, raw.data_offset + offset
+        if start + nbytes > raw.file_size:
+            raise CheckpointError(
+                f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes}, the file has {raw.file_size}; "
+                "get the file again"
+            )
+        tensors[name] = TensorInfo(name, shape, type_id, kind.name, start, nbytes)
+    arch = raw.metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise CheckpointError(f"{path}: metadata key 'general.architecture' is missing; this is not a model")
+    return GgufInfo(path, arch, raw.metadata, raw.value_types, tensors, raw.file_size)
+
+
+def read_tensor(info: GgufInfo, name: str) -> np.ndarray:
+    """Load one tensor: float32 (dequantized where needed) or its integer type; `CheckpointError` if absent or not finite."""
+    if name not in info.tensors:
+        raise CheckpointError(f"{info.path}: tensor {name!r} is missing; convert the model again")
+    t = info.tensors[name]
+    data = np.fromfile(info.path, dtype=np.uint8, count=t.nbytes, offset=t.offset)
+    if data.nbytes != t.nbytes:
+        raise CheckpointError(f"{info.path}: truncated inside tensor {name!r}; get the file again")
+    if t.type in _RAW:
+        array = data.view(_RAW[t.type]).reshape(t.shape)
+        if array.dtype.kind == "i":
+            return array
+        array = array.astype(np.float32)
+    else:
+        try:
+            rows = dequantize(data.reshape(int(np.prod(t.shape[:-1])), -1), GGMLQuantizationType(t.type_id))
+        except NotImplementedError:
+            raise CheckpointError(f"{info.path}: tensor {name!r} has type {t.type}, which gguf cannot read") from None
+        array = rows.astype(np.float32, copy=False).reshape(t.shape)
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{info.path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
+    return array
+
+
+def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
+    """The metadata of `info` whose keys start with one of `prefixes`, ready for `write_gguf`."""
+    return {k: Typed(v, *info.value_types[k]) for k, v in info.metadata.items() if k.startswith(prefixes)}
+
+
+def outtype_for(shape: tuple[int, ...], outtype: str) -> str:
+    """The type a float tensor really gets: vectors stay f32, rows that do not fill whole blocks fall back to f16."""
+    if outtype not in OUTTYPES or outtype == "i64":
+        raise UsageError(f"outtype {outtype!r} is unknown; choose one of {', '.join(k for k in OUTTYPES if k != 'i64')}")
+    if len(shape) < 2:
+        return "f32"
+    return outtype if shape[-1] % GGML_QUANT_SIZES[OUTTYPES[outtype]][0] == 0 else "f16"
+
+
+def _encode(path: Path, t: TensorOut) -> np.ndarray:
+    """The bytes of one tensor, after checking that they are what was announced."""
+    array = np.asarray(t.load())
+    if array.shape != t.shape:
+        raise ShapeError(f"{path}: tensor {t.name!r} has shape {array.shape}, expected {t.shape}")
+    if t.type == "i64":
+        return np.ascontiguousarray(array, np.int64)
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{path}: tensor {t.name!r} holds NaN or infinite values; nothing was written")
+    if t.type == "f16" and array.size and float(np.abs(array).max()) > 65504.0:
+        raise CheckpointError(f"{path}: tensor {t.name!r} does not fit f16 (|x| > 65504); use --outtype bf16 or f32")
+    return np.ascontiguousarray(quantize(array, OUTTYPES[t.type]))
+
+
+def _add_value(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, Typed):
+        if isinstance(value.value, list) and not value.value:
+            return  # gguf cannot write an empty array
+        item = None if value.item_type is None else GGUFValueType(value.item_type)
+        writer.add_key_value(key, _bytes(value.value), GGUFValueType(value.type_id), item)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)  # the type llama.cpp reads sizes and token ids with
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_key_value(key, _bytes(value), GGUFValueType.STRING)
+    else:
+        writer.add_array(key, [_bytes(v) for v in value])
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bytes(v) for v in value]
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def write_gguf(
+    path: str | os.PathLike[str], arch: str, metadata: Mapping[str, Any], tensors: Iterable[TensorOut]
+) -> Path:
+    """Write a GGUF file, one tensor in memory at a time; the final name appears only when the file is complete.
+
+    Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. Raises `CheckpointError`.
+    """
+    path, tensors = Path(path), list(tensors)
+    partial = path.with_name(path.name + ".partial")
+    writer = GGUFWriter(partial, arch)
+    try:
+        for key, value in metadata.items():
+            if key != "general.architecture":
+                _add_value(writer, key, value)
+        for t in tensors:
+            kind = OUTTYPES[t.type]
+            block, size = GGML_QUANT_SIZES[kind]
+            nbytes = int(np.prod(t.shape)) // block * size
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for t in tensors:
+            writer.write_tensor_data(_encode(path, t))
+        writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    """Reorder q or k rows [heads*hd, ...] from half-split pairs (i, i + hd/2) to interleaved pairs (2i, 2i + 1)."""
+    grouped = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
+    return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
+    """Load a drafter GGUF as (config, weights float32, d2t int64 absolute), RoPE style interleaved as in the file.
+
+    `token_embd` and `output` are absent from the weights when the file leaves them to the target. `CheckpointError` for
+    anything that is not a complete drafter, including a tensor nothing would use.
+    """
+    info = read_gguf_header(path)
+    config = meta.from_metadata(info)
+    weights: dict[str, np.ndarray] = {}
+    for tensor in info.tensors:
+        if (name := meta.weights_name(tensor)) is None:
+            raise CheckpointError(f"{info.path}: tensor {tensor!r} is not part of an EAGLE-3 drafter; convert it again")
+        weights[name] = read_tensor(info, tensor)
+    for name, values in meta.fc_norm_values(info, config).items():
+        weights[name] = np.array(values, np.float32)
+    if (divisor := meta.rope_divisor(info)) != 1.0:
+        weights["rope_freqs"] = weights.get("rope_freqs", np.ones(config.head_dim // 2, np.float32)) * np.float32(divisor)
+    _check(config, weights, str(info.path))
+    return config, weights
+
+
+def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray], source: str) -> None:
+    required, _ = weight_shapes(config)
+    # Tensors left to the target are checked when the pair is put together; here a stand-in of no size takes their place.
+    lent = {n: np.broadcast_to(np.float32(0), required[n]) for n in meta.SHARED if n not in weights}
+    check_weights(config, {**lent, **weights}, source)
+
+
+def write_drafter(
+    path: str | os.PathLike[str],
+    config: DrafterConfig,
+    weights: Mapping[str, np.ndarray],
+    *,
+    outtype: str = "f32",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a drafter GGUF; matrices become `outtype`, vectors stay f32, d2t int64.
+
+    The architecture name is `eagle3` only if stock llama.cpp computes exactly this drafter. Without `tokenizer.*` keys in
+    `metadata` (copy the target's) the file says it has no tokenizer. Half-split q and k rows are reordered.
+    """
+    _check(config, weights, str(path))
+    arch = meta.REFSPEC_ARCH if meta.stock_reasons(config) else meta.STOCK_ARCH
+    values: dict[str, Any] = {**meta.to_metadata(config), **(metadata or {})}
+    values.setdefault("tokenizer.ggml.model", "none")
+    if config.feature_norm is FeatureNorm.PER_STATE:
+        for i in range(config.n_states):
+            values[meta.FC_NORM_KEY.format(i)] = weights[f"fc_norm.{i}"].astype(np.float32).tolist()
+    tensors = []
+    for name, array in weights.items():
+        if name.startswith("fc_norm."):
+            continue
+        if config.rope_style is RopeStyle.HALF_SPLIT and name in ("attn_q", "attn_k", "q_norm", "k_norm"):
+            array = interleave_rows(array, config.head_dim)
+        kind = "i64" if name == "d2t" else outtype_for(array.shape, outtype)
+        tensors.append(TensorOut(meta.TENSORS[name], array.shape, kind, lambda array=array: array))  # type: ignore[misc]
+    return write_gguf(path, arch, values, tensors)
