@@ -1,0 +1,100 @@
+/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/drafters/eagle3.py, in execution order.
+ *
+ * Not the engine: llama.cpp runs shipped drafters. This is the reference forward at C speed, for agreement tests, drift probes
+ * and machines without llama.cpp. Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
+ */
+#include "refspec.h"
+
+#include <string.h>
+
+int32_t rs_eagle3_check(const rs_eagle3_config *c, const rs_eagle3_weights *w) {
+    bool sizes = c->hidden && c->target_hidden && c->n_states && c->n_heads && c->n_kv_heads && c->head_dim && c->intermediate &&
+                 c->vocab && c->draft_vocab && c->capacity;
+    if (!sizes || c->n_heads % c->n_kv_heads || c->head_dim % 2) return RS_BAD_CONFIG;
+    if (c->rope_style != RS_INTERLEAVED && c->rope_style != RS_HALF_SPLIT) return RS_BAD_CONFIG;
+    if (c->feature_norm < RS_FEATURE_NONE || c->feature_norm > RS_FEATURE_PER_STATE) return RS_BAD_CONFIG;
+    if (c->feedback != RS_PRE_NORM && c->feedback != RS_POST_NORM) return RS_BAD_CONFIG;
+    if (c->residual != RS_RAW && c->residual != RS_NORMED) return RS_BAD_CONFIG;
+    bool always = w->token_embd && w->fc && w->attn_norm && w->hidden_norm && w->attn_q && w->attn_k && w->attn_v &&
+                  w->attn_output && w->ffn_norm && w->ffn_gate && w->ffn_up && w->ffn_down && w->output;
+    bool norms = (c->feature_norm != RS_FEATURE_CONCAT || w->fc_norm) &&
+                 (c->feature_norm != RS_FEATURE_PER_STATE || w->fc_norm_state) && (!c->qk_norm || (w->q_norm && w->k_norm)) &&
+                 ((!c->head_norm && c->feedback == RS_PRE_NORM) || w->output_norm);
+    return always && norms ? RS_OK : RS_BAD_CONFIG;
+}
+
+size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
+    size_t step = 6 * c->hidden + 2 * c->n_heads * c->head_dim + 2 * c->intermediate + c->capacity;
+    size_t encode = c->n_states * c->target_hidden;
+    return step > encode ? step : encode;
+}
+
+void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, const float *feature) {
+    size_t width = c->n_states * c->target_hidden;
+    const float *normed = scratch; /* [n_states*Ht] */
+    if (c->feature_norm == RS_FEATURE_CONCAT) {
+        rs_rms_norm(scratch, feature, w->fc_norm, c->rms_eps, 1, width);
+    } else if (c->feature_norm == RS_FEATURE_PER_STATE) {
+        for (size_t s = 0; s < c->n_states; s++)
+            rs_rms_norm(scratch + s * c->target_hidden, feature + s * c->target_hidden, w->fc_norm_state[s], c->rms_eps, 1,
+                        c->target_hidden);
+    } else {
+        normed = feature;
+    }
+    rs_matvec(state, w->fc, normed, 1, c->hidden, width); /* [H] */
+}
+
+void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width) {
+    if (post_norm)
+        rs_rms_norm(out, h, output_norm, eps, 1, width);
+    else if (out != h)
+        memcpy(out, h, width * sizeof *out);
+}
+
+int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache, float *attn_weights,
+                       float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, int64_t token,
+                       const float *state, int64_t position, size_t row) {
+    if (token < 0 || (uint64_t)token >= c->vocab) return RS_BAD_TOKEN;
+    if (row >= c->capacity) return RS_CACHE_FULL;
+    size_t H = c->hidden, q_width = c->n_heads * c->head_dim, kv_width = c->n_kv_heads * c->head_dim;
+    float *e = scratch, *g = e + H;                          /* [H] each and adjacent: together the block input [2H] */
+    float *q = g + H, *mixed = q + q_width;                  /* [nh*hd] */
+    float *y = mixed + q_width, *z = y + H;                  /* [H] */
+    float *gate = z + H, *up = gate + c->intermediate;       /* [F] */
+    float *h = up + c->intermediate, *n = h + H;             /* [H] */
+    float *scores = n + H;                                   /* [capacity] */
+    float *k = k_cache + row * kv_width, *v = v_cache + row * kv_width; /* [nkv*hd], written in place */
+    int64_t visible = (int64_t)row + 1;
+
+    rs_rms_norm(e, w->token_embd + (size_t)token * H, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
+    rs_rms_norm(g, state, w->hidden_norm, c->rms_eps, 1, H);
+
+    rs_matvec(q, w->attn_q, e, 1, q_width, 2 * H);
+    rs_matvec(k, w->attn_k, e, 1, kv_width, 2 * H);
+    rs_matvec(v, w->attn_v, e, 1, kv_width, 2 * H);
+    if (c->qk_norm) {
+        rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
+        rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
+    }
+    rs_rope(q, q, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_heads, c->head_dim);
+    rs_rope(k, k, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_kv_heads, c->head_dim);
+    rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads, c->head_dim);
+
+    const float *residual = c->residual == RS_NORMED ? g : state;
+    rs_matvec(y, w->attn_output, mixed, 1, H, q_width);
+    for (size_t i = 0; i < H; i++) y[i] = residual[i] + y[i];
+
+    rs_rms_norm(z, y, w->ffn_norm, c->rms_eps, 1, H);
+    rs_matvec(gate, w->ffn_gate, z, 1, c->intermediate, H);
+    rs_matvec(up, w->ffn_up, z, 1, c->intermediate, H);
+    rs_swiglu(gate, gate, up, c->intermediate);
+    rs_matvec(h, w->ffn_down, gate, 1, H, c->intermediate);
+    for (size_t i = 0; i < H; i++) h[i] = y[i] + h[i];
+
+    if (c->head_norm) /* read from h before next_state is written: next_state may be `state` itself */
+        rs_rms_norm(n, h, w->output_norm, c->rms_eps, 1, H);
+    if (logits) rs_matvec(logits, w->output, c->head_norm ? n : h, 1, c->draft_vocab, H);
+    if (hidden) memcpy(hidden, h, H * sizeof *h);
+    if (next_state) rs_draft_feedback(next_state, h, w->output_norm, c->rms_eps, c->feedback == RS_POST_NORM, H);
+    return RS_OK;
+}

@@ -1,0 +1,213 @@
+/* ops.c: the kernels of refspec/ops.py in portable C11, same names, same order.
+ *
+ * Written so that a compiler vectorizes them without -ffast-math: a reduction keeps LANES independent partial sums, so the
+ * order of summation is fixed by the source and not by the instruction set, and exp is branch-free arithmetic.
+ * Built with -ffp-contract=off for the same reason: a fused multiply-add would round differently from one machine to the next.
+ */
+#include "refspec.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { LANES = 16 }; /* four SSE registers or two AVX ones: enough to hide the latency of an addition */
+
+const char *rs_build(void) {
+#if defined(__SANITIZE_ADDRESS__)
+    return "sanitized";
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+    return "sanitized";
+#else
+    return "plain";
+#endif
+#else
+    return "plain";
+#endif
+}
+
+/* Lane sums folded pairwise, then nothing: the one place that fixes the order. */
+static float fold(float *lane) {
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t j = 0; j < width; j++) lane[j] += lane[j + width];
+    return lane[0];
+}
+
+static float dot(const float *a, const float *b, size_t n) {
+    float lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] += a[i + j] * b[i + j];
+    for (size_t j = 0; i + j < n; j++) lane[j] += a[i + j] * b[i + j];
+    return fold(lane);
+}
+
+static float sum(const float *x, size_t n) {
+    float lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] += x[i + j];
+    for (size_t j = 0; i + j < n; j++) lane[j] += x[i + j];
+    return fold(lane);
+}
+
+static float max_of(const float *x, size_t n) {
+    float lane[LANES];
+    for (size_t j = 0; j < LANES; j++) lane[j] = x[0];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (size_t j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (size_t j = 1; j < LANES; j++) lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+    return lane[0];
+}
+
+static float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* exp to about 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an ulp),
+ * 2^n applied in two halves so that overflow to infinity and gradual underflow come out as IEEE has them.
+ * Not libm's expf: that one is neither vectorizable nor the same on every platform. */
+static float exp_one(float x) {
+    float c = x > -105.0f ? x : -105.0f; /* exp(-105) rounds to 0, and a NaN lands here too: restored at the end */
+    c = c < 90.0f ? c : 90.0f;           /* exp(90) overflows to infinity */
+    int32_t n = (int32_t)(c * 1.44269504f + (c >= 0.0f ? 0.5f : -0.5f));
+    float whole = (float)n;
+    float r = c - whole * 0.693359375f; /* ln2 in two parts; this product is exact */
+    r = r - whole * -2.12194440e-4f;
+    float p = 1.0f / 5040.0f;
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    uint32_t biased = (uint32_t)(n + 254), half = biased >> 1; /* 2^n = 2^(half-127) * 2^(biased-half-127) */
+    p = p * from_bits(half << 23) * from_bits((biased - half) << 23);
+    return x == x ? p : x;
+}
+
+void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width) {
+    for (size_t t = 0; t < rows; t++) {
+        const float *row = x + t * width;
+        float root = sqrtf(dot(row, row, width) / (float)width + eps);
+        for (size_t i = 0; i < width; i++) out[t * width + i] = weight[i] * (row[i] / root);
+    }
+}
+
+void rs_rope(float *out, const float *x, const int64_t *positions, const float *freqs, double theta, int32_t style,
+             size_t rows, size_t heads, size_t head_dim) {
+    size_t half = head_dim / 2;
+    size_t step = style == RS_INTERLEAVED ? 2 : 1;      /* first elements of consecutive pairs lie this far apart */
+    size_t partner = style == RS_INTERLEAVED ? 1 : half; /* and the second element of a pair this far from the first */
+    for (size_t i = 0; i < half; i++) {
+        double frequency = pow(theta, -(double)i / (double)half);
+        if (freqs) frequency /= (double)freqs[i];
+        for (size_t t = 0; t < rows; t++) {
+            double angle = (double)positions[t] * frequency; /* double: float32 would lose far positions */
+            float c = (float)cos(angle), s = (float)sin(angle);
+            for (size_t h = 0; h < heads; h++) {
+                size_t first = (t * heads + h) * head_dim + i * step, second = first + partner;
+                float a = x[first], b = x[second];
+                out[first] = a * c - b * s;
+                out[second] = a * s + b * c;
+            }
+        }
+    }
+}
+
+void rs_matvec(float *out, const float *w, const float *x, size_t rows, size_t n_out, size_t n_in) {
+    for (size_t o = 0; o < n_out; o++) /* outputs outside: a weight row is read from memory once for all T rows */
+        for (size_t t = 0; t < rows; t++) out[t * n_out + o] = dot(w + o * n_in, x + t * n_in, n_in);
+}
+
+void rs_softmax(float *out, const float *x, size_t rows, size_t width) {
+    for (size_t t = 0; t < rows && width > 0; t++) {
+        const float *row = x + t * width;
+        float *e = out + t * width;
+        float top = max_of(row, width); /* subtracted so that exp cannot overflow */
+        for (size_t i = 0; i < width; i++) e[i] = exp_one(row[i] - top);
+        float total = sum(e, width);
+        for (size_t i = 0; i < width; i++) e[i] /= total;
+    }
+}
+
+void rs_swiglu(float *out, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
+}
+
+void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
+                  const int64_t *visible, size_t rows, size_t keys, size_t heads, size_t kv_heads, size_t head_dim) {
+    size_t group = heads / kv_heads, stride = kv_heads * head_dim; /* stride: floats per cached row */
+    float scale = sqrtf((float)head_dim);
+    for (size_t t = 0; t < rows; t++) {
+        size_t seen = (size_t)visible[t];
+        for (size_t h = 0; h < heads; h++) {
+            const float *query = q + (t * heads + h) * head_dim; /* [hd] */
+            const float *key = k + h / group * head_dim, *value = v + h / group * head_dim;
+            float *p = weights ? weights + (h * rows + t) * keys : scratch; /* [S] */
+            float *o = out + (t * heads + h) * head_dim;                    /* [hd] */
+            for (size_t s = 0; s < seen; s++) p[s] = dot(query, key + s * stride, head_dim) / scale;
+            rs_softmax(p, p, 1, seen);
+            for (size_t i = 0; i < head_dim; i++) o[i] = 0.0f;
+            for (size_t s = 0; s < seen; s++)
+                for (size_t i = 0; i < head_dim; i++) o[i] += p[s] * value[s * stride + i];
+            if (weights)
+                for (size_t s = seen; s < keys; s++) p[s] = 0.0f;
+        }
+    }
+}
+
+void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t rows, size_t width) {
+    for (size_t t = 0; t < rows; t++) memcpy(out + t * width, table + (size_t)ids[t] * width, width * sizeof *out);
+}
+
+int64_t rs_argmax(const float *x, size_t n) {
+    float top = max_of(x, n);
+    size_t found = n;
+    uint32_t nans = 0;
+    for (size_t i = 0; i < n; i++) nans += x[i] != x[i];
+    if (nans)
+        for (size_t i = 0; i < n; i++)
+            if (x[i] != x[i]) return -1 - (int64_t)i;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] == top) {
+            found = i;
+            break;
+        }
+    return (int64_t)found;
+}
+
+int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
+    int64_t best = rs_argmax(x, n);
+    if (best < 0) return best;
+    float lane[LANES] = {0}, top = x[best];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] += exp_one(x[i + j] - top);
+    for (size_t j = 0; i + j < n; j++) lane[j] += exp_one(x[i + j] - top);
+    *prob = 1.0f / fold(lane); /* softmax of the largest: exp(0) over the sum, the same sum as rs_softmax's */
+    return best;
+}
+
+bool rs_all_finite(const float *x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) bad += !(x[i] - x[i] == 0.0f); /* inf - inf and NaN - NaN are NaN */
+    return bad == 0;
+}
+
+void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
+                        size_t n_states, size_t width, size_t out_stride) {
+    for (size_t s = 0; s < n_states; s++)
+        for (size_t t = 0; t < rows; t++) {
+            const float *from = src[s] + t * width;
+            float *to = out + t * out_stride + s * width;
+            if (norm_weights)
+                rs_rms_norm(to, from, norm_weights[s], eps, 1, width);
+            else
+                memcpy(to, from, width * sizeof *to);
+        }
+}

@@ -1,0 +1,222 @@
+/* refspec.h: the whole public C API of refspec, portable C11.
+ *
+ * Scalar kernels under the names of refspec/ops.py and refspec/verify.py, one drafter step, and the hooks that carry hidden
+ * states out of llama.cpp. Not an inference engine: llama.cpp runs the models, this file is the reference made fast.
+ * The block between the two cdef marks is also the cffi cdef (native/build_ffi.py), so it holds no macro and no #include.
+ *
+ * Rules: output first, sizes last; const inputs; the caller owns all memory; no globals, no allocation, no locks: any number
+ * of threads may call at once on their own outputs. Unless a function says so, outputs must not overlap inputs.
+ * A row's result never depends on the other rows of the call, bit for bit.
+ *
+ * Shape legend: T rows, W I O F widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V target vocabulary,
+ * D draft vocabulary, Ht target width. All matrices are row-major, weights are [outputs, inputs].
+ */
+#ifndef REFSPEC_H
+#define REFSPEC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+
+/* What a function that can fail returns; every other int is documented where it occurs. */
+enum rs_status {
+    RS_OK = 0,
+    RS_BAD_TOKEN = -1,   /* token id outside 0..V-1 */
+    RS_CACHE_FULL = -2,  /* row index outside the cache */
+    RS_BAD_CONFIG = -3,  /* switch value or sizes the kernels cannot run */
+    RS_NOT_FINITE = -4,  /* a NaN where a decision was to be made */
+    RS_ENGINE = -5       /* a llama.cpp call failed; its own code is in the struct */
+};
+
+enum rs_rope_style { RS_INTERLEAVED = 0, RS_HALF_SPLIT = 1 };
+enum rs_feature_norm { RS_FEATURE_NONE = 0, RS_FEATURE_CONCAT = 1, RS_FEATURE_PER_STATE = 2 };
+enum rs_feedback { RS_PRE_NORM = 0, RS_POST_NORM = 1 };
+enum rs_residual { RS_RAW = 0, RS_NORMED = 1 };
+
+/* How this build was compiled: "plain" or "sanitized". */
+const char *rs_build(void);
+
+/* ---- ops.c: refspec/ops.py ---------------------------------------------------------------------------------------- */
+
+/* x [T, W], weight [W] -> out [T, W] = weight * x / sqrt(mean(x^2) + eps). In place allowed (out == x). */
+void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width);
+
+/* x [T, H, hd], positions [T], freqs [hd/2] divisors or NULL -> out [T, H, hd]. In place allowed. */
+void rs_rope(float *out, const float *x, const int64_t *positions, const float *freqs, double theta, int32_t style,
+             size_t rows, size_t heads, size_t head_dim);
+
+/* w [O, I], x [T, I] -> out [T, O] = x w^T, each row summed in the same order whatever T is. */
+void rs_matvec(float *out, const float *w, const float *x, size_t rows, size_t n_out, size_t n_in);
+
+/* x [T, W] -> out [T, W] = softmax over W; -inf gives exactly 0. In place allowed. */
+void rs_softmax(float *out, const float *x, size_t rows, size_t width);
+
+/* gate, up [n] -> out [n] = gate / (1 + exp(-gate)) * up. In place allowed on either. */
+void rs_swiglu(float *out, const float *gate, const float *up, size_t n);
+
+/* q [T, H, hd], k and v [S, Hkv, hd], visible [T] in 1..S -> out [T, H*hd]; row t reads the first visible[t] cached rows.
+ * weights [H, T, S] receives the attention weights, or is NULL; scratch [S] is working space. */
+void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
+                  const int64_t *visible, size_t rows, size_t keys, size_t heads, size_t kv_heads, size_t head_dim);
+
+/* table [V, W], ids [T], each within 0..V-1 -> out [T, W]. */
+void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t rows, size_t width);
+
+/* Lowest index of the largest of x [n]; -1 - i when x[i] is the first NaN; n must be at least 1. */
+int64_t rs_argmax(const float *x, size_t n);
+
+/* rs_argmax, and *prob = softmax(x)[index] (untouched after a NaN). */
+int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
+
+/* True when x [n] holds neither NaN nor infinity. */
+bool rs_all_finite(const float *x, size_t n);
+
+/* Feature gathering: src[s] points to [T, W] of captured state s, norm_weights[s] to [W] -> out row t, W floats per state in
+ * order, rows `out_stride` floats apart (at least n_states * W). norm_weights NULL copies; else each state is RMS-normed. */
+void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
+                        size_t n_states, size_t width, size_t out_stride);
+
+/* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
+
+typedef struct rs_eagle3_config {
+    size_t hidden;          /* H */
+    size_t target_hidden;   /* Ht */
+    size_t n_states;        /* captured states per row */
+    size_t n_heads, n_kv_heads, head_dim;
+    size_t intermediate;    /* F */
+    size_t vocab;           /* V */
+    size_t draft_vocab;     /* D */
+    size_t capacity;        /* rows the key/value cache holds */
+    double rope_theta;
+    float rms_eps;
+    int32_t rope_style;     /* enum rs_rope_style */
+    int32_t feature_norm;   /* enum rs_feature_norm */
+    int32_t feedback;       /* enum rs_feedback */
+    int32_t residual;       /* enum rs_residual */
+    int32_t head_norm;      /* 0: logits = output h, without the norm in between */
+    int32_t qk_norm;        /* 1: RMSNorm over hd on query and key heads before RoPE */
+} rs_eagle3_config;
+
+/* Pointers into the caller's arrays, names and shapes of refspec/config.py:weight_shapes. */
+typedef struct rs_eagle3_weights {
+    const float *token_embd;            /* [V, H] */
+    const float *fc;                    /* [H, n_states*Ht] */
+    const float *fc_norm;               /* [n_states*Ht], CONCAT only */
+    const float *const *fc_norm_state;  /* n_states pointers to [Ht], PER_STATE only */
+    const float *attn_norm;             /* [H] of the token embedding */
+    const float *hidden_norm;           /* [H] of the state */
+    const float *attn_q;                /* [nh*hd, 2H] */
+    const float *attn_k, *attn_v;       /* [nkv*hd, 2H] */
+    const float *q_norm, *k_norm;       /* [hd], qk_norm only */
+    const float *rope_freqs;            /* [hd/2] divisors or NULL */
+    const float *attn_output;           /* [H, nh*hd] */
+    const float *ffn_norm;              /* [H] */
+    const float *ffn_gate, *ffn_up;     /* [F, H] */
+    const float *ffn_down;              /* [H, F] */
+    const float *output_norm;           /* [H], may be NULL when neither the head nor the feedback is normed */
+    const float *output;                /* [D, H] */
+} rs_eagle3_weights;
+
+/* RS_OK, or RS_BAD_CONFIG when a size is 0, the heads do not divide, a switch is unknown or a needed pointer is NULL. */
+int32_t rs_eagle3_check(const rs_eagle3_config *config, const rs_eagle3_weights *weights);
+
+/* Floats of scratch that rs_eagle3_encode and rs_eagle3_step need. */
+size_t rs_eagle3_scratch(const rs_eagle3_config *config);
+
+/* Feature norm, then fc: feature [n_states*Ht] -> state [H]. */
+void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *config, const rs_eagle3_weights *weights,
+                      const float *feature);
+
+/* One drafter step for one row: reads keys/values of cache rows 0..row-1, writes row `row`, and returns
+ * logits [D] (NULL to skip the head), the block output hidden [H], and the state [H] for the next row (either may be NULL).
+ * k_cache, v_cache [capacity, nkv, hd]; attn_weights [nh, row+1] or NULL. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
+int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache, float *attn_weights,
+                       float *scratch, const rs_eagle3_config *config, const rs_eagle3_weights *weights, int64_t token,
+                       const float *state, int64_t position, size_t row);
+
+/* The feedback rule alone: h [H] -> out [H] = RMSNorm(h; output_norm) if post_norm, else h. In place allowed. */
+void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width);
+
+/* ---- hooks.c: hidden states out of llama.cpp ---------------------------------------------------------------------- */
+
+struct ggml_tensor;
+
+enum rs_capture_error {
+    RS_CAPTURE_OK = 0,
+    RS_CAPTURE_OVERFLOW = 1,  /* more rows than `capacity`; the surplus was dropped */
+    RS_CAPTURE_NOT_F32 = 2,   /* a wanted tensor is not float32 */
+    RS_CAPTURE_WIDTH = 3      /* its size is no multiple of `width` */
+};
+
+/* user_data of rs_eval_callback. The functions are llama.cpp's own, passed as addresses: no ggml header is needed to build. */
+typedef struct rs_capture {
+    const char *(*get_name)(const struct ggml_tensor *tensor);                                   /* ggml_get_name */
+    void (*tensor_get)(const struct ggml_tensor *tensor, void *data, size_t offset, size_t size); /* ggml_backend_tensor_get */
+    int64_t (*nelements)(const struct ggml_tensor *tensor);                                       /* ggml_nelements */
+    size_t (*nbytes)(const struct ggml_tensor *tensor);                                           /* ggml_nbytes */
+    const char *const *names;  /* n_states tensor names wanted, e.g. "l_out-3" */
+    float *const *buffers;     /* n_states buffers [capacity, width] */
+    size_t *rows;              /* n_states counts of rows written since rs_capture_reset */
+    size_t n_states, width, capacity;
+    int32_t error;             /* first enum rs_capture_error since rs_capture_reset */
+    int32_t error_state;       /* which state it happened at */
+} rs_capture;
+
+/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer (a decode of several micro-batches
+ * calls it several times). Never writes past `capacity`, never cancels the computation: look at `error` afterwards. */
+bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
+
+/* Start a new decode: forget rows and error. */
+void rs_capture_reset(rs_capture *capture);
+
+/* ---- sampling.c: refspec/sampling.py and refspec/verify.py (probabilities are double) ----------------------------- */
+
+enum rs_sampling_status {
+    RS_BAD_LAW = -6,  /* not a law: a sum that is not 1, a negative probability, or a drafted token with q = 0 */
+    RS_BAD_COIN = -7  /* a coin outside [0, 1) */
+};
+
+/* refspec.sampling.Sampler, already validated there. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
+typedef struct rs_sampler {
+    double temperature, top_p, min_p;
+    int32_t top_k;
+    int32_t n_bias;
+    const int32_t *bias_ids;    /* [n_bias] distinct token ids */
+    const double *bias_values;  /* [n_bias] finite or -inf */
+} rs_sampler;
+
+/* In all of these p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
+ * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_LAW, RS_BAD_COIN. The
+ * Python function of the same name raises for the same input with the reason in words. Bits equal the Python's. */
+
+/* The uniform multiple of 2^-53 in [0, 1) that belongs to (seed, output position, stream). */
+double rs_coin(uint64_t seed, uint64_t position, uint64_t stream);
+
+/* logits [V] -> p [V], the target's law. RS_OK or a status. */
+int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sampler *sampler, size_t vocab);
+
+/* Lowest index whose cumulative probability exceeds coin * sum(p), or a status. */
+int32_t rs_invert_cdf(const double *p, double coin, size_t vocab);
+
+/* rs_invert_cdf of rs_p_target; at temperature 0 one pass over the logits. Token or a status. */
+int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, double *p, int32_t *order, size_t vocab);
+
+/* p, q [V] -> rest [V] = max(p - q, 0) normalised, p when nothing is left. In place allowed (rest == p). */
+void rs_residual(double *rest, const double *p, const double *q, size_t vocab);
+
+/* logits: k+1 pointers to [V]; draft [k], coins [k+1] -> tokens [k+1], of which accepted + 1 are written. Returns the number
+ * accepted or a status. Rows after the first mismatch are not read. */
+int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, const int32_t *draft,
+                                const rs_sampler *sampler, const double *coins, double *p, int32_t *order, size_t k,
+                                size_t vocab);
+
+/* The same for drafts sampled from q_draft (k pointers to [V]); accept_coins [k], residual_coins [k+1]. */
+int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const int32_t *draft,
+                            const double *const *q_draft, const rs_sampler *sampler, const double *accept_coins,
+                            const double *residual_coins, double *p, int32_t *order, size_t k, size_t vocab);
+
+/* cdef end */
+
+#endif
