@@ -1,8 +1,8 @@
 """DrafterConfig: what an EAGLE-3 drafter is, and the one table of its tensors.
 
-Not a file reader: `gguf_io.py` and `refspec.convert` turn files into these two things. Every rule is checked when the object
-is built, so that nothing later has to. Source of the switches: EAGLE-3 (Li 2025) and the EAGLE 3.1 variants of the public
-trainers, where one flag name means different things; here each meaning has its own name.
+Not a file reader: `gguf_io.py` and `refspec.convert` turn files into these two things. Every rule is checked when the
+object is built, so that nothing later has to. Source of the switches: EAGLE-3 (Li 2025) and the EAGLE 3.1 variants of
+the public trainers, where one flag name means different things; here each meaning has its own name.
 
 Shape legend: T rows (tokens), H drafter width, Ht target width, nh query heads, nkv key/value heads, hd head size,
 F feed-forward width, V target vocabulary, D draft vocabulary.
@@ -71,7 +71,7 @@ class DrafterConfig:
     feature_norm: FeatureNorm
     feedback: Feedback
     residual: Residual
-    head_norm: bool = True  # False: logits = output @ h, no norm in between (one SpecForge version, "norm_output": false)
+    head_norm: bool = True  # False: logits = output @ h with no norm in between (SpecForge a6b6b02, norm_output false)
     context_length: int = 0  # positions it was trained for; information, not a limit of the reference
     qk_norm: bool = False  # RMSNorm over hd on every query and key head before RoPE (Qwen3-style drafters)
 
@@ -80,8 +80,18 @@ class DrafterConfig:
         """Number of captured target states per row."""
         return len(self.capture_layers)
 
+    @property
+    def uses_output_norm(self) -> bool:
+        """Whether the tensor output_norm takes part at all."""
+        return self.head_norm or self.feedback is Feedback.POST_NORM
+
     def __post_init__(self) -> None:
-        kinds = {"rope_style": RopeStyle, "feature_norm": FeatureNorm, "feedback": Feedback, "residual": Residual}
+        kinds: dict[str, type[Enum]] = {
+            "rope_style": RopeStyle,
+            "feature_norm": FeatureNorm,
+            "feedback": Feedback,
+            "residual": Residual,
+        }
         for name, kind in kinds.items():
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
@@ -131,8 +141,7 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
         required |= {f"fc_norm.{i}": (c.target_hidden_size,) for i in range(c.n_states)}
     if c.qk_norm:
         required |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
-    uses_output_norm = c.head_norm or c.feedback is Feedback.POST_NORM
-    (required if uses_output_norm else optional)["output_norm"] = (c.hidden_size,)
+    (required if c.uses_output_norm else optional)["output_norm"] = (c.hidden_size,)
     (required if c.draft_vocab_size != c.vocab_size else optional)["d2t"] = (c.draft_vocab_size,)  # absolute target ids
     return required, optional
 
@@ -150,12 +159,14 @@ def check_weights(config: DrafterConfig, weights: Weights, source: str = "drafte
         raise CheckpointError(f"{source}: tensor {extra[0]!r} would not be used; check the normalization switches")
     for name, array in weights.items():
         if array.shape != known[name]:
-            raise ShapeError(f"{source}: tensor {name!r} is {list(array.shape)}, the configuration says {list(known[name])}")
+            raise ShapeError(f"{source}: tensor {name!r} is {list(array.shape)}, the config says {list(known[name])}")
         if not np.isfinite(array.sum(dtype=np.float64)):  # a sum carries any NaN or infinity without a temporary array
             raise CheckpointError(f"{source}: tensor {name!r} holds NaN or infinite values; the file is damaged")
     if (d2t := weights.get("d2t")) is not None:
         if not np.issubdtype(d2t.dtype, np.integer) or d2t.min() < 0 or d2t.max() >= config.vocab_size:
-            raise CheckpointError(f"{source}: d2t must hold target ids 0..{config.vocab_size - 1} (absolute, not offsets)")
+            raise CheckpointError(
+                f"{source}: d2t must hold absolute target ids 0..{config.vocab_size - 1}, not offsets"
+            )
         if len(np.unique(d2t)) != len(d2t):
             raise CheckpointError(f"{source}: d2t names a target id twice; offsets stored as ids look like this")
     if (freqs := weights.get("rope_freqs")) is not None and freqs.min() <= 0:

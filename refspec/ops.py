@@ -1,15 +1,16 @@
 """The numerical specification: the few functions a drafter is made of, in NumPy, one row at a time where it matters.
 
-Not fast: `native.py` offers the same names in C. Float32 in, float32 out, statistics in float32 (RoPE angles in float64).
-Batch-invariant: a row's result depends on that row alone, bit for bit. A matrix-matrix product would choose its summation
-order by the number of rows, so every product here is one matrix-vector product per row, and an attention row reads exactly
-the keys it may see instead of a masked longer set.
+Not fast: `native.py` offers the same names in C. Float32 in, float32 out, statistics in float32, RoPE angles in
+float64. Batch-invariant: a row's result depends on that row alone, bit for bit. A matrix-matrix product would choose
+its summation order by the number of rows, so every product here is one matrix-vector product per row, and an attention
+row reads exactly the keys it may see instead of a masked longer set.
 
 Shape legend: T rows, D or I or O widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     Engines in half precision round x / rms before multiplying by w; in float32 the two orders are one.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
-    mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)  # [T, 1]
-    return weight * (x / np.sqrt(mean_square + np.float32(eps)))  # [T, D]
+    mean_square: Array = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)  # [T, 1]
+    rms: Array = np.sqrt(mean_square + np.float32(eps))  # [T, 1]
+    return weight * (x / rms)  # [T, D]
 
 
 def rope(x: Array, positions: Ids, theta: float, style: str, freqs: Array | None = None) -> Array:
@@ -36,6 +38,8 @@ def rope(x: Array, positions: Ids, theta: float, style: str, freqs: Array | None
     scaling. style "interleaved" pairs (2i, 2i+1), "half_split" pairs (i, i + hd/2).
     """
     half = x.shape[-1] // 2
+    first: tuple[EllipsisType, slice]
+    second: tuple[EllipsisType, slice]
     frequency = theta ** (-np.arange(half, dtype=np.float64) / half)  # [hd/2]
     if freqs is not None:
         frequency = frequency / freqs  # [hd/2]
@@ -72,14 +76,15 @@ def softmax(x: Array, axis: int = -1) -> Array:
 def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) * up (Shazeer 2020): [T, F], [T, F] -> [T, F], silu(z) = z / (1 + exp(-z))."""
     with np.errstate(over="ignore"):  # exp(-z) = inf for very negative z, and z / inf = 0 is the right answer
-        return gate / (np.float32(1) + np.exp(-gate)) * up  # [T, F]
+        silu: Array = gate / (1 + np.exp(-gate))  # [T, F]
+    return silu * up  # [T, F]
 
 
 def attention(q: Array, k: Array, v: Array, visible: Ids, return_weights: bool = False) -> tuple[Array, Array | None]:
     """Grouped-query attention (Ainslie 2023): q [T, H, hd], k and v [S, Hkv, hd] -> [T, H*hd], scale 1/sqrt(hd).
 
-    Row t sees the first visible[t] cached rows (1..S). With return_weights also the weights [H, T, S], 0 where not visible.
-    Query head h reads key/value head h // (H / Hkv).
+    Row t sees the first visible[t] cached rows (1..S). Query head h reads key/value head h // (H / Hkv). With
+    return_weights also the weights [H, T, S], 0 where not visible, else None.
     """
     n_rows, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]

@@ -1,11 +1,12 @@
 """What every drafter offers, what it returns, and what it needs from a numerical backend.
 
-Not an implementation. Alignment used everywhere: row P pairs (token x_{P+1}, feature a_P), has RoPE position P and predicts
-x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `refspec/config.py`.
+Not an implementation. Alignment used everywhere: row P pairs (token x_{P+1}, feature a_P), has RoPE position P and
+predicts x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `refspec/config.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,8 +47,27 @@ class Drafter(Protocol):
         """Release what the drafter holds; calling it twice is harmless."""
 
 
+class RowRecord(NamedTuple):
+    """What a probe is told about T rows that ran together, for drift diagnostics; S counts all rows held with them."""
+
+    depth: int  # 0 = true rows; j = the j-th chained row after the last true row
+    first_row: int  # index, and RoPE position, of the first of the T rows
+    attention: Array  # [nh, T, S] weights, 0 where a row does not see
+    state_in: Array  # [T, H] the state g that entered the block
+    state_out: Array  # [T, H] the state handed to the next chained row
+
+
+Probe = Callable[[RowRecord], None]  # for example records.append
+
+
+def magnitude(state: Array) -> Array:
+    """Root mean square of each row: [T, H] -> [T], in units of one channel (RMSNorm with weights 1 gives 1)."""
+    mean_square: Array = np.mean(state * state, axis=-1)  # [T]
+    return np.sqrt(mean_square)  # [T]
+
+
 class Ops(Protocol):
-    """The numerical backend: the module `refspec.ops` or another with the same functions and the same batch invariance."""
+    """The numerical backend: the module `refspec.ops`, or another with its functions and its batch invariance."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
     def rope(self, x: Array, positions: Ids, theta: float, style: str, freqs: Array | None = None) -> Array: ...

@@ -1,0 +1,158 @@
+"""The EAGLE-3 drafter: the rows of `eagle3_forward.py` over a KV cache, chained into draft tokens.
+
+A row made from target features is a true row; a row whose state is the output of the row before it is a chained row,
+and lives only until the next call. No tree: one chain. Shape legend: T rows, k draft tokens, the rest in `config.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec import ops as numpy_ops
+from refspec.cache import KVCache, RowBuffer
+from refspec.config import DrafterConfig, Weights, check_weights
+from refspec.drafters.base import Draft, Ops, Probe, RowRecord
+from refspec.drafters.eagle3_forward import block, feedback, head, output_norm, project
+from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.ops import Array, Ids
+from refspec.sampling import Sampler, invert_cdf, p_target
+
+
+class Rows(NamedTuple):
+    """What T rows produced, for teacher-forced comparisons."""
+
+    logits: Array  # [T, D] over the draft vocabulary
+    g: Array  # [T, H] state that entered the block
+    h: Array  # [T, H] block output
+    state_out: Array  # [T, H] state handed to the next chained row
+
+
+class Eagle3Drafter:
+    """The Drafter of this forward pass; `probe`, when set, is told attention and states of every row that runs."""
+
+    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops) -> None:
+        """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs."""
+        check_weights(config, weights)
+        self.config, self.ops = config, ops
+        self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in weights.items() if k != "d2t"}
+        identity = np.arange(config.draft_vocab_size)
+        self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
+        self.capture_layers = config.capture_layers
+        self.probe: Probe | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every row and the time spent."""
+        self.cache = KVCache(self.config.n_kv_heads, self.config.head_dim)
+        self.hidden = RowBuffer(self.config.hidden_size)  # h of every row, so that drafting can resume after a rollback
+        self.n_rows, self.seconds = 0, 0.0
+
+    def rollback(self, n_rows: int) -> None:
+        """Keep the first n_rows true rows and no drafted row; raises ShapeError unless 0 <= n_rows <= self.n_rows."""
+        if not 0 <= n_rows <= self.n_rows:
+            raise ShapeError(f"cannot roll the drafter back to {n_rows} rows: it holds {self.n_rows}")
+        self.cache.rollback(n_rows)
+        self.hidden.rollback(n_rows)
+        self.n_rows = n_rows
+
+    def extend(self, tokens: Ids, features: Array) -> None:
+        """Drop drafted rows, then append true rows from tokens [T] and target features [T, n_states*Ht]."""
+        start = perf_counter()
+        self._run(tokens, features, is_target_feature=True)
+        self.seconds += perf_counter() - start
+
+    def forward_rows(self, tokens: Ids, states: Array, *, is_target_feature: bool) -> Rows:
+        """Teacher-forced rows: tokens [T] with target features [T, n_states*Ht] or chained states [T, H]; all outputs.
+
+        True rows replace drafted ones, chained rows are appended as drafted ones.
+        """
+        g, h, n = self._run(tokens, states, is_target_feature)
+        return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
+
+    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law."""
+        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
+            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        start = perf_counter()
+        self.rollback(self.n_rows)
+        if sampler is not None:
+            sampler = self._restricted(sampler)
+            forbidden = np.count_nonzero(np.isneginf(sampler.bias_values))
+            k = 0 if forbidden == self.config.draft_vocab_size else k  # nothing may be drafted
+        tokens: list[int] = []
+        laws: list[npt.NDArray[np.float64]] = []
+        confidence: list[float] = []
+        for i in range(k if self.n_rows else 0):
+            h = self.hidden.rows[-1:]  # [1, H]
+            n = output_norm(self.config, self.weights, h, self.ops)  # [1, H]
+            logits = head(self.config, self.weights, h, n, self.ops)[0]  # [D]
+            if sampler is None or coins is None:
+                best = self.ops.argmax(logits)
+                tokens.append(int(self.d2t[best]))
+                confidence.append(float(self.ops.softmax(logits)[best]))
+            else:
+                laws.append(self._law(logits, sampler))  # [V]
+                tokens.append(invert_cdf(laws[-1], float(coins[i])))
+                confidence.append(float(laws[-1][tokens[-1]]))
+            if i + 1 < k:  # the last draft token needs no row of its own
+                self._run(np.array(tokens[-1:]), feedback(self.config, h, n), is_target_feature=False)
+        self.seconds += perf_counter() - start
+        q_draft = None if sampler is None else np.array(laws).reshape(-1, self.config.vocab_size)  # [k, V]
+        return Draft(np.array(tokens, np.int32), q_draft, np.array(confidence, np.float32))
+
+    def close(self) -> None:
+        """Release the rows held."""
+        self.reset()
+
+    def _run(self, tokens: Ids, states: Array, is_target_feature: bool) -> tuple[Array, Array, Array]:
+        """Append T rows; returns g, h and n, [T, H] each."""
+        c, w, ops = self.config, self.weights, self.ops
+        tokens, states = self._checked(tokens, states, is_target_feature)
+        if is_target_feature:
+            self.rollback(self.n_rows)
+        first = len(self.cache)
+        g = project(c, w, states, ops) if is_target_feature else states  # [T, H]
+        h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None)  # [T, H], [nh, T, S]
+        n = output_norm(c, w, h, ops)  # [T, H]
+        self.hidden.append(h)
+        depth = 0 if is_target_feature else first - self.n_rows + 1
+        if is_target_feature:
+            self.n_rows = len(self.cache)
+        if self.probe is not None and attention is not None:
+            self.probe(RowRecord(depth, first, attention, g, feedback(c, h, n)))
+        return g, h, n
+
+    def _restricted(self, sampler: Sampler) -> Sampler:
+        """The sampler with its logit bias keyed by draft ids instead of target ids."""
+        bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(self.d2t == t)}
+        return replace(sampler, logit_bias=bias)
+
+    def _law(self, logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:
+        """A restricted sampler's law of draft logits [D] as q_draft [V]: exactly zero outside the draft vocabulary."""
+        q = np.zeros(self.config.vocab_size)  # [V]
+        q[self.d2t] = p_target(logits, sampler)  # [D]
+        return q
+
+    def _checked(self, tokens: Ids, states: Array, is_target_feature: bool) -> tuple[Ids, Array]:
+        """Tokens [T] and states [T, width] as arrays; raises ShapeError for shapes and ids, CheckpointError for NaN."""
+        tokens, states = np.asarray(tokens, dtype=np.int64), np.ascontiguousarray(states, dtype=np.float32)
+        c = self.config
+        width = c.n_states * c.target_hidden_size if is_target_feature else c.hidden_size
+        if tokens.ndim != 1 or states.shape != (len(tokens), width):
+            raise ShapeError(
+                f"drafter: {list(tokens.shape)} tokens with states {list(states.shape)}, need [T, {width}]"
+            )
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < c.vocab_size:
+            raise ShapeError(
+                f"drafter: token ids {tokens.min()}..{tokens.max()} leave the vocabulary of {c.vocab_size}"
+            )
+        if not np.isfinite(states).all():
+            raise CheckpointError(
+                f"drafter: the states from row {len(self.cache)} on hold NaN or infinity; check the target"
+            )
+        return tokens, states

@@ -1,0 +1,85 @@
+"""The EAGLE-3 forward pass with its three normalization switches, in execution order: the readable heart of refspec.
+
+One decoder layer that predicts the target's next token from the token just decided and the target's own hidden states.
+Functions of arrays and nothing else: rows, rollback and drafting are in `eagle3.py`. Source: EAGLE-3 (Li 2025) and the
+public trainers. Departure: those recognize target features by their width, which fails when n_states * Ht == H; here
+only `project` treats target features, and the caller says which rows have them.
+
+Shape legend: T rows of this call, S rows held with them, H drafter width, Ht target width, nh query heads,
+nkv key/value heads, hd head size, F feed-forward width, D draft vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refspec.cache import KVCache
+from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
+from refspec.drafters.base import Ops
+from refspec.ops import Array, Ids
+
+
+def normalized(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
+    """Feature norm, before fc and on target features only: [T, n_states*Ht] -> same shape."""
+    if c.feature_norm is FeatureNorm.NONE:
+        return features
+    if c.feature_norm is FeatureNorm.CONCAT:
+        return ops.rms_norm(features, w["fc_norm"], c.rms_eps)
+    states = np.split(features, c.n_states, axis=1)  # n_states x [T, Ht]
+    return np.concatenate([ops.rms_norm(a, w[f"fc_norm.{i}"], c.rms_eps) for i, a in enumerate(states)], axis=1)
+
+
+def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
+    """Captured target states [T, n_states*Ht] -> drafter states g [T, H]."""
+    return ops.matvec(w["fc"], normalized(c, w, features, ops))
+
+
+def block(
+    c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool
+) -> tuple[Array, Array | None]:
+    """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, attention weights [nh, T, S].
+
+    Appends T rows to the cache; each row has the RoPE position of its index there and sees itself and all before it.
+    """
+    n, eps = len(tokens), c.rms_eps
+    positions = np.arange(len(cache), len(cache) + n)  # [T]
+
+    e = ops.rms_norm(ops.gather_rows(w["token_embd"], tokens), w["attn_norm"], eps)  # [T, H]
+    s = ops.rms_norm(g, w["hidden_norm"], eps)  # [T, H]
+    x = np.concatenate([e, s], axis=1)  # [T, 2H], the embedding first
+
+    q = ops.matvec(w["attn_q"], x).reshape(n, c.n_heads, c.head_dim)  # [T, nh, hd]
+    k = ops.matvec(w["attn_k"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    v = ops.matvec(w["attn_v"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    if c.qk_norm:
+        q = ops.rms_norm(q.reshape(-1, c.head_dim), w["q_norm"], eps).reshape(q.shape)  # [T, nh, hd]
+        k = ops.rms_norm(k.reshape(-1, c.head_dim), w["k_norm"], eps).reshape(k.shape)  # [T, nkv, hd]
+    q = ops.rope(q, positions, c.rope_theta, c.rope_style, w.get("rope_freqs"))  # [T, nh, hd]
+    k = ops.rope(k, positions, c.rope_theta, c.rope_style, w.get("rope_freqs"))  # [T, nkv, hd]
+    cache.append(k, v)
+    a, weights = ops.attention(q, cache.keys, cache.values, positions + 1, want_attention)  # [T, nh*hd], [nh, T, S]
+
+    y = residual(c, g, s) + ops.matvec(w["attn_output"], a)  # [T, H]
+    z = ops.rms_norm(y, w["ffn_norm"], eps)  # [T, H]
+    f = ops.swiglu(ops.matvec(w["ffn_gate"], z), ops.matvec(w["ffn_up"], z))  # [T, F]
+    return y + ops.matvec(w["ffn_down"], f), weights  # [T, H], [nh, T, S]
+
+
+def residual(c: DrafterConfig, g: Array, s: Array) -> Array:
+    """What attention is added to: the state g [T, H], or its norm s [T, H]."""
+    return s if c.residual is Residual.NORMED else g
+
+
+def output_norm(c: DrafterConfig, w: Weights, h: Array, ops: Ops) -> Array:
+    """The norm in front of the head: [T, H] -> [T, H]; h itself where neither head nor feedback uses it."""
+    return ops.rms_norm(h, w["output_norm"], c.rms_eps) if c.uses_output_norm else h
+
+
+def feedback(c: DrafterConfig, h: Array, n: Array) -> Array:
+    """The state the next chained row starts from: the block output h [T, H], or its norm n [T, H]."""
+    return n if c.feedback is Feedback.POST_NORM else h
+
+
+def head(c: DrafterConfig, w: Weights, h: Array, n: Array, ops: Ops) -> Array:
+    """Logits over the draft vocabulary: [T, H] -> [T, D]."""
+    return ops.matvec(w["output"], n if c.head_norm else h)
