@@ -1,0 +1,60 @@
+"""How the public trainers spell the tensors of an EAGLE-3 drafter.
+
+Speculators writes `layers.0.*`, SafeAILab, SpecForge and TorchSpec write `midlayer.*`; some writers put `model.` in front.
+A name that is not in these tables is an error, never skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from refspec.errors import CheckpointError
+
+BLOCK = {
+    "input_layernorm": "attn_norm",
+    "hidden_norm": "hidden_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "q_norm",
+    "self_attn.k_norm": "k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+TOP = {
+    "fc.weight": "fc",
+    "input_norm.weight": "fc_norm",
+    "norm.weight": "output_norm",
+    "embed_tokens.weight": "token_embd",
+    "lm_head.weight": "output",
+    "d2t": "d2t",
+    "t2d": "t2d",
+}
+PREFIXES = ("layers.0.", "midlayer.")
+
+
+def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], str]:
+    """Map refspec's tensor names to the stored ones; also the prefix of the block. `CheckpointError` on an unknown name."""
+    out: dict[str, str] = {}
+    prefixes = set()
+    for name in stored:
+        bare = name.removeprefix("model.")
+        ours = TOP.get(bare)
+        if ours is None and bare.startswith("fc_norm.") and bare.endswith(".weight") and bare.split(".")[1].isdigit():
+            ours = "fc_norm." + bare.split(".")[1]
+        for prefix in PREFIXES:
+            if bare.startswith(prefix) and bare.endswith(".weight"):
+                ours = BLOCK.get(bare.removeprefix(prefix).removesuffix(".weight"))
+                prefixes.add(prefix)
+        if ours is None:
+            why = "biases are not supported" if bare.endswith(".bias") else "no EAGLE-3 layout refspec knows has it"
+            raise CheckpointError(f"{where}: unknown tensor {name!r}: {why}")
+        if ours in out:
+            raise CheckpointError(f"{where}: {out[ours]!r} and {name!r} are the same tensor")
+        out[ours] = name
+    if len(prefixes) != 1:
+        raise CheckpointError(f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?")
+    return out, prefixes.pop()

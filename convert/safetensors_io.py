@@ -1,0 +1,155 @@
+"""Read and write safetensors with json and NumPy only, and read a checkpoint directory.
+
+The file is mapped, a tensor is copied (and bfloat16 widened to float32) only when it is loaded. Nothing in the header is
+trusted: ranges, shapes and types are checked against the size of the file before use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refspec.errors import CheckpointError, UsageError
+
+DTYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor on disk; `load()` gives float32 for every float type, the stored type otherwise."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+
+    def load(self) -> np.ndarray:
+        """Copy the tensor into memory."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset).reshape(self.shape)
+        if self.dtype == "BF16":  # the upper half of a float32
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32) if self.dtype.startswith("F") else raw
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name, not yet loaded; `CheckpointError` if it is damaged."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if not 2 <= length <= size - 8:
+                raise CheckpointError(f"{path}: not a safetensors file, or truncated (header of {length} in {size} bytes)")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: the safetensors header is not JSON; the file is damaged") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not an object; the file is damaged")
+    header.pop("__metadata__", None)
+    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = [*shape, begin, end]
+        if not all(type(n) is int and n >= 0 for n in whole):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; the file is damaged") from None
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; refspec reads {', '.join(DTYPES)}")
+    nbytes = DTYPES[dtype].itemsize
+    for n in shape:
+        nbytes *= n
+    if end - begin != nbytes or start + end > size:
+        raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} does not fit bytes {begin}..{end}; truncated?")
+    return StoredTensor(name, dtype, tuple(shape), path, start + begin)
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], dtype: str | None = None) -> Path:
+    """Write `tensors`; `dtype` F32, F16 or BF16 converts the float ones. The final name appears when complete."""
+    path = Path(path)
+    if dtype not in (None, "F32", "F16", "BF16"):
+        raise UsageError(f"dtype {dtype!r} is unknown; choose F32, F16 or BF16")
+    names = {v: k for k, v in DTYPES.items() if k != "BF16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    blobs, at = [], 0
+    for name, array in tensors.items():
+        kind = dtype if dtype and array.dtype.kind == "f" else names[array.dtype]
+        data = _round_bf16(array) if kind == "BF16" else np.ascontiguousarray(array, DTYPES[kind])
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + data.nbytes]}
+        blobs.append(data)
+        at += data.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for data in blobs:
+                file.write(data.tobytes())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _round_bf16(array: np.ndarray) -> np.ndarray:
+    """float32 -> the nearest bfloat16 (ties to even) as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from `path`; `CheckpointError` if it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_tensors(directory: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint directory: `model.safetensors`, or the shards its index names."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: is not a directory; give the checkpoint directory with its config.json")
+    index = directory / "model.safetensors.index.json"
+    if (directory / "model.safetensors").exists() or not index.exists():
+        if not (directory / "model.safetensors").exists() and list(directory.glob("*.bin")):
+            raise CheckpointError(f"{directory}: only a .bin file is here; refspec reads safetensors, save it as that")
+        return read_safetensors(directory / "model.safetensors")
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(v, str) and Path(v).name == v for v in where.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to file names in this directory")
+    shards = {name: read_safetensors(directory / name) for name in sorted(set(where.values()))}
+    for tensor, shard in where.items():
+        if tensor not in shards[shard]:
+            raise CheckpointError(f"{directory / shard}: tensor {tensor!r} is missing, but {index.name} says it is here")
+    return {tensor: shards[shard][tensor] for tensor, shard in where.items()}

@@ -1,0 +1,147 @@
+"""A Hugging Face Llama directory -> a target GGUF that stock llama.cpp runs.
+
+Reads config.json, model.safetensors (or shards), tokenizer.json and the chat template. Rows of q and k are reordered from
+half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them. Tied embeddings write no output tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refspec.convert.report import Report, Resolved
+from refspec.convert.rope import rope_settings
+from refspec.convert.safetensors_io import StoredTensor, read_json, read_tensors
+from refspec.convert.tokenizer import tokenizer_metadata
+from refspec.errors import CheckpointError
+from refspec.gguf_io import TensorOut, interleave_rows, outtype_for, write_gguf
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's names for "mostly this type"
+LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def _size(config: dict[str, Any], path: Path, key: str, default: Any = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{path}: {key} = {value!r} must be a whole number of at least 1")
+    return value
+
+
+def _names(n_layers: int, tied: bool) -> dict[str, str]:
+    """Checkpoint name -> GGUF name for every tensor a Llama of this size has."""
+    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if not tied:
+        names["lm_head.weight"] = "output.weight"
+    for i in range(n_layers):
+        for theirs, ours in LAYER.items():
+            names[f"model.layers.{i}.{theirs}.weight"] = f"blk.{i}.{ours}.weight"
+    return names
+
+
+def _shape(name: str, s: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape a GGUF tensor must have, rows = outputs."""
+    q, kv, h, f, v = s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"], s["hidden"], s["ffn"], s["vocab"]
+    kind = name.split(".")[-2]
+    shapes = {"token_embd": (v, h), "output": (v, h), "attn_q": (q, h), "attn_k": (kv, h), "attn_v": (kv, h),
+              "attn_output": (h, q), "ffn_gate": (f, h), "ffn_up": (f, h), "ffn_down": (h, f)}  # fmt: skip
+    return shapes.get(kind, (h,))
+
+
+def _loader(tensor: StoredTensor, gguf_name: str, head_dim: int) -> Callable[[], np.ndarray]:
+    if gguf_name.endswith(("attn_q.weight", "attn_k.weight")):
+        return lambda: interleave_rows(tensor.load(), head_dim)
+    return tensor.load
+
+
+def convert_target(
+    directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    outtype: str = "f16",
+    *,
+    types: Mapping[str, str] | None = None,
+    name: str | None = None,
+    pre: str | None = None,
+    add_bos: bool | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Report:
+    """Convert a Llama directory to GGUF; matrices become `outtype` (f32 f16 bf16 q8_0 q4_0), norms stay f32.
+
+    `types` maps GGUF name patterns ("token_embd.weight", "blk.*.ffn_down.weight") to another type; `pre` and `add_bos`
+    override what the tokenizer files say; `metadata` adds keys. Raises `CheckpointError`.
+    """
+    directory, config_path = Path(directory), Path(directory) / "config.json"
+    config, stored = read_json(config_path), read_tensors(directory)
+    architecture = (config.get("architectures") or ["?"])[0]
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(f"{config_path}: architecture {architecture!r} is unknown; refspec converts {ARCHITECTURES[0]}, "
+                              "llama.cpp's own converter the others")  # fmt: skip
+    n_heads, hidden = _size(config, config_path, "num_attention_heads"), _size(config, config_path, "hidden_size")
+    sizes = {
+        "hidden": hidden, "n_heads": n_heads, "n_layers": _size(config, config_path, "num_hidden_layers"),
+        "n_kv_heads": _size(config, config_path, "num_key_value_heads", n_heads),
+        "head_dim": _size(config, config_path, "head_dim", hidden // n_heads),
+        "ffn": _size(config, config_path, "intermediate_size"), "vocab": _size(config, config_path, "vocab_size"),
+    }  # fmt: skip
+    tied = bool(config.get("tie_word_embeddings", False))
+    theta, divisors, scaling = rope_settings(config, sizes["head_dim"], str(config_path))
+    names = _names(sizes["n_layers"], tied)
+    notes = []
+    if tied and "lm_head.weight" in stored:  # some writers save the tied copy too
+        if not np.array_equal(stored["lm_head.weight"].load(), stored["model.embed_tokens.weight"].load()):
+            raise CheckpointError(f"{directory}: tie_word_embeddings is true but lm_head.weight differs; set it to false")
+        notes.append("lm_head.weight equals the embedding and is not written")
+    if missing := sorted(names.keys() - stored.keys()):
+        raise CheckpointError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    ignored = {k for k in stored if k.endswith("rotary_emb.inv_freq") or (tied and k == "lm_head.weight")}
+    if unknown := sorted(stored.keys() - names.keys() - ignored):
+        raise CheckpointError(f"{directory}: tensor {unknown[0]!r} has no place in a Llama GGUF ({len(unknown)} in all)")
+    tensors = []
+    for theirs, ours in names.items():
+        shape = _shape(ours, sizes)
+        if stored[theirs].shape != shape:
+            raise CheckpointError(f"{directory}: {theirs} is {list(stored[theirs].shape)}, config.json says {list(shape)}")
+        wanted = next((t for pattern, t in (types or {}).items() if fnmatchcase(ours, pattern)), outtype)
+        tensors.append(TensorOut(ours, shape, outtype_for(shape, wanted), _loader(stored[theirs], ours, sizes["head_dim"])))
+    if divisors is not None:
+        tensors.append(TensorOut("rope_freqs.weight", divisors.shape, "f32", lambda: divisors))
+    tokens = tokenizer_metadata(directory, config, pre=pre, add_bos=add_bos)
+    values = {
+        "general.name": name or directory.resolve().name, "general.file_type": FILE_TYPES[outtype],
+        "general.quantization_version": 2,
+        "llama.context_length": _size(config, config_path, "max_position_embeddings"),
+        "llama.embedding_length": hidden, "llama.block_count": sizes["n_layers"],
+        "llama.feed_forward_length": sizes["ffn"], "llama.attention.head_count": n_heads,
+        "llama.attention.head_count_kv": sizes["n_kv_heads"],
+        "llama.attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
+        "llama.attention.key_length": sizes["head_dim"], "llama.attention.value_length": sizes["head_dim"],
+        "llama.rope.freq_base": theta, "llama.rope.dimension_count": sizes["head_dim"],
+        "llama.vocab_size": sizes["vocab"], **tokens, **(metadata or {}),
+    }  # fmt: skip
+    path = write_gguf(out, "llama", values, tensors)
+    report = Report(path, "llama", len(tensors), path.stat().st_size, notes=notes)
+    report.resolved = {
+        "weights": Resolved(outtype, "argument"),
+        "rope": Resolved(f"theta {theta:g}, {scaling}", "config.json"),
+        "output head": Resolved("tied to the embedding" if tied else "own", "config.json tie_word_embeddings"),
+        "pre-tokenizer": Resolved(tokens["tokenizer.ggml.pre"], "argument" if pre else "tokenizer.json"),
+        "add BOS": Resolved(tokens["tokenizer.ggml.add_bos_token"], "argument" if add_bos is not None else "tokenizer files"),
+        "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
+    }
+    return report
