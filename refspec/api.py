@@ -1,0 +1,191 @@
+"""The Python API: load a pair once, stream text with a record of every verify step, close.
+
+    import refspec
+
+    with refspec.load() as session:                      # the embedded pair; or load("target.gguf", "drafter.gguf")
+        generation = session.generate("Why is the sky blue?", max_tokens=100)
+        for event in generation:
+            print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
+        print(generation.statistics.tau)
+
+Not an engine: models are `refspec.targets` and `refspec.drafters`, the cycle is `speculate.py`. A session holds one KV cache, so it
+runs one generation at a time; starting the next ends the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import NamedTuple
+
+from refspec import chat
+from refspec.drafters.base import Drafter
+from refspec.errors import PromptError, UsageError
+from refspec.metrics import Seconds, Statistics, Step
+from refspec.sampling import Sampler
+from refspec.speculate import prefill, speculate
+from refspec.targets.base import Target
+from refspec.text import Utf8Stream
+
+DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
+CONTEXT = 4096  # positions; many models allow far more, whose cache would not fit a laptop
+GREEDY = Sampler()
+
+
+class Event(NamedTuple):
+    """What one verify step gave: the characters it completed (possibly none) and its record."""
+
+    text: str
+    step: Step
+
+
+class Generation(Iterator[Event]):
+    """One run in progress: iterate Events; `text`, `tokens` and `statistics` are current at any moment."""
+
+    def __init__(self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]) -> None:
+        self.text = ""
+        self.tokens: list[int] = []  # decided so far, an end-of-generation token included
+        self.prompt = list(prompt)
+        self.statistics = Statistics(prompt_tokens=len(prompt))
+        self._session, self._drafter, self._options = session, drafter, options
+        self._stopping = False
+        self._events = self._run()
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def stop(self) -> None:
+        """End after the call under way, keeping what was generated; safe to call from a signal handler."""
+        self._stopping = True
+
+    def _run(self) -> Iterator[Event]:
+        target, statistics, session = self._session.target, self.statistics, self._session
+        began = perf_counter()
+        for _ in prefill(target, self._drafter, self.prompt):
+            if self._stopping:
+                statistics.stop = "interrupted"
+                return
+        statistics.prompt_seconds = perf_counter() - began
+        stream = Utf8Stream()
+        steps = speculate(target, self._drafter, self.prompt[-1], **self._options)  # type: ignore[arg-type]
+        for step in steps:
+            began = perf_counter()
+            text = stream.push(b"".join([target.token_to_bytes(t) for t in step.tokens if t not in target.end_tokens]))
+            if step.stop is not None:
+                text += stream.close()
+            self.text += text
+            self.tokens += step.tokens
+            # Making text is refspec's work too; what the caller does with it is not.
+            target_s, drafter_s, other_s = step.seconds
+            step = step._replace(seconds=Seconds(target_s, drafter_s, other_s + perf_counter() - began))
+            statistics.add(step)
+            statistics.stop = step.stop or "interrupted"
+            yield Event(text, step)
+            if self._stopping and step.stop is None:
+                return
+            if session.current is not self:
+                raise UsageError("this generation was ended by a later one on the same session; open a second session")
+        if not self.tokens:
+            statistics.stop = "length"
+
+
+class Session:
+    """A target, with or without a drafter, ready to generate; a context manager that closes both."""
+
+    def __init__(self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target") -> None:
+        self.target = target
+        self.drafter = drafter
+        self.draft_max = draft_max
+        self.name = name  # the target file, for messages
+        self.current: Generation | None = None
+
+    def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw`.
+
+        A string is one user message, after `system` if given. A file without a template takes the prompt as it is. Raises PromptError
+        for an empty prompt, CheckpointError when the template fails, UsageError for messages or a system text that cannot be used.
+        """
+        template = None if raw else self.chat_template
+        if template is None:
+            if system is not None or not isinstance(prompt, str):
+                why = "raw" if raw else f"{self.name} has no chat template"
+                raise UsageError(f"a system text and messages need a chat template, and here it is off ({why}); put all into the prompt")
+            tokens = self.target.tokenize(prompt, add_special=True, parse_special=True)
+            if not tokens:
+                raise PromptError(f"the prompt is empty and {self.name} has no token to begin with; give some text")
+            return list(tokens)
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt is empty; give some text, or use raw to start from nothing")
+            prompt = [{"role": "user", "content": prompt}]
+        if system is not None:
+            prompt = [{"role": "system", "content": system}, *prompt]
+        bos, eos = self._special("bos"), self._special("eos")
+        text = chat.render(template, prompt, bos=bos, eos=eos, source=self.name)
+        # Many templates write BOS themselves and many tokenizers add it: it must be there once.
+        if self.target.add_bos and bos and text.startswith(bos):
+            text = text[len(bos) :]
+        return list(self.target.tokenize(text, add_special=True, parse_special=True))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of the target's file, None when it has none."""
+        return self.target.metadata.get("tokenizer.chat_template") or None
+
+    def _special(self, name: str) -> str:
+        token = self.target.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return "" if token is None else self.target.token_to_bytes(int(token), special=True).decode("utf-8", "replace")
+
+    def generate(
+        self,
+        prompt: str | Sequence[chat.Message] | None = None,
+        *,
+        tokens: Sequence[int] | None = None,
+        max_tokens: int = 256,
+        sampler: Sampler = GREEDY,
+        seed: int = 0,
+        draft_max: int | None = None,
+        speculate: bool = True,
+        draft_sampling: bool = False,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> Generation:
+        """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is iterated.
+
+        Stops after max_tokens, at an end-of-generation token, or when the context is full. With deterministic drafts (the default) the
+        tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding. Raises PromptError, UsageError.
+        """
+        if (prompt is None) == (tokens is None):
+            raise UsageError("give either a prompt or tokens, and not both")
+        draft_max = self.draft_max if draft_max is None else draft_max
+        for name, value in (("max_tokens", max_tokens), ("draft_max", draft_max)):
+            if value < 0:
+                raise UsageError(f"{name} = {value} is negative; use 0 or more")
+        encoded = list(tokens) if tokens is not None else self.encode(prompt or "", system=system, raw=raw)
+        if not encoded:
+            raise PromptError("the prompt has no tokens; give at least one")
+        if len(encoded) > self.target.n_ctx:
+            raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context")
+        drafter = self.drafter if speculate and draft_max > 0 else None
+        options = {
+            "sampler": sampler,
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "draft_max": draft_max,
+            "draft_sampling": draft_sampling,
+        }
+        self.current = Generation(self, encoded, drafter, options)
+        return self.current
+
+    def close(self) -> None:
+        """Release both models; calling it twice is harmless."""
+        if self.drafter is not None:
+            self.drafter.close()  # first: it may borrow weights of the target
+        self.target.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,30 @@
+"""The pair that comes with the package: where its files are, and the settings measured to suit it.
+
+Not a loader. `refspec/models/defaults.json` holds what was chosen from measured costs (draft_max, threads, threads_batch);
+a key that is absent falls back to the defaults of `api.load`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from refspec.errors import CheckpointError
+
+TARGET, DRAFTER, DRAFTER_PRENORM = "target.gguf", "drafter.gguf", "drafter-prenorm.gguf"
+
+
+def path(name: str) -> Path:
+    """The file of an embedded model; CheckpointError when this installation does not have it."""
+    found = Path(str(files("refspec"))) / "models" / name
+    if not found.is_file():
+        raise CheckpointError(f"{found}: the embedded model is missing from this installation; name a GGUF file with -m")
+    return found
+
+
+def defaults() -> dict[str, Any]:
+    """Settings for the embedded pair; empty when the file is absent."""
+    found = Path(str(files("refspec"))) / "models" / "defaults.json"
+    return dict(json.loads(found.read_text("utf-8"))) if found.is_file() else {}

@@ -1,0 +1,148 @@
+"""The decode cycle: draft -> verify -> commit, one Step per run of the target.
+
+Not a sampler and not an engine: `verify.py` holds the lossless rule, targets and drafters hold the models. Plain decoding is this
+same loop with zero draft tokens, so both are timed and tested as one thing.
+
+State between two cycles, with n = target.n_past:
+  x_0..x_n      decided tokens; x_n is `pending`: decided, not yet run through the target
+  target        KV of x_0..x_{n-1}
+  drafter       true rows 0..n-1, row P made of token x_{P+1} and the target's feature a_P
+The last prompt token starts as pending, so every generated token is decided by a verify step and tau is exactly
+generated tokens / verify steps.
+
+Source of the cycle: Leviathan 2023, Alg. 1, and EAGLE-3 (Li 2025) for the rows of the drafter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from time import perf_counter
+
+import numpy as np
+
+from refspec.drafters.base import Draft, Drafter
+from refspec.metrics import Seconds, Step
+from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
+from refspec.targets.base import Target
+from refspec.verify import Rows, Verdict, verify_deterministic, verify_rejection
+
+NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
+
+
+def prefill(target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512) -> Iterator[int]:
+    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per chunk."""
+    target.reset()
+    if drafter is not None:
+        drafter.reset()
+    tokens = np.asarray(prompt, dtype=np.int32)  # [N]
+    for start in range(0, len(tokens) - 1, chunk):
+        stop = min(start + chunk, len(tokens) - 1)
+        target.decode(tokens[start:stop], logits="none")
+        if drafter is not None:
+            drafter.extend(tokens[start + 1 : stop + 1], target.features())  # row P wants the NEXT token, x_{P+1}
+        yield stop
+
+
+def speculate(
+    target: Target,
+    drafter: Drafter | None,
+    pending: int,
+    *,
+    sampler: Sampler,
+    seed: int,
+    max_tokens: int,
+    draft_max: int,
+    draft_sampling: bool = False,
+) -> Iterator[Step]:
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
+
+    Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the text depends on the target,
+    the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
+    """
+    # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.
+    rule = _SampledDrafts(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
+    end_tokens = target.end_tokens
+    position = 0  # index of the next output token
+    stop: str | None = None
+    while stop is None and max_tokens > 0:
+        began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds if drafter else 0.0
+        start = target.n_past
+
+        # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends it
+        k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
+        draft = rule.draft(drafter, k, position) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
+        draft = _cut_after_end(draft, end_tokens)
+        drafted = draft.tokens.tolist()
+
+        # verify: one run of the target over the pending token and the draft; row i decides output position + i
+        rows = target.decode([pending, *drafted], logits="all")
+        verdict = rule.verify([target.logits(i) for i in range(rows)], draft, position)
+        accepted, tokens = verdict.accepted, verdict.tokens
+
+        # commit: keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
+        target.rollback(start + accepted + 1)
+        if drafter is not None:
+            drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[: accepted + 1])
+        pending = tokens[-1]
+
+        if accepted and tokens[accepted - 1] in end_tokens:
+            tokens = tokens[:accepted]  # the text ended inside the draft: plain decoding never decides the bonus token
+        if tokens[-1] in end_tokens:
+            stop = "end"
+        elif position + len(tokens) >= max_tokens:
+            stop = "length"
+        elif target.n_past >= target.n_ctx:
+            stop = "context"
+        in_target = target.seconds - target_before
+        in_drafter = drafter.seconds - drafter_before if drafter else 0.0
+        seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
+        yield Step(position, drafted, accepted, tokens, seconds, stop)
+        position += len(tokens)
+
+
+class _OneCoin:
+    """Deterministic drafts; output position p is decided by its one coin, drafted or not: same seed, same text."""
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self.sampler, self.seed = sampler, seed
+
+    def draft(self, drafter: Drafter, k: int, position: int) -> Draft:
+        return drafter.draft(k)
+
+    def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
+        n = len(logits)
+        needed = np.zeros(n) if self.sampler.greedy else coins(self.seed, position, n, TARGET)
+        return verify_deterministic(logits, draft.tokens, self.sampler, needed)
+
+
+class _SampledDrafts:
+    """Drafts sampled from q and judged by rejection: more is accepted at high temperature, the law stays the target's.
+
+    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is judged, and resampled, in one cycle only: there
+    the position makes the coin fresh. It may be drafted in several (what follows a rejection is discarded): there each cycle has
+    a stream of its own.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self.sampler, self.seed, self.cycle = sampler, seed, 0
+
+    def draft(self, drafter: Drafter, k: int, position: int) -> Draft:
+        self.cycle += 1
+        return drafter.draft(k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler)
+
+    def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
+        k = len(draft.tokens)
+        residual = coins(self.seed, position, k + 1, RESIDUAL)
+        if draft.q_draft is None:  # nothing was drafted: the target's law decides
+            return verify_deterministic(logits, draft.tokens, self.sampler, residual)
+        accept = coins(self.seed, position, k, ACCEPT)
+        return verify_rejection(logits, draft.tokens, draft.q_draft, self.sampler, accept, residual)
+
+
+def _cut_after_end(draft: Draft, end_tokens: Container[int]) -> Draft:
+    """Drop what was drafted after an end-of-generation token: it could only cost time."""
+    for i, token in enumerate(draft.tokens.tolist()):
+        if token in end_tokens:
+            q_draft = None if draft.q_draft is None else draft.q_draft[: i + 1]
+            return Draft(draft.tokens[: i + 1], q_draft, draft.confidence[: i + 1])
+    return draft
