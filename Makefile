@@ -1,0 +1,47 @@
+# Two commands for a new machine: `make run`, `make test`. Everything happens in .venv; nothing is installed outside it.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run install test agree bench lint sanitize dev train-extras clean
+
+# Generate from a built-in prompt with the embedded pair, the plain run beside it.
+run: install
+	$(BIN)/refspec generate --compare -n 128 -p "Natalia has 12 apples. She buys 9 more and then gives 5 to her friend. How many apples does she have now?"
+
+# The package, its C module and llama.cpp (compiled by pip: about five minutes on two cores, once).
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml setup.py native/refspec.h $(wildcard native/*.c) native/build_ffi.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# What the tests and the linters need, on top.
+dev: $(VENV)/.dev
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+# Every test; those of training run where the `train` extra is installed and say why they skip elsewhere.
+test: dev sanitize
+	$(BIN)/python -m pytest -rs
+
+# The same C, with address and undefined-behaviour sanitizers watching its tests.
+sanitize: dev
+	$(BIN)/python tests/native/sanitize.py
+
+# One table: NumPy = C = llama.cpp for every switch combination.
+agree: dev
+	$(BIN)/python -m tests.agreement.table
+
+# Measured on this machine, idle please: plain and speculative side by side, cost curves, refspec's own share.
+bench: install
+	$(BIN)/refspec bench
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build refspec/_native.c refspec/_native*.so refspec/*.o native/*.o
