@@ -6,8 +6,13 @@
  */
 #include "refspec.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
+
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD == 2
+#error "floats are evaluated with excess precision: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
 
 enum { LANES = 16 }; /* four SSE registers or two AVX ones: enough to hide the latency of an addition */
 
@@ -62,21 +67,31 @@ static float max_of(const float *x, size_t n) {
 }
 
 static float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+    union {
+        uint32_t bits;
+        float value;
+    } pun = {.bits = bits};
+    return pun.value;
 }
 
-/* exp to about 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an ulp),
+static uint32_t to_bits(float value) {
+    union {
+        float value;
+        uint32_t bits;
+    } pun = {.value = value};
+    return pun.bits;
+}
+
+/* exp within 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an ulp),
  * 2^n applied in two halves so that overflow to infinity and gradual underflow come out as IEEE has them.
- * Not libm's expf: that one is neither vectorizable nor the same on every platform. */
+ * Not libm's expf: that one is neither vectorizable nor the same on every platform. No branch, and a NaN falls through. */
 static float exp_one(float x) {
-    float c = x > -105.0f ? x : -105.0f; /* exp(-105) rounds to 0, and a NaN lands here too: restored at the end */
-    c = c < 90.0f ? c : 90.0f;           /* exp(90) overflows to infinity */
-    int32_t n = (int32_t)(c * 1.44269504f + (c >= 0.0f ? 0.5f : -0.5f));
-    float whole = (float)n;
-    float r = c - whole * 0.693359375f; /* ln2 in two parts; this product is exact */
-    r = r - whole * -2.12194440e-4f;
+    const float shift = 12582912.0f; /* 1.5 * 2^23: a float this large has no fraction bits, so adding it rounds to an integer */
+    float c = x < -105.0f ? -105.0f : x; /* exp(-105) rounds to 0 */
+    c = c > 90.0f ? 90.0f : c;           /* exp(90) overflows to infinity */
+    float shifted = c * 1.44269504f + shift, n = shifted - shift;
+    float r = c - n * 0.693359375f; /* ln2 in two parts; this product is exact */
+    r = r - n * -2.12194440e-4f;
     float p = 1.0f / 5040.0f;
     p = p * r + 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
@@ -85,9 +100,9 @@ static float exp_one(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    uint32_t biased = (uint32_t)(n + 254), half = biased >> 1; /* 2^n = 2^(half-127) * 2^(biased-half-127) */
-    p = p * from_bits(half << 23) * from_bits((biased - half) << 23);
-    return x == x ? p : x;
+    uint32_t biased = to_bits(shifted) - to_bits(shift) + 254u; /* n + 254: the low bits of `shifted` are n itself */
+    uint32_t half = biased >> 1;                                /* 2^n = 2^(half-127) * 2^(biased-half-127) */
+    return p * from_bits(half << 23) * from_bits((biased - half) << 23);
 }
 
 void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width) {

@@ -1,0 +1,50 @@
+"""The door to the C module: the names of `refspec/ops.py` and `refspec/verify.py`, from C where it is built, else from NumPy.
+
+`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides. Integers and decisions are bit-equal in both, floats
+differ by the order of summation only (tests/agreement states the bounds), and in both a row's result never depends on its
+neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
+"""
+
+from refspec.native.eagle3 import Eagle3Rows, StepResult
+from refspec.native.hooks import CaptureFunctions, EvalCapture, all_finite, argmax_prob, draft_feedback, gather_features
+from refspec.native.module import BACKENDS, backend, ffi, lib
+from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
+from refspec.native.verify import (
+    coin,
+    invert_cdf,
+    p_target,
+    residual,
+    sample,
+    verify_deterministic,
+    verify_rejection,
+)
+
+__all__ = [
+    "BACKENDS",
+    "CaptureFunctions",
+    "Eagle3Rows",
+    "EvalCapture",
+    "StepResult",
+    "all_finite",
+    "argmax",
+    "argmax_prob",
+    "attention",
+    "backend",
+    "coin",
+    "draft_feedback",
+    "ffi",
+    "gather_features",
+    "gather_rows",
+    "invert_cdf",
+    "lib",
+    "matvec",
+    "p_target",
+    "residual",
+    "rms_norm",
+    "rope",
+    "sample",
+    "softmax",
+    "swiglu",
+    "verify_deterministic",
+    "verify_rejection",
+]

@@ -1,0 +1,76 @@
+"""Finding the compiled module refspec._native: the only file that imports it.
+
+REFSPEC_BACKEND=numpy|c decides; unset takes C if it is built, and says once on stderr if it is not. REFSPEC_NATIVE_PATH
+names another build of the module to load (the sanitizer run does). Everything here is decided once, at import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from refspec.errors import BackendError, RefspecError, ShapeError
+from refspec.ops import Array
+
+BACKENDS = ("numpy", "c")
+
+
+def _load(wanted: str, path: str) -> ModuleType | None:
+    """The compiled module, or None when NumPy is wanted or nothing is compiled; `path` names another build of it."""
+    if wanted not in ("", *BACKENDS):
+        raise RefspecError(f"REFSPEC_BACKEND = {wanted!r} is not one of {', '.join(BACKENDS)}")
+    if wanted == "numpy":
+        return None
+    try:
+        if not path:
+            return importlib.import_module("refspec._native")
+        spec = importlib.util.spec_from_file_location("refspec._native", path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"REFSPEC_NATIVE_PATH = {path!r} is not an extension module")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        if wanted == "c" or path:  # asked for by name: falling back would hide the reason
+            raise BackendError(f"REFSPEC_BACKEND = c: {error}; build it with: python native/build_ffi.py") from None
+        print(
+            "refspec: the C module is not built, running on NumPy; to build it: python native/build_ffi.py",
+            file=sys.stderr,
+        )
+        return None
+
+
+_module = _load(os.environ.get("REFSPEC_BACKEND", ""), os.environ.get("REFSPEC_NATIVE_PATH", ""))
+ffi: Any = getattr(_module, "ffi", None)
+lib: Any = getattr(_module, "lib", None)
+backend = "numpy" if _module is None else "c"
+
+
+def floats(x: Array) -> Array:
+    """x as C-contiguous float32, itself when it already is."""
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def to_c(x: np.ndarray[Any, Any]) -> Any:
+    """A C pointer into a contiguous array; it keeps the array alive. Only arrays made here are ever written through it."""
+    return ffi.from_buffer(_C_TYPES[x.dtype.char], x)
+
+
+_C_TYPES = {
+    np.dtype(np.float32).char: "float[]",
+    np.dtype(np.float64).char: "double[]",
+    np.dtype(np.int64).char: "int64_t[]",
+    np.dtype(np.int32).char: "int32_t[]",
+}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ShapeError: C trusts its sizes, so every shape is checked on this side."""
+    if not condition:
+        raise ShapeError(message)

@@ -1,0 +1,138 @@
+"""The functions of `refspec/sampling.py` and `refspec/verify.py` from C, or from there when there is no C.
+
+Bit-equal to them: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status; the
+Python function is then run on the same input and raises the reason in words, so both backends raise the same errors.
+
+Legend: V vocabulary, k draft length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refspec import sampling, verify
+from refspec.native.module import ffi, floats, lib, to_c
+from refspec.sampling import Sampler
+from refspec.verify import Rows, Verdict
+
+
+def coin(seed: int, position: int, stream: int = 0) -> float:
+    """sampling.coin: the uniform number in [0, 1) that belongs to (seed, output position, stream)."""
+    if lib is None:
+        return sampling.coin(seed, position, stream)
+    return float(lib.rs_coin(seed % 2**64, position % 2**64, stream % 2**64))
+
+
+def p_target(logits: NDArray[np.floating[Any]], sampler: Sampler) -> NDArray[np.float64]:
+    """sampling.p_target: the law of the next token, float64 [V], from logits [V]."""
+    row = _row(logits)
+    if lib is None or row is None:
+        return sampling.p_target(logits, sampler)
+    p, order = _scratch(len(row))
+    if lib.rs_p_target(to_c(p), to_c(order), to_c(row), _sampler(sampler)[0], len(row)) < 0:
+        return sampling.p_target(logits, sampler)
+    return p
+
+
+def invert_cdf(p: NDArray[np.float64], coin: float) -> int:
+    """sampling.invert_cdf: the lowest index whose cumulative probability exceeds the coin; p is [V]."""
+    row = np.ascontiguousarray(p, dtype=np.float64)
+    token = -1 if lib is None or row.ndim != 1 or not len(row) else int(lib.rs_invert_cdf(to_c(row), coin, len(row)))
+    return token if token >= 0 else sampling.invert_cdf(p, coin)
+
+
+def sample(logits: NDArray[np.floating[Any]], sampler: Sampler, coin: float) -> int:
+    """sampling.sample: one token from logits [V]."""
+    row = _row(logits)
+    if lib is None or row is None:
+        return sampling.sample(logits, sampler, coin)
+    p, order = _scratch(len(row))
+    token = int(lib.rs_sample(to_c(row), _sampler(sampler)[0], coin, to_c(p), to_c(order), len(row)))
+    return token if token >= 0 else sampling.sample(logits, sampler, coin)
+
+
+def residual(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """verify.residual: max(p - q, 0) normalised, float64 [V]."""
+    if lib is None or np.shape(p) != np.shape(q) or np.ndim(p) != 1:
+        return verify.residual(p, q)
+    p, q = np.ascontiguousarray(p, dtype=np.float64), np.ascontiguousarray(q, dtype=np.float64)
+    rest = np.empty_like(p)
+    lib.rs_residual(to_c(rest), to_c(p), to_c(q), len(p))
+    return rest
+
+
+def verify_deterministic(logits: Rows, draft: ArrayLike, sampler: Sampler, coins: ArrayLike) -> Verdict:
+    """verify.verify_deterministic: logits [k+1, V], draft int [k], coins [k+1] -> Verdict."""
+    proposed, u = _tokens(draft), np.ascontiguousarray(coins, dtype=np.float64)
+    rows = _rows(logits, np.float32)
+    if lib is not None and proposed is not None and rows and len(rows) == len(proposed) + 1 == len(u):
+        tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
+        p, order = _scratch(len(rows[0]))
+        accepted = lib.rs_verify_deterministic(
+            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _sampler(sampler)[0], to_c(u), to_c(p), to_c(order),
+            len(proposed), len(rows[0]),
+        )  # fmt: skip
+        if accepted >= 0:
+            return Verdict(accepted, tokens[: accepted + 1].tolist())
+    return verify.verify_deterministic(logits, draft, sampler, coins)
+
+
+def verify_rejection(
+    logits: Rows, draft: ArrayLike, q_draft: Rows, sampler: Sampler, accept_coins: ArrayLike, residual_coins: ArrayLike
+) -> Verdict:
+    """verify.verify_rejection: logits [k+1, V], draft int [k], q_draft [k, V], coins [k] and [k+1] -> Verdict."""
+    proposed, rows, laws = _tokens(draft), _rows(logits, np.float32), _rows(q_draft, np.float64)
+    u = np.ascontiguousarray(accept_coins, dtype=np.float64)
+    v = np.ascontiguousarray(residual_coins, dtype=np.float64)
+    fits = proposed is not None and len(rows) == len(v) == len(proposed) + 1 and len(laws) == len(u) == len(proposed)
+    if lib is not None and proposed is not None and fits and all(len(q) == len(rows[0]) for q in laws):
+        tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
+        p, order = _scratch(len(rows[0]))
+        accepted = lib.rs_verify_rejection(
+            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws), _sampler(sampler)[0],
+            to_c(u), to_c(v), to_c(p), to_c(order), len(proposed), len(rows[0]),
+        )  # fmt: skip
+        if accepted >= 0:
+            return Verdict(accepted, tokens[: accepted + 1].tolist())
+    return verify.verify_rejection(logits, draft, q_draft, sampler, accept_coins, residual_coins)
+
+
+def _sampler(sampler: Sampler) -> tuple[Any, ...]:
+    """The C struct, and what it points to: cffi does not keep that alive by itself."""
+    ids, values = to_c(sampler.bias_ids), to_c(sampler.bias_values)
+    fields = (sampler.temperature, sampler.top_p, sampler.min_p, sampler.top_k, len(sampler.bias_ids), ids, values)
+    return ffi.new("rs_sampler *", fields), ids, values
+
+
+def _scratch(vocab: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    return np.empty(vocab, dtype=np.float64), np.empty(vocab, dtype=np.int32)
+
+
+def _row(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32] | None:
+    """logits [V] for C; None for what C does not take: no row, or float64 logits, which float32 would round."""
+    x = np.asarray(logits)
+    return floats(x) if x.dtype == np.float32 and x.ndim == 1 and len(x) else None
+
+
+def _rows(rows: Rows, dtype: type[np.floating[Any]]) -> list[NDArray[Any]]:
+    """Rows of one length for C; empty for what C does not take."""
+    kept = [np.ascontiguousarray(row) for row in rows]
+    same = all(row.dtype == dtype and row.ndim == 1 and len(row) == len(kept[0]) > 0 for row in kept)
+    return kept if same else []
+
+
+def _tokens(draft: ArrayLike) -> NDArray[np.int32] | None:
+    """Draft token ids [k] for C; None for what is not a row of integers that fit."""
+    x = np.asarray(draft)
+    if x.ndim != 1 or (x.size and (x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= 2**31)):
+        return None
+    return x.astype(np.int32)
+
+
+def _pointers(kind: str, rows: Sequence[NDArray[Any]]) -> Any:
+    """An array of pointers to rows; the caller's list keeps the rows alive."""
+    return ffi.new(kind, [ffi.from_buffer(kind.replace(" *[]", "[]"), row) for row in rows])
