@@ -44,13 +44,14 @@ class Eagle3Drafter:
         self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
+        self.seconds = 0.0
         self.reset()
 
     def reset(self) -> None:
-        """Forget every row and the time spent."""
+        """Forget every row; the time spent stays counted."""
         self.cache = KVCache(self.config.n_kv_heads, self.config.head_dim)
         self.hidden = RowBuffer(self.config.hidden_size)  # h of every row, so that drafting can resume after a rollback
-        self.n_rows, self.seconds = 0, 0.0
+        self.n_rows = 0
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows and no drafted row; raises ShapeError unless 0 <= n_rows <= self.n_rows."""
@@ -143,16 +144,11 @@ class Eagle3Drafter:
         tokens, states = np.asarray(tokens, dtype=np.int64), np.ascontiguousarray(states, dtype=np.float32)
         c = self.config
         width = c.n_states * c.target_hidden_size if is_target_feature else c.hidden_size
+        source = "target features" if is_target_feature else "chained states"
         if tokens.ndim != 1 or states.shape != (len(tokens), width):
-            raise ShapeError(
-                f"drafter: {list(tokens.shape)} tokens with states {list(states.shape)}, need [T, {width}]"
-            )
+            raise ShapeError(f"{source}: {list(states.shape)} with {list(tokens.shape)} tokens, need [T, {width}]")
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < c.vocab_size:
-            raise ShapeError(
-                f"drafter: token ids {tokens.min()}..{tokens.max()} leave the vocabulary of {c.vocab_size}"
-            )
+            raise ShapeError(f"drafter: token ids {tokens.min()}..{tokens.max()} outside 0..{c.vocab_size - 1}")
         if not np.isfinite(states).all():
-            raise CheckpointError(
-                f"drafter: the states from row {len(self.cache)} on hold NaN or infinity; check the target"
-            )
+            raise CheckpointError(f"{source} from row {len(self.cache)} on hold NaN or infinity; a model is damaged")
         return tokens, states

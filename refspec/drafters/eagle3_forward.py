@@ -48,9 +48,9 @@ def block(
     s = ops.rms_norm(g, w["hidden_norm"], eps)  # [T, H]
     x = np.concatenate([e, s], axis=1)  # [T, 2H], the embedding first
 
-    q = ops.matvec(w["attn_q"], x).reshape(n, c.n_heads, c.head_dim)  # [T, nh, hd]
-    k = ops.matvec(w["attn_k"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
-    v = ops.matvec(w["attn_v"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    q: Array = ops.matvec(w["attn_q"], x).reshape(n, c.n_heads, c.head_dim)  # [T, nh, hd]
+    k: Array = ops.matvec(w["attn_k"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    v: Array = ops.matvec(w["attn_v"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
     if c.qk_norm:
         q = ops.rms_norm(q.reshape(-1, c.head_dim), w["q_norm"], eps).reshape(q.shape)  # [T, nh, hd]
         k = ops.rms_norm(k.reshape(-1, c.head_dim), w["k_norm"], eps).reshape(k.shape)  # [T, nkv, hd]

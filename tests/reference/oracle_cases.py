@@ -1,6 +1,7 @@
-"""Test-side loader of tests/vectors/oracles: checkpoint -> (DrafterConfig, weights), written apart from refspec.convert.
+"""Test-side loader of tests/vectors/oracles: checkpoint -> (DrafterConfig, weights), written apart from the product's.
 
-Kept independent on purpose: a misread flag in the product must not be mirrored here. Flags come from the words of meta.json.
+Independent on purpose: a misread flag in refspec.convert must not be mirrored here. Flags come from the words of
+meta.json.
 """
 
 import io
@@ -120,7 +121,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def decode(raw: bytes, dtype: str, shape: Any) -> np.ndarray:
+def decode(raw: bytes, dtype: str, shape: Any) -> Any:
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "BOOL": "?"}
