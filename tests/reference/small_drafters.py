@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle, weight_shapes
+from refspec.drafters.eagle3 import Eagle3Drafter
 
 SWITCHES = list(product(FeatureNorm, Feedback, Residual))
+EVERYTHING_ON = dict(feature_norm="per_state", feedback="post_norm", residual="normed", qk_norm=True)
 
 
 def small_config(**changes: Any) -> DrafterConfig:
@@ -44,6 +46,11 @@ def small_weights(config: DrafterConfig, seed: int = 0) -> dict[str, np.ndarray]
             weights[name] = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
     weights["output"] *= 3  # decisive logits
     return weights
+
+
+def small_drafter(config: DrafterConfig | None = None, seed: int = 0) -> Eagle3Drafter:
+    config = config or small_config(**EVERYTHING_ON)
+    return Eagle3Drafter(config, small_weights(config, seed))
 
 
 def small_rows(config: DrafterConfig, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +115,14 @@ def plain_forward(
         logits.append(w["output"] @ (n if c.head_norm else h_out))
         states.append(n if c.feedback is Feedback.POST_NORM else h_out)
     return np.array(logits), np.array(states)
+
+
+def assert_same_state(a: Eagle3Drafter, b: Eagle3Drafter) -> None:
+    assert a.n_rows == b.n_rows
+    assert np.array_equal(a.cache.keys[: a.n_rows], b.cache.keys[: b.n_rows])
+    assert np.array_equal(a.cache.values[: a.n_rows], b.cache.values[: b.n_rows])
+    for mine, other in zip(a.draft(4), b.draft(4), strict=True):
+        if mine is None or other is None:
+            assert mine is other  # both drafted deterministically
+        else:
+            assert np.array_equal(mine, other)
