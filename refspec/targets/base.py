@@ -15,13 +15,31 @@ from refspec.ops import Array, Ids
 class Target(Protocol):
     """A causal language model with a KV cache that can be rolled back."""
 
-    n_ctx: int  # rows the cache can hold
-    n_vocab: int
-    n_past: int  # rows it holds
     seconds: float  # time spent inside the model so far
-    metadata: Mapping[str, Any]  # of its file
-    end_tokens: Container[int]  # tokens that end the text
-    add_bos: bool  # whether its tokenizer puts the BOS token in front
+
+    @property
+    def n_ctx(self) -> int:
+        """Rows the cache can hold."""
+
+    @property
+    def n_vocab(self) -> int:
+        """V, the number of tokens."""
+
+    @property
+    def n_past(self) -> int:
+        """Rows the cache holds."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Metadata of the model's file, under GGUF names."""
+
+    @property
+    def end_tokens(self) -> Container[int]:
+        """Tokens that end the text."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the tokenizer puts the BOS token in front."""
 
     def decode(self, tokens: Ids | Sequence[int], *, logits: str = "all") -> int:
         """Append T rows, with logits of "all", "last" or "none" of them; returns T."""

@@ -1,0 +1,252 @@
+"""LlamaEagle3Drafter: an eagle3 GGUF run by llama.cpp, normalized by refspec where llama.cpp is not.
+
+llama.cpp's eagle3 graph feeds back the pre-norm state and knows no norm per captured state. Both act on buffers the host sees:
+the captured features before ENCODE (`fc_norm`), and the returned state before it is fed back (`output_norm`). So the same
+graph runs EAGLE-3 and EAGLE 3.1. A norm over the concatenation is in the graph itself (`norm_before_fc`).
+
+Rows and alignment: `base.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec import drafter_meta
+from refspec.config import FeatureNorm, Feedback
+from refspec.drafters.base import Draft
+from refspec.engine import Context, Model, RowBatch, check_pair, drafter_config, lib
+from refspec.engine.capture import Floats, Views
+from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
+from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.gguf_header import GgufInfo
+from refspec.gguf_io import read_gguf_header, read_tensor
+from refspec.ops import Array, Ids
+from refspec.sampling import Sampler, invert_cdf, p_target
+
+ONE_PASS = 32  # rows up to which all logits are computed to keep those of the last; above it, the last row goes alone
+OUTPUT_FLOATS = 1 << 24  # llama.cpp reserves logits for every encoded row: 64 MiB at most
+MARGIN = 64  # positions beyond the target's context, for drafts at its end
+
+
+class Lender(Protocol):
+    """What a drafter needs to know of its target, and the context it may borrow embedding and head from."""
+
+    info: GgufInfo
+    hidden_size: int
+    n_vocab: int
+    n_layer: int
+    n_ctx: int
+    context: Context
+
+
+class LlamaEagle3Drafter:
+    """The Drafter on llama.cpp; borrows the target's embedding and head when its file has none."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: Lender,
+        *,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0,
+        kv_type: str = "f16",
+        flash_attn: str = "auto",
+    ) -> None:
+        """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
+        info = read_gguf_header(path)
+        self.path = info.path
+        self.config = c = drafter_config(info)
+        check_pair(info, c, target.info, target.hidden_size, target.n_vocab, target.n_layer)
+        if lib.set_nextn is None or lib.get_nextn is None:
+            raise BackendError("this llama-cpp-python cannot run EAGLE-3 drafters; install version 0.3.36 or newer")
+        self.capture_layers = c.capture_layers
+        rows = max(16, min(512, OUTPUT_FLOATS // c.vocab_size))  # ENCODE takes at most n_ubatch rows
+        borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
+        override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
+        self.model = Model(info, n_gpu_layers=n_gpu_layers, arch_override=override)
+        self.context = Context(
+            self.model, n_ctx=target.n_ctx + MARGIN, n_batch=rows, n_ubatch=rows, n_threads=n_threads,
+            n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn,
+            lender=target.context if borrows else None,
+        )  # fmt: skip
+        lib.set_nextn(self.context.handle, True, True)
+        self._rows = min(rows, self.context.n_ubatch)
+        self._features = RowBatch(self._rows, width=c.n_states * c.target_hidden_size, with_tokens=False)
+        self._steps = RowBatch(self._rows, width=c.hidden_size)
+        self._norm_features: Callable[[Floats, Floats], None] = copy_rows
+        if c.feature_norm is FeatureNorm.PER_STATE:
+            weights = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)  # [N, Ht]
+            self._norm_features = PerStateNorm(weights, c.rms_eps, self._rows)
+        self._feed_back: Callable[[int, Floats], None]
+        if c.feedback is Feedback.POST_NORM:
+            self._feed_back = post_norm(read_tensor(info, drafter_meta.TENSORS["output_norm"]), c.rms_eps)
+        else:
+            self._feed_back = pre_norm(c.hidden_size)
+        self._best = argmax_prob(c.vocab_size)
+        self._views = Views()
+        self._last_g = np.empty((1, c.hidden_size), np.float32)  # state of the last true row, to run it again
+        self._last_token = 0
+        self._logits = self._state = 0  # addresses of the newest row's outputs; 0 when they are gone
+        self._held = 0  # rows in the cache, drafted ones included
+        self.n_rows = 0
+        self.seconds = 0.0
+        self._draft_ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)  # [D]
+        self.probe: Callable[[int, Array, Array], None] | None = None  # (depth, logits [V], h [H]) before each drafted token
+
+    def extend(self, tokens: Ids, features: Array) -> None:
+        """Drop drafted rows, then append true rows from tokens [T] and target features [T, N*Ht].
+
+        Raises ShapeError for shapes, ids or a full context, BackendError for features that are not finite.
+        """
+        began = perf_counter()
+        self.context.alive()
+        n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
+        if features.shape != (n, width):
+            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
+        if self.n_rows + n > self.context.n_ctx:
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}")
+        if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
+            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
+        self._drop_drafted()
+        # Outputs: all rows or none, because the eagle3 graph ignores which rows are marked and returns the first ones.
+        silent = n if n <= ONE_PASS and n <= self._rows else n - 1
+        start = self.n_rows
+        try:
+            if silent == n:
+                if n:
+                    self._true_rows(tokens, features, "all")
+            else:
+                for i in range(0, silent, self._rows):
+                    j = min(i + self._rows, silent)
+                    self._true_rows(tokens[i:j], features[i:j], "none")
+                self._true_rows(tokens[silent:], features[silent:], "all")
+        except BaseException:
+            self.context.keep(start)
+            self._held = self.n_rows = start
+            self._logits = self._state = 0
+            raise
+        self.seconds += perf_counter() - began
+
+    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law.
+
+        Fewer when there is no row to start from or the context is full. BackendError when the logits are not finite.
+        """
+        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
+            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        began = perf_counter()
+        self.context.alive()
+        k = min(k, self.context.n_ctx - self.n_rows + 1) if self.n_rows else 0
+        if sampler is not None and self._forbids_all(sampler):
+            k = 0
+        tokens = np.empty(k, np.int32)
+        confidence = np.empty(k, np.float32)
+        q_draft = None if sampler is None else np.zeros((k, self.config.vocab_size))
+        if k and (self._held != self.n_rows or not self._logits):
+            self._run_last_again()
+        position = self.n_rows
+        for i in range(k):
+            if self.probe is not None:
+                self._tell(i)
+            if sampler is None or coins is None or q_draft is None:
+                token, confidence[i] = self._best(self._logits)
+                if token < 0:
+                    raise BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
+            else:
+                q_draft[i] = q = p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
+                token = invert_cdf(q, float(coins[i]))
+                confidence[i] = q[token]
+            tokens[i] = token
+            if i + 1 < k:  # the last draft token needs no row of its own
+                self._feed_back(self._state, self._steps.states)
+                self._steps.tokens[0] = token
+                self._decode(1, position, "all")
+                position += 1
+        self.seconds += perf_counter() - began
+        return Draft(tokens, q_draft, confidence)
+
+    def rollback(self, n_rows: int) -> None:
+        """Keep the first n_rows true rows and no drafted row; ShapeError unless 0 <= n_rows <= self.n_rows."""
+        if not 0 <= n_rows <= self.n_rows:
+            raise ShapeError(f"{self.path}: cannot roll back to {n_rows} rows, the drafter holds {self.n_rows}")
+        self.context.alive()
+        if n_rows < self.n_rows:
+            self._last_token = -1  # the state of the new last row was not kept
+        self.n_rows = n_rows
+        self._drop_drafted()
+
+    def reset(self) -> None:
+        """Forget every row and the time spent."""
+        self.context.clear()
+        self._held = self.n_rows = self._logits = self._state = 0
+        self.seconds = 0.0
+
+    def close(self) -> None:
+        """Free the model; calling it twice is harmless."""
+        self.context.close()
+        self.model.close()
+
+    def _drop_drafted(self) -> None:
+        if self._held != self.n_rows:
+            self.context.keep(self.n_rows)
+            self._held = self.n_rows
+            self._logits = self._state = 0
+
+    def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
+        """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
+        n = len(tokens)
+        try:
+            self._steps.tokens[:n] = tokens
+        except (OverflowError, ValueError, TypeError):
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.config.vocab_size - 1}") from None
+        self._norm_features(features, self._features.states)
+        lib.forget_errors()
+        handle = self.context.handle
+        code = lib.encode(handle, self._features.prepare(n, self.n_rows, "all"))
+        if code:
+            raise self.context.failure(code, f"encode {n} rows at row {self.n_rows}")
+        # llama.cpp's buffer is overwritten by the decode that reads these states
+        self._steps.states[:n] = self._views.at(lib.get_nextn(handle), n, self.config.hidden_size)
+        self._last_g[0] = self._steps.states[n - 1]
+        self._last_token = int(tokens[-1])
+        self._decode(n, self.n_rows, outputs)
+        self.n_rows = self._held
+
+    def _decode(self, n: int, first: int, outputs: str) -> None:
+        handle = self.context.handle
+        self._logits = self._state = 0
+        code = lib.decode(handle, self._steps.prepare(n, first, outputs))
+        if code:
+            raise self.context.failure(code, f"run {n} drafter rows at row {first}")
+        self._held = first + n
+        if outputs == "all":
+            self._logits = lib.get_logits_ith(handle, -1)
+            self._state = lib.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size
+            if not self._logits:
+                raise BackendError(f"{self.path}: llama.cpp returned no logits: {lib.reason()}")
+
+    def _run_last_again(self) -> None:
+        """The outputs of the last true row, after drafting has overwritten them."""
+        if self._last_token < 0:
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept")
+        self.context.keep(self.n_rows - 1)
+        self._steps.states[0], self._steps.tokens[0] = self._last_g[0], self._last_token
+        self._decode(1, self.n_rows - 1, "all")
+
+    def _forbids_all(self, sampler: Sampler) -> bool:
+        """Whether the logit bias leaves nothing of the draft vocabulary to sample."""
+        forbidden = sampler.bias_ids[np.isneginf(sampler.bias_values)]
+        return len(forbidden) >= len(self._draft_ids) and bool(np.isin(self._draft_ids, forbidden).all())
+
+    def _tell(self, depth: int) -> None:
+        assert self.probe is not None
+        logits = self._views.at(self._logits, 1, self.config.vocab_size)[0]
+        self.probe(depth, logits.copy(), self._views.at(self._state, 1, self.config.hidden_size)[0].copy())

@@ -1,0 +1,173 @@
+"""llama.cpp as a set of raw functions: the only file that imports `llama_cpp`.
+
+Not a wrapper with opinions: it loads the library once, keeps its log silent but remembers the last error lines, and binds
+every function refspec calls with addresses as plain integers, because a pointer object per call costs more than the call.
+`checks.py` decides what may be called; nothing here protects from an abort.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from typing import Any
+
+from refspec.errors import BackendError
+
+# Without it an abort inside ggml starts a debugger on the user's machine before the process ends.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+try:
+    from llama_cpp import llama_cpp as api
+except Exception as error:  # a missing or broken shared library raises OSError, RuntimeError or FileNotFoundError
+    raise BackendError(f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'") from None
+
+_dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
+
+_ERROR, _CONTINUED = 3, 5  # ggml_log_level
+_errors: deque[str] = deque(maxlen=8)
+_last_level = 0
+
+
+def _log(level: int, text: bytes | None, _user: int | None) -> None:
+    global _last_level
+    line = (text or b"").decode("utf-8", "replace").strip()
+    if level != _CONTINUED:
+        _last_level = level
+    if _last_level == _ERROR and line:
+        _errors.append(line)
+
+
+def forget_errors() -> None:
+    """Drop the remembered error lines, before a call whose failure will be explained by them."""
+    _errors.clear()
+
+
+def reason(default: str = "no reason given") -> str:
+    """What llama.cpp said about the failure just seen: its first error line, without the C function's name."""
+    if not _errors:
+        return default
+    line = _errors[0]
+    head, _, tail = line.partition(": ")
+    return tail if tail and " " not in head else line
+
+
+def _bind(names: str | tuple[str, ...], restype: Any, *argtypes: Any) -> Any:
+    """The first of `names` the library exports, with its prototype; None when there is none."""
+    for name in (names,) if isinstance(names, str) else names:
+        try:
+            function = _dll[name]  # indexing gives a fresh function object each time
+        except AttributeError:
+            continue
+        function.restype, function.argtypes = restype, list(argtypes)
+        return function
+    return None
+
+
+class Batch(ctypes.Structure):
+    """`struct llama_batch` with addresses as integers."""
+
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.c_void_p),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.c_void_p),
+        ("n_seq_id", ctypes.c_void_p),
+        ("seq_id", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+    ]
+
+
+_P, _I, _U, _B, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_bool, ctypes.c_char_p
+
+# models
+load_model = _bind("llama_model_load_from_file", _P, _S, api.llama_model_params)
+free_model = _bind("llama_model_free", None, _P)
+model_vocab = _bind("llama_model_get_vocab", _P, _P)
+model_n_ctx_train = _bind("llama_model_n_ctx_train", _I, _P)
+model_n_embd = _bind("llama_model_n_embd", _I, _P)
+model_n_layer = _bind("llama_model_n_layer", _I, _P)
+model_has_encoder = _bind("llama_model_has_encoder", _B, _P)
+model_has_decoder = _bind("llama_model_has_decoder", _B, _P)
+model_is_recurrent = _bind("llama_model_is_recurrent", _B, _P)
+model_is_hybrid = _bind("llama_model_is_hybrid", _B, _P)
+model_is_diffusion = _bind("llama_model_is_diffusion", _B, _P)
+# vocabularies
+vocab_type = _bind("llama_vocab_type", ctypes.c_int, _P)
+vocab_size = _bind("llama_vocab_n_tokens", _I, _P)
+vocab_is_eog = _bind("llama_vocab_is_eog", _B, _P, _I)
+vocab_bos = _bind("llama_vocab_bos", _I, _P)
+vocab_add_bos = _bind("llama_vocab_get_add_bos", _B, _P)
+tokenize = _bind("llama_tokenize", _I, _P, _S, _I, _P, _I, _B, _B)
+token_to_piece = _bind("llama_token_to_piece", _I, _P, _I, _P, _I, _I, _B)
+# contexts
+new_context = _bind("llama_init_from_model", _P, _P, api.llama_context_params)
+free_context = _bind("llama_free", None, _P)
+context_memory = _bind("llama_get_memory", _P, _P)
+context_n_ctx = _bind("llama_n_ctx", _U, _P)
+context_n_batch = _bind("llama_n_batch", _U, _P)
+context_n_ubatch = _bind("llama_n_ubatch", _U, _P)
+context_n_rs_seq = _bind("llama_n_rs_seq", _U, _P)
+synchronize = _bind("llama_synchronize", None, _P)
+memory_clear = _bind("llama_memory_clear", None, _P, _B)
+memory_seq_rm = _bind("llama_memory_seq_rm", _B, _P, _I, _I, _I)
+encode = _bind("llama_encode", _I, _P, Batch)
+decode = _bind("llama_decode", _I, _P, Batch)
+get_logits_ith = _bind("llama_get_logits_ith", _P, _P, _I)
+# staged functions: exported with C++ names (Itanium, then MSVC), absent from some builds
+set_nextn = _bind(
+    ("llama_set_embeddings_nextn", "_Z26llama_set_embeddings_nextnP13llama_contextbb",
+     "?llama_set_embeddings_nextn@@YAXPEAUllama_context@@_N1@Z"), None, _P, _B, _B)  # fmt: skip
+get_nextn = _bind(
+    ("llama_get_embeddings_nextn", "_Z26llama_get_embeddings_nextnP13llama_context",
+     "?llama_get_embeddings_nextn@@YAPEAMPEAUllama_context@@@Z"), _P, _P)  # fmt: skip
+set_layer_input = _bind(
+    ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+     "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z"), None, _P, _U, _B)  # fmt: skip
+get_layer_input = _bind(
+    ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+     "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z"), _P, _P, _U)  # fmt: skip
+
+
+def ggml_library() -> ctypes.CDLL:
+    """The library that exports ggml's own functions (tensor names, tensor reads), for the evaluation callback."""
+    if hasattr(_dll, "ggml_backend_tensor_get"):  # dlsym also searches the dependencies of libllama
+        return _dll
+    folder = os.path.dirname(str(api._lib._name))
+    stem = {"win32": "ggml-base.dll", "darwin": "libggml-base.dylib"}.get(sys.platform, "libggml-base.so")
+    return ctypes.CDLL(os.path.join(folder, stem))
+
+
+EvalCallback = api.ggml_backend_sched_eval_callback
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml_type
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
+
+_log_callback = api.llama_log_callback(_log)  # lives as long as this module, as it must
+api.llama_log_set(_log_callback, ctypes.c_void_p(0))
+api.llama_backend_init()
+
+
+def model_params(*, n_gpu_layers: int, check_tensors: bool, arch_override: str | None) -> tuple[Any, Any]:
+    """Parameters for `load_model` and the object that must stay alive during the call."""
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = n_gpu_layers
+    params.check_tensors = check_tensors
+    overrides: Any = (api.llama_model_kv_override * 2)()  # the second one, with an empty key, ends the list
+    if arch_override is not None:
+        overrides[0].tag = 3  # LLAMA_KV_OVERRIDE_TYPE_STR
+        overrides[0].key = b"general.architecture"
+        overrides[0].value.val_str = arch_override.encode()
+        params.kv_overrides = overrides
+    return params, overrides
+
+
+def context_params(**values: Any) -> Any:
+    """Default context parameters with `values` set; a name the library does not know is an error of refspec."""
+    params = api.llama_context_default_params()
+    names = {name for name, *_ in params._fields_}
+    for name, value in values.items():
+        if name not in names:
+            raise BackendError(f"this llama-cpp-python has no context parameter {name!r}; install version 0.3.36 or newer")
+        setattr(params, name, value)
+    return params

@@ -1,0 +1,118 @@
+"""One GGUF loaded into llama.cpp, and its vocabulary.
+
+Not a context: no memory, no computation. Tokenizer calls on a file without a tokenizer end the process inside llama.cpp, so
+every one of them is refused here first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+
+import numpy as np
+
+from refspec.engine import lib
+from refspec.errors import BackendError, CheckpointError, ShapeError
+from refspec.gguf_header import GgufInfo
+
+_NO_VOCAB = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+class Model:
+    """Weights and vocabulary of one file; freed when the last context on them is gone, or by `close`."""
+
+    def __init__(self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None) -> None:
+        """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason."""
+        self.info = info
+        params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override)
+        lib.forget_errors()
+        handle = lib.load_model(os.fsencode(info.path), params)
+        del keep
+        if not handle:
+            raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(lib.reason())}")
+        self.handle: int = handle
+        self._finalizer = weakref.finalize(self, lib.free_model, handle)
+        self.vocab: int = lib.model_vocab(handle)
+        self.n_vocab: int = lib.vocab_size(self.vocab)
+        self.n_layer: int = lib.model_n_layer(handle)
+        self.hidden_size: int = lib.model_n_embd(handle)
+        self.n_ctx_train: int = lib.model_n_ctx_train(handle)
+        self._no_tokenizer = "" if lib.vocab_type(self.vocab) != _NO_VOCAB else "the file has none"
+        self.bos: int | None = None
+        self.add_bos = False
+        self.end_tokens: frozenset[int] = frozenset()
+        if not self._no_tokenizer:
+            self._no_tokenizer = _missing_byte(info)
+            self.add_bos = bool(lib.vocab_add_bos(self.vocab))
+            bos = lib.vocab_bos(self.vocab)
+            self.bos = bos if bos >= 0 else None
+            is_end, vocab = lib.vocab_is_eog, self.vocab
+            self.end_tokens = frozenset(t for t in range(self.n_vocab) if is_end(vocab, t))
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+
+    def tokenize(self, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text; bytes that are not UTF-8 count as U+FFFD, which llama.cpp would end the process over."""
+        self._need_tokenizer()
+        raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+        raw = raw.decode("utf-8", "replace").encode()
+        room = len(raw) + 16  # no tokenizer makes more tokens than bytes plus the special ones
+        for _ in range(2):
+            out = np.empty(room, np.int32)
+            n = lib.tokenize(self.vocab, raw, len(raw), out.ctypes.data, room, add_special, parse_special)
+            if n >= 0:
+                return out[:n].tolist()  # type: ignore[no-any-return]
+            room = -n
+        raise BackendError(f"{self.info.path}: llama.cpp could not tokenize a text of {len(raw)} bytes; give a shorter one")
+
+    def token_to_bytes(self, token: int, special: bool = False) -> bytes:
+        """The bytes a token stands for (part of a UTF-8 character, possibly); control tokens are empty unless `special`."""
+        piece = self._pieces.get((token, special))
+        if piece is None:
+            self._need_tokenizer()
+            if not 0 <= token < self.n_vocab:
+                raise ShapeError(f"{self.info.path}: token id {token} is outside 0..{self.n_vocab - 1}")
+            piece = self._pieces[token, special] = self._piece(token, special)
+        return piece
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(room)
+            n: int = lib.token_to_piece(self.vocab, token, ctypes.addressof(buffer), room, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+        raise BackendError(f"{self.info.path}: llama.cpp has no text for token {token}")
+
+    def close(self) -> None:
+        """Free the weights now; every context on them must be closed. Calling it twice is harmless."""
+        self.handle = 0
+        self._finalizer()
+
+    def _need_tokenizer(self) -> None:
+        if not self.handle:
+            raise BackendError(f"{self.info.path}: already closed; load it again")
+        if self._no_tokenizer:
+            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file")
+
+
+def _missing_byte(info: GgufInfo) -> str:
+    """Why a SentencePiece vocabulary cannot spell every text: llama.cpp ends the process at the first byte without a token."""
+    if info.metadata.get("tokenizer.ggml.model") != "llama":
+        return ""
+    tokens = set(info.metadata.get("tokenizer.ggml.tokens") or ())
+    for byte in range(256):
+        if f"<0x{byte:02X}>" not in tokens and (byte >= 128 or chr(byte) not in tokens):
+            return f"tokenizer.ggml.tokens lacks '<0x{byte:02X}>'"
+    return ""
+
+
+def _readable(reason: str) -> str:
+    """llama.cpp's reason as one short line that says what to do where that is known."""
+    reason = " ".join(reason.split())
+    if "unknown model architecture" in reason:
+        return f"{reason}; update llama-cpp-python or use another model"
+    if "invalid data" in reason:
+        return f"{reason} (NaN or infinite values); the file is damaged"
+    return reason[:300]

@@ -1,0 +1,206 @@
+"""LlamaTarget: any GGUF that llama.cpp loads, with the hidden states a drafter wants.
+
+Not a sampler: it gives logits and states, `verify.py` decides. Shape legend: T rows of the last decode, V vocabulary,
+N captured states, Ht target width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, lib
+from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, Views
+from refspec.engine.checks import STAGED_ARCHS
+from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
+from refspec.gguf_io import read_gguf_header
+from refspec.ops import Array, Ids
+
+DEFAULT_N_CTX = 8192  # cap of n_ctx = 0: models trained for 128k positions would ask for gigabytes of memory
+MAX_REWIND = 64  # positions a recurrent (hybrid) model is asked to be able to take back
+
+
+class LlamaTarget:
+    """One GGUF in llama.cpp as a Target; `context` may be lent to a drafter, which must be closed first."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 0,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        kv_type: str = "f16",
+        flash_attn: str = "auto",
+        capture_layers: Sequence[int] = (),
+        capture: str = "auto",
+    ) -> None:
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback.
+
+        capture_layers are boundaries: k is the residual stream entering layer k. Verify batches run on n_threads_batch.
+        Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
+        """
+        self.info = read_gguf_header(path)
+        check_target(self.info)
+        self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers)
+        self._check_kind()
+        self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
+        self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
+        self.capture_layers = tuple(int(k) for k in capture_layers)
+        self._views = Views()
+        if n_ctx == 0:
+            n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
+        self._capture = self._choose_capture(capture, min(n_batch, n_ctx))
+        recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
+        self.context = Context(
+            self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
+            kv_type=kv_type, flash_attn=flash_attn, n_rs_seq=MAX_REWIND if recurrent else 0,
+            eval_callback=self._capture.callback if self._capture else None,
+            eval_data=self._capture.callback_data if self._capture else 0,
+        )  # fmt: skip
+        if self._capture is not None:
+            self._capture.attach(self.context.handle)
+        self.n_ctx = self.context.n_ctx
+        self.n_past = 0
+        self.seconds = 0.0
+        self._batch = RowBatch(self.context.n_batch)
+        self._features = np.empty((0, len(self.capture_layers), self.hidden_size), np.float32)  # [>=T, N, Ht]
+        self._n_rows = 0  # rows of the last decode
+        self._first_logits = 0  # the first of them that has logits
+        self._logits: Array = np.empty((0, self.n_vocab), np.float32)  # view of llama.cpp's buffer
+
+    def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
+        """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of them.
+
+        Raises ShapeError when they do not fit into the context, BackendError for an id outside the vocabulary, a failed
+        computation or logits that are not finite; the positions held before stay held.
+        """
+        began = perf_counter()
+        handle, n = self.context.alive(), len(tokens)
+        if n == 0 or n > self.n_ctx - self.n_past:
+            raise ShapeError(
+                f"{self.path}: {n} tokens after {self.n_past} do not fit into a context of {self.n_ctx}; give 1 to"
+                f" {self.n_ctx - self.n_past} or a larger context"
+            )
+        size, start = len(self._batch.tokens), self.n_past
+        if logits not in ("all", "last", "none") or (logits == "all" and n > size):
+            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none")
+        if self._capture is not None and len(self._features) < n:
+            self._features = np.empty((n, *self._features.shape[1:]), np.float32)
+        self._n_rows = 0  # nothing to read until this call has succeeded
+        try:
+            for i in range(0, n, size):
+                part = tokens[i : i + size]
+                outputs = logits if i + size >= n else "none"
+                self._run(handle, part, start + i, outputs)
+                if self._capture is not None:
+                    self._capture.collect(handle, self._features[i : i + len(part)])
+        except BaseException:
+            self.context.keep(start)
+            raise
+        self.n_past = start + n
+        if logits != "none":
+            wanted = n if logits == "all" else 1
+            address = lib.get_logits_ith(handle, -wanted)
+            if not address:
+                raise BackendError(f"{self.path}: llama.cpp returned no logits: {lib.reason()}")
+            self._logits = self._views.at(address, wanted, self.n_vocab)
+            self._first_logits = n - wanted
+            if not math.isfinite(self._logits[-1].max()):  # NaN wins every max; -inf entries alone are legal
+                self.rollback(start)
+                raise BackendError(f"{self.path}: the logits at position {start + n - 1} are not finite; the weights are damaged")
+        else:
+            self._first_logits = n
+        self._n_rows = n
+        self.seconds += perf_counter() - began
+        return n
+
+    def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
+        batch, n = self._batch, len(tokens)
+        try:
+            batch.tokens[:n] = tokens
+        except (OverflowError, ValueError, TypeError):
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}") from None
+        if self._capture is not None:
+            self._capture.begin()
+        lib.forget_errors()
+        code = lib.decode(handle, batch.prepare(n, first, outputs))
+        if code:
+            raise self.context.failure(code, f"run {n} tokens at position {first}")
+
+    def logits(self, i: int) -> npt.NDArray[np.float32]:
+        """Logits [V] of row i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
+        row = i - self._first_logits
+        if not 0 <= row < self._n_rows - self._first_logits:
+            raise ShapeError(f"{self.path}: row {i} of the last decode has no logits; rows {self._first_logits}..{self._n_rows - 1} do")
+        view: Array = self._logits[row]
+        return view
+
+    def logits_pointer(self, i: int) -> int:
+        """Address of logits(i), for C."""
+        return int(self.logits(i).ctypes.data)
+
+    def features(self) -> Array:
+        """Captured states [T, N*Ht] of all rows of the last decode; the buffer is reused by the next one."""
+        return self._features[: self._n_rows].reshape(self._n_rows, -1)
+
+    def rollback(self, n: int) -> None:
+        """Keep positions 0..n-1; ShapeError for more than are held, BackendError where a recurrent state is gone."""
+        if not 0 <= n <= self.n_past:
+            raise ShapeError(f"{self.path}: cannot roll back to {n} positions, it holds {self.n_past}")
+        if n == self.n_past:
+            return
+        self.context.alive()
+        if not self.context.keep(n):
+            raise BackendError(
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back {self.n_past - n} tokens;"
+                " run it without speculation"
+            )
+        self.n_past = n
+
+    def reset(self) -> None:
+        """Forget every position and the time spent."""
+        self.context.clear()
+        self.n_past, self._n_rows, self.seconds = 0, 0, 0.0
+
+    def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text (bytes that are not UTF-8 become U+FFFD); BackendError when the file has no tokenizer."""
+        return self.model.tokenize(text, add_special, parse_special)
+
+    def token_to_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; control tokens are empty unless `special`."""
+        return self.model.token_to_bytes(token, special)
+
+    def close(self) -> None:
+        """Free the model and its memory, and close every drafter that borrows from it; twice is harmless."""
+        self.context.close()
+        self.model.close()
+
+    def _check_kind(self) -> None:
+        handle = self.model.handle
+        if lib.model_has_encoder(handle) or not lib.model_has_decoder(handle) or lib.model_is_diffusion(handle):
+            raise CheckpointError(f"{self.path}: architecture {self.arch!r} does not generate left to right; use a decoder model")
+
+    def _choose_capture(self, how: str, capacity: int) -> Capture | None:
+        check_boundaries(self.path, self.arch, self.n_layer, self.capture_layers)
+        if how not in ("auto", "staged", "callback"):
+            raise UsageError(f"capture = {how!r} is not one of auto, staged, callback")
+        if not self.capture_layers:
+            return None
+        staged = self.arch in STAGED_ARCHS and lib.set_layer_input is not None and lib.get_layer_input is not None
+        if how == "staged" and not staged:
+            raise UsageError(f"{self.path}: capture = 'staged' is not possible on architecture {self.arch!r}; use auto")
+        if staged and how != "callback":
+            return StagedCapture(self.capture_layers, self._views)
+        if 0 in self.capture_layers:
+            raise ShapeError(f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'")
+        return CallbackCapture(self.capture_layers, self.hidden_size, capacity, self.path)
