@@ -1,7 +1,9 @@
-"""Fixtures: the compiled C implementation, and `backend`, which runs a test once per implementation."""
+"""Fixtures: `backend` runs a test once per implementation, `compiled` once per C implementation."""
 
 import pytest
-from verify_backends import NUMPY, Backend, compiler, load_c
+from verify_backends import EXTENSION, NUMPY, Backend, compiler, load_c
+
+from refspec import native
 
 
 @pytest.fixture(scope="session")
@@ -11,6 +13,20 @@ def c_backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
     return load_c(tmp_path_factory.mktemp("sampling"))
 
 
-@pytest.fixture(scope="session", params=["numpy", "c"])
+def named(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "c":
+        backend: Backend = request.getfixturevalue("c_backend")
+        return backend
+    if request.param == "extension" and native.backend != "c":
+        pytest.skip("the C module is not built or not wanted")
+    return NUMPY if request.param == "numpy" else EXTENSION
+
+
+@pytest.fixture(scope="session", params=["numpy", "c", "extension"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return NUMPY if request.param == "numpy" else request.getfixturevalue("c_backend")
+    return named(request)
+
+
+@pytest.fixture(scope="session", params=["c", "extension"])
+def compiled(request: pytest.FixtureRequest) -> Backend:
+    return named(request)

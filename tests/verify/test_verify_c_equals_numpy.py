@@ -1,4 +1,4 @@
-"""native/sampling.c returns the bits of refspec.sampling and refspec.verify: probabilities (0 ulp) and decisions."""
+"""C returns the bits of refspec.sampling and refspec.verify: probabilities (0 ulp) and decisions."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from verify_backends import BAD_COIN, BAD_LAW, BAD_TOKEN, NOT_FINITE, NUMPY, Backend, CError
+from verify_backends import BAD_COIN, BAD_LAW, BAD_TOKEN, EXTENSION, NOT_FINITE, NUMPY, Backend, CError
 
 from refspec import sampling
 from refspec.errors import BackendError, RefspecError, UsageError
@@ -43,27 +43,27 @@ def bits(x: np.ndarray) -> bytes:
 
 @many
 @given(case=cases())
-def test_p_target_is_bit_equal(c_backend: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator]) -> None:
+def test_p_target_is_bit_equal(compiled: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator]) -> None:
     logits, sampler, rng = case
     p = NUMPY.p_target(logits, sampler)
-    assert bits(c_backend.p_target(logits, sampler)) == bits(p)
+    assert bits(compiled.p_target(logits, sampler)) == bits(p)
     for coin in [0.0, 1 - 2**-53, *rng.random(8)]:
-        assert c_backend.invert_cdf(p, coin) == NUMPY.invert_cdf(p, coin)
-        assert c_backend.sample(logits, sampler, coin) == NUMPY.sample(logits, sampler, coin)
+        assert compiled.invert_cdf(p, coin) == NUMPY.invert_cdf(p, coin)
+        assert compiled.sample(logits, sampler, coin) == NUMPY.sample(logits, sampler, coin)
 
 
 @many
 @given(case=cases())
-def test_residual_is_bit_equal(c_backend: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator]) -> None:
+def test_residual_is_bit_equal(compiled: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator]) -> None:
     logits, sampler, rng = case
     p = NUMPY.p_target(logits, sampler)
     for q in (p, rng.permutation(p), rng.dirichlet(np.ones(len(p)))):
-        assert bits(c_backend.residual(p, q)) == bits(NUMPY.residual(p, q))
+        assert bits(compiled.residual(p, q)) == bits(NUMPY.residual(p, q))
 
 
 @many
 @given(case=cases(), k=st.integers(0, 6))
-def test_verdicts_are_equal(c_backend: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator], k: int) -> None:
+def test_verdicts_are_equal(compiled: Backend, case: tuple[np.ndarray, Sampler, np.random.Generator], k: int) -> None:
     row, sampler, rng = case
     shift = np.round(rng.normal(size=(k + 1, len(row))) * rng.choice([0.0, 0.3, 3.0]), 1)
     logits = (row + shift).astype(np.float32)  # [k+1, V]
@@ -73,15 +73,15 @@ def test_verdicts_are_equal(c_backend: Backend, case: tuple[np.ndarray, Sampler,
     draft = [NUMPY.invert_cdf(r, rng.random()) for r in q]
     u, v = rng.random(k), rng.random(k + 1)
     args = (logits, draft, sampler, v)
-    assert c_backend.verify_deterministic(*args) == NUMPY.verify_deterministic(*args)
+    assert compiled.verify_deterministic(*args) == NUMPY.verify_deterministic(*args)
     sampled = (logits, draft, q, sampler, u, v)
-    assert c_backend.verify_rejection(*sampled) == NUMPY.verify_rejection(*sampled)
+    assert compiled.verify_rejection(*sampled) == NUMPY.verify_rejection(*sampled)
 
 
 @many
 @given(seed=st.integers(-(2**63), 2**64 - 1), position=st.integers(0, 2**40), stream=st.integers(0, 2**40))
-def test_coins_are_bit_equal(c_backend: Backend, seed: int, position: int, stream: int) -> None:
-    assert c_backend.coin(seed, position, stream) == sampling.coin(seed, position, stream)
+def test_coins_are_bit_equal(compiled: Backend, seed: int, position: int, stream: int) -> None:
+    assert compiled.coin(seed, position, stream) == sampling.coin(seed, position, stream)
 
 
 FLAT = np.zeros(4, np.float32)
@@ -135,3 +135,6 @@ def test_both_refuse_the_same_input(
     with pytest.raises(CError) as caught:
         getattr(c_backend, name)(*args)
     assert caught.value.status == status
+    with pytest.raises(error) as repeated:  # the extension answers a status with Python's own message
+        getattr(EXTENSION, name)(*args)
+    assert str(repeated.value) == str(said.value)

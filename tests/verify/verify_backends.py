@@ -1,7 +1,8 @@
-"""The two implementations under test behind one set of names: refspec.sampling/verify, and native/sampling.c.
+"""The implementations under test behind one set of names.
 
-The C file is compiled here, alone, into a temporary directory and loaded with ctypes, so these tests need a C compiler
-but no installed extension. Status codes are turned into `CError`, the rest has the signatures of the Python functions.
+`numpy` is refspec.sampling and refspec.verify. `c` is native/sampling.c compiled here, alone, into a temporary directory
+and loaded with ctypes: it needs a C compiler but no extension, and shows status codes (`CError`) that the extension
+turns into Python errors. `extension` is refspec.native when the C module is built, as users run it.
 """
 
 import ctypes
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from refspec import sampling, verify
+from refspec import native, sampling, verify
 from refspec.verify import Verdict
 
-NATIVE = Path(__file__).resolve().parents[2] / "native"
+SOURCES = Path(__file__).resolve().parents[2] / "native"
 BAD_TOKEN, NOT_FINITE, BAD_LAW, BAD_COIN = -1, -4, -6, -7
 
 
@@ -55,6 +56,17 @@ NUMPY = Backend(
     verify.verify_rejection,
 )
 
+EXTENSION = Backend(
+    "extension",
+    native.coin,
+    native.p_target,
+    native.invert_cdf,
+    native.sample,
+    native.residual,
+    native.verify_deterministic,
+    native.verify_rejection,
+)
+
 
 class _CSampler(ctypes.Structure):
     _fields_ = [
@@ -77,7 +89,7 @@ def load_c(directory: Path) -> Backend:
     """Compile native/sampling.c into `directory` and wrap it."""
     library = directory / "sampling.so"
     flags = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    source = str(NATIVE / "sampling.c")
+    source = str(SOURCES / "sampling.c")
     subprocess.run([*(compiler() or "cc").split(), *flags, "-o", str(library), source, "-lm"], check=True)
     return _wrap(ctypes.CDLL(str(library)))
 
