@@ -1,7 +1,7 @@
 """An EAGLE-3 / EAGLE 3.1 checkpoint directory -> DrafterConfig + weights -> drafter GGUF.
 
-Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`) and SafeAILab / SpecForge / TorchSpec (`midlayer.*`).
-The stored d2t holds offsets (target id = j + d2t[j]); refspec and GGUF hold absolute ids.
+Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`), and SafeAILab / SpecForge / TorchSpec
+(`midlayer.*`). The stored d2t holds offsets (target id = j + d2t[j]); refspec and GGUF hold absolute ids.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ Resolution = dict[str, Resolved]
 
 
 def absolute_d2t(d2t: np.ndarray, t2d: np.ndarray | None, vocab_size: int, where: str) -> tuple[np.ndarray, str]:
-    """Absolute ascending target ids [D] and how they were stored; `CheckpointError` if neither reading is a valid map."""
+    """Absolute ascending target ids [D] and how they were stored; `CheckpointError` if neither reading is valid."""
     for ids, how in ((np.arange(len(d2t)) + d2t.astype(np.int64), "offsets"), (d2t.astype(np.int64), "absolute ids")):
         if ids.min() < 0 or ids.max() >= vocab_size or (np.diff(ids) <= 0).any():
             continue
         if t2d is None and how == "absolute ids":
             break  # without t2d nothing confirms the unusual reading
-        if t2d is None or (len(t2d) == vocab_size and t2d.astype(bool)[ids].all() and int(t2d.astype(bool).sum()) == len(ids)):
+        if t2d is None or (
+            len(t2d) == vocab_size and t2d.astype(bool)[ids].all() and int(t2d.astype(bool).sum()) == len(ids)
+        ):
             return ids, how
     raise CheckpointError(f"{where}: d2t does not map {len(d2t)} draft tokens to ascending ids below {vocab_size}"
                           + ("" if t2d is None else " that t2d marks") + "; the checkpoint is damaged")  # fmt: skip
 
 
-def _sizes(layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str) -> dict[str, int]:
+def _sizes(
+    layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str
+) -> dict[str, int]:
     def whole(key: str, default: Any = None) -> int:
         value = layer.get(key)
         value = default if value is None else value
@@ -50,7 +54,9 @@ def _sizes(layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: 
         return value
 
     if whole("num_hidden_layers", 1) != 1:
-        raise CheckpointError(f"{where}: num_hidden_layers = {layer['num_hidden_layers']}; refspec runs one drafter layer")
+        raise CheckpointError(
+            f"{where}: num_hidden_layers = {layer['num_hidden_layers']}; refspec runs one drafter layer"
+        )
     heads, hidden = whole("num_attention_heads"), whole("hidden_size")
     if "fc" not in names or len(stored[names["fc"]].shape) != 2:
         raise CheckpointError(f"{where}: tensor 'fc.weight' is missing or not a matrix; this is not an EAGLE-3 drafter")
@@ -68,7 +74,7 @@ def read_checkpoint(
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
     """Read a drafter checkpoint: (config, float32 weights in half-split RoPE order, resolved flags, notes).
 
-    `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layer ids, embeddings, head.
+    `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
     `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta.
     """
     directory = Path(directory)
@@ -78,7 +84,9 @@ def read_checkpoint(
     config, stored = read_json(directory / "config.json"), read_tensors(directory)
     speculators = config.get("speculators_model_type") is not None
     if speculators and config["speculators_model_type"] != "eagle3":
-        raise CheckpointError(f"{where}: speculators_model_type = {config['speculators_model_type']!r}, refspec reads eagle3")
+        raise CheckpointError(
+            f"{where}: speculators_model_type = {config['speculators_model_type']!r}, refspec reads eagle3"
+        )
     layer = config.get("transformer_layer_config") or config
     for keys in (config, layer):
         flags.check_keys(keys, where)
@@ -88,12 +96,15 @@ def read_checkpoint(
     layers = flags.layer_ids(config, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if fc_in % n_states:
-        raise CheckpointError(f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally")
+        raise CheckpointError(
+            f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally"
+        )
     draft_vocab = config.get("draft_vocab_size") or sizes["vocab_size"]
     theta, divisors, scaling = rope_settings(dict(layer), sizes["head_dim"], where)
     theta = float(given.get("rope_theta") or theta)
+    layout = "speculators" if speculators else prefix + "*"
     resolved: Resolution = {
-        "layout": Resolved("speculators" if speculators else "midlayer" if prefix == "midlayer." else "layers.0", "config.json"),
+        "layout": Resolved(layout, "config.json" if speculators else "tensor names"),
         "feature_norm": flags.feature_norm(config, names, given.get("feature_norm"), where),
         "feedback": flags.feedback(config, speculators, given.get("feedback"), where),
         "residual": flags.residual(config, given.get("residual"), where),
@@ -117,7 +128,9 @@ def read_checkpoint(
         weights["rope_freqs"] = divisors
     if draft_vocab < sizes["vocab_size"]:
         if "d2t" not in names:
-            raise CheckpointError(f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing")
+            raise CheckpointError(
+                f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing"
+            )
         t2d = stored[names["t2d"]].load() if "t2d" in names else None
         weights["d2t"], how = absolute_d2t(stored[names["d2t"]].load(), t2d, sizes["vocab_size"], str(directory))
         resolved["d2t"] = Resolved(how, "checked against t2d" if t2d is not None else "ascending and in range")
@@ -125,20 +138,28 @@ def read_checkpoint(
     return drafter, weights, resolved, notes
 
 
-def _check_target(drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str) -> list[str]:
+def _check_target(
+    drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str
+) -> list[str]:
     notes = []
     said = config.get("target_hidden_size")
     if said is not None and said != drafter.target_hidden_size:
-        notes.append(f"target_hidden_size = {said} contradicts the width of fc; fc decides: {drafter.target_hidden_size}")
+        notes.append(
+            f"target_hidden_size = {said} contradicts the width of fc; fc decides: {drafter.target_hidden_size}"
+        )
     if facts is None:
         return [*notes, "no target given: the file has no tokenizer and fits only by width and vocabulary size"]
     pairs = (("width of the captured states", drafter.target_hidden_size, facts.hidden_size),
              ("vocabulary", drafter.vocab_size, facts.vocab_size))  # fmt: skip
     for what, ours, theirs in pairs:
         if ours != theirs:
-            raise ShapeError(f"{where}: {what} is {ours}, the target {facts.path} has {theirs}; this drafter is for another one")
+            raise ShapeError(
+                f"{where}: {what} is {ours}, the target {facts.path} has {theirs}; this drafter is for another one"
+            )
     if max(drafter.capture_layers) > facts.n_layer:
-        raise ShapeError(f"{where}: captured layers {drafter.capture_layers}, but {facts.path} has {facts.n_layer} layers")
+        raise ShapeError(
+            f"{where}: captured layers {drafter.capture_layers}, but {facts.path} has {facts.n_layer} layers"
+        )
     return notes
 
 
@@ -168,8 +189,8 @@ def convert_drafter(
 ) -> Report:
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
-    `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as in
-    `read_checkpoint`. Raises `CheckpointError`, `ShapeError`, `UsageError`.
+    `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
+    in `read_checkpoint`. Raises `CheckpointError`, `ShapeError`, `UsageError`.
     """
     facts = None if target is None else target_facts(target)
     config, weights, resolved, notes = read_checkpoint(directory, facts, overrides)

@@ -31,7 +31,7 @@ class TargetFacts:
 
 
 def target_facts(path: str | os.PathLike[str]) -> TargetFacts:
-    """Read the facts of the target at `path`; `CheckpointError` if it is neither a target GGUF nor a model directory."""
+    """Read the facts of the target at `path`; `CheckpointError` if it is neither a GGUF nor a model directory."""
     path = Path(path)
     return _from_directory(path) if path.is_dir() else _from_gguf(path)
 
@@ -53,7 +53,12 @@ def _from_gguf(path: Path) -> TargetFacts:
         return dict(copied)
 
     return TargetFacts(
-        path, info.need(f"{info.arch}.embedding_length", int), info.need(f"{info.arch}.block_count", int), size, tokenizer, load
+        path,
+        info.need(f"{info.arch}.embedding_length", int),
+        info.need(f"{info.arch}.block_count", int),
+        size,
+        tokenizer,
+        load,
     )
 
 

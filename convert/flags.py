@@ -1,7 +1,7 @@
 """Resolve every switch of an EAGLE-3 checkpoint from its config.json and the tensors it has, or refuse.
 
-One flag name means different things in different trainers (`norm_output` above all), so each answer carries its source, and
-where config and tensors leave two readings the error names the override that decides.
+One flag name means different things in different trainers (`norm_output` above all), so each answer carries its source, and where
+config and tensors leave two readings the error names the override that decides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ HARMLESS = {
     "eagle_aux_hidden_state_layer_ids", "hidden_act", "embed_requires_grad", "target_model_type", "transformer_layer_config",
 }  # fmt: skip
 _SOUNDS_RELEVANT = re.compile(r"norm|fc|aux|eagle|rope|bias|resid|feedback|head|draft|hidden|layer")
-_UNSUPPORTED_IF_TRUE = ("attention_bias", "mlp_bias", "bias", "qkv_bias", "fc_bias", "next_layer_regular", "eh_proj_before_attn")
+_UNSUPPORTED_IF_TRUE = (
+    "attention_bias",
+    "mlp_bias",
+    "bias",
+    "qkv_bias",
+    "fc_bias",
+    "next_layer_regular",
+    "eh_proj_before_attn",
+)
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
@@ -58,7 +66,9 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
         if key in HARMLESS or key in _UNSUPPORTED_IF_TRUE or value is None or not _SOUNDS_RELEVANT.search(key):
             continue
         if not isinstance(value, dict):
-            raise CheckpointError(f"{where}: unknown key {key!r} = {str(value)[:40]!r}; remove it if it does not matter")
+            raise CheckpointError(
+                f"{where}: unknown key {key!r} = {str(value)[:40]!r}; remove it if it does not matter"
+            )
     if config.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"{where}: hidden_act = {config['hidden_act']!r} is not supported; refspec computes silu")
 
@@ -70,7 +80,9 @@ def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, 
         stored = FeatureNorm.CONCAT
     if any(n.startswith("fc_norm.") for n in names):
         if stored is FeatureNorm.CONCAT:
-            raise CheckpointError(f"{where}: input_norm and fc_norm.* both exist; refspec runs one feature norm, not two")
+            raise CheckpointError(
+                f"{where}: input_norm and fc_norm.* both exist; refspec runs one feature norm, not two"
+            )
         stored = FeatureNorm.PER_STATE
     per_state, concat = flag(config, "fc_norm", where), flag(config, "norm_before_fc", where)
     said = FeatureNorm.PER_STATE if per_state else FeatureNorm.CONCAT if concat else FeatureNorm.NONE
@@ -124,7 +136,9 @@ def residual(config: Mapping[str, Any], given: Any, where: str) -> Resolved:
     value = flag(config, "norm_before_residual", where)
     if value is None:
         return Resolved(Residual.RAW, "norm_before_residual absent: EAGLE-3")
-    return Resolved(Residual.NORMED if value else Residual.RAW, f"config.json norm_before_residual = {str(value).lower()}")
+    return Resolved(
+        Residual.NORMED if value else Residual.RAW, f"config.json norm_before_residual = {str(value).lower()}"
+    )
 
 
 def layer_ids(config: Mapping[str, Any], n_layer: int | None, given: Any, where: str) -> Resolved:

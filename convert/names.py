@@ -56,5 +56,7 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
             raise CheckpointError(f"{where}: {out[ours]!r} and {name!r} are the same tensor")
         out[ours] = name
     if len(prefixes) != 1:
-        raise CheckpointError(f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?")
+        raise CheckpointError(
+            f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?"
+        )
     return out, prefixes.pop()

@@ -53,7 +53,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= size - 8:
-                raise CheckpointError(f"{path}: not a safetensors file, or truncated (header of {length} in {size} bytes)")
+                raise CheckpointError(
+                    f"{path}: not a safetensors file, or truncated (header of {length} in {size} bytes)"
+                )
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -74,7 +76,9 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
         if not all(type(n) is int and n >= 0 for n in whole):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; the file is damaged") from None
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; the file is damaged"
+        ) from None
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; refspec reads {', '.join(DTYPES)}")
     nbytes = DTYPES[dtype].itemsize
@@ -85,7 +89,9 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
     return StoredTensor(name, dtype, tuple(shape), path, start + begin)
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], dtype: str | None = None) -> Path:
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], dtype: str | None = None
+) -> Path:
     """Write `tensors`; `dtype` F32, F16 or BF16 converts the float ones. The final name appears when complete."""
     path = Path(path)
     if dtype not in (None, "F32", "F16", "BF16"):
@@ -151,5 +157,7 @@ def read_tensors(directory: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     shards = {name: read_safetensors(directory / name) for name in sorted(set(where.values()))}
     for tensor, shard in where.items():
         if tensor not in shards[shard]:
-            raise CheckpointError(f"{directory / shard}: tensor {tensor!r} is missing, but {index.name} says it is here")
+            raise CheckpointError(
+                f"{directory / shard}: tensor {tensor!r} is missing, but {index.name} says it is here"
+            )
     return {tensor: shards[shard][tensor] for tensor, shard in where.items()}

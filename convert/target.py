@@ -105,20 +105,28 @@ def convert_target(
     notes = []
     if tied and "lm_head.weight" in stored:  # some writers save the tied copy too
         if not np.array_equal(stored["lm_head.weight"].load(), stored["model.embed_tokens.weight"].load()):
-            raise CheckpointError(f"{directory}: tie_word_embeddings is true but lm_head.weight differs; set it to false")
+            raise CheckpointError(
+                f"{directory}: tie_word_embeddings is true but lm_head.weight differs; set it to false"
+            )
         notes.append("lm_head.weight equals the embedding and is not written")
     if missing := sorted(names.keys() - stored.keys()):
         raise CheckpointError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
     ignored = {k for k in stored if k.endswith("rotary_emb.inv_freq") or (tied and k == "lm_head.weight")}
     if unknown := sorted(stored.keys() - names.keys() - ignored):
-        raise CheckpointError(f"{directory}: tensor {unknown[0]!r} has no place in a Llama GGUF ({len(unknown)} in all)")
+        raise CheckpointError(
+            f"{directory}: tensor {unknown[0]!r} has no place in a Llama GGUF ({len(unknown)} in all)"
+        )
     tensors = []
     for theirs, ours in names.items():
         shape = _shape(ours, sizes)
         if stored[theirs].shape != shape:
-            raise CheckpointError(f"{directory}: {theirs} is {list(stored[theirs].shape)}, config.json says {list(shape)}")
+            raise CheckpointError(
+                f"{directory}: {theirs} is {list(stored[theirs].shape)}, config.json says {list(shape)}"
+            )
         wanted = next((t for pattern, t in (types or {}).items() if fnmatchcase(ours, pattern)), outtype)
-        tensors.append(TensorOut(ours, shape, outtype_for(shape, wanted), _loader(stored[theirs], ours, sizes["head_dim"])))
+        tensors.append(
+            TensorOut(ours, shape, outtype_for(shape, wanted), _loader(stored[theirs], ours, sizes["head_dim"]))
+        )
     if divisors is not None:
         tensors.append(TensorOut("rope_freqs.weight", divisors.shape, "f32", lambda: divisors))
     tokens = tokenizer_metadata(directory, config, pre=pre, add_bos=add_bos)
@@ -141,7 +149,9 @@ def convert_target(
         "rope": Resolved(f"theta {theta:g}, {scaling}", "config.json"),
         "output head": Resolved("tied to the embedding" if tied else "own", "config.json tie_word_embeddings"),
         "pre-tokenizer": Resolved(tokens["tokenizer.ggml.pre"], "argument" if pre else "tokenizer.json"),
-        "add BOS": Resolved(tokens["tokenizer.ggml.add_bos_token"], "argument" if add_bos is not None else "tokenizer files"),
+        "add BOS": Resolved(
+            tokens["tokenizer.ggml.add_bos_token"], "argument" if add_bos is not None else "tokenizer files"
+        ),
         "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
     }
     return report

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
-from refspec.errors import CheckpointError
+from refspec.errors import CheckpointError, ShapeError
 from refspec.gguf_header import GgufInfo
 
 STOCK_ARCH = "eagle3"
@@ -104,11 +104,11 @@ def _flag(info: GgufInfo, name: str, stock: str) -> str:
 
 
 def _vocab_size(info: GgufInfo) -> int:
-    if isinstance(size := info.metadata.get("eagle3.vocab_size"), int):
-        return size
+    if (size := info.optional("eagle3.vocab_size", int, None)) is not None:
+        return int(size)
     if (embd := info.tensors.get(TENSORS["token_embd"])) is not None:
         return embd.shape[0]
-    if tokens := info.metadata.get("tokenizer.ggml.tokens"):
+    if tokens := info.optional("tokenizer.ggml.tokens", list, None):
         return len(tokens)
     raise CheckpointError(f"{info.path}: metadata key 'eagle3.vocab_size' is missing; convert the drafter again")
 
@@ -122,12 +122,12 @@ def _draft_vocab_size(info: GgufInfo, vocab_size: int) -> int:
 
 def rope_divisor(info: GgufInfo) -> float:
     """The constant every RoPE frequency is divided by (linear scaling); `CheckpointError` for kinds not supported."""
-    kind = info.metadata.get("eagle3.rope.scaling.type", "none")
+    kind = info.optional("eagle3.rope.scaling.type", str, "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(
-            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; convert the checkpoint with refspec convert"
+            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; use refspec convert on the checkpoint"
         )
-    return _decimal(info.metadata.get("eagle3.rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
+    return _decimal(info.optional("eagle3.rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
 
 
 def _decimal(value: float) -> float:
@@ -136,50 +136,54 @@ def _decimal(value: float) -> float:
 
 
 def from_metadata(info: GgufInfo) -> DrafterConfig:
-    """The configuration a drafter GGUF declares; `CheckpointError` for a target, a missing key or contradicting flags."""
+    """The configuration a drafter GGUF declares; `CheckpointError` for a target, a missing key, contradicting flags."""
     if info.arch not in ARCHS:
         raise CheckpointError(
             f"{info.path}: general.architecture = {info.arch!r} is not a drafter (expected {' or '.join(ARCHS)}); "
             "give it as the target with -m"
         )
 
-    def whole(key: str) -> int:
-        return int(info.need(f"eagle3.{key}", int))
+    def whole(key: str, default: int | None = None) -> int:
+        value = info.optional(f"eagle3.{key}", int, default)
+        return int(info.need(f"eagle3.{key}", int) if value is None else value)
 
     if whole("block_count") != 1:
         raise CheckpointError(f"{info.path}: eagle3.block_count = {whole('block_count')}, an EAGLE-3 drafter has one block")
     layers = info.need("eagle3.target_layers", list)
     if not all(type(b) is int for b in layers):
         raise CheckpointError(f"{info.path}: eagle3.target_layers = {layers} must be whole numbers")
-    before_fc = info.metadata.get("eagle3.norm_before_fc", False) is True
-    normed = info.metadata.get("eagle3.norm_before_residual", False) is True
+    before_fc = info.optional("eagle3.norm_before_fc", bool, False)
+    normed = info.optional("eagle3.norm_before_residual", bool, False)
     stock_norm = FeatureNorm.CONCAT if before_fc else FeatureNorm.NONE
-    vocab_size = _vocab_size(info)
-    head_dim = info.metadata.get("eagle3.attention.key_length") or whole("embedding_length") // whole("attention.head_count")
+    hidden, heads, vocab_size = whole("embedding_length"), whole("attention.head_count"), _vocab_size(info)
+    head_dim = whole("attention.key_length", hidden // max(heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if info.metadata.get(f"eagle3.{key}", head_dim) != head_dim:
-            raise CheckpointError(f"{info.path}: eagle3.{key} differs from the head size {head_dim}, which is not supported")
-    head_norm = info.metadata.get("refspec.head_norm", True) is True
-    return DrafterConfig(
-        hidden_size=whole("embedding_length"),
-        target_hidden_size=info.metadata.get("eagle3.target_hidden_size") or whole("embedding_length"),
-        capture_layers=tuple(layers),
-        n_heads=whole("attention.head_count"),
-        n_kv_heads=info.metadata.get("eagle3.attention.head_count_kv") or whole("attention.head_count"),
-        head_dim=head_dim,
-        intermediate_size=whole("feed_forward_length"),
-        vocab_size=vocab_size,
-        draft_vocab_size=_draft_vocab_size(info, vocab_size),
-        rms_eps=_decimal(info.need("eagle3.attention.layer_norm_rms_epsilon", float)),
-        rope_theta=_decimal(info.metadata.get("eagle3.rope.freq_base", 10000.0)),
-        rope_style=RopeStyle.INTERLEAVED,
-        feature_norm=FeatureNorm(_flag(info, "feature_norm", stock_norm.value)),
-        feedback=Feedback(_flag(info, "feedback", Feedback.PRE_NORM.value)),
-        residual=Residual(_flag(info, "residual", (Residual.NORMED if normed else Residual.RAW).value)),
-        head_norm=head_norm,
-        context_length=whole("context_length"),
-        qk_norm=TENSORS["q_norm"] in info.tensors,
-    )
+        if whole(key, head_dim) != head_dim:
+            raise CheckpointError(f"{info.path}: eagle3.{key} differs from the head size {head_dim}; not supported")
+    try:
+        return DrafterConfig(
+            hidden_size=hidden,
+            target_hidden_size=whole("target_hidden_size", hidden),
+            capture_layers=tuple(layers),
+            n_heads=heads,
+            n_kv_heads=whole("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            intermediate_size=whole("feed_forward_length"),
+            vocab_size=vocab_size,
+            draft_vocab_size=_draft_vocab_size(info, vocab_size),
+            rms_eps=_decimal(info.need("eagle3.attention.layer_norm_rms_epsilon", float)),
+            rope_theta=_decimal(info.optional("eagle3.rope.freq_base", float, 10000.0)),
+            rope_style=RopeStyle.INTERLEAVED,
+            # DrafterConfig turns these strings into enums, and names the choices if it cannot
+            feature_norm=_flag(info, "feature_norm", stock_norm.value),  # type: ignore[arg-type]
+            feedback=_flag(info, "feedback", Feedback.PRE_NORM.value),  # type: ignore[arg-type]
+            residual=_flag(info, "residual", (Residual.NORMED if normed else Residual.RAW).value),  # type: ignore[arg-type]
+            head_norm=info.optional("refspec.head_norm", bool, True),
+            context_length=whole("context_length"),
+            qk_norm=TENSORS["q_norm"] in info.tensors,
+        )
+    except ShapeError as error:
+        raise ShapeError(f"{info.path}: {error}") from None
 
 
 def fc_norm_values(info: GgufInfo, config: DrafterConfig) -> dict[str, list[float]]:
@@ -191,7 +195,9 @@ def fc_norm_values(info: GgufInfo, config: DrafterConfig) -> dict[str, list[floa
         key = FC_NORM_KEY.format(i)
         values = info.need(key, list)
         if len(values) != config.target_hidden_size or not all(type(v) is float for v in values):
-            raise CheckpointError(f"{info.path}: {key} must hold {config.target_hidden_size} floats, found {len(values)}")
+            raise CheckpointError(
+                f"{info.path}: {key} must hold {config.target_hidden_size} floats, found {len(values)}"
+            )
         out[f"fc_norm.{i}"] = values
     return out
 

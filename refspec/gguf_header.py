@@ -1,8 +1,8 @@
 """Read the header of a GGUF file without trusting a single number in it.
 
 Every length is checked against the bytes that are left before anything is allocated, so a truncated, random or hostile
-file ends in a one-line `CheckpointError`. Format: GGUF version 2 and 3, little-endian. Only the standard library is used;
-tensor data and the table of tensor types belong to `gguf_io`.
+file ends in a one-line `CheckpointError`. Format: GGUF version 2 and 3, little-endian. Only the standard library is
+used; tensor data and the table of tensor types belong to `gguf_io`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class GgufInfo:
             raise CheckpointError(f"{self.path}: metadata key {key!r} {found}; convert the model again")
         return value
 
+    def optional(self, key: str, kind: type | tuple[type, ...], default: Any) -> Any:
+        """The metadata value of `key`, `default` if it is absent; `CheckpointError` if it is not of `kind`."""
+        return self.need(key, kind) if key in self.metadata else default
+
 
 @dataclass(frozen=True)
 class RawHeader:
@@ -77,7 +81,9 @@ class _Cursor:
         self.data, self.path, self.at, self.size = data, path, 0, len(data)
 
     def fail(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {why} (at byte {self.at}); the file is truncated or damaged, get it again")
+        return CheckpointError(
+            f"{self.path}: {why} (at byte {self.at}); the file is truncated or damaged, get it again"
+        )
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.size - self.at:

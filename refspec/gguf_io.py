@@ -48,7 +48,7 @@ class Typed:
 
 @dataclass(frozen=True)
 class TensorOut:
-    """One tensor to write: `load()` gives the array of `shape` only when its turn comes; `type` is a key of OUTTYPES."""
+    """One tensor to write: `load()` gives the array of `shape` when its turn comes; `type` is a key of OUTTYPES."""
 
     name: str
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GgufInfo:
 
 
 def read_tensor(info: GgufInfo, name: str) -> np.ndarray:
-    """Load one tensor: float32 (dequantized where needed) or its integer type; `CheckpointError` if absent or not finite."""
+    """Load one tensor: float32 (dequantized) or its integer type; `CheckpointError` if absent or not finite."""
     if name not in info.tensors:
         raise CheckpointError(f"{info.path}: tensor {name!r} is missing; convert the model again")
     t = info.tensors[name]
@@ -115,7 +115,9 @@ def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
 def outtype_for(shape: tuple[int, ...], outtype: str) -> str:
     """The type a float tensor really gets: vectors stay f32, rows that do not fill whole blocks fall back to f16."""
     if outtype not in OUTTYPES or outtype == "i64":
-        raise UsageError(f"outtype {outtype!r} is unknown; choose one of {', '.join(k for k in OUTTYPES if k != 'i64')}")
+        raise UsageError(
+            f"outtype {outtype!r} is unknown; choose one of {', '.join(k for k in OUTTYPES if k != 'i64')}"
+        )
     if len(shape) < 2:
         return "f32"
     return outtype if shape[-1] % GGML_QUANT_SIZES[OUTTYPES[outtype]][0] == 0 else "f16"
@@ -216,14 +218,16 @@ def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str,
     for name, values in meta.fc_norm_values(info, config).items():
         weights[name] = np.array(values, np.float32)
     if (divisor := meta.rope_divisor(info)) != 1.0:
-        weights["rope_freqs"] = weights.get("rope_freqs", np.ones(config.head_dim // 2, np.float32)) * np.float32(divisor)
+        weights["rope_freqs"] = weights.get("rope_freqs", np.ones(config.head_dim // 2, np.float32)) * np.float32(
+            divisor
+        )
     _check(config, weights, str(info.path))
     return config, weights
 
 
 def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray], source: str) -> None:
     required, _ = weight_shapes(config)
-    # Tensors left to the target are checked when the pair is put together; here a stand-in of no size takes their place.
+    # Tensors left to the target are checked when the pair is put together; here stand-ins of no size take their place.
     lent = {n: np.broadcast_to(np.float32(0), required[n]) for n in meta.SHARED if n not in weights}
     check_weights(config, {**lent, **weights}, source)
 
@@ -238,8 +242,8 @@ def write_drafter(
 ) -> Path:
     """Write a drafter GGUF; matrices become `outtype`, vectors stay f32, d2t int64.
 
-    The architecture name is `eagle3` only if stock llama.cpp computes exactly this drafter. Without `tokenizer.*` keys in
-    `metadata` (copy the target's) the file says it has no tokenizer. Half-split q and k rows are reordered.
+    The architecture name is `eagle3` only if stock llama.cpp computes exactly this drafter. Without `tokenizer.*` keys
+    in `metadata` (copy the target's) the file says it has no tokenizer. Half-split q and k rows are reordered.
     """
     _check(config, weights, str(path))
     arch = meta.REFSPEC_ARCH if meta.stock_reasons(config) else meta.STOCK_ARCH

@@ -1,6 +1,7 @@
 """What a GGUF is: a target or a drafter, every normalization flag in words, and what will run it.
 
-Reads headers (and the d2t table), never the large tensors. `describe` gives the dictionary behind --json, `lines` the text.
+Reads headers (and the d2t table), never the large tensors. `describe` gives the dictionary behind --json, `lines` the
+text.
 """
 
 from __future__ import annotations
@@ -26,18 +27,10 @@ WORDS: dict[Any, str] = {
     Residual.RAW: "attention is added to the state itself (EAGLE-3)",
     Residual.NORMED: "attention is added to the normed state (norm_before_residual)",
 }
-# Architectures whose graph offers the input of every layer; elsewhere hidden states are caught by callback.
-STAGED = frozenset(
-    (
-        "bailingmoe3", "deepseek4", "gemma4", "gpt-oss", "hunyuan-vl", "lfm2", "llama", "mimo2", "minimax-01", "minimax-m2",
-        "muse-glimmer", "nanbeige", "nemotron-h", "openai-moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next",
-        "qwen4exp",
-    )
-)  # fmt: skip
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` for anything that is not a model."""
+    """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model."""
     if Path(path).is_dir():
         raise CheckpointError(f"{path}: is a directory; inspect reads GGUF files, make one with refspec convert")
     info = read_gguf_header(path)
@@ -88,6 +81,8 @@ def _tokenizer(info: GgufInfo) -> dict[str, Any]:
 
 
 def _target(info: GgufInfo) -> dict[str, Any]:
+    from refspec.engine.checks import STAGED_ARCHS  # here, because it loads llama.cpp
+
     m, a = info.metadata, info.arch
     hidden, heads = m.get(f"{a}.embedding_length"), m.get(f"{a}.attention.head_count")
     head_dim = m.get(f"{a}.attention.key_length")
@@ -95,7 +90,9 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         head_dim = hidden // heads
     embd = info.tensors.get("token_embd.weight")
     n_layer = m.get(f"{a}.block_count")
-    warnings = [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
+    warnings = (
+        [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
+    )
     if embd is None:
         warnings.append("no token embedding: not a text model llama.cpp can run alone")
     return {
@@ -107,7 +104,7 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         },
         "tied_head": "output.weight" not in info.tensors,
         "default_capture_layers": [2, n_layer // 2, n_layer - 3] if type(n_layer) is int and n_layer > 5 else None,
-        "hidden_states": "staged layer inputs" if a in STAGED else "evaluation callback",
+        "hidden_states": "staged layer inputs" if a in STAGED_ARCHS else "evaluation callback",
         "runs_in": ["refspec (as target, -m)", "stock llama.cpp"],
         "warnings": warnings,
     }  # fmt: skip
@@ -118,7 +115,9 @@ def _flags(info: GgufInfo, config: DrafterConfig) -> dict[str, dict[str, Any]]:
     for name in ("feature_norm", "feedback", "residual"):
         value = getattr(config, name)
         out[name] = {"value": value.value, "meaning": WORDS[value], "source": _source(info, name)}
-    head = "a norm stands before the output head" if config.head_norm else "no norm before the output head (old SpecForge)"
+    head = (
+        "a norm stands before the output head" if config.head_norm else "no norm before the output head (old SpecForge)"
+    )
     out["head_norm"] = {"value": config.head_norm, "meaning": head, "source": _source(info, "head_norm")}
     qk = "query and key heads are normed" if config.qk_norm else "query and key heads are not normed"
     out["qk_norm"] = {"value": config.qk_norm, "meaning": qk, "source": "tensors"}
