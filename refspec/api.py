@@ -14,12 +14,13 @@ runs one generation at a time; starting the next ends the one before.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from refspec import chat
+from refspec import chat, embedded
 from refspec.drafters.base import Drafter
 from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
@@ -29,8 +30,53 @@ from refspec.targets.base import Target
 from refspec.text import Utf8Stream
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
-CONTEXT = 4096  # positions; many models allow far more, whose cache would not fit a laptop
+DRAFT_LIMIT = 64  # more rows than a hybrid model can take back, and far more than pays
 GREEDY = Sampler()
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    drafter: str | os.PathLike[str] | None = None,
+    *,
+    n_ctx: int = 0,
+    threads: int | None = None,
+    threads_batch: int | None = None,
+    gpu_layers: int = 0,
+    strict: bool = False,
+    draft_max: int | None = None,
+) -> Session:
+    """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
+
+    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify several.
+    `strict` keeps the cache in F32 without flash attention: with F32 weights, verifying then rounds like decoding does. Raises
+    CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    """
+    # Imported here: a session on other targets needs no llama.cpp.
+    from refspec.drafters.llama import LlamaEagle3Drafter
+    from refspec.engine import drafter_config
+    from refspec.gguf_io import read_gguf_header
+    from refspec.targets.llama import LlamaTarget
+
+    chosen: dict[str, Any] = {}
+    if model is None:
+        chosen = embedded.defaults()
+        model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    settings: dict[str, Any] = {
+        "n_threads": threads or chosen.get("threads"),
+        "n_threads_batch": threads_batch or threads or chosen.get("threads_batch"),
+        "n_gpu_layers": gpu_layers,
+        "kv_type": "f32" if strict else "f16",
+        "flash_attn": "off" if strict else "auto",
+    }
+    capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
+    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
+    try:
+        loaded = LlamaEagle3Drafter(drafter, target, **settings) if drafter else None
+    except BaseException:
+        target.close()
+        raise
+    length = draft_max if draft_max is not None else int(chosen.get("draft_max", DRAFT_MAX))
+    return Session(target, loaded, draft_max=length, name=str(model))
 
 
 class Event(NamedTuple):
@@ -162,6 +208,8 @@ class Session:
         for name, value in (("max_tokens", max_tokens), ("draft_max", draft_max)):
             if value < 0:
                 raise UsageError(f"{name} = {value} is negative; use 0 or more")
+        if draft_max > DRAFT_LIMIT:
+            raise UsageError(f"draft_max = {draft_max} exceeds {DRAFT_LIMIT}; verifying so many rows never pays")
         encoded = list(tokens) if tokens is not None else self.encode(prompt or "", system=system, raw=raw)
         if not encoded:
             raise PromptError("the prompt has no tokens; give at least one")

@@ -81,7 +81,7 @@ class Statistics:
     @property
     def accepted_by_position(self) -> list[float]:
         """[K] share of steps that accepted at least i+1 draft tokens, of those that judged so many."""
-        return [stood / judged for stood, judged in zip(self.stood, self.judged)]
+        return [stood / judged for stood, judged in zip(self.stood, self.judged, strict=True)]
 
     @property
     def tokens_per_second(self) -> float:

@@ -22,9 +22,10 @@ import numpy as np
 
 from refspec.drafters.base import Draft, Drafter
 from refspec.metrics import Seconds, Step
+from refspec.native import verify_deterministic, verify_rejection
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Target
-from refspec.verify import Rows, Verdict, verify_deterministic, verify_rejection
+from refspec.verify import Rows, Verdict
 
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 

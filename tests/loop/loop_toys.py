@@ -101,7 +101,7 @@ class ToyDrafter:
 
     def extend(self, tokens, features):
         assert len(tokens) == len(features)
-        for token, (position, own) in zip(tokens, features):
+        for token, (position, own) in zip(tokens, features, strict=True):
             assert position == self.n_rows, "a feature of another row"
             if self.n_rows == 0:
                 self.first = int(own)

@@ -1,0 +1,223 @@
+"""What speculation costs and gains on this machine: measured, then predicted from its parts, so that each explains the other.
+
+Not a test: times depend on the machine and on who else uses it, so the load of other processes is recorded beside them. Plain and
+speculative runs alternate, and so does which of the two goes first. With c(r) the time of one target run over r rows, s the time of one
+drafted token, x that of feeding accepted rows back and o refspec's own time per step:
+
+    predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + k s + x + o)
+    tau(k)                               =  1 + sum of accepted_by_position[0..k-1]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from refspec.api import Generation, Session
+from refspec.errors import RefspecError
+from refspec.metrics import Statistics
+from refspec.speculate import prefill
+
+PROMPTS = [
+    "Tom reads 14 pages of a book every day. How many pages does he read in 3 weeks?",
+    "Write a Python function that returns the largest even number in a list, or None if there is none.",
+    "Explain in a few sentences why leaves change their colour in autumn.",
+    "Write a short letter to a friend who has just moved to another city.",
+]
+ROWS = 8  # the cost curve goes at least so far
+SAMPLES = 15  # of every point of the cost curve
+FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
+
+
+def measure(
+    session: Session, prompts: Sequence[str], *, max_tokens: int, repeat: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run the benchmark on a session with a drafter and return every number `table` prints; times in seconds."""
+    load = ForeignLoad()
+    runs: dict[bool, list[Generation]] = {False: [], True: []}
+    for i, prompt in enumerate(prompts):
+        progress(f"bench: prompt {i + 1} of {len(prompts)}")
+        _run(session, prompt, True, 8)  # pages in what the first timed run would otherwise pay for
+        for turn in range(repeat):
+            for speculate in (turn % 2 == 0, turn % 2 == 1):
+                runs[speculate].append(_run(session, prompt, speculate, max_tokens))
+    ratios = [
+        fast.statistics.tokens_per_second / plain.statistics.tokens_per_second
+        for fast, plain in zip(runs[True], runs[False], strict=True)
+    ]
+    fast, plain = (total([run.statistics for run in runs[kind]]) for kind in (True, False))
+    progress("bench: cost curve")
+    costs = cost_curve(session, runs[False][-1].prompt + runs[False][-1].tokens)
+    foreign = load.cores()
+    own = fast.other_seconds / fast.verify_steps
+    own_plain = plain.other_seconds / plain.verify_steps
+    predicted = predict(fast.accepted_by_position, costs, own, own_plain)
+    k = len(predicted)
+    return {
+        "model": session.name,
+        "prompts": len(prompts),
+        "repeat": repeat,
+        "max_tokens": max_tokens,
+        "draft_max": session.draft_max,
+        "plain_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[False]),
+        "speculative_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[True]),
+        "speedup": median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        "predicted_speedup": predicted[-1] if k else None,
+        "predicted_by_draft_length": predicted,
+        "identical": all(a.tokens == b.tokens for a, b in zip(runs[True], runs[False], strict=True)),
+        "tau": fast.tau,
+        "accepted_by_position": fast.accepted_by_position,
+        "verify_steps": fast.verify_steps,
+        "step_seconds": fast.seconds.total / fast.verify_steps,
+        "own_seconds_per_step": own,
+        "own_share": fast.own_share,
+        "drafter_share": fast.drafter_seconds / fast.seconds.total,
+        **costs,
+        "foreign_cores": foreign,
+        "cores": os.cpu_count(),
+    }
+
+
+def _run(session: Session, prompt: str, speculate: bool, max_tokens: int) -> Generation:
+    generation = session.generate(prompt, max_tokens=max_tokens, speculate=speculate)
+    for _ in generation:
+        pass
+    if generation.statistics.verify_steps == 0:
+        raise RefspecError(f"bench: nothing was generated for the prompt {prompt[:40]!r}; choose another")
+    return generation
+
+
+def total(runs: Sequence[Statistics]) -> Statistics:
+    """The counts and times of several runs as one."""
+    out = Statistics()
+    for run in runs:
+        for name in ("prompt_tokens", "generated_tokens", "verify_steps"):
+            setattr(out, name, getattr(out, name) + getattr(run, name))
+        for name in ("prompt_seconds", "target_seconds", "drafter_seconds", "other_seconds"):
+            setattr(out, name, getattr(out, name) + getattr(run, name))
+        for name in ("judged", "stood"):
+            mine, theirs = getattr(out, name), getattr(run, name)
+            width = max(len(mine), len(theirs))
+            setattr(out, name, [sum(pair) for pair in zip(_padded(mine, width), _padded(theirs, width), strict=True)])
+    return out
+
+
+def _padded(counts: list[int], width: int) -> list[int]:
+    return counts + [0] * (width - len(counts))
+
+
+def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
+    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back one accepted row."""
+    target, drafter, k = session.target, session.drafter, session.draft_max
+    assert drafter is not None  # measure() is for sessions that have one
+    largest = max(ROWS, k + 1)
+    base = min(len(text), target.n_ctx) - largest
+    if base < 2:
+        raise RefspecError(f"bench: the text of {len(text)} tokens is too short for a cost curve; raise -n or -c")
+    for _ in prefill(target, drafter, text[: base + 1]):
+        pass
+    verify: dict[int, list[float]] = {rows: [] for rows in range(1, largest + 1)}
+    draft, extend = [], []
+    for _ in range(SAMPLES):  # all sizes in turn: a disturbance then hits them alike
+        for rows, times in verify.items():
+            began = perf_counter()
+            target.decode(text[base : base + rows], logits="all")
+            times.append(perf_counter() - began)
+            if rows < largest:
+                target.rollback(base)
+        features = target.features().copy()
+        target.rollback(base)
+        began = perf_counter()
+        drafted = len(drafter.draft(k).tokens)
+        drawn = perf_counter()
+        drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
+        extended = perf_counter()
+        drafter.rollback(base)
+        draft.append((drawn - began) / max(drafted, 1))
+        extend.append(extended - drawn)
+    return {
+        "verify_seconds": [median(times) for times in verify.values()],
+        "draft_token_seconds": median(draft),
+        "extend_seconds": median(extend),
+    }
+
+
+def predict(acceptance: Sequence[float], costs: dict[str, Any], own: float, own_plain: float) -> list[float]:
+    """Predicted speedup of draft lengths 1..K over plain decoding, by the formula in the head of this file."""
+    verify, out, tau = costs["verify_seconds"], [], 1.0
+    for k, share in enumerate(acceptance, start=1):
+        if k >= len(verify):
+            break
+        tau += share
+        step = verify[k] + k * costs["draft_token_seconds"] + costs["extend_seconds"] + own
+        out.append(tau * (verify[0] + own_plain) / step)
+    return out
+
+
+class ForeignLoad:
+    """Cores that other processes use, on average since this object was made; None where the system does not say."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def cores(self) -> float | None:
+        """Busy time of all processors less this process's own, per second."""
+        now = self._read()
+        if now is None or self._before is None:
+            return None
+        busy, own, clock = (b - a for a, b in zip(self._before, now, strict=True))
+        return max(0.0, (busy - own) / clock)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        try:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+                int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+            )
+        except (OSError, ValueError, IndexError):
+            return None
+        own = os.times()
+        ticks = os.sysconf("SC_CLK_TCK")
+        return (user + nice + system + irq + softirq + steal) / ticks, own.user + own.system, perf_counter()
+
+
+def table(m: dict[str, Any]) -> list[str]:
+    """The numbers of `measure` as lines of text."""
+    verify, low_high = m["verify_seconds"], m["speedup_range"]
+    out = [
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, draft length {m['draft_max']}",
+        f"plain            {m['plain_tokens_per_second']:8.1f} tokens/s (median)",
+        f"speculative      {m['speculative_tokens_per_second']:8.1f} tokens/s (median)",
+        f"speedup          {m['speedup']:8.2f} x (median of pairs, {low_high[0]:.2f} to {low_high[1]:.2f})",
+        f"predicted        {m['predicted_speedup'] or 0:8.2f} x (from tau and the costs below)",
+        f"tau              {m['tau']:8.2f} tokens per verify step over {m['verify_steps']} steps",
+        "accepted         " + _row(m["accepted_by_position"], "8.2f") + "  by position",
+        f"text             {'identical in every pair' if m['identical'] else 'differs in some pair (rounding; see generate --compare)'}",
+        f"verify step      {m['step_seconds'] * 1e6:8.0f} us, of it drafter {m['drafter_share']:.1%}, refspec itself {m['own_share']:.1%}"
+        f" ({m['own_seconds_per_step'] * 1e6:.0f} us)",
+        "rows verified    " + _row(range(1, len(verify) + 1), "8d"),
+        "  us             " + _row([t * 1e6 for t in verify], "8.0f"),
+        "  relative       " + _row([t / verify[0] for t in verify], "8.2f"),
+        f"drafted token    {m['draft_token_seconds'] * 1e6:8.0f} us ({m['draft_token_seconds'] / verify[0]:.3f} of one target token)",
+        f"feeding back     {m['extend_seconds'] * 1e6:8.0f} us for two rows",
+    ]
+    if by_length := m["predicted_by_draft_length"]:
+        out.append("predicted for k  " + _row(by_length, "8.2f") + "  k = 1, 2, ...")
+    foreign = m["foreign_cores"]
+    out.append("other processes  " + ("unknown" if foreign is None else f"{foreign:8.2f} of {m['cores']} cores"))
+    if foreign is not None and foreign > FOREIGN_LIMIT:
+        out.append("  The machine was not idle: these times say little. Repeat without the other load.")
+    if m["speedup"] < 1:
+        out.append("Speculation LOSES here: plain decoding (--no-spec) or another --draft-max is faster.")
+    return out
+
+
+def _row(values: Sequence[float] | range, form: str) -> str:
+    return "".join(format(value, form) for value in values)
