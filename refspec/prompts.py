@@ -1,0 +1,80 @@
+"""Two hundred prompts of our own, so that a proof or a benchmark needs no data set: the same list on every machine.
+
+Written from templates (no corpus text): questions, word problems, Python tasks, stories, reasoning with options.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle, islice, product
+
+_TOPICS = (
+    "the moon", "volcanoes", "honey bees", "the Roman army", "photosynthesis", "the stock market", "glaciers",
+    "the printing press", "whales", "vaccines", "bicycles", "the French Revolution", "sleep", "rainbows", "bread",
+    "the Silk Road", "magnets", "earthquakes", "chess", "libraries",
+)  # fmt: skip
+_QUESTIONS = ("What is interesting about {}?", "Explain {} to a child.", "Write a short paragraph about {}.")
+_NAMES = ("Anna", "Omar", "Lucy", "Pedro", "Mei", "Tom", "Ruth", "Ivan", "Nora", "Sam")
+_THINGS = ("apples", "pencils", "stickers", "marbles", "books", "coins", "cookies", "shells")
+_TASKS = (
+    "returns the sum of the even numbers in a list", "reverses the words of a sentence",
+    "counts how often each letter occurs in a string", "checks whether a number is prime",
+    "returns the largest item of a list without using max", "merges two sorted lists",
+    "computes the n-th Fibonacci number", "removes duplicates from a list and keeps the order",
+    "converts a temperature from Celsius to Fahrenheit", "flattens a list of lists",
+    "checks whether a string is a palindrome", "returns the common elements of two lists",
+    "reads a file and returns its number of lines", "sorts a list of tuples by their second item",
+    "groups a list of words by their first letter", "computes the factorial of n",
+    "finds the index of a value in a sorted list by bisection", "rotates a list by k places",
+    "counts the vowels of a string", "returns the digits of an integer as a list",
+)  # fmt: skip
+_STORIES = ("a lost dog", "an old lighthouse", "the last train", "a letter that came too late", "two brothers at sea")
+_STORY_FORMS = ("Write a story about {}.", "Suggest a title for a story about {}.", "Write a poem about {}.")
+_OPENINGS = (
+    "The door had not been opened for thirty years.", "Nobody in the village knew where the old man came from.",
+    "It rained on the morning of the wedding.", "The captain put down his glass and pointed to the north.",
+    "My grandmother kept a key in her sewing box.", "When the music stopped, all heads turned to the stairs.",
+    "There was no moon that night, and the road was long.", "She had counted the money twice.",
+    "The letter lay on the table, and no one dared to open it.", "At the end of the lane stood a small white house.",
+    "He had promised to be back before dark.", "The first snow fell in October that year.",
+    "We had been walking for three days.", "The boy hid the book under his coat.",
+    "On the ninth day the wind changed.", "Every evening the same stranger sat by the fire.",
+    "The horse refused to cross the bridge.", "A bell rang somewhere in the fog.",
+    "They had not spoken since the funeral.", "The map was wrong, and both of them knew it.",
+)
+_CHOICES = (
+    ("Where would you keep milk cold?", "oven", "refrigerator", "desk"),
+    ("What do people wear when it rains?", "raincoat", "swimsuit", "crown"),
+    ("What can you use to cut paper?", "scissors", "pillow", "water"),
+    ("Where do fish live?", "trees", "water", "sand"),
+    ("What gives us light at night?", "lamp", "stone", "shoe"),
+)
+
+
+def _word_problems() -> list[str]:
+    out = []
+    for i, (name, thing) in enumerate(product(_NAMES, _THINGS)):
+        a, b, c = 12 + 7 * i % 40, 3 + 5 * i % 17, 2 + i % 9
+        out.append(f"{name} has {a} {thing}, buys {b} more and gives {c} away. How many {thing} does {name} have now?")
+    return out
+
+
+def built_in(count: int = 200) -> list[str]:
+    """`count` prompts, families interleaved, so that a prefix of the list is as mixed as the whole."""
+    families = [
+        [q.format(t) for t, q in product(_TOPICS, _QUESTIONS)],
+        _word_problems(),
+        [f"Write a Python function that {task}." for task in _TASKS],
+        [f.format(story) for story, f in product(_STORIES, _STORY_FORMS)],
+        [f"Continue this story.\n\n{opening}" for opening in _OPENINGS],
+        [f"{q}\nOptions:\n- {a}\n- {b}\n- {c}" for q, a, b, c in _CHOICES],
+    ]
+    # A family that runs out has given all it has: every prompt of the list is different until all are used.
+    mixed, streams = [], [iter(f) for f in families]
+    while streams:
+        for stream in list(streams):
+            prompt = next(stream, None)
+            if prompt is None:
+                streams.remove(stream)
+            else:
+                mixed.append(prompt)
+    return list(islice(cycle(mixed), count))
