@@ -142,11 +142,14 @@ def _check_target(
     drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str
 ) -> list[str]:
     notes = []
-    said = config.get("target_hidden_size")
-    if said is not None and said != drafter.target_hidden_size:
-        notes.append(
-            f"target_hidden_size = {said} contradicts the width of fc; fc decides: {drafter.target_hidden_size}"
-        )
+    said, width = config.get("target_hidden_size"), drafter.target_hidden_size
+    if said is not None and said != width:
+        if width != drafter.hidden_size:  # speculators ignores the key and builds fc for the drafter's own width
+            raise CheckpointError(
+                f"{where}: target_hidden_size = {said} and {drafter.n_states} captured layers contradict the "
+                f"{drafter.n_states * width} columns of fc; give the layers it was trained with (--layer-ids)"
+            )
+        notes.append(f"target_hidden_size = {said} is not what fc was built for: {width}")
     if facts is None:
         return [*notes, "no target given: the file has no tokenizer and fits only by width and vocabulary size"]
     pairs = (("width of the captured states", drafter.target_hidden_size, facts.hidden_size),

@@ -91,7 +91,7 @@ def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, 
         if wanted not in (stored, FeatureNorm.NONE):
             raise CheckpointError(f"{where}: --feature-norm {wanted.value} needs tensors the checkpoint does not have")
         return Resolved(wanted, "override --feature-norm")
-    if per_state and concat or said is not stored:
+    if (per_state and concat) or said is not stored:
         raise CheckpointError(
             f"{where}: fc_norm = {per_state}, norm_before_fc = {concat}, but the tensors say {stored.value!r}; "
             "decide with --feature-norm none|concat|per_state"

@@ -79,7 +79,7 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
         raise CheckpointError(
             f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; the file is damaged"
         ) from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; refspec reads {', '.join(DTYPES)}")
     nbytes = DTYPES[dtype].itemsize
     for n in shape:

@@ -10,14 +10,16 @@ from refspec.config import DrafterConfig, weight_shapes
 from refspec.convert.safetensors_io import write_safetensors
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tokenizer"
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
-def target_config(vocab_size: int, **changes: Any) -> dict[str, Any]:
+def target_config(vocab: int, **changes: Any) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 6,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "intermediate_size": 96,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": vocab_size, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": vocab, "max_position_embeddings": 256,
         "tie_word_embeddings": True, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 0,
     } | changes  # fmt: skip
 

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Regenerate tests/vectors/tokenizer with the `tokenizers` library (extra `train`): a 600-token BPE and its encodings.
 
 Run from the repository root: python tests/formats/make_tokenizer_vectors.py

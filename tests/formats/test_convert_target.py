@@ -113,16 +113,20 @@ def test_every_outtype_loads_and_stays_near(pair: Any, tmp_path: Path, outtype: 
 
 
 def test_a_pattern_gives_some_tensors_another_type(pair: Any, tmp_path: Path) -> None:
-    report = convert_target(pair[0], tmp_path / "t.gguf", "q4_0", types={"token_embd.weight": "q8_0", "*ffn_down*": "f16"})
+    report = convert_target(
+        pair[0], tmp_path / "t.gguf", "q4_0", types={"token_embd.weight": "q8_0", "*ffn_down*": "f16"}
+    )
     types = {name: t.type for name, t in read_gguf_header(report.path).tensors.items()}
-    assert (types["token_embd.weight"], types["blk.3.ffn_down.weight"], types["blk.3.ffn_up.weight"]) == ("Q8_0", "F16", "Q4_0")
+    assert (types["token_embd.weight"], types["blk.3.ffn_down.weight"], types["blk.3.ffn_up.weight"]) == (
+        "Q8_0",
+        "F16",
+        "Q4_0",
+    )
 
 
 def test_tokens_are_those_of_the_tokenizers_library(pair: Any) -> None:
     model = load(pair[0] / "f32.gguf")
-    wrong = [
-        text for text, ids in ENCODINGS if model.tokenize(text.encode(), add_bos=False, special=True) != ids
-    ]
+    wrong = [text for text, ids in ENCODINGS if model.tokenize(text.encode(), add_bos=False, special=True) != ids]
     assert wrong == []
     assert all(model.detokenize(ids, special=True).decode() == text for text, ids in ENCODINGS if text)
 

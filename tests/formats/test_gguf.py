@@ -211,9 +211,7 @@ def edit(path: Path, **changes: Any) -> None:
     values |= {k: v for k, v in changes.items() if v is not None}
     arch = changes.get("general.architecture", info.arch)
     loaded = {n: read_tensor(info, n) for n in info.tensors}
-    tensors = [
-        TensorOut(n, a.shape, "i64" if a.dtype.kind == "i" else "f32", lambda a=a: a) for n, a in loaded.items()
-    ]
+    tensors = [TensorOut(n, a.shape, "i64" if a.dtype.kind == "i" else "f32", lambda a=a: a) for n, a in loaded.items()]
     write_gguf(path, arch, values, tensors)
 
 
