@@ -16,10 +16,12 @@ import argparse
 import os
 import shlex
 import shutil
+import sysconfig
 import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from cffi import FFI
+from cffi import FFI, VerificationError
 
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
@@ -83,10 +85,19 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:  # object files and the generated source stay out of the tree
-        built = Path(make_ffibuilder(NATIVE, options.sanitize).compile(tmpdir=work, verbose=options.verbose))
-        fresh = options.out / (built.name + ".new")
+        try:
+            built = Path(make_ffibuilder(NATIVE, options.sanitize).compile(tmpdir=work, verbose=options.verbose))
+        except (VerificationError, ImportError) as error:  # ImportError: Python >= 3.12 without setuptools
+            raise SystemExit(f"native/build_ffi.py: {error}; needs a C compiler and setuptools, --verbose shows more") from None
+        fresh = options.out / "_native.new"
         shutil.copy(built, fresh)
-        print(fresh.replace(options.out / built.name))  # in one step: a process that runs the old file keeps it
+        print(fresh.replace(options.out / module_name(built)))  # in one step: a process that runs the old file keeps it
+
+
+def module_name(built: Path) -> str:
+    """The file name setuptools gives the same module, so that the two ways to build never leave two modules to choose from."""
+    abi3 = ".abi3.so" in EXTENSION_SUFFIXES and not any(map(sysconfig.get_config_var, ("Py_DEBUG", "Py_GIL_DISABLED")))
+    return "_native.abi3.so" if abi3 else built.name
 
 
 if __name__ == "__main__":

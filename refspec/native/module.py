@@ -7,9 +7,10 @@ names another build of the module to load (the sanitizer run does). Everything h
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any
 
@@ -30,19 +31,15 @@ def _load(wanted: str, path: str) -> ModuleType | None:
     try:
         if not path:
             return importlib.import_module("refspec._native")
-        spec = importlib.util.spec_from_file_location("refspec._native", path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"REFSPEC_NATIVE_PATH = {path!r} is not an extension module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader = ExtensionFileLoader("refspec._native", path)
+        module = module_from_spec(ModuleSpec(loader.name, loader, origin=path))
+        loader.exec_module(module)
         return module
     except ImportError as error:
-        if wanted == "c" or path:  # asked for by name: falling back would hide the reason
-            raise BackendError(f"REFSPEC_BACKEND = c: {error}; build it with: python native/build_ffi.py") from None
-        print(
-            "refspec: the C module is not built, running on NumPy; to build it: python native/build_ffi.py",
-            file=sys.stderr,
-        )
+        asked = f"REFSPEC_NATIVE_PATH = {path}" if path else "REFSPEC_BACKEND = c" if wanted else ""
+        if asked:  # falling back would hide the reason
+            raise BackendError(f"{asked}: {error}; build the module with: python native/build_ffi.py") from None
+        print(f"refspec: running on NumPy ({error}); for speed: python native/build_ffi.py", file=sys.stderr)
         return None
 
 
