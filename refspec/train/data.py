@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UsageError
 from .tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
 
 # Modern chat and worked maths are thin in the corpus and worth seeing several times; books are plentiful.
@@ -94,7 +95,7 @@ class Batches:
         self.length, self.rows, self.seed = length, rows, seed
         self.per_epoch = (self.tokens.size - 2 * length) // length // rows
         if self.per_epoch < 1:
-            raise ValueError(f"{folder}/{split}: {self.tokens.size} tokens are fewer than one batch of {rows} x {length}")
+            raise UsageError(f"{folder}: {split} holds {self.tokens.size} tokens, fewer than a batch of {rows} x {length}")
         self._epoch, self._order, self._offset = -1, np.empty(0, np.int64), 0
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ class Eagle3(nn.Module):
         tokens [B, T+depth], states each [B, T, Ht], mask [B, 1, T, T], rows int64 [B, R] ascending row numbers: keys
         of later steps are seen by their own row only, so rows that carry no loss need no later steps at all.
         """
-        c, (b, t, _) = self.config, states[0].shape
+        c, t = self.config, states[0].shape[1]
         scale, heads = c.head_dim**-0.5, c.n_heads
 
         def pick(x: Tensor) -> Tensor:  # [B, heads, T, hd] -> [B, heads, R, hd]
@@ -110,12 +110,6 @@ class Eagle3(nn.Module):
         q, residual = pick(q), residual.gather(1, rows[:, :, None].expand(-1, -1, c.hidden_size))
         own: list[tuple[Tensor, Tensor]] = []
         for i in range(depth):
-            if i:
-                at = rows + i
-                picked_cos, picked_sin = cos[at][:, None], sin[at][:, None]  # [B, 1, R, hd]
-                fed = normed if c.feedback == "post_norm" else h  # noqa: F821 (set by the step before)
-                residual, q, k, v = self.project(tokens.gather(1, at + 1), fed, picked_cos, picked_sin)
-                own.append((k, v))
             scores = [(q * scale) @ keys.transpose(-1, -2) + row_mask]
             scores += [((q * scale) * k).sum(-1, keepdim=True) for k, _ in own]
             weights = torch.softmax(torch.cat(scores, -1).float(), -1).to(values.dtype)
@@ -124,6 +118,12 @@ class Eagle3(nn.Module):
                 attended = attended + weights[..., t + j : t + j + 1] * v
             h, normed = self.finish(residual, attended)
             yield normed
+            if i + 1 < depth:
+                fed = normed if c.feedback == "post_norm" else h
+                at = rows + i + 1
+                picked_cos, picked_sin = cos[at][:, None], sin[at][:, None]  # [B, 1, R, hd]
+                residual, q, k, v = self.project(tokens.gather(1, at + 1), fed, picked_cos, picked_sin)
+                own.append((k, v))
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Weights under the names of the speculators EAGLE 3.1 layout, float32; d2t holds offsets."""

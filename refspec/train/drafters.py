@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..convert import convert_drafter
+from ..errors import UsageError
 from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .loop import Optimizers, run_steps, tune_allocator
@@ -77,8 +79,10 @@ def chain_losses(drafter: Eagle3, batch: dict[str, Tensor | list[Tensor]], depth
 def train_drafters(
     data: Path, target_run: Path, out: Path, variants: dict[str, TrainedDrafter], *, steps: int, depth: int, seed: int,
     threads: int | None = None, muon_lr: float = 0.02, adam_lr: float = 0.002, compiled: bool = False,
+    outtype: str = "f16",
 ) -> dict[str, float]:
-    """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` in the speculators layout."""  # fmt: skip
+    """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
+    layout) and `out/NAME.gguf`."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -87,7 +91,7 @@ def train_drafters(
     bos = tokenizer.token_to_id(BOS)
     sizes = {(v.draft_vocab_size, v.capture_layers) for v in variants.values()}
     if len(sizes) != 1:
-        raise ValueError("variants trained together share their draft vocabulary and captured layers")
+        raise UsageError("variants trained together share their draft vocabulary and captured layers")
     ((draft_size, capture),) = sizes
     draft_ids = torch.from_numpy(draft_vocabulary(data, draft_size, target.config.vocab_size))
     member = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill_(0, draft_ids, True)
@@ -172,6 +176,7 @@ def train_drafters(
     )  # fmt: skip
     for name, drafter in drafters.items():
         export_drafter(drafter, out / name)
+        convert_drafter(out / name, target_run / "hf", out / f"{name}.gguf", outtype)
     return figures
 
 

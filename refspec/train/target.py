@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..convert import convert_target
 from .data import Batches
 from .loop import Optimizers, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
@@ -24,9 +25,9 @@ def is_hidden_matrix(name: str) -> bool:
 
 def train_target(
     data: Path, out: Path, *, config: TargetConfig, steps: int, seed: int, threads: int | None = None,
-    muon_lr: float = 0.02, adam_lr: float = 0.004, compiled: bool = False,
+    muon_lr: float = 0.02, adam_lr: float = 0.004, compiled: bool = False, outtype: str = "f16",
 ) -> dict[str, float]:
-    """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports to `out/hf` at the end.
+    """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
     `compiled` fuses each block with torch.compile (a fifth faster; needs a C++ compiler)."""  # fmt: skip
     tune_allocator()
@@ -70,6 +71,7 @@ def train_target(
         tokens_per_step=TOKENS_PER_STEP,
     )  # fmt: skip
     export_target(model, data, out / "hf")
+    convert_target(out / "hf", out / "target.gguf", outtype)
     return figures
 
 
