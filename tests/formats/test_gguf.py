@@ -76,10 +76,15 @@ def test_every_truncation_is_an_error_in_one_line(tmp_path: Path) -> None:
         one_line(cut)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return tiny(tmp_path_factory.mktemp("sound") / "t.gguf").read_bytes()
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=6))
-def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
-    data = bytearray(tiny(tmp_path / "t.gguf").read_bytes())
+@given(edits=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=6))
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, sound: bytes, edits: list[tuple[int, int]]) -> None:
+    data = bytearray(sound)
     for at, value in edits:
         data[at % len(data)] = value
     bad = tmp_path / "bad.gguf"
@@ -271,3 +276,32 @@ def test_unused_tensors_and_unknown_types_are_refused(tmp_path: Path) -> None:
 def test_stock_reasons_are_words() -> None:
     assert drafter_meta.stock_reasons(drafter_config(feature_norm="none", feedback="pre_norm")) == []
     assert len(drafter_meta.stock_reasons(drafter_config(capture_layers=(1, 2), qk_norm=True, head_norm=False))) == 5
+
+
+def loads(path: Path) -> bool:
+    """Whether the unmodified library loads the file, judged in this process: a refusal is a NULL, not an abort."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    if model:
+        llama_cpp.llama_model_free(model)
+    return bool(model)
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("norm", ["none", "concat"])
+@pytest.mark.parametrize("residual", ["raw", "normed"])
+@pytest.mark.parametrize("draft_vocab", [160, 600])
+def test_stock_llama_cpp_loads_what_it_computes(
+    tmp_path: Path, outtype: str, norm: str, residual: str, draft_vocab: int
+) -> None:
+    config = drafter_config(feature_norm=norm, residual=residual, feedback="pre_norm", draft_vocab_size=draft_vocab)
+    assert loads(write_drafter(tmp_path / "d.gguf", config, drafter_weights(config), outtype=outtype))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"feature_norm": "none"}, {"feedback": "pre_norm"}, {"feature_norm": "none", "qk_norm": True}]
+)
+def test_stock_llama_cpp_refuses_what_it_would_compute_wrongly(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = drafter_config(**changes)
+    assert not loads(write_drafter(tmp_path / "d.gguf", config, drafter_weights(config)))
