@@ -12,10 +12,9 @@ import numpy as np
 
 from refspec.convert.safetensors_io import read_json, read_tensors
 from refspec.convert.tokenizer import tokenizer_metadata
+from refspec.drafter_meta import ARCHS
 from refspec.errors import CheckpointError
 from refspec.gguf_io import copy_metadata, read_gguf_header, read_tensor
-
-DRAFTERS = ("eagle3", "refspec-eagle3")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def target_facts(path: str | os.PathLike[str]) -> TargetFacts:
 
 def _from_gguf(path: Path) -> TargetFacts:
     info = read_gguf_header(path)
-    if info.arch in DRAFTERS:
+    if info.arch in ARCHS:
         raise CheckpointError(f"{path}: is a drafter ({info.arch}); --target wants the model it drafts for")
     tokens = info.metadata.get("tokenizer.ggml.tokens")
     vocab = info.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in info.tensors else None
