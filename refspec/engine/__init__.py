@@ -1,8 +1,9 @@
 """llama.cpp as refspec uses it: models, contexts, hidden states. Only `lib.py` imports `llama_cpp`."""
 
-from refspec.engine.checks import check_boundaries, check_pair, check_target, drafter_config
+from refspec.engine.checks import check_boundaries, check_target
 from refspec.engine.context import Context, RowBatch, default_threads
 from refspec.engine.model import Model
+from refspec.engine.pairing import check_pair, drafter_config
 
 __all__ = [
     "Context", "Model", "RowBatch", "check_boundaries", "check_pair", "check_target", "default_threads", "drafter_config",

@@ -1,4 +1,4 @@
-"""What must be true of a GGUF before llama.cpp may see it: each rule here stands for an abort or a silently wrong result.
+"""What must be true of a target GGUF before llama.cpp may see it: each rule here stands for an abort or a silently wrong result.
 
 Not a reader: `gguf_io.read_gguf_header` has already refused files that are missing, truncated or not GGUF. Facts about
 llama.cpp 0c1e57098 (llama-cpp-python 0.3.36), found by reading and running it.
@@ -6,15 +6,12 @@ llama.cpp 0c1e57098 (llama-cpp-python 0.3.36), found by reading and running it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
-
 from refspec import drafter_meta
-from refspec.config import DrafterConfig, FeatureNorm, weight_shapes
-from refspec.errors import BackendError, CheckpointError, RefspecError, ShapeError
+from refspec.errors import CheckpointError, ShapeError
 from refspec.gguf_header import GgufInfo
-from refspec.gguf_io import read_tensor
 
 DRAFTER_ARCHS = (*drafter_meta.ARCHS, "dflash", "gemma4-assistant")
 
@@ -24,6 +21,16 @@ STAGED_ARCHS = frozenset({
     "muse-glimmer", "nanbeige", "nemotron_h", "nemotron_h_moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next",
     "qwen4exp",
 })  # fmt: skip
+
+# Architectures whose graph asserts that RoPE turns the whole head.
+FULL_ROPE_ARCHS = frozenset({
+    "baichuan", "deci", "eagle3", "exaone", "exaone4", "falcon", "granite", "hunyuan_vl", "internlm2", "llama", "llama4",
+    "minimax-m2", "mistral3", "nemotron", "olmo", "olmo2", "olmoe", "orion", "qwen2", "qwen2moe", "qwen2vl", "qwen3",
+    "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "starcoder2", "xverse",
+})  # fmt: skip
+
+MAX_LAYERS, MAX_EXPERTS = 512, 1024  # arrays of this size in llama.cpp
+BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
 
 
 def check_tensor_types(info: GgufInfo) -> None:
@@ -45,36 +52,72 @@ def check_target(info: GgufInfo) -> None:
         raise CheckpointError(f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it as the drafter")
     if info.metadata.get("general.type", "model") != "model":
         raise CheckpointError(f"{info.path}: general.type is {info.metadata['general.type']!r}, not a model; pass a model file")
+    if info.metadata.get(f"{info.arch}.attention.causal", True) is not True:
+        raise CheckpointError(f"{info.path}: {info.arch}.attention.causal = false: it does not generate left to right")
     check_tensor_types(info)
-    _check_sizes(info, info.arch)
+    check_sizes(info, info.arch)
+    _check_vocabulary(info)
 
 
-def _integer(info: GgufInfo, key: str, low: int, high: int) -> int:
-    value = info.metadata.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        found = "is missing" if value is None else f"= {str(value)[:40]}"
-        raise CheckpointError(f"{info.path}: {key} {found}, expected an integer in {low}..{high}; convert the model again")
-    return value
+def check_sizes(info: GgufInfo, prefix: str) -> None:
+    """Raise CheckpointError for a value llama.cpp asserts, divides by or indexes with; absent keys it reports itself."""
+
+    def get(key: str) -> Any:
+        return info.metadata.get(f"{prefix}.{key}")
+
+    def refuse(key: str, rule: str) -> None:
+        value = str(info.metadata.get(key))[:40]
+        raise CheckpointError(f"{info.path}: {key} = {value} must be {rule}; convert the model again")
+
+    alignment = info.metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8:
+        refuse("general.alignment", "at least 8")
+    for key in ("block_count", "embedding_length", "context_length"):
+        high = MAX_LAYERS if key == "block_count" else (1 << 31) - 1
+        value = get(key)
+        if value is not None and (type(value) is not int or not 1 <= value <= high):
+            refuse(f"{prefix}.{key}", f"an integer in 1..{high}")
+    for key in info.metadata:
+        value = info.metadata[key]
+        if key.endswith("_epsilon") and not (isinstance(value, float) and math.isfinite(value) and value >= 0):
+            refuse(key, "a number >= 0")
+    if get("rope.scaling.type") not in (None, "none", "linear", "yarn", "longrope"):
+        refuse(f"{prefix}.rope.scaling.type", "none, linear, yarn or longrope")
+    _check_heads(info, prefix, get("attention.head_count"), get("attention.head_count_kv"))
+    experts, used = get("expert_count") or 0, get("expert_used_count") or 0
+    if isinstance(experts, int) and isinstance(used, int) and not ((experts == used == 0) or 1 <= used <= experts <= MAX_EXPERTS):
+        refuse(f"{prefix}.expert_used_count", f"1..expert_count, here {experts} (at most {MAX_EXPERTS}), or both absent")
+    ahead, layers = get("nextn_predict_layers") or 0, get("block_count")
+    if isinstance(ahead, int) and isinstance(layers, int) and ahead >= layers:
+        refuse(f"{prefix}.nextn_predict_layers", f"below block_count = {layers}")
 
 
-def _check_sizes(info: GgufInfo, prefix: str) -> None:
-    """The sizes llama.cpp divides by or indexes with before it checks them (absent keys are reported by llama.cpp)."""
-    limits = {"block_count": (1, 512), "embedding_length": (1, 1 << 20), "context_length": (1, 1 << 31 - 1)}
-    for name, (low, high) in limits.items():
-        if f"{prefix}.{name}" in info.metadata:
-            _integer(info, f"{prefix}.{name}", low, high)
-    heads, kv = (info.metadata.get(f"{prefix}.attention.{k}") for k in ("head_count", "head_count_kv"))
+def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if isinstance(heads, int) and isinstance(kv, int) and kv > 0 and heads % kv:
         raise CheckpointError(f"{info.path}: {prefix}.attention.head_count = {heads} is not a multiple of head_count_kv = {kv}")
-    head_dim = info.metadata.get(f"{prefix}.attention.key_length")
-    if head_dim is None and isinstance(heads, int) and heads > 0:
-        width = info.metadata.get(f"{prefix}.embedding_length")
-        head_dim = width // heads if isinstance(width, int) else None
-    rotated = info.metadata.get(f"{prefix}.rope.dimension_count")
-    if isinstance(rotated, int) and isinstance(head_dim, int) and (rotated > head_dim or rotated % 2):
+    width = info.metadata.get(f"{prefix}.embedding_length")
+    head_dim = width // heads if isinstance(heads, int) and heads > 0 and isinstance(width, int) else None
+    head_dim = info.metadata.get(f"{prefix}.attention.key_length", head_dim)
+    rotated = info.metadata.get(f"{prefix}.rope.dimension_count", head_dim)
+    if not isinstance(rotated, int) or not isinstance(head_dim, int):
+        return
+    if rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
+        rule = "equal" if prefix in FULL_ROPE_ARCHS else "even and at most"
         raise CheckpointError(
-            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be even and at most the head size {head_dim}"
+            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} the head size {head_dim}; convert it again"
         )
+
+
+def _check_vocabulary(info: GgufInfo) -> None:
+    tokens, model = info.metadata.get("tokenizer.ggml.tokens"), info.metadata.get("tokenizer.ggml.model")
+    if not isinstance(tokens, list) or model == "none":
+        return
+    if len(set(tokens)) != len(tokens):
+        seen: set[str] = set()
+        twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{info.path}: tokenizer.ggml.tokens holds {twice!r} twice; convert the model again")
+    if model in ("bert", "rwkv") and BYTE_TOKEN in (info.metadata.get("tokenizer.ggml.token_type") or ()):
+        raise CheckpointError(f"{info.path}: tokenizer.ggml.token_type has byte tokens, which a {model!r} tokenizer cannot have")
 
 
 def check_boundaries(path: Any, arch: str, n_layer: int, layers: tuple[int, ...]) -> None:
@@ -92,103 +135,3 @@ def check_boundaries(path: Any, arch: str, n_layer: int, layers: tuple[int, ...]
             raise ShapeError(f"{path}: capture layer 0 (embeddings) cannot be captured from architecture {arch!r}")
     if len(set(layers)) != len(layers):
         raise ShapeError(f"{path}: capture layers {list(layers)} name a layer twice")
-
-
-def drafter_config(info: GgufInfo) -> DrafterConfig:
-    """What an eagle3 GGUF is, after every rule llama.cpp does not check itself.
-
-    Raises CheckpointError or ShapeError for a damaged file and BackendError for a drafter this engine cannot run.
-    """
-    check_tensor_types(info)
-    if info.arch in drafter_meta.ARCHS:
-        _check_sizes(info, drafter_meta.STOCK_ARCH)
-    try:
-        config = drafter_meta.from_metadata(info)
-    except RefspecError as error:
-        text = str(error)
-        raise error if str(info.path) in text else type(error)(f"{info.path}: {text}") from None
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again") from None
-    _check_runnable(info, config)
-    _check_tensors(info, config)
-    return config
-
-
-def _check_runnable(info: GgufInfo, config: DrafterConfig) -> None:
-    """What the eagle3 graph cannot do even with refspec's norms around it, and flags with two owners."""
-    if config.n_states != drafter_meta.STOCK_STATES:
-        raise BackendError(
-            f"{info.path}: eagle3.target_layers has {config.n_states} entries, llama.cpp runs exactly {drafter_meta.STOCK_STATES};"
-            " run this drafter on the reference"
-        )
-    if not config.head_norm:
-        raise BackendError(f"{info.path}: refspec.head_norm = false, but llama.cpp always norms before the head; run it on the reference")
-    if config.qk_norm:
-        raise BackendError(f"{info.path}: query and key norms are not in llama.cpp's eagle3 graph; run this drafter on the reference")
-    expected = drafter_meta.to_metadata(config)
-    for key in ("eagle3.norm_before_fc", "eagle3.norm_before_residual"):
-        if (info.metadata.get(key, False) is True) != expected[key]:
-            raise CheckpointError(f"{info.path}: {key} contradicts the refspec.* keys; convert the drafter again")
-    tokens = info.metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None and info.metadata.get("tokenizer.ggml.model") != "none" and len(tokens) != config.vocab_size:
-        raise ShapeError(f"{info.path}: {len(tokens)} tokenizer entries, but a vocabulary of {config.vocab_size}; convert it again")
-    if config.feature_norm is FeatureNorm.PER_STATE:
-        for name, values in drafter_meta.fc_norm_values(info, config).items():
-            if not np.isfinite(np.asarray(values, np.float32)).all():
-                raise CheckpointError(f"{info.path}: refspec.{name} holds NaN or infinite values; the file is damaged")
-
-
-def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
-    """Names and shapes, and the values of the one tensor llama.cpp indexes with: d2t."""
-    required, optional = weight_shapes(config)
-    shapes = {drafter_meta.TENSORS[n]: s for n, s in (required | optional).items() if n in drafter_meta.TENSORS}
-    lent = {drafter_meta.TENSORS[n] for n in drafter_meta.SHARED}
-    for name in required:
-        gguf_name = drafter_meta.TENSORS.get(name)
-        if gguf_name is not None and gguf_name not in info.tensors and gguf_name not in lent:
-            raise CheckpointError(f"{info.path}: tensor {gguf_name!r} is missing; convert the drafter again")
-    for name, tensor in info.tensors.items():
-        if name not in shapes:
-            raise CheckpointError(f"{info.path}: tensor {name!r} is not part of this drafter; llama.cpp refuses extra tensors")
-        if tuple(tensor.shape) != shapes[name]:
-            raise ShapeError(f"{info.path}: tensor {name!r} is {list(tensor.shape)}, the metadata says {list(shapes[name])}")
-    if "d2t" not in info.tensors:
-        return
-    if info.tensors["d2t"].type != "I64":
-        raise CheckpointError(f"{info.path}: d2t is {info.tensors['d2t'].type}, but llama.cpp aborts unless it is I64")
-    if "output.weight" not in info.tensors:
-        raise CheckpointError(f"{info.path}: d2t without output.weight: the target's head has no draft vocabulary")
-    ids = read_tensor(info, "d2t")
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise CheckpointError(f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}")
-    if len(np.unique(ids)) != len(ids):
-        raise CheckpointError(f"{info.path}: d2t names a target id twice; offsets stored as ids look like this")
-
-
-def check_pair(drafter: GgufInfo, config: DrafterConfig, target: GgufInfo, hidden_size: int, n_vocab: int, n_layer: int) -> None:
-    """Raise ShapeError or CheckpointError unless the drafter was made for this target, by sizes, layers and token texts."""
-    for what, mine, its in (
-        ("eagle3.target_hidden_size", config.target_hidden_size, hidden_size),
-        ("the vocabulary", config.vocab_size, n_vocab),
-    ):
-        if mine != its:
-            raise ShapeError(f"{drafter.path}: {what} is {mine}, but {target.path} has {its}; this drafter is for another target")
-    check_boundaries(drafter.path, target.arch, n_layer, config.capture_layers)
-    lent = [name for name in ("token_embd.weight", "output.weight") if name not in drafter.tensors]
-    if lent and config.hidden_size != hidden_size:
-        raise ShapeError(
-            f"{drafter.path}: has no {lent[0]} and cannot use the target's: drafter width {config.hidden_size}, target {hidden_size}"
-        )
-    for name in lent:
-        if name not in target.tensors and "token_embd.weight" not in target.tensors:
-            raise CheckpointError(f"{drafter.path}: has no {name}, and neither has {target.path}; convert the drafter with its own")
-    if "output.weight" in lent and "output.weight" not in target.tensors:
-        shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
-        if shape[0] != config.vocab_size:
-            raise ShapeError(f"{target.path}: its head has {shape[0]} rows, the drafter's vocabulary is {config.vocab_size}")
-    ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
-    if ours is not None and theirs is not None and ours != theirs:
-        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)  # lengths were compared above
-        raise CheckpointError(
-            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for another target"
-        )

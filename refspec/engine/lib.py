@@ -25,7 +25,7 @@ except Exception as error:  # a missing or broken shared library raises OSError,
 
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
 
-_ERROR, _CONTINUED = 3, 5  # ggml_log_level
+_ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _errors: deque[str] = deque(maxlen=8)
 _last_level = 0
 
@@ -139,12 +139,26 @@ def ggml_library() -> ctypes.CDLL:
     return ctypes.CDLL(os.path.join(folder, stem))
 
 
+def _abort(message: bytes | None) -> None:
+    """Last resort for a check of llama.cpp that no rule of refspec has foreseen: one line and exit code 1, no core dump."""
+    text = " ".join((message or b"").decode("utf-8", "replace").split())
+    sys.stdout.flush()
+    print(f"llama.cpp stopped at an internal check ({text[-160:]}); the file or a setting is not usable, please report it", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 EvalCallback = api.ggml_backend_sched_eval_callback
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml_type
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 
 _log_callback = api.llama_log_callback(_log)  # lives as long as this module, as it must
 api.llama_log_set(_log_callback, ctypes.c_void_p(0))
+_abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_abort)
+_set_abort = getattr(ggml_library(), "ggml_set_abort_callback", None)
+if _set_abort is not None:
+    _set_abort.restype, _set_abort.argtypes = None, [type(_abort_callback)]
+    _set_abort(_abort_callback)
 api.llama_backend_init()
 
 

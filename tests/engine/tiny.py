@@ -61,8 +61,9 @@ def write(path: Path, arch: str, metadata: dict[str, Any], tensors: dict[str, np
     return path
 
 
-def tokenizer(n: int = V) -> dict[str, Any]:
+def tokenizer(n: int | None = None) -> dict[str, Any]:
     """A byte-level SPM vocabulary: unk, bos, eos, then letters, then byte tokens (all of them if n >= 286)."""
+    n = V if n is None else n
     tokens = ["<unk>", "<s>", "</s>", *[chr(97 + i) for i in range(26)], "\u2581"]
     types = [2, 3, 3, *[1] * 27]
     for b in range(min(256, n - len(tokens))):
