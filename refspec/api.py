@@ -76,7 +76,8 @@ def load(
         target.close()
         raise
     length = draft_max if draft_max is not None else int(chosen.get("draft_max", DRAFT_MAX))
-    return Session(target, loaded, draft_max=length, name=str(model))
+    types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
+    return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"})
 
 
 class Event(NamedTuple):
@@ -139,11 +140,14 @@ class Generation(Iterator[Event]):
 class Session:
     """A target, with or without a drafter, ready to generate; a context manager that closes both."""
 
-    def __init__(self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target") -> None:
+    def __init__(
+        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False
+    ) -> None:
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
         self.name = name  # the target file, for messages
+        self.bit_strict = bit_strict  # strict settings and F32 weights: batch shapes do not matter beyond 1e-5 in a logit
         self.current: Generation | None = None
 
     def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -163,7 +167,7 @@ class Session:
             return list(tokens)
         if isinstance(prompt, str):
             if not prompt.strip():
-                raise PromptError("the prompt is empty; give some text, or use raw to start from nothing")
+                raise PromptError("the prompt is empty; give some text, or use raw (--raw) to start from nothing")
             prompt = [{"role": "user", "content": prompt}]
         if system is not None:
             prompt = [{"role": "system", "content": system}, *prompt]
@@ -214,7 +218,7 @@ class Session:
         if not encoded:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
-            raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context")
+            raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)")
         drafter = self.drafter if speculate and draft_max > 0 else None
         options = {
             "sampler": sampler,

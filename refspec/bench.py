@@ -22,14 +22,10 @@ import numpy as np
 from refspec.api import Generation, Session
 from refspec.errors import RefspecError
 from refspec.metrics import Statistics
+from refspec.prompts import built_in
 from refspec.speculate import prefill
 
-PROMPTS = [
-    "Tom reads 14 pages of a book every day. How many pages does he read in 3 weeks?",
-    "Write a Python function that returns the largest even number in a list, or None if there is none.",
-    "Explain in a few sentences why leaves change their colour in autumn.",
-    "Write a short letter to a friend who has just moved to another city.",
-]
+PROMPTS = built_in(6)  # one of each kind
 ROWS = 8  # the cost curve goes at least so far
 SAMPLES = 15  # of every point of the cost curve
 FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
@@ -114,7 +110,7 @@ def _padded(counts: list[int], width: int) -> list[int]:
 
 
 def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
-    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back one accepted row."""
+    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows."""
     target, drafter, k = session.target, session.drafter, session.draft_max
     assert drafter is not None  # measure() is for sessions that have one
     largest = max(ROWS, k + 1)
@@ -135,13 +131,12 @@ def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
         features = target.features().copy()
         target.rollback(base)
         began = perf_counter()
-        drafted = len(drafter.draft(k).tokens)
-        drawn = perf_counter()
         drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
         extended = perf_counter()
+        drafted = len(drafter.draft(k).tokens)
+        draft.append((perf_counter() - extended) / max(drafted, 1))
+        extend.append(extended - began)
         drafter.rollback(base)
-        draft.append((drawn - began) / max(drafted, 1))
-        extend.append(extended - drawn)
     return {
         "verify_seconds": [median(times) for times in verify.values()],
         "draft_token_seconds": median(draft),

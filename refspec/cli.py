@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -32,7 +33,9 @@ class Refspec(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
             ctx.exit(CLOSED_PIPE)
         except KeyboardInterrupt:
             if debug:
@@ -91,7 +94,7 @@ model_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
     click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
     click.option(
-        "-c", "--ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own, at most 8192."
+        "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own, at most 8192."
     ),
     click.option("-t", "--threads", type=click.IntRange(1), help="Threads for one token."),
     click.option("-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."),
@@ -128,6 +131,8 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
 
     if prompt is not None and path is not None:
         raise click.UsageError("give the prompt with -p or with -f, not with both")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, it does not end the run
     sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"])
     text = read_prompt(prompt, path)
     with load(o) as session:
@@ -139,12 +144,10 @@ def load(o: dict[str, Any]) -> Session:
     """The session that the model options ask for."""
     import refspec
 
-    if o["model"] is None and o["drafter"] is None and o.get("no_spec"):
-        note("--no-spec: the embedded target runs without its drafter")
     return refspec.load(
         o["model"],
         o["drafter"],
-        n_ctx=o["ctx"],
+        n_ctx=o["n_ctx"],
         threads=o["threads"],
         threads_batch=o["threads_batch"],
         gpu_layers=o["gpu_layers"],
@@ -158,16 +161,18 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     from refspec import report
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
+    wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
+    generation = session.generate(
+        text, system=o["system"], raw=o["raw"], speculate=speculating, draft_sampling=o["draft_sampling"], **wanted
+    )
     if session.drafter is None and not o["no_spec"]:
         note("no drafter (-d): plain decoding")
     elif not speculating:
         note("plain decoding: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
     if session.chat_template is None and not o["raw"]:
         note(f"{session.name} has no chat template: the prompt is used as it is")
-    wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
-    generation = session.generate(
-        text, system=o["system"], raw=o["raw"], speculate=speculating, draft_sampling=o["draft_sampling"], **wanted
-    )
+    if o["strict"] and not session.bit_strict:
+        note("--strict: the weights are not all F32, so batch shapes still round differently")
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
