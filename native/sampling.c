@@ -31,23 +31,42 @@ static const double TAYLOR[14] = {
     1.0 / 3628800.0, 1.0 / 39916800.0, 1.0 / 479001600.0, 1.0 / 6227020800.0,
 };
 
-/* e^x for x <= 0, 0 below -708: sampling.py, exp_nonpositive. */
-static double exp_nonpositive(double x)
+/* e^x for x <= 0, 0 below -708: sampling.py, exp_nonpositive. No branch, so that the loops below vectorize. */
+static inline double exp_nonpositive(double x)
 {
     const double log2_e = 1.4426950408889634;
     const double ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
-    if (x < -708.0) return 0.0;
-    const int32_t n = (int32_t)(0.5 - x * log2_e); /* e^x = 2^-n e^r */
-    const double r = (x + n * ln2_high) + n * ln2_low;
+    const double z = x < -708.0 ? -708.0 : x;
+    const int32_t n = (int32_t)(0.5 - z * log2_e); /* e^z = 2^-n e^r */
+    const double r = (z + n * ln2_high) + n * ln2_low;
     double y = TAYLOR[13];
     for (int i = 12; i >= 0; i--) {
         y *= r;
         y += TAYLOR[i];
     }
-    const uint64_t bits = (uint64_t)(1023 - n) << 52; /* the bit pattern of 2^-n */
+    const uint64_t bits = (uint64_t)(uint32_t)(1023 - n) << 52; /* the bit pattern of 2^-n */
     double scale;
     memcpy(&scale, &bits, sizeof scale);
-    return y * scale;
+    return x < -708.0 ? 0.0 : y * scale;
+}
+
+enum { BLOCK = 16 };
+
+/* x [n], n <= BLOCK -> weights [n] = e^((x - top) / temperature). In place allowed. After top-k nearly every block is
+ * all -inf and costs next to nothing; the others vectorize. */
+static void weigh(double *weights, const double *x, double top, double temperature, size_t n)
+{
+    int64_t alive = 0;
+    for (size_t j = 0; j < n; j++) alive += x[j] > -INFINITY;
+    if (alive)
+        for (size_t j = 0; j < n; j++) weights[j] = exp_nonpositive((x[j] - top) / temperature);
+    else
+        for (size_t j = 0; j < n; j++) weights[j] = 0.0;
+}
+
+static size_t block_at(size_t i, size_t vocab)
+{
+    return vocab - i < BLOCK ? vocab - i : BLOCK;
 }
 
 static uint64_t mix(uint64_t z)
@@ -64,18 +83,6 @@ double rs_coin(uint64_t seed, uint64_t position, uint64_t stream)
     h = mix(h + (position + 1) * golden);
     h = mix(h + (stream + 1) * golden);
     return (double)(h >> 11) * 0x1p-53;
-}
-
-/* Argmax of logits [V], lowest index on ties, in float: this is the whole cost of greedy verification. */
-static int32_t argmax(const float *logits, size_t vocab)
-{
-    size_t best = 0;
-    for (size_t i = 0; i < vocab; i++) {
-        if (logits[i] <= logits[best]) continue;
-        best = i; /* larger, or a NaN on either side */
-        if (isnan(logits[i])) break;
-    }
-    return isfinite(logits[best]) ? (int32_t)best : RS_NOT_FINITE;
 }
 
 /* x [V] = logits + bias, and its argmax, lowest index on ties, or a status: sampling.py, _biased. */
@@ -111,6 +118,16 @@ static void sift_down(int32_t *heap, const double *x, size_t root, size_t n)
     heap[root] = moved;
 }
 
+/* Moves the best of the tokens never popped behind them. */
+static void pop(int32_t *order, const double *x, size_t popped, size_t vocab)
+{
+    const size_t last = vocab - 1 - popped;
+    const int32_t best = order[0];
+    order[0] = order[last];
+    order[last] = best;
+    sift_down(order, x, 0, last);
+}
+
 /* Sets x [V] to -inf where top-k, top-p or min-p removes a token: sampling.py, _survivors.
  * A heap instead of a sort: only the tokens that survive are ever put in order. Popped tokens collect at the end of
  * order [V], best last, so order[V-1-i] is the i-th best and order[0..V-popped) is what was never popped. */
@@ -122,25 +139,17 @@ static void filter(double *x, int32_t *order, double top, const rs_sampler *samp
         for (size_t i = 0; i < vocab; i++) order[i] = (int32_t)i;
         for (size_t i = vocab / 2; i-- > 0;) sift_down(order, x, i, vocab);
         if (limit < vocab) {
-            for (; popped < limit; popped++) {
-                const int32_t best = order[0];
-                order[0] = order[vocab - 1 - popped];
-                order[vocab - 1 - popped] = best;
-                sift_down(order, x, 0, vocab - 1 - popped);
-            }
+            for (; popped < limit; popped++) pop(order, x, popped, vocab);
             for (size_t i = 0; i < vocab - popped; i++) x[order[i]] = -INFINITY;
         }
         if (sampler->top_p < 1.0) {
-            double total = 0.0, mass = 0.0;
-            for (size_t i = 0; i < vocab; i++) total += exp_nonpositive(x[i] - top);
+            double weights[BLOCK], total = 0.0, mass = 0.0;
+            for (size_t i = 0; i < vocab; i += BLOCK) {
+                weigh(weights, x + i, top, 1.0, block_at(i, vocab));
+                for (size_t j = 0; j < block_at(i, vocab); j++) total += weights[j];
+            }
             for (kept = 0; kept == 0 || (kept < limit && mass < sampler->top_p * total); kept++) {
-                if (kept == popped) {
-                    const int32_t best = order[0];
-                    order[0] = order[vocab - 1 - popped];
-                    order[vocab - 1 - popped] = best;
-                    sift_down(order, x, 0, vocab - 1 - popped);
-                    popped++;
-                }
+                if (kept == popped) pop(order, x, popped++, vocab);
                 mass += exp_nonpositive(x[order[vocab - 1 - kept]] - top);
             }
             for (size_t i = 0; i < vocab - kept; i++) x[order[i]] = -INFINITY;
@@ -148,7 +157,7 @@ static void filter(double *x, int32_t *order, double top, const rs_sampler *samp
     }
     if (sampler->min_p > 0.0)
         for (size_t i = 0; i < vocab; i++)
-            if (exp_nonpositive(x[i] - top) < sampler->min_p) x[i] = -INFINITY;
+            if (x[i] > -INFINITY && exp_nonpositive(x[i] - top) < sampler->min_p) x[i] = -INFINITY;
 }
 
 int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sampler *sampler, size_t vocab)
@@ -163,10 +172,8 @@ int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sam
         return RS_OK;
     }
     filter(p, order, top, sampler, vocab);
-    for (size_t i = 0; i < vocab; i++) {
-        p[i] = exp_nonpositive((p[i] - top) / sampler->temperature);
-        total += p[i];
-    }
+    for (size_t i = 0; i < vocab; i += BLOCK) weigh(p + i, p + i, top, sampler->temperature, block_at(i, vocab));
+    for (size_t i = 0; i < vocab; i++) total += p[i];
     for (size_t i = 0; i < vocab; i++) p[i] /= total;
     return RS_OK;
 }
@@ -187,8 +194,11 @@ int32_t rs_invert_cdf(const double *p, double coin, size_t vocab)
 
 int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, double *p, int32_t *order, size_t vocab)
 {
-    if (sampler->temperature == 0.0)
-        return sampler->n_bias > 0 ? biased(p, logits, sampler, vocab) : argmax(logits, vocab);
+    if (sampler->temperature == 0.0) {
+        if (sampler->n_bias > 0) return biased(p, logits, sampler, vocab);
+        const int64_t best = rs_argmax(logits, vocab); /* in float: the whole cost of greedy verification */
+        return best >= 0 && isfinite(logits[best]) ? (int32_t)best : RS_NOT_FINITE;
+    }
     const int32_t status = rs_p_target(p, order, logits, sampler, vocab);
     return status < 0 ? status : rs_invert_cdf(p, coin, vocab);
 }

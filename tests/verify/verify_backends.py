@@ -1,6 +1,6 @@
 """The implementations under test behind one set of names.
 
-`numpy` is refspec.sampling and refspec.verify. `c` is native/sampling.c compiled here, alone, into a temporary directory
+`numpy` is refspec.sampling and refspec.verify. `c` is native/sampling.c compiled here (with ops.c) into a temporary directory
 and loaded with ctypes: it needs a C compiler but no extension, and shows status codes (`CError`) that the extension
 turns into Python errors. `extension` is refspec.native when the C module is built, as users run it.
 """
@@ -86,11 +86,11 @@ def compiler() -> str | None:
 
 
 def load_c(directory: Path) -> Backend:
-    """Compile native/sampling.c into `directory` and wrap it."""
+    """Compile native/sampling.c and ops.c into `directory` and wrap it."""
     library = directory / "sampling.so"
     flags = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    source = str(SOURCES / "sampling.c")
-    subprocess.run([*(compiler() or "cc").split(), *flags, "-o", str(library), source, "-lm"], check=True)
+    sources = [str(SOURCES / name) for name in ("sampling.c", "ops.c")]
+    subprocess.run([*(compiler() or "cc").split(), *flags, "-o", str(library), *sources, "-lm"], check=True)
     return _wrap(ctypes.CDLL(str(library)))
 
 
