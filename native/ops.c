@@ -199,6 +199,7 @@ int64_t rs_argmax(const float *x, size_t n) {
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
     int64_t best = rs_argmax(x, n);
     if (best < 0) return best;
+    if (!isfinite(x[best])) return -1 - best;
     float lane[LANES] = {0}, top = x[best];
     size_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -215,14 +216,14 @@ bool rs_all_finite(const float *x, size_t n) {
 }
 
 void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
-                        size_t n_states, size_t width, size_t out_stride) {
+                        size_t n_states, size_t width, size_t src_stride, size_t out_stride) {
     for (size_t s = 0; s < n_states; s++)
         for (size_t t = 0; t < rows; t++) {
-            const float *from = src[s] + t * width;
+            const float *from = src[s] + t * src_stride;
             float *to = out + t * out_stride + s * width;
             if (norm_weights)
                 rs_rms_norm(to, from, norm_weights[s], eps, 1, width);
             else
-                memcpy(to, from, width * sizeof *to);
+                memmove(to, from, width * sizeof *to);
         }
 }

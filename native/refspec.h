@@ -67,16 +67,18 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
 /* Lowest index of the largest of x [n]; -1 - i when x[i] is the first NaN; n must be at least 1. */
 int64_t rs_argmax(const float *x, size_t n);
 
-/* rs_argmax, and *prob = softmax(x)[index] (untouched after a NaN). */
+/* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then untouched. */
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
 /* True when x [n] holds neither NaN nor infinity. */
 bool rs_all_finite(const float *x, size_t n);
 
-/* Feature gathering: src[s] points to [T, W] of captured state s, norm_weights[s] to [W] -> out row t, W floats per state in
- * order, rows `out_stride` floats apart (at least n_states * W). norm_weights NULL copies; else each state is RMS-normed. */
+/* Feature gathering: src[s] points to state s, T rows of W floats `src_stride` floats apart -> row t of out holds the states
+ * side by side, rows `out_stride` floats apart (at least n_states * W). norm_weights[s] points to [W]: every state is RMS-normed
+ * on the way (FeatureNorm.PER_STATE); NULL copies. src_stride = W for llama.cpp's layer inputs, n_states * W for rows that were
+ * gathered before. In place allowed when the strides are equal and src[s] = out + s * W. */
 void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
-                        size_t n_states, size_t width, size_t out_stride);
+                        size_t n_states, size_t width, size_t src_stride, size_t out_stride);
 
 /* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
 

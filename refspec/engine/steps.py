@@ -21,15 +21,31 @@ def copy_rows(features: Floats, out: Floats) -> None:
     out[: len(features)] = features
 
 
+def _floats(array: Floats) -> Any:
+    return native.ffi.cast("float *", array.ctypes.data)
+
+
 class PerStateNorm:
     """RMSNorm of each captured state by its own weights (EAGLE 3.1 `fc_norm`): [T, N*Ht] -> out [>=T, N*Ht]."""
 
     def __init__(self, weights: Floats, eps: float, rows: int) -> None:
-        self._weights, self._eps = weights, np.float32(eps)  # [N, Ht]
+        self._weights, self._eps = np.ascontiguousarray(weights, np.float32), np.float32(eps)  # [N, Ht]
         self._scale = np.empty((rows, len(weights)), np.float32)
+        if native.lib is not None:
+            self._states = native.ffi.new("float *[]", len(weights))
+            self._pointers = native.ffi.new("float *[]", [_floats(row) for row in self._weights])
 
     def __call__(self, features: Floats, out: Floats) -> None:
         n = len(features)
+        if native.lib is not None:
+            (states, width), features = self._weights.shape, np.ascontiguousarray(features, np.float32)
+            first, stride = _floats(features), states * width
+            for i in range(states):
+                self._states[i] = first + i * width
+            native.lib.rs_gather_features(
+                _floats(out), self._states, self._pointers, float(self._eps), n, states, width, stride, out.strides[0] // 4
+            )
+            return
         x, y = features.reshape(n, *self._weights.shape), out[:n].reshape(n, *self._weights.shape)  # [T, N, Ht]
         scale = np.einsum("tnh,tnh->tn", x, x, out=self._scale[:n])  # sums of squares
         scale /= np.float32(self._weights.shape[1])

@@ -6,7 +6,7 @@ neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3D
 """
 
 from refspec.native.eagle3 import Eagle3Rows, StepResult
-from refspec.native.hooks import CaptureFunctions, EvalCapture, all_finite, argmax_prob, draft_feedback, gather_features
+from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
 from refspec.native.module import BACKENDS, backend, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
 from refspec.native.verify import (
@@ -21,9 +21,7 @@ from refspec.native.verify import (
 
 __all__ = [
     "BACKENDS",
-    "CaptureFunctions",
     "Eagle3Rows",
-    "EvalCapture",
     "StepResult",
     "all_finite",
     "argmax",

@@ -1,19 +1,18 @@
-"""What refspec does between llama.cpp's calls: capture hidden states, gather and norm them, feed a drafted state back.
+"""What refspec does between llama.cpp's calls: gather captured states and norm them, choose a token, feed its state back.
 
-Not an engine: nothing here knows llama_cpp; functions and buffers of it arrive as addresses. Everything but EvalCapture works
-without C too. Shape legend: T rows, W or Ht width of a state, H drafter width, V vocabulary.
+Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `engine/capture.py` directly.
+Shape legend: T rows, W width of a state, H drafter width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from refspec import ops
-from refspec.errors import BackendError, ShapeError
+from refspec.errors import ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
 from refspec.ops import Array
 
@@ -55,7 +54,7 @@ def gather_features(
     kept = [] if weights is None else [to_c(w) for w in weights]
     norm_pointers = ffi.NULL if weights is None else ffi.new("float *[]", kept)
     target = ffi.cast("float *", out.ctypes.data)
-    lib.rs_gather_features(target, pointers, norm_pointers, eps, rows, n, width, out.strides[0] // 4)
+    lib.rs_gather_features(target, pointers, norm_pointers, eps, rows, n, width, width, out.strides[0] // 4)
     return view
 
 
@@ -104,77 +103,3 @@ def all_finite(x: Array) -> bool:
         return bool(np.isfinite(x).all())
     x = floats(x)
     return bool(lib.rs_all_finite(to_c(x), x.size))
-
-
-class CaptureFunctions(NamedTuple):
-    """Addresses of the four ggml functions that EvalCapture calls."""
-
-    get_name: int  # ggml_get_name
-    tensor_get: int  # ggml_backend_tensor_get
-    nelements: int  # ggml_nelements
-    nbytes: int  # ggml_nbytes
-
-
-class EvalCapture:
-    """Copies tensors of a llama.cpp graph by name while it runs: give `callback` and `user_data` to the context, keep this alive.
-
-    Names are ggml's, for example "l_out-3" (the output of layer 3). C only: BackendError without the C module.
-    """
-
-    ERRORS = (
-        "",
-        "got more rows than the {capacity} it has room for",
-        "is not float32",
-        "has a size that is no multiple of {width}",
-    )
-
-    def __init__(self, names: Sequence[str], width: int, capacity: int, functions: CaptureFunctions) -> None:
-        """Buffers for `capacity` rows of `width` floats per name."""
-        if lib is None:
-            raise BackendError("EvalCapture needs the C module; build it with: python native/build_ffi.py")
-        require(
-            len(names) > 0 and width > 0 and capacity > 0,
-            f"EvalCapture: {len(names)} names, width {width}, capacity {capacity}",
-        )
-        self.names, self.width, self.capacity = tuple(names), width, capacity
-        self.buffers = [np.zeros((capacity, width), dtype=np.float32) for _ in names]  # n_states x [capacity, W]
-        kept = [ffi.new("char[]", name.encode()) for name in names]
-        arrays = [to_c(buffer) for buffer in self.buffers]
-        self._rows = ffi.new("size_t[]", len(names))
-        names_c, buffers_c = ffi.new("const char *[]", kept), ffi.new("float *[]", arrays)
-        self._struct = ffi.new("rs_capture *")
-        s = self._struct
-        s.get_name = ffi.cast("const char *(*)(const struct ggml_tensor *)", functions.get_name)
-        s.tensor_get = ffi.cast("void (*)(const struct ggml_tensor *, void *, size_t, size_t)", functions.tensor_get)
-        s.nelements = ffi.cast("int64_t (*)(const struct ggml_tensor *)", functions.nelements)
-        s.nbytes = ffi.cast("size_t (*)(const struct ggml_tensor *)", functions.nbytes)
-        s.names, s.buffers, s.rows = names_c, buffers_c, self._rows
-        s.n_states, s.width, s.capacity = len(names), width, capacity
-        self._alive: tuple[Any, ...] = (kept, arrays, names_c, buffers_c)
-        self.reset()
-
-    @property
-    def callback(self) -> int:
-        """Address of the function for `cb_eval`."""
-        return int(ffi.cast("intptr_t", ffi.addressof(lib, "rs_eval_callback")))
-
-    @property
-    def user_data(self) -> int:
-        """Address for `cb_eval_user_data`; valid while this object lives."""
-        return int(ffi.cast("intptr_t", self._struct))
-
-    def reset(self) -> None:
-        """Forget the rows and the error of the last decode; call it before each one."""
-        lib.rs_capture_reset(self._struct)
-
-    def states(self, rows: int) -> list[Array]:
-        """The captured states of a decode of `rows` rows: n_states views [T, W], valid until reset. Raises BackendError."""
-        if error := self._struct.error:
-            what = self.ERRORS[error].format(capacity=self.capacity, width=self.width)
-            raise BackendError(f"capturing hidden states: tensor {self.names[self._struct.error_state]!r} {what}")
-        for name, seen in zip(self.names, self._rows, strict=True):
-            if seen != rows:
-                raise BackendError(
-                    f"capturing hidden states: tensor {name!r} gave {seen} rows for a decode of {rows}; this architecture names it otherwise"
-                )
-        return [buffer[:rows] for buffer in self.buffers]

@@ -4,12 +4,12 @@ import ctypes
 
 import numpy as np
 import pytest
+from capture_harness import CaptureError, CaptureFunctions, EvalCapture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refspec import native, ops
-from refspec.errors import BackendError, ShapeError
-from refspec.native import CaptureFunctions, EvalCapture
+from refspec.errors import ShapeError
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 
@@ -86,7 +86,7 @@ def test_reset_starts_a_new_decode() -> None:
     graph = FakeGraph()
     capture = EvalCapture(["l_out-1"], 4, 2, graph.functions)
     graph.run(capture, ("l_out-1", rows(3)))
-    with pytest.raises(BackendError, match=r"'l_out-1' got more rows than the 2"):
+    with pytest.raises(CaptureError, match=r"'l_out-1' got more rows than the 2"):
         capture.states(3)
     capture.reset()
     graph.run(capture, ("l_out-1", rows(2, start=5)))
@@ -104,7 +104,7 @@ def test_overflow_is_flagged_and_nothing_is_written_past_the_buffer(batches: lis
         graph.run(capture, ("l_out-1", rows(n, start=start)))
     assert np.array_equal(guarded[8:], np.full((4, 4), -7))
     assert np.array_equal(guarded[:8], np.concatenate([rows(n, start=s) for s, n in enumerate(batches)])[:8])
-    with pytest.raises(BackendError, match="more rows"):
+    with pytest.raises(CaptureError, match="more rows"):
         capture.states(8)
 
 
@@ -114,7 +114,7 @@ def test_a_half_precision_tensor_is_refused_unread() -> None:
     capture = EvalCapture(["l_out-1"], 4, 8, graph.functions)
     graph.run(capture, ("l_out-1", rows(3)), element_size=2)
     assert graph.reads == 0
-    with pytest.raises(BackendError, match="'l_out-1' is not float32"):
+    with pytest.raises(CaptureError, match="'l_out-1' is not float32"):
         capture.states(3)
 
 
@@ -124,7 +124,7 @@ def test_a_tensor_of_another_width_is_refused_unread() -> None:
     capture = EvalCapture(["l_out-1", "l_out-2"], 4, 8, graph.functions)
     graph.run(capture, ("l_out-2", rows(3, width=5)))
     assert graph.reads == 0
-    with pytest.raises(BackendError, match="'l_out-2' has a size that is no multiple of 4"):
+    with pytest.raises(CaptureError, match="'l_out-2' has a size that is no multiple of 4"):
         capture.states(3)
 
 
@@ -133,7 +133,7 @@ def test_a_tensor_that_never_came_is_an_error_not_old_rows() -> None:
     graph = FakeGraph()
     capture = EvalCapture(["l_out-1", "missing"], 4, 8, graph.functions)
     graph.run(capture, ("l_out-1", rows(3)), ("l_out-1", rows(0)))
-    with pytest.raises(BackendError, match="'missing' gave 0 rows for a decode of 3"):
+    with pytest.raises(CaptureError, match="'missing' gave 0 rows for a decode of 3"):
         capture.states(3)
 
 
@@ -160,6 +160,20 @@ def test_gathering_is_concatenation_with_each_state_normed(
     if gains is not None:
         numpy = [ops.rms_norm(s, g, 1e-5) for s, g in zip(states, gains, strict=True)]
         np.testing.assert_allclose(got, np.concatenate(numpy, axis=1), rtol=1e-5)
+
+
+@needs_c
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_c_gathering_norms_rows_that_already_lie_side_by_side(in_place: bool) -> None:
+    lib, ffi = native.lib, native.ffi
+    x = np.random.default_rng(0).standard_normal((5, 3 * 20)).astype(np.float32)
+    gains = np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32)
+    expected = [native.rms_norm(x[:, 20 * s : 20 * s + 20], gains[s], 1e-5) for s in range(3)]
+    out = x if in_place else np.empty_like(x)
+    states = ffi.new("float *[]", [ffi.cast("float *", x.ctypes.data + 80 * s) for s in range(3)])
+    weights = ffi.new("float *[]", [ffi.cast("float *", gains.ctypes.data + 80 * s) for s in range(3)])
+    lib.rs_gather_features(ffi.cast("float *", out.ctypes.data), states, weights, 1e-5, 5, 3, 20, 60, 60)
+    assert np.array_equal(out, np.concatenate(expected, axis=1))
 
 
 def test_gathering_takes_addresses_and_rows_of_longer_buffers() -> None:

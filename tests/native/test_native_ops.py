@@ -83,6 +83,13 @@ def test_argmax_reports_the_first_nan_as_a_negative_number() -> None:
     assert index == 1 and np.isnan(p)
 
 
+@pytest.mark.parametrize("x, best", [([0.0, np.inf, 1.0], 1), ([-np.inf, -np.inf], 0)])
+def test_an_infinite_maximum_has_no_probability(x: list[float], best: int) -> None:
+    row = np.array(x, np.float32)
+    assert native.argmax(row) == best
+    assert lib.rs_argmax_prob(ffi.new("float *"), pointer(row), len(x)) == -1 - best
+
+
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 5000))
 def test_argmax_prob_is_the_softmax_of_the_argmax_bit_for_bit(seed: int, n: int) -> None:
