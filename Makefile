@@ -37,7 +37,7 @@ agree: dev
 
 # Measured on this machine, idle please: plain and speculative side by side, cost curves, refspec's own share.
 bench: install
-	$(BIN)/refspec bench
+	$(BIN)/refspec bench speed
 
 lint: dev
 	$(BIN)/ruff check .

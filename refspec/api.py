@@ -42,31 +42,37 @@ def load(
     threads: int | None = None,
     threads_batch: int | None = None,
     gpu_layers: int = 0,
+    flash_attn: str | None = None,
     strict: bool = False,
     draft_max: int | None = None,
 ) -> Session:
     """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify several.
-    `strict` keeps the cache in F32 without flash attention: with F32 weights, verifying then rounds like decoding does. Raises
+    `strict` runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache
+    directory): a row then rounds alike whatever stands beside it. `flash_attn` is off, on or auto (llama.cpp decides). Raises
     CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec.drafters.llama import LlamaEagle3Drafter
     from refspec.engine import drafter_config
     from refspec.gguf_io import read_gguf_header
+    from refspec.recast import is_f32, recast
     from refspec.targets.llama import LlamaTarget
 
     chosen: dict[str, Any] = {}
     if model is None:
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    if strict:
+        model = model if is_f32(model) else recast(model, "f32")
+        drafter = drafter if drafter is None or is_f32(drafter) else recast(drafter, "f32")
     settings: dict[str, Any] = {
         "n_threads": threads or chosen.get("threads"),
         "n_threads_batch": threads_batch or threads or chosen.get("threads_batch"),
         "n_gpu_layers": gpu_layers,
         "kv_type": "f32" if strict else "f16",
-        "flash_attn": "off" if strict else "auto",
+        "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
     capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)

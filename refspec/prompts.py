@@ -1,11 +1,17 @@
-"""Two hundred prompts of our own, so that a proof or a benchmark needs no data set: the same list on every machine.
+"""Prompts for measurements: from a file, or two hundred of our own, the same list on every machine.
 
-Written from templates (no corpus text): questions, word problems, Python tasks, stories, reasoning with options.
+The built-in ones are made from templates (no corpus text): questions, word problems, Python tasks, stories, options.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from itertools import cycle, islice, product
+from pathlib import Path
+from typing import NamedTuple
+
+from refspec.errors import PromptError
 
 _TOPICS = (
     "the moon", "volcanoes", "honey bees", "the Roman army", "photosynthesis", "the stock market", "glaciers",
@@ -78,3 +84,40 @@ def built_in(count: int = 200) -> list[str]:
             else:
                 mixed.append(prompt)
     return list(islice(cycle(mixed), count))
+
+
+class Prompt(NamedTuple):
+    """A prompt and the family it belongs to."""
+
+    family: str
+    text: str
+
+
+def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
+    """Prompts of a file, or the built-in list without one: JSONL rows (`turns`, `benchmark`) or one prompt a line.
+
+    Only the first turn of a row is taken. Raises PromptError for a file that cannot be read or has nothing to give.
+    """
+    if path is None:
+        return [Prompt("built-in", text) for text in built_in()]
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: {error}; name a UTF-8 text or JSONL file") from None
+    out = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if not path.endswith(".jsonl"):
+            out.append(Prompt("file", line))
+            continue
+        try:
+            row = json.loads(line)
+            out.append(Prompt(str(row.get("benchmark", "file")), str(row["turns"][0])))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of texts") from None
+    kept = [p for p in out if not families or p.family in families]
+    if not kept:
+        known = ", ".join(sorted({p.family for p in out})) or "none"
+        raise PromptError(f"{path}: no prompts of {', '.join(families) or 'any family'}; families there: {known}")
+    return kept

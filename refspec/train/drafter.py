@@ -42,6 +42,9 @@ class TrainedDrafter:
 
 
 class Eagle3(nn.Module):
+    embedding: Tensor
+    draft_ids: Tensor
+
     def __init__(self, config: TrainedDrafter, embedding: Tensor, draft_ids: Tensor):
         """`embedding` [V, H] is the target's and stays frozen; `draft_ids` int64 [D] are ascending target ids."""
         super().__init__()

@@ -33,6 +33,19 @@ def draft_vocabulary(data: Path, size: int, vocab_size: int) -> np.ndarray:
     return np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int64)
 
 
+def drafter_for(
+    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, **switches: str
+) -> TrainedDrafter:
+    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect."""
+    c = load_target(target_run).config
+    return TrainedDrafter(
+        hidden_size=c.hidden_size, target_hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
+        capture_layers=capture_layers or c.default_capture_layers, head_dim=c.head_dim, vocab_size=c.vocab_size,
+        intermediate_size=c.intermediate_size, draft_vocab_size=min(draft_vocab_size, c.vocab_size),
+        rms_eps=c.rms_eps, rope_theta=c.rope_theta, context_length=c.context_length, **switches,
+    )  # fmt: skip
+
+
 class Separately:
     """One Optimizers per variant, so that no variant's gradient norm clips another's."""
 
@@ -95,10 +108,11 @@ def train_drafters(
     ((draft_size, capture),) = sizes
     draft_ids = torch.from_numpy(draft_vocabulary(data, draft_size, target.config.vocab_size))
     member = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill_(0, draft_ids, True)
-    drafters = nn.ModuleDict()
+    drafters: dict[str, Eagle3] = {}
     for name, config in variants.items():
         torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
         drafters[name] = Eagle3(config, target.embed.weight, draft_ids)
+    together = nn.ModuleDict(drafters)
 
     def hidden_matrix(name: str) -> bool:
         return "head" not in name
@@ -171,7 +185,7 @@ def train_drafters(
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     figures = run_steps(
-        out, identity, drafters, optimizers, steps=steps, loss_of=loss_of, validate=validate,  # type: ignore[arg-type]
+        out, identity, together, optimizers, steps=steps, loss_of=loss_of, validate=validate,  # type: ignore[arg-type]
         tokens_per_step=ROWS * LENGTH,
     )  # fmt: skip
     for name, drafter in drafters.items():

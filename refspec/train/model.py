@@ -113,7 +113,8 @@ class Target(nn.Module):
         self.config = c = config
         self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
         nn.init.normal_(self.embed.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.layers = [Block(c) for _ in range(c.n_layers)]
+        self.blocks = nn.ModuleList(self.layers)  # registers them
         self.norm = RMSNorm(c.hidden_size, c.rms_eps)
 
     def forward(self, tokens: Tensor, mask: Tensor, capture: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
@@ -122,7 +123,7 @@ class Target(nn.Module):
         cos, sin = rope_tables(torch.arange(tokens.shape[1]), c.head_dim, c.rope_theta)
         x = self.embed(tokens)
         states = {}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             if i in capture:
                 states[i] = x
             x = block(x, cos, sin, mask)
@@ -137,7 +138,7 @@ class Target(nn.Module):
         """Weights under Hugging Face Llama names, float32 (the head is tied to the embedding)."""
         c, out = self.config, {"model.embed_tokens.weight": self.embed.weight, "model.norm.weight": self.norm.weight}
         heads = [c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim]
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             p = f"model.layers.{i}."
             q, k, v = block.qkv.weight.split(heads)
             gate, up = block.gate_up.weight.chunk(2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..convert import convert_target
+from ..errors import CheckpointError
 from .data import Batches
 from .loop import Optimizers, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
@@ -38,7 +39,7 @@ def train_target(
     bos = tokenizer.token_to_id(BOS)
     model = Target(config)
     if compiled:
-        for block in model.blocks:
+        for block in model.layers:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
     optimizers = Optimizers(model, muon_lr=muon_lr, adam_lr=adam_lr, is_matrix=is_hidden_matrix)
     batches = [
@@ -92,6 +93,8 @@ def export_target(model: Target, data: Path, out: Path) -> None:
 
 def load_target(run: Path) -> Target:
     """The trained target of a run folder, in evaluation mode."""
+    if not (run / "checkpoint.pt").is_file():
+        raise CheckpointError(f"{run / 'checkpoint.pt'}: no such file; train the target first, or name its run folder")
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     fields = {k: v for k, v in state["identity"].items() if k in TargetConfig.__dataclass_fields__}
     model = Target(TargetConfig(**fields))

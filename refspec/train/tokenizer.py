@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import CheckpointError
+
 GGUF_PRE = "qwen2"
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -50,6 +52,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path):
 
 
 def load_tokenizer(path: Path):
+    """The tokenizer saved in `path`; CheckpointError when there is none."""
     from tokenizers import Tokenizer
 
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; make the data folder with `refspec train data`")
     return Tokenizer.from_file(str(path))

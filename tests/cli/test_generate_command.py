@@ -58,8 +58,9 @@ def test_compare_prints_the_plain_run_the_speedup_and_the_verdict(on):
     assert result.exit_code == 0
     for words in ("speculative: 12 tokens", "plain: 12 tokens", "speedup: ", "identical: yes"):
         assert words in result.stderr
-    # A random drafter gains nothing, and the program says so.
-    assert "LOSES" in result.stderr
+    # Whether a random drafter loses depends on the machine's load; that a loss is said does not.
+    ratio = float(result.stderr.split("speedup: ")[1].split("x")[0])
+    assert ("LOSES" in result.stderr) == (ratio < 1.0) or ratio == 1.0
 
 
 def test_compare_with_sampled_drafts_promises_the_law_only(on):

@@ -33,7 +33,7 @@ def test_help_lists_the_commands_and_runnable_examples():
 
 
 def test_bench_measures_and_explains(pair):
-    arguments = ["bench", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "32", "--repeat", "1", "--draft-max", "2"]
+    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "32", "--repeat", "1", "--draft-max", "2"]
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
@@ -47,7 +47,7 @@ def test_bench_measures_and_explains(pair):
 
 
 def test_bench_without_a_drafter_is_a_usage_error(pair):
-    result = call("bench", "-m", pair[0], "-t", "1")
+    result = call("bench", "speed", "-m", pair[0], "-t", "1")
     assert result.exit_code == 2 and "-d" in result.stderr
 
 

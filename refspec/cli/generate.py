@@ -1,106 +1,23 @@
-"""The command line: options and printing. Everything else is in the modules the commands call."""
+"""`refspec generate`: text on stdout as it is decided, the account of it on stderr."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from refspec.errors import PromptError, RefspecError, UsageError
+from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_prompt
 
-if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
+if TYPE_CHECKING:
     from refspec.api import Generation, Session
     from refspec.sampling import Sampler
-
-INTERRUPTED = 130  # 128 + SIGINT
-CLOSED_PIPE = 141  # 128 + SIGPIPE
-
-
-class Refspec(click.Group):
-    """A group whose every failure is one line on stderr: exit 1, or 2 for a wrong argument."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        debug = bool(os.environ.get("REFSPEC_DEBUG"))
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(nowhere, stream.fileno())
-            ctx.exit(CLOSED_PIPE)
-        except KeyboardInterrupt:
-            if debug:
-                raise
-            note("interrupted")
-            ctx.exit(INTERRUPTED)
-        except RefspecError as error:
-            if debug:
-                raise
-            note(str(error))
-            ctx.exit(2 if isinstance(error, UsageError) else 1)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            what = " ".join(str(error).split())
-            note(f"{type(error).__name__}: {what} (unexpected; set REFSPEC_DEBUG=1 to see where, and please report it)")
-            ctx.exit(1)
-
-
-def note(line: str) -> None:
-    """One line to stderr."""
-    click.echo(f"refspec: {line}", err=True)
-
-
-@click.group(cls=Refspec, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="refspec")
-def main() -> None:
-    """Normalized speculative drafters (EAGLE-3 and 3.1) on llama.cpp.
-
-    \b
-    Generate with the embedded pair, and see what the drafter gained:
-        refspec generate --compare -p "Why is the sky blue?"
-    With a model and a drafter of your own:
-        refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
-    What is this file, and which normalization does it have:
-        refspec inspect drafter.gguf
-
-    Text goes to stdout, everything else to stderr.
-    """
-
-
-def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click options as one decorator, in the order given."""
-
-    def apply(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-model_options = options(
-    click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
-    click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
-    click.option(
-        "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own, at most 8192."
-    ),
-    click.option("-t", "--threads", type=click.IntRange(1), help="Threads for one token."),
-    click.option("-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."),
-    click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all."),
-    click.option("--strict", is_flag=True, help="F32 cache, no flash attention: bit-strict equality with F32 weights."),
-)
 
 
 @main.command()
@@ -138,22 +55,6 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     with load(o) as session:
         code = run(session, text, sampler, o, as_json)
     ctx.exit(code)
-
-
-def load(o: dict[str, Any]) -> Session:
-    """The session that the model options ask for."""
-    import refspec
-
-    return refspec.load(
-        o["model"],
-        o["drafter"],
-        n_ctx=o["n_ctx"],
-        threads=o["threads"],
-        threads_batch=o["threads_batch"],
-        gpu_layers=o["gpu_layers"],
-        strict=o["strict"],
-        draft_max=o.get("draft_max"),
-    )
 
 
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
@@ -250,57 +151,3 @@ def stop_on_interrupt(generation: Generation) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def read_prompt(prompt: str | None, path: str | None) -> str:
-    """The prompt from -p, -f or stdin as text; the last newline of a file or of stdin is dropped."""
-    if prompt is not None:
-        data, where = os.fsencode(prompt), "-p"
-    elif path is not None and path != "-":
-        where = path
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise PromptError(f"{path}: {error.strerror or error}; name a text file with -f") from None
-    else:
-        where = "stdin"
-        if path is None and sys.stdin.isatty():
-            raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
-        data = sys.stdin.buffer.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{where}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the text to UTF-8"
-        ) from None
-    return text if where == "-p" else text.removesuffix("\n").removesuffix("\r")
-
-
-@main.command()
-@click.argument("file", metavar="FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(file: str, as_json: bool) -> None:
-    """Say what a target or drafter GGUF is, every normalization flag in words."""
-    from refspec import inspect as inspector
-
-    about = inspector.describe(file)
-    click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))
-
-
-@main.command()
-@model_options
-@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per run.")
-@click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
-@click.option("--prompts", metavar="FILE", help="Prompts, one per line; a few of its own if not given.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def bench(max_tokens: int, repeat: int, prompts: str | None, as_json: bool, **o: Any) -> None:
-    """Measure on this machine: plain and speculative decoding, cost curves, refspec's own share."""
-    from refspec import bench as benchmark
-
-    texts = [line for line in read_prompt(None, prompts).splitlines() if line.strip()] if prompts else benchmark.PROMPTS
-    with load(o) as session:
-        if session.drafter is None:
-            raise click.UsageError("bench compares plain and speculative decoding: name a drafter with -d")
-        measured = benchmark.measure(session, texts, max_tokens=max_tokens, repeat=repeat, progress=note)
-    click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))

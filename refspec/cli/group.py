@@ -1,0 +1,141 @@
+"""The command group: every failure is one line, and the options that name and load models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refspec.errors import PromptError, RefspecError, UsageError
+
+if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
+    from refspec.api import Session
+
+INTERRUPTED = 130  # 128 + SIGINT
+CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+class Refspec(click.Group):
+    """A group whose every failure is one line on stderr: exit 1, or 2 for a wrong argument."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = bool(os.environ.get("REFSPEC_DEBUG"))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
+            ctx.exit(CLOSED_PIPE)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            note("interrupted")
+            ctx.exit(INTERRUPTED)
+        except RefspecError as error:
+            if debug:
+                raise
+            note(str(error))
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            what = " ".join(str(error).split())
+            note(f"{type(error).__name__}: {what} (unexpected; set REFSPEC_DEBUG=1 to see where, and please report it)")
+            ctx.exit(1)
+
+
+def note(line: str) -> None:
+    """One line to stderr."""
+    click.echo(f"refspec: {line}", err=True)
+
+
+@click.group(cls=Refspec, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="refspec")
+def main() -> None:
+    """Normalized speculative drafters (EAGLE-3 and 3.1) on llama.cpp.
+
+    \b
+    Generate with the embedded pair, and see what the drafter gained:
+        refspec generate --compare -p "Why is the sky blue?"
+    With a model and a drafter of your own:
+        refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
+    What is this file, and which normalization does it have:
+        refspec inspect drafter.gguf
+
+    Text goes to stdout, everything else to stderr.
+    """
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator, in the order given."""
+
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+model_options = options(
+    click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
+    click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
+    click.option(
+        "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own, at most 8192."
+    ),
+    click.option("-t", "--threads", type=click.IntRange(1), help="Threads for one token."),
+    click.option("-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."),
+    click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all."),
+    click.option(
+        "-fa", "--flash-attn", type=click.Choice(["off", "on", "auto"]), help="Flash attention; the default was measured or is auto."
+    ),
+    click.option("--strict", is_flag=True, help="All in F32, no flash attention: speculative text is the plain text, bit for bit."),
+)
+
+
+def load(o: dict[str, Any]) -> Session:
+    """The session that the model options ask for."""
+    import refspec
+
+    return refspec.load(
+        o["model"],
+        o["drafter"],
+        n_ctx=o["n_ctx"],
+        threads=o["threads"],
+        threads_batch=o["threads_batch"],
+        gpu_layers=o["gpu_layers"],
+        flash_attn=o["flash_attn"],
+        strict=o["strict"],
+        draft_max=o.get("draft_max"),
+    )
+
+
+def read_prompt(prompt: str | None, path: str | None) -> str:
+    """The prompt from -p, -f or stdin as text; the last newline of a file or of stdin is dropped."""
+    if prompt is not None:
+        data, where = os.fsencode(prompt), "-p"
+    elif path is not None and path != "-":
+        where = path
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise PromptError(f"{path}: {error.strerror or error}; name a text file with -f") from None
+    else:
+        where = "stdin"
+        if path is None and sys.stdin.isatty():
+            raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
+        data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{where}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the text to UTF-8"
+        ) from None
+    return text if where == "-p" else text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,127 @@
+"""`refspec inspect`, `bench` and `verify`: look at a file, measure a pair, check that speculation changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from refspec.cli.group import load, main, model_options, note, options
+from refspec.errors import UsageError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+prompt_options = options(
+    click.option("--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in 200."),
+    click.option("--family", "families", multiple=True, help="Only this `benchmark` of a JSONL file; may be repeated."),
+)
+
+
+@main.command()
+@click.argument("file", metavar="FILE")
+@json_option
+def inspect(file: str, as_json: bool) -> None:
+    """Say what a target or drafter GGUF is, every normalization flag in words."""
+    from refspec import inspect as inspector
+
+    about = inspector.describe(file)
+    click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))
+
+
+@main.group()
+def bench() -> None:
+    """Measure a pair on this machine."""
+
+
+@bench.command()
+@model_options
+@prompt_options
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per run.")
+@click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
+@click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
+@json_option
+def speed(
+    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, as_json: bool, **o: Any
+) -> None:
+    """Plain and speculative decoding in turn, cost curves, refspec's own share of a verify step."""
+    from refspec import bench as benchmark
+    from refspec.prompts import read
+
+    texts = [p.text for p in read(prompts, families)][:count]
+    with drafting(o) as session:
+        measured = benchmark.measure(session, texts, max_tokens=max_tokens, repeat=repeat, progress=note)
+    click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))
+
+
+@bench.command()
+@model_options
+@prompt_options
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
+@click.option("--draft-max", type=click.IntRange(1, 64), default=5, show_default=True, help="Draft tokens per verify step.")
+@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature; the seed is the prompt's number.")
+@click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
+@json_option
+def acceptance(
+    max_tokens: int, prompts: str | None, families: tuple[str, ...], temp: float, count: int | None, as_json: bool, **o: Any
+) -> None:
+    """Tau and acceptance by position, for each family of prompts and over all."""
+    from refspec import acceptance as counting
+    from refspec.prompts import read
+    from refspec.sampling import Sampler
+
+    chosen = counting.first_of_each(read(prompts, families), count)
+    with drafting(o) as session, click.progressbar(length=len(chosen), label="prompts", file=sys.stderr) as bar:
+        found = counting.measure(
+            session, chosen, Sampler(temperature=temp), max_tokens=max_tokens, progress=lambda: bar.update(1)
+        )
+    click.echo(json.dumps(counting.as_dict(found)) if as_json else "\n".join(counting.table(found)))
+
+
+@main.command()
+@model_options
+@prompt_options
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
+@click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@click.option("--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, help="May be repeated.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt; the next ones count up.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many prompts.")
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context, max_tokens: int, prompts: str | None, families: tuple[str, ...], temps: tuple[float, ...],
+    seed: int, count: int, as_json: bool, **o: Any,
+) -> None:
+    """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it."""  # fmt: skip
+    from refspec import equality
+    from refspec.prompts import read
+    from refspec.sampling import Sampler
+
+    texts = [p.text for p in read(prompts, families)][:count]
+    results = []
+    with drafting(o) as session:
+        for temp in temps:
+            label = f"temperature {temp:g}"
+            with click.progressbar(length=len(texts), label=label, file=sys.stderr) as bar:
+                results.append(
+                    equality.check(
+                        session, texts, Sampler(temperature=temp), max_tokens=max_tokens, seed=seed,
+                        progress=lambda: bar.update(1),
+                    )
+                )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"model": session.name, "results": [r.as_dict() for r in results]}))
+    else:
+        click.echo("\n".join(line for r in results for line in equality.describe(r)))
+    broken = session.bit_strict and any(r.differences for r in results)
+    ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
+
+
+def drafting(o: dict[str, Any]) -> Any:
+    """A session that has a drafter; these commands measure one."""
+    session = load(o)
+    if session.drafter is None:
+        session.close()
+        raise UsageError("this command measures a drafter: name one with -d")
+    return session

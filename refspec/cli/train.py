@@ -1,0 +1,113 @@
+"""`refspec train`: data, target, drafter. Needs the `train` extra; each command resumes where a kill left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refspec.cli.group import main, options
+from refspec.errors import UsageError
+
+folder = click.Path(file_okay=False, path_type=Path)
+run_options = options(
+    click.option("-o", "--out", type=folder, required=True, help="Run folder: checkpoints, log, exports."),
+    click.option("--steps", type=click.IntRange(1), required=True, help="Steps of 4096 tokens."),
+    click.option("--seed", type=int, default=1, show_default=True),
+    click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads."),
+    click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler)."),
+    click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
+)
+
+
+@main.group()
+def train() -> None:
+    """Train a target and its drafters.
+
+    \b
+        refspec train data CORPUS.jsonl -o runs/data
+        refspec train target --data runs/data -o runs/target --steps 3800
+        refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200 --twin
+
+    Kill a run at any time and give the same command again: it goes on from its last checkpoint.
+    """
+    missing = [name for name in ("torch", "tokenizers", "safetensors", "tqdm") if not _installed(name)]
+    if missing:
+        raise UsageError(f"training needs {', '.join(missing)}: pip install 'refspec[train]'")
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+@train.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--out", type=folder, required=True, help="Folder for tokenizer.json and token arrays.")
+@click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
+@click.option("--seed", type=int, default=1, show_default=True)
+def data(corpus: Path, out: Path, vocab: int, seed: int) -> None:
+    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
+    from refspec.train.data import prepare
+
+    for split, counts in prepare(corpus, out, vocab_size=vocab, seed=seed).items():
+        click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
+
+
+@train.command()
+@click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
+@run_options
+@click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
+@click.option("--width", type=click.IntRange(32), default=192, show_default=True)
+@click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
+@click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
+def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
+    """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
+    from refspec.train.model import TargetConfig
+    from refspec.train.target import train_target
+    from refspec.train.tokenizer import load_tokenizer
+
+    config = TargetConfig(
+        vocab_size=load_tokenizer(data / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
+        n_heads=heads, intermediate_size=ffn,
+    )  # fmt: skip
+    _print(train_target(data, out, config=config, **o))
+
+
+@train.command()
+@click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
+@click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
+@run_options
+@click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
+@click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")
+@click.option("--feature-norm", type=click.Choice(["none", "concat", "per_state"]), default="per_state", show_default=True)
+@click.option("--feedback", type=click.Choice(["pre_norm", "post_norm"]), default="post_norm", show_default=True)
+@click.option("--residual", type=click.Choice(["raw", "normed"]), default="raw", show_default=True)
+@click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
+@click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
+def drafter(
+    data: Path, target_run: Path, depth: int, draft_vocab: int, feature_norm: str, feedback: str, residual: str,
+    layer_ids: str | None, twin: bool, out: Path, **o: Any,
+) -> None:
+    """Train an EAGLE-3 drafter by training-time test; exports OUT/NAME (speculators layout) and OUT/NAME.gguf."""  # fmt: skip
+    from refspec.train.drafters import drafter_for, train_drafters
+
+    try:
+        ids = tuple(int(i) for i in layer_ids.split(",")) if layer_ids else None
+    except ValueError:
+        raise UsageError(f"--layer-ids {layer_ids!r}: give numbers with commas, such as 2,7,11") from None
+    switches = {"feature_norm": feature_norm, "feedback": feedback, "residual": residual}
+    variants = {feedback: drafter_for(target_run, draft_vocab, ids, **switches)}
+    if twin:
+        plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
+        if plain == switches:
+            raise UsageError("--twin would train the same variant twice; leave it out")
+        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, **plain)
+    _print(train_drafters(data, target_run, out, variants, depth=depth, **o))
+
+
+def _print(figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        click.echo(f"{name}: {value}")
