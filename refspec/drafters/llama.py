@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from refspec import drafter_meta
+from refspec import drafter_meta, native
 from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft
 from refspec.engine import Context, Model, RowBatch, check_pair, drafter_config, lib
@@ -28,7 +28,7 @@ from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
-from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.sampling import Sampler
 
 ONE_PASS = 32  # rows up to which all logits are computed to keep those of the last; above it, the last row goes alone
 OUTPUT_FLOATS = 1 << 24  # llama.cpp reserves logits for every encoded row: 64 MiB at most
@@ -161,8 +161,8 @@ class LlamaEagle3Drafter:
                 if token < 0:
                     raise BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
             else:
-                q_draft[i] = q = p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
-                token = invert_cdf(q, float(coins[i]))
+                q_draft[i] = q = native.p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
+                token = native.invert_cdf(q, float(coins[i]))
                 confidence[i] = q[token]
             tokens[i] = token
             if i + 1 < k:  # the last draft token needs no row of its own

@@ -11,6 +11,8 @@ import ctypes
 import os
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from refspec.errors import BackendError
@@ -139,12 +141,37 @@ def ggml_library() -> ctypes.CDLL:
     return ctypes.CDLL(os.path.join(folder, stem))
 
 
+_stderr = 2  # where the last line goes, also while `quietly` has redirected descriptor 2
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Drop what ggml prints to descriptor 2 past every log callback (it does so about damaged weights)."""
+    global _stderr
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, AttributeError):  # no standard error to protect
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    _stderr = saved
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        _stderr = 2
+
+
 def _abort(message: bytes | None) -> None:
     """Last resort for a check of llama.cpp that no rule of refspec has foreseen: one line and exit code 1, no core dump."""
-    text = " ".join((message or b"").decode("utf-8", "replace").split())
+    text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
+    line = f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it\n"
     sys.stdout.flush()
-    print(f"llama.cpp stopped at an internal check ({text[-160:]}); the file or a setting is not usable, please report it", file=sys.stderr)
-    sys.stderr.flush()
+    os.write(_stderr, line.encode())
     os._exit(1)
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +20,9 @@ from refspec.engine import lib
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.gguf_header import GgufInfo
 
+MAX_TEXT = 1 << 30  # bytes; llama.cpp counts in 32 bits
+SHALLOW = 1000  # characters any thread's stack has room for
+STACK_PER_CHARACTER, MIN_STACK, MAX_STACK = 1024, 16 << 20, 1 << 30
 _NO_VOCAB = 0  # LLAMA_VOCAB_TYPE_NONE
 
 
@@ -27,7 +34,8 @@ class Model:
         self.info = info
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override)
         lib.forget_errors()
-        handle = lib.load_model(os.fsencode(info.path), params)
+        with lib.quietly():
+            handle = lib.load_model(os.fsencode(info.path), params)
         del keep
         if not handle:
             raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(lib.reason())}")
@@ -55,15 +63,23 @@ class Model:
         """Token ids of a text; bytes that are not UTF-8 count as U+FFFD, which llama.cpp would end the process over."""
         self._need_tokenizer()
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
-        raw = raw.decode("utf-8", "replace").encode()
+        clean = raw.decode("utf-8", "replace")
+        tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
+        if tokens is None:
+            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize this text of {len(raw)} bytes; give a shorter one")
+        return tokens
+
+    def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int] | None:
+        if len(raw) > MAX_TEXT:
+            return None
         room = len(raw) + 16  # no tokenizer makes more tokens than bytes plus the special ones
         for _ in range(2):
             out = np.empty(room, np.int32)
             n = lib.tokenize(self.vocab, raw, len(raw), out.ctypes.data, room, add_special, parse_special)
             if n >= 0:
-                return out[:n].tolist()  # type: ignore[no-any-return]
+                return [int(t) for t in out[:n]]
             room = -n
-        raise BackendError(f"{self.info.path}: llama.cpp could not tokenize a text of {len(raw)} bytes; give a shorter one")
+        return None
 
     def token_to_bytes(self, token: int, special: bool = False) -> bytes:
         """The bytes a token stands for (part of a UTF-8 character, possibly); control tokens are empty unless `special`."""
@@ -95,6 +111,31 @@ class Model:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
             raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file")
+
+
+def _longest_run(text: str) -> int:
+    """Characters of the longest stretch without a change between space and non-space: no pre-tokenizer matches more than two."""
+    return 2 * max((m.end() - m.start() for m in re.finditer(r"\s+|\S+", text)), default=0)
+
+
+def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | None:
+    """`call()` with stack enough to match `run` characters; None when that is beyond reason.
+
+    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and overflows the stack of the process.
+    """
+    if run <= SHALLOW:
+        return call()
+    if run * STACK_PER_CHARACTER > MAX_STACK:
+        return None
+    result: list[list[int] | None] = []
+    before = threading.stack_size(MIN_STACK + run * STACK_PER_CHARACTER)
+    try:
+        thread = threading.Thread(target=lambda: result.append(call()))
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    return result[0] if result else None
 
 
 def _missing_byte(info: GgufInfo) -> str:
