@@ -23,22 +23,32 @@ if TYPE_CHECKING:
 @main.command()
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
-@click.option("-f", "--file", "path", metavar="FILE", help="Read the prompt from a file; - is stdin, as without -p and -f.")
-@click.option("-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Stop after so many tokens.")
+@click.option(
+    "-f", "--file", "path", metavar="FILE", help="Read the prompt from a file; - is stdin, as without -p and -f."
+)
+@click.option(
+    "-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Stop after so many tokens."
+)
 @click.option(
     "--draft-max",
     type=click.IntRange(0, 64),
     help="Draft tokens per verify step, 0 for plain decoding; the default was measured (embedded pair) or is 3.",
 )
-@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 always takes the likeliest token.")
+@click.option(
+    "--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 always takes the likeliest token."
+)
 @click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 is off.")
 @click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1 is off.")
 @click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest; 0 is off.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
+)
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System text for the chat template.")
 @click.option("--no-spec", is_flag=True, help="Plain decoding, although there is a drafter.")
-@click.option("--draft-sampling", is_flag=True, help="Sample the drafts and verify by rejection: same law, other text per seed.")
+@click.option(
+    "--draft-sampling", is_flag=True, help="Sample the drafts and verify by rejection: same law, other text per seed."
+)
 @click.option("--compare", is_flag=True, help="Also run plain decoding and print both, the speedup and any difference.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
 @click.pass_context
@@ -112,7 +122,13 @@ def compare(
     same, difference = plain.tokens == fast.tokens, None
     if not same and not sampled:
         difference = explain(
-            session.target, fast.prompt, plain.tokens, fast.tokens, sampler=sampler, seed=o["seed"], draft_max=session.draft_max
+            session.target,
+            fast.prompt,
+            plain.tokens,
+            fast.tokens,
+            sampler=sampler,
+            seed=o["seed"],
+            draft_max=session.draft_max,
         )
     record |= {"identical": same, "first_difference": report.difference_as_dict(difference)}
 

@@ -26,7 +26,9 @@ class Refspec(click.Group):
         debug = bool(os.environ.get("REFSPEC_DEBUG"))
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
+        except (
+            BrokenPipeError
+        ):  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(nowhere, stream.fileno())
@@ -88,15 +90,29 @@ model_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
     click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
     click.option(
-        "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own, at most 8192."
+        "-c",
+        "--ctx",
+        "n_ctx",
+        type=click.IntRange(0),
+        default=0,
+        help="Context in tokens; 0 is the model's own, at most 8192.",
     ),
     click.option("-t", "--threads", type=click.IntRange(1), help="Threads for one token."),
-    click.option("-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."),
+    click.option(
+        "-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."
+    ),
     click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all."),
     click.option(
-        "-fa", "--flash-attn", type=click.Choice(["off", "on", "auto"]), help="Flash attention; the default was measured or is auto."
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(["off", "on", "auto"]),
+        help="Flash attention; the default was measured or is auto.",
     ),
-    click.option("--strict", is_flag=True, help="All in F32, no flash attention: speculative text is the plain text, bit for bit."),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="All in F32, no flash attention: speculative text is the plain text, bit for bit.",
+    ),
 )
 
 

@@ -13,7 +13,9 @@ from refspec.errors import UsageError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 prompt_options = options(
-    click.option("--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in 200."),
+    click.option(
+        "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in 200."
+    ),
     click.option("--family", "families", multiple=True, help="Only this `benchmark` of a JSONL file; may be repeated."),
 )
 
@@ -59,12 +61,22 @@ def speed(
 @model_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
-@click.option("--draft-max", type=click.IntRange(1, 64), default=5, show_default=True, help="Draft tokens per verify step.")
-@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature; the seed is the prompt's number.")
+@click.option(
+    "--draft-max", type=click.IntRange(1, 64), default=5, show_default=True, help="Draft tokens per verify step."
+)
+@click.option(
+    "--temp", type=float, default=0.0, show_default=True, help="Temperature; the seed is the prompt's number."
+)
 @click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
 @json_option
 def acceptance(
-    max_tokens: int, prompts: str | None, families: tuple[str, ...], temp: float, count: int | None, as_json: bool, **o: Any
+    max_tokens: int,
+    prompts: str | None,
+    families: tuple[str, ...],
+    temp: float,
+    count: int | None,
+    as_json: bool,
+    **o: Any,
 ) -> None:
     """Tau and acceptance by position, for each family of prompts and over all."""
     from refspec import acceptance as counting
@@ -84,14 +96,25 @@ def acceptance(
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
-@click.option("--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, help="May be repeated.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt; the next ones count up.")
+@click.option(
+    "--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, help="May be repeated."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the first prompt; the next ones count up."
+)
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many prompts.")
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, max_tokens: int, prompts: str | None, families: tuple[str, ...], temps: tuple[float, ...],
-    seed: int, count: int, as_json: bool, **o: Any,
+    ctx: click.Context,
+    max_tokens: int,
+    prompts: str | None,
+    families: tuple[str, ...],
+    temps: tuple[float, ...],
+    seed: int,
+    count: int,
+    as_json: bool,
+    **o: Any,
 ) -> None:
     """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it."""  # fmt: skip
     from refspec import equality

@@ -82,14 +82,25 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")
-@click.option("--feature-norm", type=click.Choice(["none", "concat", "per_state"]), default="per_state", show_default=True)
+@click.option(
+    "--feature-norm", type=click.Choice(["none", "concat", "per_state"]), default="per_state", show_default=True
+)
 @click.option("--feedback", type=click.Choice(["pre_norm", "post_norm"]), default="post_norm", show_default=True)
 @click.option("--residual", type=click.Choice(["raw", "normed"]), default="raw", show_default=True)
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(
-    data: Path, target_run: Path, depth: int, draft_vocab: int, feature_norm: str, feedback: str, residual: str,
-    layer_ids: str | None, twin: bool, out: Path, **o: Any,
+    data: Path,
+    target_run: Path,
+    depth: int,
+    draft_vocab: int,
+    feature_norm: str,
+    feedback: str,
+    residual: str,
+    layer_ids: str | None,
+    twin: bool,
+    out: Path,
+    **o: Any,
 ) -> None:
     """Train an EAGLE-3 drafter by training-time test; exports OUT/NAME (speculators layout) and OUT/NAME.gguf."""  # fmt: skip
     from refspec.train.drafters import drafter_for, train_drafters

@@ -52,7 +52,12 @@ def encode_conversation(tokenizer, messages: list[dict]) -> tuple[list[int], lis
 
 
 def prepare(
-    corpus: Path, out: Path, *, vocab_size: int, seed: int, val_every: int = 200,
+    corpus: Path,
+    out: Path,
+    *,
+    vocab_size: int,
+    seed: int,
+    val_every: int = 200,
     weights: dict[str, int] | None = None,
 ) -> dict:
     """Train the tokenizer, then write packed train and validation arrays. Returns counts for the model card."""  # fmt: skip
@@ -95,7 +100,9 @@ class Batches:
         self.length, self.rows, self.seed = length, rows, seed
         self.per_epoch = (self.tokens.size - 2 * length) // length // rows
         if self.per_epoch < 1:
-            raise UsageError(f"{folder}: {split} holds {self.tokens.size} tokens, fewer than a batch of {rows} x {length}")
+            raise UsageError(
+                f"{folder}: {split} holds {self.tokens.size} tokens, fewer than a batch of {rows} x {length}"
+            )
         self._epoch, self._order, self._offset = -1, np.empty(0, np.int64), 0
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:

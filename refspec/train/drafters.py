@@ -90,8 +90,18 @@ def chain_losses(drafter: Eagle3, batch: dict[str, Tensor | list[Tensor]], depth
 
 
 def train_drafters(
-    data: Path, target_run: Path, out: Path, variants: dict[str, TrainedDrafter], *, steps: int, depth: int, seed: int,
-    threads: int | None = None, muon_lr: float = 0.02, adam_lr: float = 0.002, compiled: bool = False,
+    data: Path,
+    target_run: Path,
+    out: Path,
+    variants: dict[str, TrainedDrafter],
+    *,
+    steps: int,
+    depth: int,
+    seed: int,
+    threads: int | None = None,
+    muon_lr: float = 0.02,
+    adam_lr: float = 0.002,
+    compiled: bool = False,
     outtype: str = "f16",
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators

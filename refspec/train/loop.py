@@ -80,9 +80,17 @@ def save_atomic(value: dict, path: Path) -> None:
 
 
 def run_steps(
-    out: Path, identity: dict, model: nn.Module, optimizers: Optimizers, *, steps: int,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], validate: Callable[[], dict[str, float]],
-    tokens_per_step: int, checkpoint_every: int = 200, validate_every: int = 400,
+    out: Path,
+    identity: dict,
+    model: nn.Module,
+    optimizers: Optimizers,
+    *,
+    steps: int,
+    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    validate: Callable[[], dict[str, float]],
+    tokens_per_step: int,
+    checkpoint_every: int = 200,
+    validate_every: int = 400,
 ) -> dict:
     """Train from the last checkpoint in `out` (or from step 0) to `steps`; returns the last validation figures.
 

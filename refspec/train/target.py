@@ -25,8 +25,17 @@ def is_hidden_matrix(name: str) -> bool:
 
 
 def train_target(
-    data: Path, out: Path, *, config: TargetConfig, steps: int, seed: int, threads: int | None = None,
-    muon_lr: float = 0.02, adam_lr: float = 0.004, compiled: bool = False, outtype: str = "f16",
+    data: Path,
+    out: Path,
+    *,
+    config: TargetConfig,
+    steps: int,
+    seed: int,
+    threads: int | None = None,
+    muon_lr: float = 0.02,
+    adam_lr: float = 0.004,
+    compiled: bool = False,
+    outtype: str = "f16",
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 

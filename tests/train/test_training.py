@@ -1,0 +1,210 @@
+"""Training end to end at toy size: data, target, drafters, kill and resume, exports that refspec reads back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
+pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
+pytest.importorskip("safetensors", reason="training needs the `train` extra (safetensors)")
+
+from click.testing import CliRunner  # noqa: E402
+
+from refspec.cli import main  # noqa: E402
+from refspec.convert.safetensors_io import read_tensors  # noqa: E402
+from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
+from refspec.errors import CheckpointError  # noqa: E402
+from refspec.gguf_io import read_drafter  # noqa: E402
+from refspec.train import loop  # noqa: E402
+from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
+from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
+from refspec.train.model import Target, TargetConfig, document_mask  # noqa: E402
+from refspec.train.target import load_target, train_target  # noqa: E402
+from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
+
+CONFIG = TargetConfig(
+    vocab_size=320, hidden_size=32, n_layers=6, n_heads=2, n_kv_heads=1, head_dim=16, intermediate_size=48
+)
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "dog", "sees", "a", "tree", "12", "runs", "home", "def f(x):", "return", "\n"]
+    path = tmp_path_factory.mktemp("corpus") / "chat.jsonl"
+    with open(path, "w", encoding="utf-8") as out:
+        for _ in range(500):
+            talk = [" ".join(rng.choice(words, 60)) for _ in range(2)]
+            messages = [{"role": r, "content": t} for r, t in zip(("user", "assistant"), talk, strict=True)]
+            out.write(json.dumps({"messages": messages, "source": "toy", "domain": "chat"}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data")
+    prepare(corpus, out, vocab_size=320, seed=1, val_every=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def target_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("target")
+    train_target(data, out, config=CONFIG, steps=STEPS, seed=3, threads=1)
+    return out
+
+
+def weights(run):
+    return torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+
+
+def test_training_lowers_the_loss_and_reports_it(target_run):
+    figures = [json.loads(line) for line in (target_run / "log.jsonl").read_text().splitlines()]
+    assert figures[-1]["validation"]["val_loss"] < np.log(CONFIG.vocab_size)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(data, target_run, tmp_path, monkeypatch):
+    saved, steps_taken = loop.save_atomic, []
+
+    def save_then_die(value, path):
+        saved(value, path)
+        steps_taken.append(value["step"])
+        if value["step"] == 2:
+            raise KeyboardInterrupt
+
+    def every_two(*args, **kwargs):
+        return run(*args, **(kwargs | {"checkpoint_every": 2}))
+
+    run = loop.run_steps
+    monkeypatch.setattr(loop, "save_atomic", save_then_die)
+    monkeypatch.setattr("refspec.train.target.run_steps", every_two)
+    with pytest.raises(KeyboardInterrupt):
+        train_target(data, tmp_path, config=CONFIG, steps=STEPS, seed=3, threads=1)
+    train_target(data, tmp_path, config=CONFIG, steps=STEPS, seed=3, threads=1)
+    assert steps_taken == [2, 4]
+    whole, resumed = weights(target_run), weights(tmp_path)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_run_is_not_resumed_with_other_options(data, target_run):
+    with pytest.raises(CheckpointError, match="seed=3, now 4"):
+        train_target(data, target_run, config=CONFIG, steps=STEPS, seed=4, threads=1)
+
+
+def test_batches_are_a_function_of_the_step(data):
+    one, other = (Batches(data, "train", length=64, rows=4, seed=5) for _ in range(2))
+    later = one.per_epoch + 3
+    other[0]
+    np.testing.assert_array_equal(one[later][0], other[later][0])
+    assert not np.array_equal(one[3][0], one[later][0])
+
+
+def test_the_template_renders_what_training_saw(data):
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    messages = [{"role": "user", "content": "Hi\n there"}, {"role": "assistant", "content": "a b"}]
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    assert template.render(messages=messages, bos_token=BOS) == "".join(text for text, _ in render_pieces(messages))
+    tokenizer = load_tokenizer(data / "tokenizer.json")
+    ids, mask = encode_conversation(tokenizer, messages)
+    mine = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
+    assert mine == "a b<|im_end|>"
+
+
+def test_a_document_does_not_see_the_one_before():
+    torch.manual_seed(0)
+    model = Target(CONFIG).eval()
+    ids = torch.randint(2, 300, (1, 12))
+    ids[0, [0, 6]] = 1
+    changed = ids.clone()
+    changed[0, 3] = 7 if ids[0, 3] != 7 else 8
+    with torch.no_grad():
+        mask = document_mask(ids, 1).float()
+        before, after = model(ids, mask)[0], model(changed, mask)[0]
+    assert torch.equal(before[0, 6:], after[0, 6:])
+    assert not torch.equal(before[0, 3:6], after[0, 3:6])
+
+
+@pytest.fixture(scope="module")
+def drafter_run(data, target_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("drafters")
+    variants = {
+        "post_norm": drafter_for(target_run, 200, (1, 2, 4)),
+        "pre_norm": drafter_for(target_run, 200, (1, 2, 4), feature_norm="none", feedback="pre_norm"),
+    }
+    figures = train_drafters(data, target_run, out, variants, steps=2, depth=2, seed=1, threads=1)
+    return out, figures
+
+
+def test_drafters_train_and_report_agreement_by_depth(drafter_run):
+    _, figures = drafter_run
+    for name in ("post_norm", "pre_norm"):
+        assert 0 <= figures[f"{name}_agree_0"] <= 1
+        assert 1 <= figures[f"{name}_forced_tau"] <= 3
+
+
+@pytest.mark.parametrize("name", ["post_norm", "pre_norm"])
+def test_the_exported_drafter_gguf_is_the_trained_one(name, drafter_run, target_run):
+    out, _ = drafter_run
+    config, loaded = read_drafter(out / f"{name}.gguf")
+    assert config.feedback.value == name
+    assert config.capture_layers == (1, 2, 4)
+    drafter = Eagle3Drafter(config, loaded)
+    stored = read_tensors(out / name)
+    np.testing.assert_allclose(drafter.weights["output"], stored["lm_head.weight"].load(), atol=2e-3)
+    np.testing.assert_array_equal(drafter.d2t, stored["d2t"].load() + np.arange(200))
+    drafter.extend(np.array([5, 6]), np.random.default_rng(0).standard_normal((2, 96)).astype(np.float32))
+    assert len(drafter.draft(3).tokens) == 3
+
+
+def test_twins_start_from_the_same_draw(data, target_run):
+    from refspec.train.drafter import Eagle3
+
+    made = []
+    for feedback in ("post_norm", "pre_norm"):
+        torch.manual_seed(1)
+        made.append(
+            Eagle3(drafter_for(target_run, 200, (1, 2, 4), feedback=feedback), torch.zeros(320, 32), torch.arange(200))
+        )
+    for (name, a), (_, b) in zip(made[0].named_parameters(), made[1].named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_trained_pair_generates_through_llama_cpp(drafter_run, target_run):
+    out, _ = drafter_run
+    pair = ["-m", str(target_run / "target.gguf"), "-d", str(out / "post_norm.gguf")]
+    result = CliRunner().invoke(
+        main, ["generate", *pair, "-p", "the cat", "-n", "12", "-t", "1", "--json", "--compare", "--strict"]
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["identical"] is True
+    assert record["generated_tokens"] >= 1
+
+
+def test_commands_say_in_one_line_what_is_missing(tmp_path, data):
+    for arguments, words in (
+        (["target", "--data", str(tmp_path), "-o", str(tmp_path / "o"), "--steps", "1"], "refspec train data"),
+        (
+            ["drafter", "--data", str(data), "--target", str(tmp_path), "-o", str(tmp_path / "o"), "--steps", "1"],
+            "train the target first",
+        ),
+        (
+            ["drafter", "--data", str(data), "--target", str(tmp_path), "-o", "x", "--steps", "1", "--layer-ids", "a"],
+            "2,7,11",
+        ),
+    ):
+        result = CliRunner().invoke(main, ["train", *arguments])
+        assert result.exit_code != 0
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_load_target_names_the_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="train the target first"):
+        load_target(tmp_path)
