@@ -20,7 +20,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from refspec import chat, embedded
+from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
 from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
@@ -53,6 +53,7 @@ def load(
     directory): a row then rounds alike whatever stands beside it. `flash_attn` is off, on or auto (llama.cpp decides). Raises
     CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
+    native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec.drafters.llama import LlamaEagle3Drafter
     from refspec.engine import drafter_config

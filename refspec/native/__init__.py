@@ -1,13 +1,13 @@
 """The door to the C module: the names of `refspec/ops.py` and `refspec/verify.py`, from C where it is built, else from NumPy.
 
-`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides. Integers and decisions are bit-equal in both, floats
+`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides, and `check()` raises what is wrong with it. Integers and decisions are bit-equal in both, floats
 differ by the order of summation only (tests/agreement states the bounds), and in both a row's result never depends on its
 neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
 """
 
 from refspec.native.eagle3 import Eagle3Rows, StepResult
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
-from refspec.native.module import BACKENDS, backend, ffi, lib
+from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
 from refspec.native.verify import (
     coin,
@@ -28,6 +28,7 @@ __all__ = [
     "argmax_prob",
     "attention",
     "backend",
+    "check",
     "coin",
     "draft_feedback",
     "ffi",

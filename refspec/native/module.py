@@ -1,7 +1,8 @@
 """Finding the compiled module refspec._native: the only file that imports it.
 
 REFSPEC_BACKEND=numpy|c decides; unset takes C if it is built, and says once on stderr if it is not. REFSPEC_NATIVE_PATH
-names another build of the module to load (the sanitizer run does). Everything here is decided once, at import.
+names another build of the module to load (the sanitizer run does). Decided once, at import; a request that cannot be met is
+raised by `check` or by the first use, so that the command line can print it as one line.
 """
 
 from __future__ import annotations
@@ -43,10 +44,31 @@ def _load(wanted: str, path: str) -> ModuleType | None:
         return None
 
 
-_module = _load(os.environ.get("REFSPEC_BACKEND", ""), os.environ.get("REFSPEC_NATIVE_PATH", ""))
-ffi: Any = getattr(_module, "ffi", None)
-lib: Any = getattr(_module, "lib", None)
-backend = "numpy" if _module is None else "c"
+class _Refused:
+    """Stands for a C module that was asked for and cannot be had: `import refspec` works, any use raises the reason."""
+
+    def __init__(self, reason: RefspecError) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._reason
+
+
+ffi: Any = None
+lib: Any = None
+backend = "numpy"
+try:
+    _module = _load(os.environ.get("REFSPEC_BACKEND", ""), os.environ.get("REFSPEC_NATIVE_PATH", ""))
+    if _module is not None:
+        ffi, lib, backend = _module.ffi, _module.lib, "c"
+except RefspecError as _reason:
+    ffi, lib, backend = _Refused(_reason), _Refused(_reason), "refused"
+
+
+def check() -> None:
+    """Raise now, in one line, what the first use of a refused backend would raise; for programs, before their work starts."""
+    if backend == "refused":
+        _ = lib.rs_build
 
 
 def floats(x: Array) -> Array:

@@ -15,7 +15,7 @@ from refspec.drafters.base import Ops
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 WITHOUT_C = "import sys; sys.modules['refspec._native'] = None\n"  # what a missing extension looks like to an import
-SHOW = "from refspec import native; print(native.backend)"
+SHOW = "from refspec import native; native.check(); print(native.backend)"
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 
@@ -51,6 +51,20 @@ def test_an_unknown_backend_lists_the_known_ones() -> None:
     result = run(SHOW, REFSPEC_BACKEND="cuda")
     assert result.returncode == 1
     assert result.stderr.strip().endswith("RefspecError: REFSPEC_BACKEND = 'cuda' is not one of numpy, c")
+
+
+@pytest.mark.parametrize(
+    "use", ["native.coin(1, 2)", "native.argmax([1.0])", "native.lib.rs_build()", "native.ffi.NULL"]
+)
+def test_an_unknown_backend_does_not_fall_back_when_nobody_checked(use: str) -> None:
+    result = run(f"from refspec import native\n{use}", REFSPEC_BACKEND="cuda")
+    assert result.returncode == 1 and "is not one of numpy, c" in result.stderr
+
+
+def test_the_command_line_prints_an_unknown_backend_as_one_line() -> None:
+    result = run("import sys; from refspec.cli import main; main(['generate', '-p', 'x'])", REFSPEC_BACKEND="cuda")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "refspec: REFSPEC_BACKEND = 'cuda' is not one of numpy, c\n"
 
 
 def test_a_native_path_that_is_no_module_is_an_error() -> None:
