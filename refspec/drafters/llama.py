@@ -97,7 +97,7 @@ class LlamaEagle3Drafter:
         self._logits = self._state = 0  # addresses of the newest row's outputs; 0 when they are gone
         self._held = 0  # rows in the cache, drafted ones included
         self.n_rows = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._draft_ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)  # [D]
         self.probe: Callable[[int, Array, Array], None] | None = None  # (depth, logits [V], h [H]) before each drafted token
 
@@ -106,7 +106,6 @@ class LlamaEagle3Drafter:
 
         Raises ShapeError for shapes, ids or a full context, BackendError for features that are not finite.
         """
-        began = perf_counter()
         self.context.alive()
         n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
         if features.shape != (n, width):
@@ -133,7 +132,6 @@ class LlamaEagle3Drafter:
             self._held = self.n_rows = start
             self._logits = self._state = 0
             raise
-        self.seconds += perf_counter() - began
 
     def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
         """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law.
@@ -142,7 +140,6 @@ class LlamaEagle3Drafter:
         """
         if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
             raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
-        began = perf_counter()
         self.context.alive()
         k = min(k, self.context.n_ctx - self.n_rows + 1) if self.n_rows else 0
         if sampler is not None and self._forbids_all(sampler):
@@ -170,7 +167,6 @@ class LlamaEagle3Drafter:
                 self._steps.tokens[0] = token
                 self._decode(1, position, "all")
                 position += 1
-        self.seconds += perf_counter() - began
         return Draft(tokens, q_draft, confidence)
 
     def rollback(self, n_rows: int) -> None:
@@ -207,10 +203,15 @@ class LlamaEagle3Drafter:
             self._steps.tokens[:n] = tokens
         except (OverflowError, ValueError, TypeError):
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.config.vocab_size - 1}") from None
+        ids = self._steps.tokens[:n]
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:  # llama.cpp reads -1 as "no token" and computes on
+            raise ShapeError(f"{self.path}: token ids {ids.min()}..{ids.max()} leave the vocabulary of {self.config.vocab_size}")
         self._norm_features(features, self._features.states)
         lib.forget_errors()
-        handle = self.context.handle
-        code = lib.encode(handle, self._features.prepare(n, self.n_rows, "all"))
+        handle, struct = self.context.handle, self._features.prepare(n, self.n_rows, "all")
+        began = perf_counter()
+        code = lib.encode(handle, struct)
+        self.seconds += perf_counter() - began
         if code:
             raise self.context.failure(code, f"encode {n} rows at row {self.n_rows}")
         # llama.cpp's buffer is overwritten by the decode that reads these states
@@ -221,12 +222,14 @@ class LlamaEagle3Drafter:
         self.n_rows = self._held
 
     def _decode(self, n: int, first: int, outputs: str) -> None:
-        handle = self.context.handle
+        handle, struct = self.context.handle, self._steps.prepare(n, first, outputs)
         self._logits = self._state = 0
-        code = lib.decode(handle, self._steps.prepare(n, first, outputs))
+        self._held = first + n  # before the call: whatever interrupts it, these rows are dropped later
+        began = perf_counter()
+        code = lib.decode(handle, struct)
+        self.seconds += perf_counter() - began
         if code:
             raise self.context.failure(code, f"run {n} drafter rows at row {first}")
-        self._held = first + n
         if outputs == "all":
             self._logits = lib.get_logits_ith(handle, -1)
             self._state = lib.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size

@@ -80,8 +80,6 @@ class Context:
         self.n_ctx = min(n_ctx, int(lib.context_n_ctx(handle)))  # llama.cpp rounds up to 256; the caller's limit holds
         self.n_batch = int(lib.context_n_batch(handle))
         self.n_ubatch = int(lib.context_n_ubatch(handle))
-        self.can_rewind = not (lib.model_is_recurrent(model.handle) or lib.model_is_hybrid(model.handle))
-        self.rewind_limit = None if self.can_rewind else int(lib.context_n_rs_seq(handle))
 
     def keep(self, n: int) -> bool:
         """Drop every position from n on; False when the memory cannot (a recurrent state beyond its history)."""

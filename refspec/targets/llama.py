@@ -22,7 +22,7 @@ from refspec.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
 
 DEFAULT_N_CTX = 8192  # cap of n_ctx = 0: models trained for 128k positions would ask for gigabytes of memory
-MAX_REWIND = 64  # positions a recurrent (hybrid) model is asked to be able to take back
+MAX_REWIND = 16  # positions a recurrent (hybrid) model can be asked to take back; it keeps one state for each
 
 
 class LlamaTarget:
@@ -63,7 +63,7 @@ class LlamaTarget:
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
         self.context = Context(
             self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
-            kv_type=kv_type, flash_attn=flash_attn, n_rs_seq=MAX_REWIND if recurrent else 0,
+            kv_type=kv_type, flash_attn=flash_attn, n_rs_seq=MAX_REWIND if recurrent and self.capture_layers else 0,
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
@@ -71,7 +71,7 @@ class LlamaTarget:
             self._capture.attach(self.context.handle)
         self.n_ctx = self.context.n_ctx
         self.n_past = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._batch = RowBatch(self.context.n_batch)
         self._features = np.empty((0, len(self.capture_layers), self.hidden_size), np.float32)  # [>=T, N, Ht]
         self._n_rows = 0  # rows of the last decode
@@ -81,10 +81,9 @@ class LlamaTarget:
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of them.
 
-        Raises ShapeError when they do not fit into the context, BackendError for an id outside the vocabulary, a failed
-        computation or logits that are not finite; the positions held before stay held.
+        Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
+        or logits that are not finite; the positions held before stay held.
         """
-        began = perf_counter()
         handle, n = self.context.alive(), len(tokens)
         if n == 0 or n > self.n_ctx - self.n_past:
             raise ShapeError(
@@ -105,7 +104,9 @@ class LlamaTarget:
                 if self._capture is not None:
                     self._capture.collect(handle, self._features[i : i + len(part)])
         except BaseException:
-            self.context.keep(start)
+            if not self.context.keep(start):  # a recurrent state cannot always go back
+                self.context.clear()
+                self.n_past = 0
             raise
         self.n_past = start + n
         if logits != "none":
@@ -121,7 +122,6 @@ class LlamaTarget:
         else:
             self._first_logits = n
         self._n_rows = n
-        self.seconds += perf_counter() - began
         return n
 
     def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
@@ -133,8 +133,14 @@ class LlamaTarget:
         if self._capture is not None:
             self._capture.begin()
         lib.forget_errors()
-        code = lib.decode(handle, batch.prepare(n, first, outputs))
+        struct = batch.prepare(n, first, outputs)
+        began = perf_counter()
+        code = lib.decode(handle, struct)
+        self.seconds += perf_counter() - began
         if code:
+            outside = [t for t in batch.tokens[:n].tolist() if not 0 <= t < self.n_vocab]
+            if outside:  # llama.cpp has refused them; here they get a name
+                raise ShapeError(f"{self.path}: token id {outside[0]} is outside 0..{self.n_vocab - 1}")
             raise self.context.failure(code, f"run {n} tokens at position {first}")
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
