@@ -1,0 +1,175 @@
+"""LlamaTarget on tiny random models: captured states, logits, rollback, tokens, in every way llama.cpp can be asked for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from refspec import native
+from refspec.engine.capture import CallbackCapture
+from refspec.errors import BackendError, ShapeError
+from refspec.targets.llama import LlamaTarget
+
+IDS = np.random.default_rng(5).integers(3, tiny.V, 45).tolist()
+STRICT: dict[str, Any] = dict(n_ctx=256, kv_type="f32", flash_attn="off", n_threads=1)
+Make = Callable[..., LlamaTarget]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make(arch: str = "llama", *, quantize: str = "F32", **settings: Any) -> LlamaTarget:
+        path = tmp_path / f"{arch}-{quantize}.gguf"
+        if not path.exists():
+            tiny.target(path, arch, quantize=quantize)
+        return LlamaTarget(path, **(STRICT | settings))
+
+    return make
+
+
+def states(target: LlamaTarget, logits: str = "last") -> np.ndarray:
+    target.decode(IDS, logits=logits)
+    return target.features().copy()
+
+
+def test_staged_states_equal_the_evaluation_callback_in_c_and_in_python(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = states(make(capture_layers=tiny.LAYERS))
+    by_callback = states(make(capture_layers=tiny.LAYERS, capture="callback"))
+    assert staged.shape == (len(IDS), 3 * tiny.HT) and np.array_equal(staged, by_callback)
+    monkeypatch.setattr(native, "lib", None)
+    assert np.array_equal(staged, states(make(capture_layers=tiny.LAYERS, capture="callback")))
+
+
+def test_states_are_the_residual_stream_entering_the_layer(make: Make) -> None:
+    # boundary 0 is the token embedding itself, the only state that can be computed without a model
+    target = make(capture_layers=[0, 1])
+    _, tensors = tiny.target_parts("llama")
+    assert np.array_equal(states(target)[:, : tiny.HT], tensors["token_embd.weight"][IDS])
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen2"])
+@pytest.mark.parametrize("logits", ["last", "none"])
+def test_states_of_all_rows_do_not_depend_on_batches_or_outputs(make: Make, arch: str, logits: str) -> None:
+    whole = states(make(arch, capture_layers=tiny.LAYERS), "all")
+    pieces = states(make(arch, capture_layers=tiny.LAYERS, n_batch=16, n_ubatch=7), logits)
+    np.testing.assert_allclose(pieces, whole, rtol=0, atol=2e-5)
+
+
+def test_the_order_of_captured_layers_is_kept(make: Make) -> None:
+    forward, backward = states(make(capture_layers=[1, 2, 4])), states(make(capture_layers=[4, 2, 1]))
+    assert np.array_equal(forward.reshape(-1, 3, tiny.HT), backward.reshape(-1, 3, tiny.HT)[:, ::-1])
+
+
+def test_logits_of_any_row_are_a_view_of_llama_cpp(make: Make) -> None:
+    target = make()
+    assert target.decode(IDS) == len(IDS)
+    every = [target.logits(i).copy() for i in range(len(IDS))]
+    assert target.logits(3).ctypes.data == target.logits_pointer(3) and not target.logits(3).flags.owndata
+    target.reset()
+    target.decode(IDS, logits="last")
+    np.testing.assert_allclose(target.logits(len(IDS) - 1), every[-1], rtol=0, atol=2e-5)
+    for i, token in enumerate(IDS):  # one by one
+        if i == 0:
+            target.reset()
+        target.decode([token])
+        np.testing.assert_allclose(target.logits(0), every[i], rtol=0, atol=2e-5)
+
+
+def test_rollback_equals_recomputing(make: Make) -> None:
+    target = make(capture_layers=tiny.LAYERS)
+    target.decode(IDS[:20])
+    target.decode([7, 8, 9, 10])
+    target.rollback(20)
+    assert target.n_past == 20
+    target.decode(IDS[20:25])
+    logits, features = target.logits(4).copy(), target.features().copy()
+    again = make(capture_layers=tiny.LAYERS)
+    again.decode(IDS[:20])
+    again.decode(IDS[20:25])
+    assert np.array_equal(logits, again.logits(4)) and np.array_equal(features, again.features())
+
+
+def test_a_failed_decode_leaves_the_positions_held_before(make: Make) -> None:
+    target = make(n_batch=16, n_ubatch=16)
+    target.decode(IDS[:10])
+    with pytest.raises(ShapeError):
+        target.decode([*IDS[10:30], tiny.V], logits="last")  # the second batch of this decode fails
+    assert target.n_past == 10
+    target.decode(IDS[10:12])
+    logits = target.logits(1).copy()
+    again = make(n_batch=16, n_ubatch=16)
+    again.decode(IDS[:10])
+    again.decode(IDS[10:12])
+    assert np.array_equal(logits, again.logits(1))
+
+
+def test_the_context_can_be_filled_to_the_last_position(make: Make) -> None:
+    target = make(n_ctx=64)
+    assert target.n_ctx == 64
+    target.decode([5] * 63, logits="none")
+    target.decode([6])
+    assert target.n_past == 64 and np.isfinite(target.logits(0)).all()
+
+
+@pytest.mark.parametrize("quantize", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_quantized_targets_run_and_capture(make: Make, quantize: str) -> None:
+    exact, rough = make(capture_layers=tiny.LAYERS), make(quantize=quantize, capture_layers=tiny.LAYERS)
+    a, b = states(exact), states(rough)
+    relative = np.abs(a - b).mean() / np.abs(a).mean()
+    assert 0 < relative < (0.25 if quantize == "Q4_0" else 0.05)
+
+
+def test_a_half_precision_cache_with_flash_attention_agrees_roughly(make: Make) -> None:
+    exact, other = make(), make(kv_type="f16", flash_attn="on")
+    exact.decode(IDS)
+    other.decode(IDS)
+    np.testing.assert_allclose(other.logits(44), exact.logits(44), rtol=0, atol=0.05)
+
+
+def test_a_cache_type_that_does_not_fit_the_heads_is_refused(make: Make) -> None:
+    with pytest.raises(BackendError, match="K cache type q8_0 with block size 32"):
+        make(kv_type="q8_0", flash_attn="auto")
+
+
+def test_tokens_survive_a_round_trip(make: Make) -> None:
+    target = make()
+    text = "hello wörld \u65e5\u672c\u8a9e \U0001f600\n\tx\x00y"
+    tokens = target.tokenize(text)
+    assert target.add_bos and tokens[0] == 1
+    assert b"".join(target.token_to_bytes(t) for t in tokens).decode() == " " + text
+    assert target.tokenize("</s>", add_special=False, parse_special=True) == [2] and 2 in target.end_tokens
+    assert target.token_to_bytes(2) == b"" and target.token_to_bytes(2, special=True) == b"</s>"
+    assert target.tokenize(b"a\xff\xfeb") == target.tokenize("a\ufffd\ufffdb")
+    assert target.tokenize("", add_special=False) == []
+
+
+def test_a_word_of_a_million_letters_is_tokenized_or_refused(tmp_path: Path) -> None:
+    meta, tensors = tiny.target_parts("llama")
+    meta |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "default", "tokenizer.ggml.merges": ["a b"]}
+    meta["tokenizer.ggml.token_type"] = [1] * tiny.V
+    target = LlamaTarget(tiny.write(tmp_path / "x.gguf", "llama", meta, tensors), **STRICT)
+    assert len(target.tokenize("a" * 100_000)) == 100_000  # std::regex recursion: beyond the stack of the process
+    with pytest.raises(BackendError, match="give a shorter one"):
+        target.tokenize("a" * 2_000_000)
+
+
+def test_an_exception_in_the_python_callback_is_raised(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "lib", None)
+
+    def broken(self: CallbackCapture, i: int, tensor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CallbackCapture, "_append", broken)
+    target = make(capture_layers=tiny.LAYERS, capture="callback")
+    with pytest.raises(KeyboardInterrupt):
+        target.decode(IDS)
+    assert target.n_past == 0
+
+
+def test_time_inside_the_engine_is_counted(make: Make) -> None:
+    target = make()
+    assert target.seconds == 0
+    target.decode(IDS)
+    assert 0 < target.seconds < 60
