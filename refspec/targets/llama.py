@@ -67,6 +67,11 @@ class LlamaTarget:
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
+        if recurrent and self.capture_layers and lib.context_n_rs_seq(self.context.handle) == 0:
+            self.close()
+            raise BackendError(
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it without a drafter"
+            )
         if self._capture is not None:
             self._capture.attach(self.context.handle)
         self.n_ctx = self.context.n_ctx

@@ -77,18 +77,26 @@ def test_logits_of_any_row_are_a_view_of_llama_cpp(make: Make) -> None:
         np.testing.assert_allclose(target.logits(0), every[i], rtol=0, atol=2e-5)
 
 
-def test_rollback_equals_recomputing(make: Make) -> None:
-    target = make(capture_layers=tiny.LAYERS)
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "lfm2"])  # lfm2: a hybrid, whose recurrent state has to go back too
+def test_rollback_equals_recomputing(make: Make, arch: str) -> None:
+    target, again = make(arch, capture_layers=tiny.LAYERS), make(arch, capture_layers=tiny.LAYERS)
     target.decode(IDS[:20])
-    target.decode([7, 8, 9, 10])
-    target.rollback(20)
-    assert target.n_past == 20
-    target.decode(IDS[20:25])
-    logits, features = target.logits(4).copy(), target.features().copy()
-    again = make(capture_layers=tiny.LAYERS)
+    target.decode([IDS[20], 8, 9, 10])
+    target.rollback(21)
+    assert target.n_past == 21
+    target.decode(IDS[21:25])
     again.decode(IDS[:20])
-    again.decode(IDS[20:25])
-    assert np.array_equal(logits, again.logits(4)) and np.array_equal(features, again.features())
+    again.decode(IDS[20:21])
+    again.decode(IDS[21:25])
+    np.testing.assert_allclose(target.logits(3), again.logits(3), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(target.features(), again.features(), rtol=0, atol=2e-5)
+
+
+def test_a_recurrent_state_that_is_gone_is_an_error(make: Make) -> None:
+    target = make("lfm2")
+    target.decode(IDS)
+    with pytest.raises(BackendError, match="run it without speculation"):
+        target.rollback(3)
 
 
 def test_a_failed_decode_leaves_the_positions_held_before(make: Make) -> None:

@@ -84,7 +84,7 @@ def tokenizer(n: int | None = None) -> dict[str, Any]:
 
 
 def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(metadata, tensors) of a target; arch llama or qwen3 (staged capture), or qwen2 (captured by callback)."""
+    """(metadata, tensors) of a target; arch llama, qwen3 (staged capture), lfm2 (the same, hybrid), or qwen2 (by callback)."""
     rng = _rng(seed)
     meta: dict[str, Any] = {
         f"{arch}.context_length": 512, f"{arch}.embedding_length": HT, f"{arch}.block_count": N_LAYER,
@@ -92,6 +92,10 @@ def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = T
         f"{arch}.attention.layer_norm_rms_epsilon": EPS, f"{arch}.rope.freq_base": THETA, f"{arch}.rope.dimension_count": HEAD,
     }  # fmt: skip
     meta |= tokenizer() if with_tokenizer else {"tokenizer.ggml.model": "none", f"{arch}.vocab_size": V}
+    recurrent = [0, 2] if arch == "lfm2" else []
+    if arch == "lfm2":
+        kv = [0 if i in recurrent else N_KV for i in range(N_LAYER)]
+        meta |= {"lfm2.shortconv.l_cache": 3, "lfm2.attention.head_count_kv": kv}
     t = {"token_embd.weight": _matrix(rng, V, HT) * 4, "output_norm.weight": _norm(rng, HT), "output.weight": _matrix(rng, V, HT) * 3}
     for i in range(N_LAYER):
         b = f"blk.{i}."
@@ -104,8 +108,14 @@ def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = T
         }  # fmt: skip
         if arch == "qwen2":
             t |= {b + f"attn_{n}.bias": _norm(rng, s * HEAD) for n, s in (("q", N_HEAD), ("k", N_KV), ("v", N_KV))}
-        if arch == "qwen3":
+        if arch in ("qwen3", "lfm2"):
             t |= {b + "attn_q_norm.weight": _norm(rng, HEAD), b + "attn_k_norm.weight": _norm(rng, HEAD)}
+        if i in recurrent:
+            t = {name: a for name, a in t.items() if not name.startswith(b + "attn_") or name == b + "attn_norm.weight"}
+            t |= {b + "shortconv.conv.weight": _matrix(rng, HT, 3), b + "shortconv.in_proj.weight": _matrix(rng, 3 * HT, HT)}
+            t[b + "shortconv.out_proj.weight"] = _matrix(rng, HT, HT)
+    if arch == "lfm2":
+        t["token_embd_norm.weight"] = t.pop("output_norm.weight")
     return meta, t
 
 
