@@ -26,7 +26,7 @@ class TargetConfig:
     intermediate_size: int = 512
     rms_eps: float = 1e-5
     rope_theta: float = 10000.0
-    context_length: int = 2048
+    context_length: int = 1024
 
     def to_dict(self) -> dict:
         return asdict(self)
