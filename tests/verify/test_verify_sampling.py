@@ -82,6 +82,19 @@ def test_exp_is_within_two_ulp() -> None:
     assert exp_nonpositive(np.array([0.0, -708.1, -np.inf, -1e308])).tolist() == [1, 0, 0, 0]
 
 
+def test_residual_is_the_normalised_positive_part(backend: Backend) -> None:
+    p, q = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.1, 0.4, 0.1, 0.4])
+    assert np.allclose(backend.residual(p, q), [0.8, 0, 0.2, 0], rtol=1e-15, atol=0)
+    assert backend.residual(p, p).tolist() == p.tolist()  # nothing left: p
+
+
+def test_a_token_outside_the_targets_law_is_never_accepted(backend: Backend) -> None:
+    logits, sampler = np.tile(log([0.6, 0.3, 0.1]), (2, 1)), Sampler(temperature=1.0, top_k=2)
+    q = np.array([[0.2, 0.2, 0.6]])
+    assert backend.verify_rejection(logits, [2], q, sampler, [0.0], [0.0, 0.0]) == (0, [0])
+    assert backend.verify_rejection(logits, [2], q, sampler, [0.0], [1 - 2**-53, 0.0]) == (0, [1])
+
+
 def test_coins_keep_their_values(backend: Backend) -> None:
     """A seed must give the same text in every later version."""
     assert backend.coin(0, 0, 0).hex() == "0x1.1c13ade1c7e5cp-3"

@@ -85,5 +85,10 @@ def completed(step: Law, target: ToyModel, sampler: Sampler, length: int) -> Law
 
 
 def variation(step: Law, target: ToyModel, sampler: Sampler, length: int) -> float:
-    """Total variation between the target's law of `length` tokens and the step's, completed."""
-    return total_variation(completed(step, target, sampler, length), targets_law(target, sampler, length))
+    """Total variation between the target's law of `length` tokens and the step's, completed.
+
+    Also: no coin, not even 0, may lead to a token that the target's law excludes.
+    """
+    law, exact = completed(step, target, sampler, length), targets_law(target, sampler, length)
+    assert all(exact[sequence] > 0 for sequence, weight in law.items() if weight > 0)
+    return total_variation(law, exact)
