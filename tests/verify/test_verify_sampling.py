@@ -38,6 +38,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_its_mass(backend: Backend) ->
     assert kept(backend, law, Sampler(temperature=1.0, top_p=0.76)) == [0, 1, 2]
     assert kept(backend, law, Sampler(temperature=1.0, top_p=0.74)) == [0, 1]
     assert kept(backend, law, Sampler(temperature=1.0, top_p=1e-9)) == [0]
+    assert kept(backend, [0.25] * 4, Sampler(temperature=1.0, top_p=0.5)) == [0, 1]  # reaching it exactly is enough
 
 
 def test_top_p_counts_mass_after_top_k(backend: Backend) -> None:
