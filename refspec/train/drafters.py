@@ -151,11 +151,9 @@ def train_drafters(
 
         rows = choose_rows(valid_at(0), int(t * share))
         where = [(rows + 1 + i).clamp(max=t - 1) for i in range(depth)]
-        law, agreed = [], []
-        for at in where:
-            picked = logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
-            law.append(torch.softmax(picked.index_select(-1, draft_ids).float(), -1))
-            agreed.append(best.gather(1, at))
+        over_draft = torch.softmax(logits.index_select(-1, draft_ids).float(), -1)  # [B, T, D]
+        law = [over_draft.gather(1, at[:, :, None].expand(-1, -1, draft_size)) for at in where]
+        agreed = [best.gather(1, at) for at in where]
         return {
             "tokens": F.pad(ids, (0, depth + 1)), "states": states, "mask": seen, "rows": rows, "law": law,
             "best": agreed, "in_vocabulary": [member[b] for b in agreed],
