@@ -234,6 +234,7 @@ class Session:
             "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
+        self.target.capturing = drafter is not None  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current
 

@@ -117,6 +117,7 @@ def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
     base = min(len(text), target.n_ctx) - largest
     if base < 2:
         raise RefspecError(f"bench: the text of {len(text)} tokens is too short for a cost curve; raise -n or -c")
+    target.capturing = True
     for _ in prefill(target, drafter, text[: base + 1]):
         pass
     verify: dict[int, list[float]] = {rows: [] for rows in range(1, largest + 1)}

@@ -63,6 +63,7 @@ def data(corpus: Path, out: Path, vocab: int, seed: int) -> None:
 @click.option("--width", type=click.IntRange(32), default=192, show_default=True)
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
+@click.option("--init", type=folder, help="Hugging Face directory to start from: the same sizes, weights only.")
 def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
     from refspec.train.model import TargetConfig

@@ -47,6 +47,7 @@ class Capture(Protocol):
     callback_data: int
 
     def attach(self, handle: int) -> None: ...
+    def switch(self, handle: int, on: bool) -> None: ...
     def begin(self) -> None: ...
     def collect(self, handle: int, out: Floats) -> None: ...
 
@@ -62,8 +63,12 @@ class StagedCapture:
 
     def attach(self, handle: int) -> None:
         """Ask a context for the layer inputs, before its first decode."""
+        self.switch(handle, True)
+
+    def switch(self, handle: int, on: bool) -> None:
+        """Ask for the layer inputs, or no longer."""
         for k in self._layers:
-            lib.set_layer_input(handle, k, True)
+            lib.set_layer_input(handle, k, on)
 
     def begin(self) -> None:
         """Nothing to forget: the buffers are llama.cpp's."""
@@ -80,6 +85,7 @@ class CallbackCapture:
 
     def __init__(self, layers: Sequence[int], width: int, capacity: int, path: Path, *, use_c: bool | None = None) -> None:
         self._names = [b"l_out-%d" % (k - 1) for k in layers]
+        self._wanted = self._names
         self._width, self._capacity, self._path = width, capacity, path
         self._buffers = np.empty((len(self._names), capacity, width), np.float32)
         self._rows = [0] * len(self._names)
@@ -101,6 +107,12 @@ class CallbackCapture:
 
     def attach(self, handle: int) -> None:
         """Nothing: the context was made with the callback."""
+
+    def switch(self, handle: int, on: bool) -> None:
+        """Off, the callback asks for no tensor; it stays installed, llama.cpp has no way to take it out."""
+        self._wanted = self._names if on else []
+        if self._state is not None:
+            self._state[0].n_states = len(self._wanted)
 
     def begin(self) -> None:
         """Forget the rows of the decode before."""
@@ -133,7 +145,7 @@ class CallbackCapture:
     def _on_node(self, tensor: int, ask: bool, _user: int | None) -> bool:
         try:
             name = self._get_name(tensor)
-            if name not in self._names:
+            if name not in self._wanted:
                 return not ask
             if not ask and self._problem is None:
                 self._append(self._names.index(name), tensor)

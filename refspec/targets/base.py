@@ -29,6 +29,8 @@ class Target(Protocol):
     def n_past(self) -> int:
         """Rows the cache holds."""
 
+    capturing: bool  # whether decodes keep the hidden states that `features` returns
+
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Metadata of the model's file, under GGUF names."""

@@ -60,6 +60,7 @@ class LlamaTarget:
         if n_ctx == 0:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         self._capture = self._choose_capture(capture, min(n_batch, n_ctx))
+        self._capturing = self._capture is not None
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
         self.context = Context(
             self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
@@ -98,7 +99,7 @@ class LlamaTarget:
         size, start = len(self._batch.tokens), self.n_past
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
             raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none")
-        if self._capture is not None and len(self._features) < n:
+        if self._capturing and len(self._features) < n:
             self._features = np.empty((n, *self._features.shape[1:]), np.float32)
         self._n_rows = 0  # nothing to read until this call has succeeded
         try:
@@ -106,7 +107,7 @@ class LlamaTarget:
                 part = tokens[i : i + size]
                 outputs = logits if i + size >= n else "none"
                 self._run(handle, part, start + i, outputs)
-                if self._capture is not None:
+                if self._capturing and self._capture is not None:
                     self._capture.collect(handle, self._features[i : i + len(part)])
         except BaseException:
             if not self.context.keep(start):  # a recurrent state cannot always go back
@@ -135,7 +136,7 @@ class LlamaTarget:
             batch.tokens[:n] = tokens
         except (OverflowError, ValueError, TypeError):
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}") from None
-        if self._capture is not None:
+        if self._capturing and self._capture is not None:
             self._capture.begin()
         lib.forget_errors()
         struct = batch.prepare(n, first, outputs)
@@ -160,8 +161,25 @@ class LlamaTarget:
         """Address of logits(i), for C."""
         return int(self.logits(i).ctypes.data)
 
+    @property
+    def capturing(self) -> bool:
+        """Whether decodes keep hidden states; off, plain decoding costs what it costs without a drafter."""
+        return self._capturing
+
+    @capturing.setter
+    def capturing(self, wanted: bool) -> None:
+        wanted = wanted and self._capture is not None
+        if wanted != self._capturing and self._capture is not None:
+            self._capture.switch(self.context.alive(), wanted)
+            self._capturing, self._n_rows = wanted, 0
+
     def features(self) -> Array:
-        """Captured states [T, N*Ht] of all rows of the last decode; the buffer is reused by the next one."""
+        """Captured states [T, N*Ht] of all rows of the last decode; the buffer is reused by the next one.
+
+        Raises ShapeError while `capturing` is off.
+        """
+        if not self._capturing and self._capture is not None:
+            raise ShapeError(f"{self.path}: the last decode kept no states; set capturing before it")
         return self._features[: self._n_rows].reshape(self._n_rows, -1)
 
     def rollback(self, n: int) -> None:

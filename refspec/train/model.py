@@ -151,6 +151,20 @@ class Target(nn.Module):
             }  # fmt: skip
         return {name: w.detach().float().contiguous() for name, w in out.items()}
 
+    def load_hf_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `hf_state`: start from weights under Hugging Face Llama names."""
+        c = self.config
+        ours = {"embed.weight": state["model.embed_tokens.weight"], "norm.weight": state["model.norm.weight"]}
+        for i in range(c.n_layers):
+            p, q = f"model.layers.{i}.", f"blocks.{i}."
+            ours[q + "qkv.weight"] = torch.cat([state[f"{p}self_attn.{x}_proj.weight"] for x in "qkv"])
+            ours[q + "gate_up.weight"] = torch.cat([state[f"{p}mlp.{x}_proj.weight"] for x in ("gate", "up")])
+            ours[q + "o.weight"] = state[p + "self_attn.o_proj.weight"]
+            ours[q + "down.weight"] = state[p + "mlp.down_proj.weight"]
+            ours[q + "attn_norm.weight"] = state[p + "input_layernorm.weight"]
+            ours[q + "ffn_norm.weight"] = state[p + "post_attention_layernorm.weight"]
+        self.load_state_dict(ours)
+
     def hf_config(self, bos: int, eos: int) -> dict:
         c = self.config
         return {

@@ -36,10 +36,12 @@ def train_target(
     adam_lr: float = 0.004,
     compiled: bool = False,
     outtype: str = "f16",
+    init: Path | None = None,
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
-    `compiled` fuses each block with torch.compile (a fifth faster; needs a C++ compiler)."""  # fmt: skip
+    `init` is a Hugging Face directory of the same sizes to start from (weights only, fresh optimizer). `compiled` fuses
+    each block with torch.compile (a fifth faster; needs a C++ compiler). Raises CheckpointError."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -47,6 +49,8 @@ def train_target(
     tokenizer = load_tokenizer(data / "tokenizer.json")
     bos = tokenizer.token_to_id(BOS)
     model = Target(config)
+    if init is not None:
+        _start_from(model, init)
     if compiled:
         for block in model.layers:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
@@ -76,6 +80,8 @@ def train_target(
         return {"val_loss": sum(float(cross_entropy(held_out[i][0])) for i in range(count)) / count}
 
     identity = {"kind": "target", "seed": seed, "steps": steps, **config.to_dict()}
+    if init is not None:
+        identity["init"] = str(init)
     figures = run_steps(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
         tokens_per_step=TOKENS_PER_STEP,
@@ -83,6 +89,19 @@ def train_target(
     export_target(model, data, out / "hf")
     convert_target(out / "hf", out / "target.gguf", outtype)
     return figures
+
+
+def _start_from(model: Target, init: Path) -> None:
+    from safetensors.torch import load_file
+
+    file = init / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
+    try:
+        model.load_hf_state(load_file(str(file)))
+    except (KeyError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
 
 
 def export_target(model: Target, data: Path, out: Path) -> None:

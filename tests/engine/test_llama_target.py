@@ -181,3 +181,21 @@ def test_time_inside_the_engine_is_counted(make: Make) -> None:
     assert target.seconds == 0
     target.decode(IDS)
     assert 0 < target.seconds < 60
+
+
+@pytest.mark.parametrize("capture", ["staged", "callback"])
+@pytest.mark.parametrize("in_c", [True, False])
+def test_capturing_can_be_switched_off_and_on(make: Make, monkeypatch: pytest.MonkeyPatch, capture: str, in_c: bool) -> None:
+    if not in_c:
+        monkeypatch.setattr(native, "lib", None)
+    target = make(capture_layers=tiny.LAYERS, capture=capture)
+    before, logits = states(target), target.logits(len(IDS) - 1).copy()
+    target.reset()
+    target.capturing = False
+    target.decode(IDS, logits="last")
+    assert np.array_equal(target.logits(len(IDS) - 1), logits)
+    with pytest.raises(ShapeError, match="capturing"):
+        target.features()
+    target.reset()
+    target.capturing = True
+    assert np.array_equal(states(target), before)

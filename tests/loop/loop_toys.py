@@ -26,6 +26,7 @@ class ToyTarget:
         self.metadata = {"tokenizer.chat_template": template} if template else {}
         self.rows: list[int] = []
         self.seconds = 0.0
+        self.capturing = True
         self.closed = False
         self.decodes: list[int] = []  # rows of every decode with logits
 

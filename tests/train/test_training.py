@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, target_run, tmp_path, mo
 def test_a_run_is_not_resumed_with_other_options(data, target_run):
     with pytest.raises(CheckpointError, match="seed=3, now 4"):
         train_target(data, target_run, config=CONFIG, steps=STEPS, seed=4, threads=1)
+
+
+def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("refspec.train.target.run_steps", lambda out, identity, model, *_, **__: started.append(model) or {})
+    train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=target_run / "hf")
+    for name, value in weights(target_run).items():
+        assert torch.equal(value, started[0].state_dict()[name]), name
+    with pytest.raises(CheckpointError, match="does not fit"):
+        wider = dataclasses.replace(CONFIG, intermediate_size=64)
+        train_target(data, tmp_path, config=wider, steps=1, seed=9, threads=1, init=target_run / "hf")
 
 
 def test_batches_are_a_function_of_the_step(data):
