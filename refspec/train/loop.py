@@ -135,7 +135,7 @@ def run_steps(
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:
                 model.eval()
-                figures = {k: round(v, 4) for k, v in validate().items()}
+                figures = {k: round(float(v), 4) for k, v in validate().items()}  # NumPy's floats do not come back from a checkpoint
                 model.train()
                 log.write(json.dumps({"step": step + 1, "validation": figures}) + "\n")
                 bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
