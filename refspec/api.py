@@ -51,13 +51,11 @@ def load(
 ) -> Session:
     """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
 
-    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify several, `threads_draft` run the drafter;
-    None is what was measured for the embedded pair, else every processor. `gpu_layers` -1 is all of them. `draft_max` is the number of
-    draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict` runs everything in F32 without
-    flash attention (other weights are first recast, exactly, into the user's cache directory): a row then rounds alike whatever
-    stands beside it. Close the session, or use it in a `with` statement.
-
-    Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
+    several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
+    is all of them. `draft_max` is draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
+    runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
+    then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.

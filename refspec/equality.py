@@ -37,6 +37,7 @@ class Equality:
         return sum(not d.within_noise for _, d in self.differences)
 
     def as_dict(self) -> dict[str, Any]:
+        """The record for `--json`."""
         return {
             "temperature": self.sampler.temperature, "prompts": self.prompts, "tokens": self.tokens, "tau": self.tau,
             "different": len(self.differences), "unexplained": self.unexplained,

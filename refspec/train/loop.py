@@ -57,9 +57,11 @@ class Optimizers:
         return norm
 
     def state_dict(self) -> list:
+        """The state of every optimizer, in order."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, state: list) -> None:
+        """Take back what `state_dict` gave."""
         for part, value in zip(self.parts, state, strict=True):
             part.load_state_dict(value)
 

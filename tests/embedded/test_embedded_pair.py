@@ -68,7 +68,7 @@ def test_the_model_card_is_complete() -> None:
 
 
 def test_defaults_are_settings_that_load_knows() -> None:
-    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "flash_attn"}
+    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn"}
 
 
 def test_the_target_is_a_chat_model_with_a_tokenizer_of_its_own() -> None:
