@@ -18,9 +18,11 @@ from refspec.config import DrafterConfig, FeatureNorm, RopeStyle
 from refspec.convert import flags
 from refspec.convert.facts import TargetFacts, target_facts
 from refspec.convert.names import drafter_names
+from refspec.convert.recorded import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
-from refspec.convert.safetensors_io import StoredTensor, read_json, read_tensors
+from refspec.convert.files import read_tensors
+from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.drafter_meta import stock_reasons
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf_io import interleave_rows, write_drafter
@@ -82,6 +84,8 @@ def read_checkpoint(
     if unknown := sorted(given.keys() - flags.OVERRIDES.keys()):
         raise UsageError(f"unknown override {unknown[0]!r}; known: {', '.join(flags.OVERRIDES)}")
     config, stored = read_json(directory / "config.json"), read_tensors(directory)
+    said = recorded(config, where)
+    overridden, given = set(given), said | given
     speculators = config.get("speculators_model_type") is not None
     if speculators and config["speculators_model_type"] != "eagle3":
         raise CheckpointError(
@@ -112,6 +116,7 @@ def read_checkpoint(
         "capture_layers": layers,
         "rope": Resolved(f"theta {theta:g}, {scaling}", "override" if given.get("rope_theta") else "config.json"),
     }  # fmt: skip
+    credit(resolved, said, overridden)
     drafter = DrafterConfig(
         target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
         rms_eps=float(layer.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_style=RopeStyle.HALF_SPLIT,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from refspec.convert.safetensors_io import read_json, read_tensors
+from refspec.convert.files import read_tensors
+from refspec.convert.safetensors_io import read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.drafter_meta import ARCHS
 from refspec.errors import CheckpointError

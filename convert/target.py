@@ -16,7 +16,8 @@ import numpy as np
 
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
-from refspec.convert.safetensors_io import StoredTensor, read_json, read_tensors
+from refspec.convert.files import read_tensors
+from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
 from refspec.gguf_io import TensorOut, interleave_rows, outtype_for, write_gguf

@@ -17,7 +17,8 @@ from formats_toys import (
 
 from refspec.convert import convert_drafter, convert_target, read_checkpoint
 from refspec.convert.eagle3 import absolute_d2t
-from refspec.convert.safetensors_io import read_tensors, write_safetensors
+from refspec.convert.files import read_tensors
+from refspec.convert.safetensors_io import write_safetensors
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, RefspecError, ShapeError, UsageError
 from refspec.gguf_io import interleave_rows, read_drafter, read_gguf_header, read_tensor
