@@ -1,13 +1,10 @@
-"""`refspec export` and `refspec stock`: a GGUF as a checkpoint directory, and as the nearest file stock llama.cpp runs."""
+"""`refspec export`: a GGUF as a checkpoint directory for trainers and cluster engines."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
-from refspec.cli.group import main, note
+from refspec.cli.group import main
 
 LAYOUTS = ("speculators", "specforge", "eagle", "hf")
 
