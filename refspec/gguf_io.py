@@ -20,7 +20,7 @@ from gguf.quants import dequantize, quantize
 
 from refspec import drafter_meta as meta
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
-from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.errors import CheckpointError, UsageError
 from refspec.gguf_blocks import Blocks, Progress
 from refspec.gguf_header import GgufInfo, TensorInfo, parse_header
 from refspec.lazy import Lazy

@@ -129,7 +129,7 @@ def test_directories_that_hold_no_checkpoint_say_what_is_missing(tmp_path: Path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: no such file"):
         read_tensors(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="neither of torch.save"):
+    with pytest.raises(CheckpointError, match="neither of"):
         read_tensors(tmp_path)
     with pytest.raises(CheckpointError, match="not a directory"):
         read_tensors(tmp_path / "pytorch_model.bin")
