@@ -242,7 +242,7 @@ def convert_drafter(
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
     `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
-    in `open_checkpoint`; `progress` is told the bytes of each block written. Raises `CheckpointError`, `ShapeError`,
+    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`, `ShapeError`,
     `UsageError`.
     """
     facts = None if target is None else target_facts(target)

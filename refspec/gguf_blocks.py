@@ -11,7 +11,7 @@ import numpy as np
 
 from refspec.errors import CheckpointError, ShapeError
 
-Progress = Callable[[int], None]  # told how many bytes were written since the last call
+Progress = Callable[[int, int], None]  # told how many bytes were just written, and how many there are in all
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Blocks:
     nbytes: int
     arrays: Iterable[np.ndarray]
     quantize: Callable[[np.ndarray], np.ndarray]
-    progress: Progress | None = None
+    progress: Callable[[int], None] | None = None
 
     def tofile(self, file: Any) -> None:
         """Encode and write block by block; `ShapeError` unless the blocks make up the announced shape."""

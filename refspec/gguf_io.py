@@ -183,6 +183,8 @@ def write_gguf(
     """
     path, tensors = Path(path), list(tensors)
     partial = path.with_name(path.name + ".partial")
+    total = sum(t.nbytes for t in tensors)
+    told = None if progress is None else lambda nbytes: progress(nbytes, total)
     writer = GGUFWriter(partial, arch)
     try:
         for key, value in metadata.items():
@@ -194,7 +196,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(cast(Any, _blocks(path, t, progress)))
+            writer.write_tensor_data(cast(Any, _blocks(path, t, told)))
         writer.close()
         os.replace(partial, path)
     except OSError as error:
@@ -205,7 +207,7 @@ def write_gguf(
     return path
 
 
-def _blocks(path: Path, t: TensorOut, progress: Progress | None) -> Blocks:
+def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) -> Blocks:
     arrays = t.load.blocks() if isinstance(t.load, Lazy) else (np.asarray(t.load()) for _ in range(1))
     kind = OUTTYPES[t.type]
     return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: quantize(array, kind), progress)
