@@ -69,7 +69,7 @@ def export_drafter(
     config = meta.from_metadata(info)
     entries = _entries(info, config, layout)
     divisors = _divisors(info, config)
-    scaling = scaling_of(divisors, config.rope_theta, config.head_dim, str(info.path))
+    scaling = scaling_of(divisors, config.rope_theta, config.head_dim, str(info.path), config.rope_attention_factor)
     for said, switch, problem in NOT_SAID[layout](config, scaling):
         if said:
             raise CheckpointError(f"{info.path}: {switch}, which the {layout} layout cannot express: {problem}")

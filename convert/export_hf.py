@@ -87,6 +87,7 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
     if kind == "linear":
         factor = np.float32(info.need("llama.rope.scaling.factor", float))
         divisors = (np.ones(head_dim // 2, np.float32) if divisors is None else divisors) * factor
+    attention = _decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
     heads = whole("attention.head_count")
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -96,7 +97,7 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": _decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
         "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
-        **rope_keys(theta, scaling_of(divisors, theta, head_dim, str(info.path))), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
+        **rope_keys(theta, scaling_of(divisors, theta, head_dim, str(info.path), attention)), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
     }  # fmt: skip
     for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
         if (token := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from refspec.engine import drafter_config
 from refspec.errors import BackendError, UsageError
 from refspec.gguf_io import copy_metadata, read_gguf_header, write_drafter
 from refspec.metrics import Statistics
+from refspec.sampling import Sampler
 from refspec.targets.llama import LlamaTarget
 
 ROWS = 4096  # calibration rows kept
@@ -58,9 +59,9 @@ class Recorder:
             self.kept += len(tokens)
         self.inner.extend(tokens, features)
 
-    def draft(self, k: int, **options: Any) -> Draft:
+    def draft(self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None) -> Draft:
         """Draft up to k tokens."""
-        return self.inner.draft(k, **options)
+        return self.inner.draft(k, coins=coins, sampler=sampler)
 
     def rollback(self, n_rows: int) -> None:
         """Keep only the first n_rows true rows."""
@@ -120,7 +121,7 @@ def make_stock(
     config, weights = reference.config, {**reference.weights, "d2t": reference.d2t}
     if config.draft_vocab_size == config.vocab_size:
         del weights["d2t"]
-    exact, recorder = run(exact_drafter, config.capture_layers)
+    exact, recorder = run(lambda held: cast(Drafter, exact_drafter(held)), config.capture_layers)
     assert isinstance(recorder, Recorder)
     rows = np.concatenate(recorder.tokens)[:ROWS], np.concatenate(recorder.features)[:ROWS]
     calibration = folding.calibrate(config, weights, *rows)

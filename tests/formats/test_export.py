@@ -162,6 +162,22 @@ LLAMA3 = {
 }  # fmt: skip
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, YARN, YARN | {"truncate": False}, {"rope_type": "linear", "factor": 4.0}])
+@pytest.mark.parametrize("layout", ["speculators", "specforge"])
+def test_every_rope_scaling_comes_back_with_the_same_divisors(tmp_path: Path, layout: str, scaling: dict[str, Any]) -> None:
+    source = write_drafter_directory(tmp_path / "draft")
+    config = json.loads((source / "config.json").read_text())
+    config["transformer_layer_config"]["rope_scaling"] = scaling
+    (source / "config.json").write_text(json.dumps(config))
+    convert_drafter(source, None, tmp_path / "d.gguf", "f32")
+    export_drafter(tmp_path / "d.gguf", tmp_path / "out", layout)
+    (first, one, *_), (again, two, *_) = read_checkpoint(source), read_checkpoint(tmp_path / "out")
+    assert first == again and np.array_equal(one["rope_freqs"], two["rope_freqs"])
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("scaling", [None, LLAMA3])
 def test_a_target_directory_comes_back_and_converts_to_the_same_gguf(tmp_path: Path, tied: bool, scaling: Any) -> None:
