@@ -80,7 +80,7 @@ def export_drafter(
     write(directory / ("pytorch_model.bin" if layout == "eagle" else "model.safetensors"), entries, kind)
     # Last: a directory without config.json is no checkpoint, should this be interrupted.
     to.write_json(directory / "config.json", CONFIGS[layout](config, scaling, kind, verifier, _specials(info)))
-    return Exported(directory, layout, kind, len(entries), _notes(info, config, layout))
+    return Exported(directory, layout, kind, len(entries), _notes(info, config, layout, verifier))
 
 
 def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entry]:
@@ -150,7 +150,7 @@ def _specials(info: GgufInfo) -> dict[str, int]:
     return {k: i for k, i in found.items() if type(i) is int}
 
 
-def _notes(info: GgufInfo, config: DrafterConfig, layout: str) -> list[str]:
+def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | None) -> list[str]:
     notes = []
     for name in meta.SHARED:
         if meta.TENSORS[name] not in info.tensors:
@@ -167,6 +167,10 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str) -> list[str]:
             notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on; older ones feed back pre-norm")
         if not config.head_norm:
             notes.append("norm_output = false means no norm before lm_head up to SpecForge's change #879 only")
+    if layout == "eagle" and config.rope_theta != 10000:
+        notes.append("SafeAILab's inference reads rope_theta, its training class always uses 10000")
+    if layout == "speculators" and verifier is None:
+        notes.append("no --verifier: the speculators library, and vllm serve on the directory alone, want the target's name")
     if layout == "speculators" and config.target_hidden_size != config.hidden_size:
         notes.append("the speculators trainer ignores target_hidden_size; vLLM reads it")
     return notes
