@@ -109,7 +109,7 @@ def open_checkpoint(
     )  # fmt: skip
     notes += warnings + check_target(drafter, config, facts, where)
     tensors: Tensors = {
-        ours: Lazy(t.shape, t.rows) if len((t := stored[theirs]).shape) == 2 else t.load()
+        ours: t.lazy() if len((t := stored[theirs]).shape) == 2 else t.load()
         for ours, theirs in names.items()
         if ours not in ("d2t", "t2d")
     }

@@ -72,7 +72,7 @@ def _from_directory(path: Path) -> TargetFacts:
         own = {"output": "lm_head.weight", "token_embd": embedding}[name]
         if (tensor := stored.get(own, stored.get(embedding))) is None or len(tensor.shape) != 2:
             raise CheckpointError(f"{path}: matrix {own!r} is missing; the drafter needs the target's")
-        return Lazy(tensor.shape, tensor.rows)
+        return tensor.lazy()
 
     def tokenizer() -> dict[str, Any]:
         values = tokenizer_metadata(path, config)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import CheckpointError, UsageError
+from refspec.lazy import Lazy
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
@@ -38,25 +39,39 @@ class StoredTensor:
 
     def load(self) -> np.ndarray:
         """Copy the tensor into memory."""
-        return self.rows(0, self.shape[0]) if self.shape else self._read(0, 1).reshape(())
+        if not self.shape:
+            return self._widen(self._read(0, 1, DTYPES[self.dtype])).reshape(())
+        return self.rows(0, self.shape[0])
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Copy rows first..last-1 into memory, [last - first, ...]."""
+        return self._widen(self._rows(first, last, DTYPES[self.dtype]))
+
+    def lazy(self) -> Lazy:
+        """The tensor, to be read a few rows at a time."""
+        if self.dtype not in ("F16", "BF16"):
+            return Lazy(self.shape, self.rows)
+        bits = lambda first, last: self._rows(first, last, np.dtype("<u2"))  # noqa: E731
+        return Lazy(self.shape, self.rows, bits=bits, bits_type=self.dtype.lower())
+
+    def _rows(self, first: int, last: int, kind: np.dtype[Any]) -> np.ndarray:
         shape = (last - first, *self.shape[1:])
         if self.strides is None:
             size = int(np.prod(self.shape[1:], dtype=np.int64))
-            return self._read(first * size, (last - first) * size).reshape(shape)
+            return self._read(first * size, (last - first) * size, kind).reshape(shape)
         spans = [(n - 1) * s for n, s in zip(shape, self.strides, strict=True)]
-        flat = self._read(first * self.strides[0], sum(spans) + 1 if all(shape) else 0)
+        flat = self._read(first * self.strides[0], sum(spans) + 1 if all(shape) else 0, kind)
         steps = [s * flat.itemsize for s in self.strides]
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False))
 
-    def _read(self, begin: int, count: int) -> np.ndarray:
-        """`count` elements from element `begin` on."""
-        kind = DTYPES[self.dtype]
+    def _read(self, begin: int, count: int, kind: np.dtype[Any]) -> np.ndarray:
+        """`count` elements from element `begin` on, as they are stored."""
         raw = np.fromfile(self.path, kind, count, offset=self.offset + begin * kind.itemsize)
         if len(raw) != count:
             raise CheckpointError(f"{self.path}: truncated inside tensor {self.name!r}; get the file again")
+        return raw
+
+    def _widen(self, raw: np.ndarray) -> np.ndarray:
         if self.dtype == "BF16":  # the upper half of a float32
             wide = raw.astype(np.uint32)
             wide <<= 16

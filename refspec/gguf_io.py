@@ -21,7 +21,7 @@ from gguf.quants import dequantize, quantize
 from refspec import drafter_meta as meta
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
 from refspec.errors import CheckpointError, UsageError
-from refspec.gguf_blocks import Blocks, Progress
+from refspec.gguf_blocks import DIRECT, Blocks, Progress
 from refspec.gguf_header import GgufInfo, TensorInfo, parse_header
 from refspec.lazy import Lazy
 
@@ -208,9 +208,13 @@ def write_gguf(
 
 
 def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) -> Blocks:
-    arrays = t.load.blocks() if isinstance(t.load, Lazy) else (np.asarray(t.load()) for _ in range(1))
-    kind = OUTTYPES[t.type]
-    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: quantize(array, kind), progress)
+    kind, stored = OUTTYPES[t.type], None
+    if isinstance(t.load, Lazy):
+        stored = t.load.bits_type if (t.load.bits_type, t.type) in DIRECT else None
+        arrays: Iterable[np.ndarray] = t.load.blocks(as_bits=stored is not None)
+    else:
+        arrays = (np.asarray(load()) for load in [t.load])
+    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: quantize(array, kind), progress, stored)
 
 
 def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -222,7 +226,7 @@ def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
 def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
     """`interleave_rows` of an array, or of a lazy one head by head."""
     if isinstance(weight, Lazy):
-        return weight.map(lambda rows: interleave_rows(rows, head_dim), unit=head_dim)
+        return weight.reordered(lambda rows: interleave_rows(rows, head_dim), unit=head_dim)
     return interleave_rows(weight, head_dim)
 
 
