@@ -27,6 +27,8 @@ class Calibration:
     together: float  # mean of 1 / rms of all states together
     q: np.ndarray  # [nh] mean of 1 / rms of each query head; ones without query norms
     k: np.ndarray  # [nkv] the same of the keys
+    state: float  # mean rms of the state g
+    ungained: float  # mean rms of g with the gains of the final norm taken out
 
 
 def _rms(x: np.ndarray, eps: float) -> np.ndarray:
@@ -39,27 +41,33 @@ def calibrate(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.nda
         raise CheckpointError("calibration: no rows were recorded; give prompts that generate something")
     states = features.reshape(len(tokens), c.n_states, c.target_hidden_size)
     each, all_ = _rms(states, c.rms_eps), _rms(features, c.rms_eps)  # [T, n_states], [T]
+    a = {
+        FeatureNorm.NONE: lambda: features,
+        FeatureNorm.CONCAT: lambda: features / all_[:, None] * w["fc_norm"],
+        FeatureNorm.PER_STATE: lambda: np.concatenate(
+            [states[:, i] / each[:, i, None] * w[f"fc_norm.{i}"] for i in range(c.n_states)], axis=1
+        ),
+    }[c.feature_norm]()
+    g = a @ w["fc"].T  # [T, H]
     q, k = np.ones(c.n_heads), np.ones(c.n_kv_heads)
     if c.qk_norm:
-        x = _block_input(c, w, tokens, states / each[..., None], features / all_[:, None])
+        e = w["token_embd"][tokens].astype(np.float64)
+        e, s = e / _rms(e, c.rms_eps)[:, None] * w["attn_norm"], g / _rms(g, c.rms_eps)[:, None] * w["hidden_norm"]
+        x = np.concatenate([e, s], axis=1)  # [T, 2H]
         heads = {n: (x @ w[f"attn_{n}"].T).reshape(len(x), -1, c.head_dim) for n in ("q", "k")}
         q, k = (np.mean(1 / _rms(heads[n], c.rms_eps), axis=0) for n in ("q", "k"))
+    ungained = float(np.mean(_rms(g / _gains(w), c.rms_eps))) if c.feedback is Feedback.POST_NORM else 1.0
     return Calibration(
-        np.mean(1 / each, axis=0), np.mean(all_[:, None] / each, axis=0), float(np.mean(1 / all_)), q, k
+        np.mean(1 / each, axis=0), np.mean(all_[:, None] / each, axis=0), float(np.mean(1 / all_)), q, k,
+        float(np.mean(_rms(g, c.rms_eps))), ungained,
     )  # fmt: skip
 
 
-def _block_input(
-    c: DrafterConfig, w: Weights, tokens: np.ndarray, each: np.ndarray, together: np.ndarray
-) -> np.ndarray:
-    """What query and key matrices see on true rows, [T, 2H]."""
-    a = {
-        FeatureNorm.NONE: lambda: together,  # RMSNorm of g forgets the scale
-        FeatureNorm.CONCAT: lambda: together * w["fc_norm"],
-        FeatureNorm.PER_STATE: lambda: (each * np.stack([w[f"fc_norm.{i}"] for i in range(c.n_states)])).reshape(len(tokens), -1),
-    }[c.feature_norm]()
-    g, e = a @ w["fc"].T, w["token_embd"][tokens].astype(np.float64)
-    return np.concatenate([e / _rms(e, c.rms_eps)[:, None] * w["attn_norm"], g / _rms(g, c.rms_eps)[:, None] * w["hidden_norm"]], axis=1)
+def _gains(w: Weights) -> np.ndarray:
+    """The weights of the final norm [H], none so small that dividing by it would spoil a channel."""
+    gains = np.asarray(w["output_norm"], np.float64)
+    least = 1e-2 * float(_rms(gains, 0.0))
+    return np.where(np.abs(gains) < least, np.copysign(least, gains), gains)
 
 
 def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Candidate]:
@@ -80,7 +88,35 @@ def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Cand
                 words.append("normed residual")
             near = replace(config, feedback=Feedback.PRE_NORM, residual=residual, head_norm=True, qk_norm=False)
             out[", ".join(word for word in words if word)] = (near, weights)
+        if c.feedback is Feedback.POST_NORM:
+            near = replace(config, feedback=Feedback.PRE_NORM, residual=Residual.NORMED, head_norm=True, qk_norm=False)
+            for said, scale in _scales(c, cal).items():
+                words = [name, *done, f"final norm moved to the state ({said})"]
+                out[", ".join(word for word in words if word)] = (near, _moved(c, weights, cal, scale))
     return out
+
+
+def _scales(c: DrafterConfig, cal: Calibration) -> dict[str, float]:
+    if c.residual is Residual.NORMED:
+        return {"both rows alike": 1.0}
+    return {"chained rows alike": 1.0, "between": cal.ungained**0.5, "true rows alike": cal.ungained}
+
+
+def _moved(c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration, scale: float) -> dict[str, np.ndarray]:
+    """The final norm in the place of hidden_norm: with residual normed, a chained row then starts from RMS(h; output_norm).
+
+    That is the state post-norm feedback hands on. True rows are given g without those gains (out of fc), so that they
+    come back; hidden_norm's own gains go into the columns of q, k and v. Only magnitudes are means instead of exact.
+    """
+    gains, hidden = _gains(w), np.asarray(w["hidden_norm"], np.float64)
+    alike = 1 / float(_rms(gains, 0.0)), cal.ungained / cal.state  # 1 / rms of what the norm gives, chained and true
+    factor = (alike[0] * alike[1]) ** 0.5
+    out = dict(w) | {"fc": (w["fc"] / gains[:, None]).astype(np.float32)}
+    if c.residual is Residual.NORMED:  # the state itself carries hidden_norm's gains too
+        return out | {"hidden_norm": (gains * hidden * factor).astype(np.float32)}
+    columns = np.concatenate([np.ones(c.hidden_size), hidden * factor / scale])  # [2H], the embedding first
+    out |= {n: (w[n] * columns).astype(np.float32) for n in ("attn_q", "attn_k", "attn_v")}
+    return out | {"hidden_norm": (gains * scale).astype(np.float32)}
 
 
 def _heads(c: DrafterConfig, w: Weights, cal: Calibration) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -35,7 +35,7 @@ def test_every_candidate_is_one_stock_llama_cpp_runs(feature_norm: str, qk_norm:
     c = drafter_config(feature_norm=feature_norm, qk_norm=qk_norm, feedback=feedback)
     w = drafter_weights(c)
     near = candidates(c, w, calibrate(c, w, *rows(c, even=False)))
-    assert len(near) == (2 if feature_norm == "per_state" else 1) * (2 if feedback == "post_norm" else 1)
+    assert len(near) == (2 if feature_norm == "per_state" else 1) * (5 if feedback == "post_norm" else 1)
     for config, weights in near.values():
         assert stock_reasons(config) == []
         Eagle3Drafter(config, weights)  # raises unless the weights are exactly what the configuration needs
@@ -47,6 +47,20 @@ def test_norms_of_states_of_constant_magnitude_fold_exactly() -> None:
     tokens, features = rows(c, even=True)
     for config, weights in candidates(c, w, calibrate(c, w, tokens, features)).values():
         np.testing.assert_allclose(logits(config, weights, tokens, features), logits(c, w, tokens, features), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("residual", ["raw", "normed"])
+def test_a_final_norm_without_gains_moves_to_the_state_exactly_for_chained_rows(residual: str) -> None:
+    c = drafter_config(feature_norm="none", residual=residual)
+    w = drafter_weights(c) | {"output_norm": np.ones(c.hidden_size, np.float32)}
+    tokens, features = rows(c, 1, even=False)
+    name, (config, weights) = list(candidates(c, w, calibrate(c, w, tokens, features)).items())[1 if residual == "normed" else 2]
+    assert "moved to the state" in name and config.residual.value == "normed"
+    h = np.random.default_rng(5).standard_normal((1, c.hidden_size)).astype(np.float32) * 7
+    n = h / np.sqrt((h**2).mean() + c.rms_eps)
+    exact = Eagle3Drafter(c, w).forward_rows(tokens[:1], n, is_target_feature=False).logits
+    ours = Eagle3Drafter(config, weights).forward_rows(tokens[:1], h, is_target_feature=False).logits
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=ATOL)
 
 
 def test_two_states_without_norms_are_padded_exactly() -> None:
