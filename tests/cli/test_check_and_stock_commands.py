@@ -107,6 +107,7 @@ def test_each_detector_fires_on_its_pattern_and_on_no_other():
     assert levels([0] * 12 + [1] * 27 + [2]) == ["ok", "misfit", "ok"]
     assert levels(healthy, (9, 1, 1.4, 2)) == ["ok", "ok", "misfit"]
     assert levels(healthy, (9, 1, 1.4, 2), feedback="pre_norm") == ["ok", "ok", "note"]
+    assert levels([0] * 27 + [4] * 13) == ["note", "ok", "ok"]
     assert levels([0] * 5) == ["note"]
 
 
@@ -114,6 +115,7 @@ def test_an_alternative_is_blamed_only_if_it_is_clearly_better():
     assert blame(1.0, {"--feedback pre_norm": BETTER + 0.01}).level == "misfit"
     assert "--feedback pre_norm" in blame(1.0, {"--feedback pre_norm": 2.0, "--residual raw": 1.5}).cause
     assert blame(1.0, {"--feedback pre_norm": 1.01}).level == blame(1.0, {}).level == "note"
+    assert "--feature-norm" in blame(1.0, {"--residual normed": 3.0}, unnormed=True).cause
 
 
 def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss(pair, tmp_path):
