@@ -92,15 +92,20 @@ def run_pair(
     return numbers, findings
 
 
-def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle3Drafter:
-    """refspec's own forward pass over the weights of a drafter GGUF, the missing ones lent by the target, switches changed."""
+def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, dict[str, Any]]:
+    """Configuration and float32 weights of a drafter GGUF, what it leaves to the target filled in from there."""
     config, weights = read_drafter(info.path)
-    lent = {}
     for name in meta.SHARED:
         if name not in weights:
             own = meta.TENSORS[name]
-            lent[name] = read_tensor(target, own if own in target.tensors else meta.TENSORS["token_embd"])
-    return Eagle3Drafter(replace(config, **changes), {**weights, **lent}, native)  # type: ignore[arg-type]
+            weights[name] = read_tensor(target, own if own in target.tensors else meta.TENSORS["token_embd"])
+    return config, weights
+
+
+def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle3Drafter:
+    """refspec's own forward pass over a drafter GGUF, switches changed."""
+    config, weights = complete_weights(info, target)
+    return Eagle3Drafter(replace(config, **changes), weights, native)  # type: ignore[arg-type]
 
 
 def _drafter(target: LlamaTarget, info: GgufInfo, config: DrafterConfig, settings: dict[str, Any], as_is: bool) -> Drafter:

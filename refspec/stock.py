@@ -17,7 +17,7 @@ import numpy as np
 from refspec import drafter_meta as meta
 from refspec.api import Session
 from refspec.bench import total
-from refspec.check_live import reference_drafter
+from refspec.check_live import complete_weights, reference_drafter
 from refspec.convert import stock as folding
 from refspec.drafters.base import Draft, Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
@@ -117,10 +117,7 @@ def make_stock(
             return Recorder(reference_drafter(info, source))
 
     progress("the exact drafter, calibrating")
-    reference = reference_drafter(info, source)
-    config, weights = reference.config, {**reference.weights, "d2t": reference.d2t}
-    if config.draft_vocab_size == config.vocab_size:
-        del weights["d2t"]
+    config, weights = complete_weights(info, source)
     exact, recorder = run(lambda held: cast(Drafter, exact_drafter(held)), config.capture_layers)
     assert isinstance(recorder, Recorder)
     rows = np.concatenate(recorder.tokens)[:ROWS], np.concatenate(recorder.features)[:ROWS]

@@ -129,6 +129,17 @@ def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss(pair, tmp_
     assert "of tau on 1 calibration prompts" in text and "<- written" in text
 
 
+def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_path):
+    arch, metadata, tensors = tiny.drafter_parts(feedback="post_norm", shared=True, width=tiny.HT)
+    path = tiny.write(tmp_path / "yarn.gguf", arch, metadata | {"eagle3.rope.scaling.attn_factor": 1.25}, tensors)
+    made = record(call("stock", write_pair(tmp_path)[0], path, "-o", tmp_path / "s.gguf", "--outtype", "f32", "-t", 1, "-n", 8, "--count", 1, "--json"))
+    exact, near = read_drafter(path), read_drafter(tmp_path / "s.gguf")
+    assert near[0].rope_attention_factor == exact[0].rope_attention_factor == 1.25
+    assert not {"token_embd", "output"} & near[1].keys()
+    half = tiny.HT if "moved" in made["chosen"] else 2 * tiny.HT  # columns no norm was folded into
+    assert (near[1]["attn_q"][:, :half] == exact[1]["attn_q"][:, :half]).all()
+
+
 def test_what_stock_llama_cpp_runs_exactly_needs_no_folding(pair, tmp_path):
     result = call("stock", pair[0], drafter(tmp_path), "-o", tmp_path / "s.gguf")
     assert "runs it exactly" in one_line_error(result, 2) and not (tmp_path / "s.gguf").exists()
