@@ -6,6 +6,7 @@ ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on disk until
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ class Opened:
     tensors: Tensors
     resolved: Resolution
     notes: list[str]
+    rope_scaling: dict[str, Any] | None = None  # as config.json states it; a GGUF keeps the divisors it makes
 
 
 def open_checkpoint(
@@ -132,7 +134,7 @@ def open_checkpoint(
         if isinstance(head := tensors.get("output"), Lazy):
             vocabulary.check_head_rows(head, ids, str(directory))
     notes += lend(tensors, drafter, layer.get("tie_word_embeddings") is True, facts, str(directory))
-    return Opened(drafter, tensors, resolved, notes)
+    return Opened(drafter, tensors, resolved, notes, rope.scaling)
 
 
 def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
@@ -180,10 +182,16 @@ def _sizes(
         raise CheckpointError(f"{where}: tensor 'fc.weight' is missing or not a matrix; this is not an EAGLE-3 drafter")
     return {
         "hidden_size": hidden, "n_heads": heads, "n_kv_heads": _whole(layer, "num_key_value_heads", where, heads),
-        "head_dim": _whole(layer, "head_dim", where, hidden // heads),
+        "head_dim": _whole(layer, "head_dim", where, _head_dim(stored, names, heads) or hidden // heads),
         "intermediate_size": _whole(layer, "intermediate_size", where), "vocab_size": _whole(layer, "vocab_size", where),
         "context_length": _whole(layer, "max_position_embeddings", where, 2048),
     }  # fmt: skip
+
+
+def _head_dim(stored: Mapping[str, StoredTensor], names: Mapping[str, str], heads: int) -> int | None:
+    """What the rows of q_proj say; the default of a config without head_dim differs between Llama and Qwen3."""
+    shape = stored[names["attn_q"]].shape if "attn_q" in names else ()
+    return shape[0] // heads if shape and shape[0] % heads == 0 else None
 
 
 def _draft_vocab(
@@ -254,6 +262,8 @@ def convert_drafter(
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values = {"general.name": name or Path(directory).resolve().name, **report.provenance(), **(metadata or {})}
+    if opened.rope_scaling is not None:  # for the way back: export states the same parameters
+        values["refspec.rope_scaling"] = json.dumps(opened.rope_scaling)
     if facts is not None:
         values = {**facts.tokenizer(), **values}
     report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress)

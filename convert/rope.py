@@ -28,6 +28,7 @@ class Rope(NamedTuple):
     divisors: np.ndarray | None
     words: str
     attention_factor: float = 1.0
+    scaling: dict[str, Any] | None = None  # the parameters as config.json states them, None without scaling
 
 
 def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: float | None = None) -> Rope:
@@ -58,13 +59,13 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor {factor}")
         if kind == "linear":
-            return Rope(base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}")
+            return Rope(base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=dict(scaling))
         if kind == "llama3":
-            return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}")
+            return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}", scaling=dict(scaling))
         original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
         attention = _attention_factor(scaling, factor, where)
         words = f"yarn, factor {factor:g} over {original:g} positions, attention factor {attention:.6g}"
-        return Rope(base, _yarn(scaling, base, head_dim, factor, original), words, attention)
+        return Rope(base, _yarn(scaling, base, head_dim, factor, original), words, attention, dict(scaling))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise CheckpointError(f"{where}: rope scaling {str(scaling)[:120]} is incomplete ({error})") from None
 

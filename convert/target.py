@@ -101,8 +101,9 @@ def convert_target(
         "ffn": _size(config, config_path, "intermediate_size"), "vocab": _size(config, config_path, "vocab_size"),
     }  # fmt: skip
     tied = bool(config.get("tie_word_embeddings", False))
-    theta, divisors, scaling, attention_factor = rope_settings(config, sizes["head_dim"], str(config_path))
-    if attention_factor != 1.0:
+    rope = rope_settings(config, sizes["head_dim"], str(config_path))
+    theta, divisors, scaling = rope.theta, rope.divisors, rope.words
+    if rope.attention_factor != 1.0:
         raise CheckpointError(f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's own converter")
     names = _names(sizes["n_layers"], tied)
     notes = []

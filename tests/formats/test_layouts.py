@@ -1,5 +1,6 @@
 """Layouts without an oracle, RoPE scalings, sizes off the beaten track: converted exactly, or refused with the override named."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def test_rope_scalings_run_alike_in_numpy_c_and_llama_cpp(tmp_path: Path, name: 
     data = golden(c)
     target = write_target_for(tmp_path, data, vocab=600)
     convert_drafter(tmp_path / "ckpt", target, tmp_path / "d.gguf", "f32")
-    assert read_gguf_header(tmp_path / "d.gguf").arch == "eagle3"  # stock llama.cpp computes it
+    info = read_gguf_header(tmp_path / "d.gguf")
+    assert info.arch == "eagle3"  # stock llama.cpp computes it
+    assert json.loads(info.metadata["refspec.rope_scaling"]) == SCALINGS[name]
     agree(tmp_path / "d.gguf", target, data, stock=True)
     again, weights, *_ = read_checkpoint(tmp_path / "ckpt", target)
     assert again.rope_style is RopeStyle.HALF_SPLIT
