@@ -1,70 +1,228 @@
 """An EAGLE-3 / EAGLE 3.1 checkpoint directory -> DrafterConfig + weights -> drafter GGUF.
 
-Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`), and SafeAILab / SpecForge / TorchSpec
-(`midlayer.*`). The stored d2t holds offsets (target id = j + d2t[j]); refspec and GGUF hold absolute ids.
+Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`); SafeAILab, SpecForge, specdrift, TorchSpec and NVIDIA
+ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on disk until they are written.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle
-from refspec.convert import flags
+from refspec.convert import flags, vocabulary
+from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.facts import TargetFacts, target_facts
+from refspec.convert.files import read_tensors
+from refspec.convert.lending import Tensors, check_target, lend
 from refspec.convert.names import drafter_names
+from refspec.convert.recorded import credit, recorded
 from refspec.convert.report import Report, Resolved
-from refspec.convert.rope import rope_settings
-from refspec.convert.safetensors_io import StoredTensor, read_json, read_tensors
+from refspec.convert.rope import Rope, rope_settings
+from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.drafter_meta import stock_reasons
-from refspec.errors import CheckpointError, ShapeError, UsageError
-from refspec.gguf_io import interleave_rows, write_drafter
+from refspec.errors import CheckpointError, UsageError
+from refspec.gguf_blocks import Progress
+from refspec.gguf_io import interleaved, write_drafter
+from refspec.lazy import Lazy
 
 Resolution = dict[str, Resolved]
 
 
-def absolute_d2t(d2t: np.ndarray, t2d: np.ndarray | None, vocab_size: int, where: str) -> tuple[np.ndarray, str]:
-    """Absolute ascending target ids [D] and how they were stored; `CheckpointError` if neither reading is valid."""
-    for ids, how in ((np.arange(len(d2t)) + d2t.astype(np.int64), "offsets"), (d2t.astype(np.int64), "absolute ids")):
-        if ids.min() < 0 or ids.max() >= vocab_size or (np.diff(ids) <= 0).any():
-            continue
-        if t2d is None and how == "absolute ids":
-            break  # without t2d nothing confirms the unusual reading
-        if t2d is None or (
-            len(t2d) == vocab_size and t2d.astype(bool)[ids].all() and int(t2d.astype(bool).sum()) == len(ids)
-        ):
-            return ids, how
-    raise CheckpointError(f"{where}: d2t does not map {len(d2t)} draft tokens to ascending ids below {vocab_size}"
-                          + ("" if t2d is None else " that t2d marks") + "; the checkpoint is damaged")  # fmt: skip
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint understood but not loaded: matrices are `Lazy`, RoPE order half-split."""
+
+    config: DrafterConfig
+    tensors: Tensors
+    resolved: Resolution
+    notes: list[str]
+    rope_scaling: dict[str, Any] | None = None  # as config.json states it; a GGUF keeps the divisors it makes
+
+
+def open_checkpoint(
+    directory: str | os.PathLike[str],
+    target: str | os.PathLike[str] | TargetFacts | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Opened:
+    """Resolve a drafter checkpoint; nothing is guessed: `CheckpointError`, `ShapeError` or `UsageError` names the override.
+
+    `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
+    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets, absolute),
+    ignore (keys of config.json and tensors that do not matter).
+    """
+    directory = Path(directory)
+    where, given = str(directory / "config.json"), {k: v for k, v in (overrides or {}).items() if v is not None}
+    if unknown := sorted(given.keys() - flags.OVERRIDES.keys()):
+        raise UsageError(f"unknown override {unknown[0]!r}; known: {', '.join(flags.OVERRIDES)}")
+    config, stored = read_json(directory / "config.json"), read_tensors(directory)
+    ignored = _ignored(given, config, stored)
+    config, stored = without(config, ignored), {k: t for k, t in stored.items() if k not in ignored}
+    said = recorded(config, where)
+    overridden, given = set(given), said | given
+    if config.get("speculators_model_type") not in (None, "eagle3"):
+        raise CheckpointError(
+            f"{where}: speculators_model_type = {str(config['speculators_model_type'])[:40]!r}, refspec reads eagle3"
+        )
+    check_keys(config, where)
+    layer = config.get("transformer_layer_config") or config
+    names, prefix, biases = drafter_names(stored, str(directory))
+    notes = [f"{name} is ignored, as --ignore asks" for name in ignored] + _zero_biases(stored, biases, directory)
+    facts = target if target is None or isinstance(target, TargetFacts) else target_facts(target)
+    trainer, told = layout(config, stored, prefix)
+    sizes = _sizes(layer, stored, names, where)
+    layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
+    fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
+    if (states := flags.count(config, where)) not in (None, n_states):
+        raise CheckpointError(f"{where}: speaks of {states} captured states, but {n_states} layers are named; give --layer-ids")
+    if fc_in % n_states:
+        raise CheckpointError(
+            f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally; give --layer-ids"
+        )
+    draft_vocab, draft_source = _draft_vocab(config, stored, names, sizes["vocab_size"], where)
+    rope, rope_source = _rope(config, layer, trainer, sizes["head_dim"], given.get("rope_theta"), where)
+    eps = layer.get("rms_norm_eps")
+    resolved: Resolution = {
+        "layout": Resolved(trainer, told),
+        "files": Resolved(", ".join(sorted({t.path.name for t in stored.values()})), "directory"),
+        "feature_norm": flags.feature_norm(config, names, given.get("feature_norm"), where),
+        "feedback": flags.feedback(config, trainer, given.get("feedback"), where),
+        "residual": flags.residual(config, given.get("residual"), where),
+        "head_norm": flags.head_norm(config, trainer, "output_norm" in names, given.get("head_norm"), where),
+        "qk_norm": Resolved("q_norm" in names, "tensors"),
+        "capture_layers": layers,
+        "rope": Resolved(f"theta {rope.theta:g}, {rope.words}", rope_source),
+        "rms_norm_eps": Resolved(1e-6 if eps is None else eps, "absent: 1e-6" if eps is None else "config.json"),
+        "draft_vocab": Resolved(draft_vocab, draft_source),
+    }  # fmt: skip
+    credit(resolved, said, overridden)
+    drafter = DrafterConfig(
+        target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
+        rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
+        rope_style=RopeStyle.HALF_SPLIT, feature_norm=resolved["feature_norm"].value, feedback=resolved["feedback"].value,
+        residual=resolved["residual"].value, head_norm=resolved["head_norm"].value, qk_norm="q_norm" in names,
+        rope_attention_factor=float(str(np.float32(rope.attention_factor))), **sizes,
+    )  # fmt: skip
+    notes += warnings + check_target(drafter, config, facts, where)
+    tensors: Tensors = {
+        ours: t.lazy() if len((t := stored[theirs]).shape) == 2 else t.load()
+        for ours, theirs in names.items()
+        if ours not in ("d2t", "t2d")
+    }
+    if drafter.feature_norm is FeatureNorm.NONE:  # an override may switch stored norms off
+        for name in [n for n in tensors if n.startswith("fc_norm")]:
+            notes.append(f"{name} is present but --feature-norm none leaves it unused")
+            del tensors[name]
+    if rope.divisors is not None:
+        tensors["rope_freqs"] = rope.divisors
+    d2t, t2d = (stored[names[n]].load() if n in names else None for n in ("d2t", "t2d"))
+    if draft_vocab == sizes["vocab_size"]:
+        vocabulary.check_identity(d2t, t2d, str(directory))
+    elif d2t is None:
+        raise CheckpointError(
+            f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing"
+        )
+    else:
+        ids, how = vocabulary.absolute_d2t(d2t, t2d, sizes["vocab_size"], str(directory), given.get("d2t"))
+        tensors["d2t"], resolved["d2t"] = ids, vocabulary.resolved(how, t2d, given.get("d2t"))
+        if isinstance(head := tensors.get("output"), Lazy):
+            vocabulary.check_head_rows(head, ids, str(directory))
+    notes += lend(tensors, drafter, layer.get("tie_word_embeddings") is True, facts, str(directory))
+    return Opened(drafter, tensors, resolved, notes, rope.scaling)
+
+
+def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
+    wanted = given.get("ignore") or []
+    known = {*stored, *config}
+    for section in ("transformer_layer_config", "eagle_config"):
+        if isinstance(inner := config.get(section), dict):
+            known |= inner.keys()
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"--ignore {name!r}: neither a key of config.json nor a tensor of this checkpoint")
+    return list(wanted)
+
+
+def _zero_biases(stored: Mapping[str, StoredTensor], biases: list[str], directory: Path) -> list[str]:
+    for name in biases:
+        if np.any(stored[name].load()):
+            raise CheckpointError(
+                f"{directory}: tensor {name!r} is a bias that is not zero; no EAGLE-3 graph refspec or llama.cpp runs has one"
+            )
+    return [f"{name} holds only zeros and is left out" for name in biases]
+
+
+def _whole(section: Mapping[str, Any], key: str, where: str, default: Any = None) -> int:
+    value = section.get(key)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a whole number of at least 1")
+    return value
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a number")
+    return float(value)
 
 
 def _sizes(
     layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str
 ) -> dict[str, int]:
-    def whole(key: str, default: Any = None) -> int:
-        value = layer.get(key)
-        value = default if value is None else value
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{where}: {key} = {value!r} must be a whole number of at least 1")
-        return value
-
-    if whole("num_hidden_layers", 1) != 1:
-        raise CheckpointError(
-            f"{where}: num_hidden_layers = {layer['num_hidden_layers']}; refspec runs one drafter layer"
-        )
-    heads, hidden = whole("num_attention_heads"), whole("hidden_size")
+    if (blocks := _whole(layer, "num_hidden_layers", where, 1)) != 1:
+        raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
+    heads, hidden = _whole(layer, "num_attention_heads", where), _whole(layer, "hidden_size", where)
     if "fc" not in names or len(stored[names["fc"]].shape) != 2:
         raise CheckpointError(f"{where}: tensor 'fc.weight' is missing or not a matrix; this is not an EAGLE-3 drafter")
     return {
-        "hidden_size": hidden, "n_heads": heads, "n_kv_heads": whole("num_key_value_heads", heads),
-        "head_dim": whole("head_dim", hidden // heads), "intermediate_size": whole("intermediate_size"),
-        "vocab_size": whole("vocab_size"), "context_length": whole("max_position_embeddings", 2048),
+        "hidden_size": hidden, "n_heads": heads, "n_kv_heads": _whole(layer, "num_key_value_heads", where, heads),
+        "head_dim": _whole(layer, "head_dim", where, _head_dim(stored, names, heads) or hidden // heads),
+        "intermediate_size": _whole(layer, "intermediate_size", where), "vocab_size": _whole(layer, "vocab_size", where),
+        "context_length": _whole(layer, "max_position_embeddings", where, 2048),
     }  # fmt: skip
+
+
+def _head_dim(stored: Mapping[str, StoredTensor], names: Mapping[str, str], heads: int) -> int | None:
+    """What the rows of q_proj say; the default of a config without head_dim differs between Llama and Qwen3."""
+    shape = stored[names["attn_q"]].shape if "attn_q" in names else ()
+    return shape[0] // heads if shape and shape[0] % heads == 0 else None
+
+
+def _draft_vocab(
+    config: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], vocab_size: int, where: str
+) -> tuple[int, str]:
+    if config.get("draft_vocab_size") is not None:
+        return _whole(config, "draft_vocab_size", where), "config.json draft_vocab_size"
+    for name in ("d2t", "output"):
+        if name in names and stored[names[name]].shape:
+            return stored[names[name]].shape[0], f"draft_vocab_size absent: rows of {names[name]}"
+    return vocab_size, "draft_vocab_size absent: the whole vocabulary"
+
+
+def _rope(
+    config: Mapping[str, Any], layer: Mapping[str, Any], trainer: str, head_dim: int, given: Any, where: str
+) -> tuple[Rope, str]:
+    """RoPE and where its base came from; SafeAILab's training class ignores the base its inference class reads."""
+    if given is not None:
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
+            raise UsageError(f"--rope-theta {given!r} must be a positive number")
+        return rope_settings(layer, head_dim, where, float(given)), "override --rope-theta"
+    rope = rope_settings(layer, head_dim, where)
+    if trainer != "SafeAILab" or rope.theta == 10000.0 or "refspec" in config:
+        said = any("rope_theta" in (s or {}) for s in (layer, layer.get("rope_parameters")))
+        return rope, "config.json" if said else "rope_theta absent: 10000"
+    if rope.words.startswith("linear"):
+        return rope_settings(layer, head_dim, where, 10000.0), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+    raise CheckpointError(
+        f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference class the "
+        f"config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
+    )
 
 
 def read_checkpoint(
@@ -72,112 +230,10 @@ def read_checkpoint(
     target: str | os.PathLike[str] | TargetFacts | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
-    """Read a drafter checkpoint: (config, float32 weights in half-split RoPE order, resolved flags, notes).
-
-    `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
-    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta.
-    """
-    directory = Path(directory)
-    where, given = str(directory / "config.json"), dict(overrides or {})
-    if unknown := sorted(given.keys() - flags.OVERRIDES.keys()):
-        raise UsageError(f"unknown override {unknown[0]!r}; known: {', '.join(flags.OVERRIDES)}")
-    config, stored = read_json(directory / "config.json"), read_tensors(directory)
-    speculators = config.get("speculators_model_type") is not None
-    if speculators and config["speculators_model_type"] != "eagle3":
-        raise CheckpointError(
-            f"{where}: speculators_model_type = {config['speculators_model_type']!r}, refspec reads eagle3"
-        )
-    layer = config.get("transformer_layer_config") or config
-    for keys in (config, layer):
-        flags.check_keys(keys, where)
-    names, prefix = drafter_names(stored, str(directory))
-    facts = target if target is None or isinstance(target, TargetFacts) else target_facts(target)
-    sizes = _sizes(layer, stored, names, where)
-    layers = flags.layer_ids(config, facts.n_layer if facts else None, given.get("layer_ids"), where)
-    fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
-    if fc_in % n_states:
-        raise CheckpointError(
-            f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally"
-        )
-    draft_vocab = config.get("draft_vocab_size") or sizes["vocab_size"]
-    theta, divisors, scaling = rope_settings(dict(layer), sizes["head_dim"], where)
-    theta = float(given.get("rope_theta") or theta)
-    layout = "speculators" if speculators else prefix + "*"
-    resolved: Resolution = {
-        "layout": Resolved(layout, "config.json" if speculators else "tensor names"),
-        "feature_norm": flags.feature_norm(config, names, given.get("feature_norm"), where),
-        "feedback": flags.feedback(config, speculators, given.get("feedback"), where),
-        "residual": flags.residual(config, given.get("residual"), where),
-        "head_norm": flags.head_norm(config, speculators, given.get("head_norm"), where),
-        "capture_layers": layers,
-        "rope": Resolved(f"theta {theta:g}, {scaling}", "override" if given.get("rope_theta") else "config.json"),
-    }  # fmt: skip
-    drafter = DrafterConfig(
-        target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
-        rms_eps=float(layer.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_style=RopeStyle.HALF_SPLIT,
-        feature_norm=resolved["feature_norm"].value, feedback=resolved["feedback"].value,
-        residual=resolved["residual"].value, head_norm=resolved["head_norm"].value, qk_norm="q_norm" in names, **sizes,
-    )  # fmt: skip
-    notes = _check_target(drafter, config, facts, where)
-    weights = {ours: stored[theirs].load() for ours, theirs in names.items() if ours not in ("d2t", "t2d")}
-    if drafter.feature_norm is FeatureNorm.NONE:  # an override may switch stored norms off
-        for name in [n for n in weights if n.startswith("fc_norm")]:
-            notes.append(f"{name} is present but --feature-norm none leaves it unused")
-            del weights[name]
-    if divisors is not None:
-        weights["rope_freqs"] = divisors
-    if draft_vocab < sizes["vocab_size"]:
-        if "d2t" not in names:
-            raise CheckpointError(
-                f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing"
-            )
-        t2d = stored[names["t2d"]].load() if "t2d" in names else None
-        weights["d2t"], how = absolute_d2t(stored[names["d2t"]].load(), t2d, sizes["vocab_size"], str(directory))
-        resolved["d2t"] = Resolved(how, "checked against t2d" if t2d is not None else "ascending and in range")
-    _lend(weights, drafter, facts, notes)
-    return drafter, weights, resolved, notes
-
-
-def _check_target(
-    drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str
-) -> list[str]:
-    notes = []
-    said, width = config.get("target_hidden_size"), drafter.target_hidden_size
-    if said is not None and said != width:
-        if width != drafter.hidden_size:  # speculators ignores the key and builds fc for the drafter's own width
-            raise CheckpointError(
-                f"{where}: target_hidden_size = {said} and {drafter.n_states} captured layers contradict the "
-                f"{drafter.n_states * width} columns of fc; give the layers it was trained with (--layer-ids)"
-            )
-        notes.append(f"target_hidden_size = {said} is not what fc was built for: {width}")
-    if facts is None:
-        return [*notes, "no target given: the file has no tokenizer and fits only by width and vocabulary size"]
-    pairs = (("width of the captured states", drafter.target_hidden_size, facts.hidden_size),
-             ("vocabulary", drafter.vocab_size, facts.vocab_size))  # fmt: skip
-    for what, ours, theirs in pairs:
-        if ours != theirs:
-            raise ShapeError(
-                f"{where}: {what} is {ours}, the target {facts.path} has {theirs}; this drafter is for another one"
-            )
-    if max(drafter.capture_layers) > facts.n_layer:
-        raise ShapeError(
-            f"{where}: captured layers {drafter.capture_layers}, but {facts.path} has {facts.n_layer} layers"
-        )
-    return notes
-
-
-def _lend(weights: dict[str, np.ndarray], drafter: DrafterConfig, facts: TargetFacts | None, notes: list[str]) -> None:
-    """Fill in an embedding or head the checkpoint leaves to the target, when the target is known and as wide."""
-    fits = facts is not None and facts.hidden_size == drafter.hidden_size
-    for name in ("token_embd", "output"):
-        if name in weights:
-            continue
-        if facts is None or not fits:
-            notes.append(f"{name} is not in the checkpoint: the GGUF leaves it to the target")
-            continue
-        rows = facts.load(name)
-        weights[name] = rows[weights["d2t"]] if name == "output" and "d2t" in weights else rows
-        notes.append(f"{name} copied from the target {facts.path}")
+    """`open_checkpoint` with everything loaded: (config, float32 weights in half-split RoPE order, resolved flags, notes)."""
+    opened = open_checkpoint(directory, target, overrides)
+    weights = {k: a.load() if isinstance(a, Lazy) else a for k, a in opened.tensors.items()}
+    return opened.config, weights, opened.resolved, opened.notes
 
 
 def convert_drafter(
@@ -189,25 +245,30 @@ def convert_drafter(
     *,
     metadata: Mapping[str, Any] | None = None,
     name: str | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
     `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
-    in `read_checkpoint`. Raises `CheckpointError`, `ShapeError`, `UsageError`.
+    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`, `ShapeError`,
+    `UsageError`.
     """
     facts = None if target is None else target_facts(target)
-    config, weights, resolved, notes = read_checkpoint(directory, facts, overrides)
-    for key in ("attn_q", "attn_k", "q_norm", "k_norm"):
-        if key in weights:
-            weights[key] = interleave_rows(weights[key], config.head_dim)
-    config = replace(config, rope_style=RopeStyle.INTERLEAVED)
-    report = Report(Path(out), "", resolved=resolved, notes=notes)
+    opened = open_checkpoint(directory, facts, overrides)
+    config = replace(opened.config, rope_style=RopeStyle.INTERLEAVED)
+    tensors = {
+        key: interleaved(array, config.head_dim) if key in ("attn_q", "attn_k", "q_norm", "k_norm") else array
+        for key, array in opened.tensors.items()
+    }
+    report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values = {"general.name": name or Path(directory).resolve().name, **report.provenance(), **(metadata or {})}
+    if opened.rope_scaling is not None:  # for the way back: export states the same parameters
+        values["refspec.rope_scaling"] = json.dumps(opened.rope_scaling)
     if facts is not None:
         values = {**facts.tokenizer(), **values}
-    report.path = write_drafter(out, config, weights, outtype=outtype, metadata=values)
+    report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress)
     reasons = stock_reasons(config)
     report.arch = "refspec-eagle3" if reasons else "eagle3"
     report.notes += [f"stock llama.cpp cannot run it: {reason}" for reason in reasons]
-    report.tensors, report.nbytes = len(weights), report.path.stat().st_size
+    report.tensors, report.nbytes = len(tensors), report.path.stat().st_size
     return report

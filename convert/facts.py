@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from refspec.convert.safetensors_io import read_json, read_tensors
+from refspec.convert.files import read_tensors
+from refspec.convert.safetensors_io import read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.drafter_meta import ARCHS
 from refspec.errors import CheckpointError
-from refspec.gguf_io import copy_metadata, read_gguf_header, read_tensor
+from refspec.gguf_io import copy_metadata, read_gguf_header, tensor_rows
+from refspec.lazy import Lazy
 
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """Sizes of a target, its tokenizer metadata, and its `token_embd` / `output` matrices on request."""
+    """Sizes of a target, its tokenizer metadata, and its `token_embd` / `output` as `matrix(name)`, row by row."""
 
     path: Path
     hidden_size: int
     n_layer: int
     vocab_size: int
     tokenizer: Callable[[], dict[str, Any]]
-    load: Callable[[str], np.ndarray]
+    matrix: Callable[[str], Lazy]
 
 
 def target_facts(path: str | os.PathLike[str]) -> TargetFacts:
@@ -43,9 +43,9 @@ def _from_gguf(path: Path) -> TargetFacts:
     vocab = info.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in info.tensors else None
     size = vocab or info.metadata.get(f"{info.arch}.vocab_size") or len(tokens or [])
 
-    def load(name: str) -> np.ndarray:
+    def matrix(name: str) -> Lazy:
         own = f"{name}.weight"
-        return read_tensor(info, own if own in info.tensors else "token_embd.weight")  # tied
+        return tensor_rows(info, own if own in info.tensors else "token_embd.weight")  # tied
 
     def tokenizer() -> dict[str, Any]:
         copied = copy_metadata(info, "tokenizer.ggml.")
@@ -57,7 +57,7 @@ def _from_gguf(path: Path) -> TargetFacts:
         info.need(f"{info.arch}.block_count", int),
         size,
         tokenizer,
-        load,
+        matrix,
     )
 
 
@@ -67,9 +67,12 @@ def _from_directory(path: Path) -> TargetFacts:
     if not all(type(s) is int and s > 0 for s in sizes):
         raise CheckpointError(f"{path / 'config.json'}: hidden_size, num_hidden_layers, vocab_size are {sizes}")
 
-    def load(name: str) -> np.ndarray:
-        own = {"output": "lm_head.weight", "token_embd": "model.embed_tokens.weight"}[name]
-        return stored[own if own in stored else "model.embed_tokens.weight"].load()
+    def matrix(name: str) -> Lazy:
+        embedding = "model.embed_tokens.weight"
+        own = {"output": "lm_head.weight", "token_embd": embedding}[name]
+        if (tensor := stored.get(own, stored.get(embedding))) is None or len(tensor.shape) != 2:
+            raise CheckpointError(f"{path}: matrix {own!r} is missing; the drafter needs the target's")
+        return tensor.lazy()
 
     def tokenizer() -> dict[str, Any]:
         values = tokenizer_metadata(path, config)
@@ -77,4 +80,4 @@ def _from_directory(path: Path) -> TargetFacts:
         return values
 
     hidden, n_layer, vocab = (int(s) for s in sizes if s is not None)
-    return TargetFacts(path, hidden, n_layer, vocab, tokenizer, load)
+    return TargetFacts(path, hidden, n_layer, vocab, tokenizer, matrix)

@@ -6,37 +6,21 @@ config and tensors leave two readings the error names the override that decides.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
 from refspec.config import FeatureNorm, Feedback, Residual
 from refspec.convert.report import Resolved
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError, ShapeError, UsageError
 
 # override name -> how the command line spells it
 OVERRIDES = {
     "feature_norm": "--feature-norm", "feedback": "--feedback", "residual": "--residual", "head_norm": "--head-norm",
-    "layer_ids": "--layer-ids", "rope_theta": "--rope-theta",
+    "layer_ids": "--layer-ids", "rope_theta": "--rope-theta", "d2t": "--d2t", "ignore": "--ignore",
 }  # fmt: skip
-# config.json keys with no influence on the forward pass; anything else that sounds like it had is refused
-HARMLESS = {
-    "model_type", "architectures", "layer_types", "use_aux_hidden_state", "eagle_config", "rope_scaling", "rope_parameters",
-    "rope_theta", "rms_norm_eps", "hidden_size", "target_hidden_size", "draft_vocab_size", "num_hidden_layers", "head_dim",
-    "num_attention_heads", "num_key_value_heads", "fc_norm", "norm_before_fc", "norm_output", "norm_before_residual",
-    "eagle_aux_hidden_state_layer_ids", "hidden_act", "embed_requires_grad", "target_model_type", "transformer_layer_config",
-}  # fmt: skip
-_SOUNDS_RELEVANT = re.compile(r"norm|fc|aux|eagle|rope|bias|resid|feedback|head|draft|hidden|layer")
-_UNSUPPORTED_IF_TRUE = (
-    "attention_bias",
-    "mlp_bias",
-    "bias",
-    "qkv_bias",
-    "fc_bias",
-    "next_layer_regular",
-    "eh_proj_before_attn",
-)
+# Where `norm_output: true` has one meaning: the normed state is fed back.
+_ONE_MEANING = ("speculators", "NeMo Automodel")
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
@@ -50,27 +34,26 @@ def choice(kind: type[_Choice], value: Any, name: str) -> _Choice:
 
 
 def flag(config: Mapping[str, Any], key: str, where: str) -> bool | None:
-    """A boolean of config.json (top level, else nested eagle_config), None when absent."""
-    nested = config.get("eagle_config") or {}
-    value = config.get(key, nested.get(key))
-    if value is not None and not isinstance(value, bool):
-        raise CheckpointError(f"{where}: {key} = {value!r} must be true or false")
-    return value
+    """A boolean of config.json (top level or nested eagle_config, which must not disagree), None when absent."""
+    said = [v for section in (config, config.get("eagle_config") or {}) if (v := section.get(key)) is not None]
+    if wrong := [v for v in said if not isinstance(v, bool)]:
+        raise CheckpointError(f"{where}: {key} = {str(wrong[0])[:40]!r} must be true or false")
+    if len(set(said)) > 1:
+        raise CheckpointError(f"{where}: {key} is {said[0]} at the top level and {said[1]} in eagle_config; remove the wrong one")
+    return said[0] if said else None
 
 
-def check_keys(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config whose unknown keys sound as if they changed the forward pass."""
-    for key, value in config.items():
-        if key in _UNSUPPORTED_IF_TRUE and value:
-            raise CheckpointError(f"{where}: {key} = {value!r} is not supported")
-        if key in HARMLESS or key in _UNSUPPORTED_IF_TRUE or value is None or not _SOUNDS_RELEVANT.search(key):
-            continue
-        if not isinstance(value, dict):
-            raise CheckpointError(
-                f"{where}: unknown key {key!r} = {str(value)[:40]!r}; remove it if it does not matter"
-            )
-    if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{where}: hidden_act = {config['hidden_act']!r} is not supported; refspec computes silu")
+def count(config: Mapping[str, Any], where: str) -> int | None:
+    """How many captured states config.json speaks of, outside its list of layers; None if it does not."""
+    said = {}
+    for section in (config, config.get("eagle_config") or {}):
+        said |= {k: section[k] for k in ("num_aux_hidden_states", "num_capture_layers") if section.get(k) is not None}
+    for key, value in said.items():
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a whole number of at least 1")
+    if len(set(said.values())) > 1:
+        raise CheckpointError(f"{where}: {said} contradict each other; remove the wrong one")
+    return next(iter(said.values()), None)
 
 
 def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, where: str) -> Resolved:
@@ -100,28 +83,44 @@ def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, 
     return Resolved(said, f"config.json {key} and its tensors" if key else "no feature norm flag and no such tensor")
 
 
-def feedback(config: Mapping[str, Any], speculators: bool, given: Any, where: str) -> Resolved:
-    """pre_norm | post_norm. Only the speculators layout gives `norm_output: true` one meaning."""
+def feedback(config: Mapping[str, Any], layout: str, given: Any, where: str) -> Resolved:
+    """pre_norm | post_norm. Only speculators and NeMo Automodel give `norm_output: true` one meaning."""
     if given is not None:
         return Resolved(choice(Feedback, given, "feedback"), "override --feedback")
-    value = flag(config, "norm_output", where)
+    value, returned = flag(config, "norm_output", where), flag(config, "return_hidden_post_norm", where)
+    if returned is not None and value is not None and returned != value:
+        raise CheckpointError(
+            f"{where}: return_hidden_post_norm = {returned} and norm_output = {value}; decide with --feedback pre_norm|post_norm"
+        )
+    if returned is not None:
+        return Resolved(
+            Feedback.POST_NORM if returned else Feedback.PRE_NORM,
+            f"config.json return_hidden_post_norm = {str(returned).lower()}",
+        )
     if not value:  # every trainer version feeds back h then
         return Resolved(Feedback.PRE_NORM, f"norm_output {'absent' if value is None else '= false'}: EAGLE-3")
-    if not speculators:
+    if layout not in _ONE_MEANING:
         raise CheckpointError(
             f"{where}: norm_output = true means two things in this layout (older SpecForge: a norm before lm_head, what "
-            "EAGLE-3 does anyway; newer: the normed state is fed back); decide with --feedback pre_norm|post_norm"
+            "EAGLE-3 does anyway: pre_norm; newer SpecForge and the specdrift releases: the normed state is fed back: "
+            "post_norm); decide with --feedback pre_norm|post_norm"
         )
-    return Resolved(Feedback.POST_NORM, "config.json norm_output = true, speculators meaning")
+    return Resolved(Feedback.POST_NORM, f"config.json norm_output = true, {layout} meaning")
 
 
-def head_norm(config: Mapping[str, Any], speculators: bool, given: Any, where: str) -> Resolved:
+def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any, where: str) -> Resolved:
     """Whether the final norm stands before lm_head; one SpecForge version drops it for `norm_output: false`."""
     if given is not None:
         if not isinstance(given, bool):
             raise UsageError(f"{OVERRIDES['head_norm']} {given!r} must be yes or no")
         return Resolved(given, "override --head-norm")
-    if not speculators and flag(config, "norm_output", where) is False:
+    if (last := flag(config, "use_last_layernorm", where)) is not None:
+        if last != has_norm:
+            raise CheckpointError(
+                f"{where}: use_last_layernorm = {last}, but norm.weight is {'there' if has_norm else 'missing'}; decide with --head-norm yes|no"
+            )
+        return Resolved(last, f"config.json use_last_layernorm = {str(last).lower()}")
+    if layout not in _ONE_MEANING and flag(config, "norm_output", where) is False:
         raise CheckpointError(
             f"{where}: norm_output = false means two things in this layout (older SpecForge: no norm before lm_head; newer: "
             "plain EAGLE-3); decide with --head-norm yes|no"
@@ -141,25 +140,44 @@ def residual(config: Mapping[str, Any], given: Any, where: str) -> Resolved:
     )
 
 
-def layer_ids(config: Mapping[str, Any], n_layer: int | None, given: Any, where: str) -> Resolved:
-    """Captured layers as boundaries of the residual stream (b = what enters layer b)."""
-    nested = config.get("eagle_config") or {}
+def layer_ids(config: Mapping[str, Any], layout: str, n_layer: int | None, given: Any, where: str) -> tuple[Resolved, list[str]]:
+    """Captured layers as boundaries of the residual stream (b = what enters layer b), and what to warn of."""
     if given is not None:
-        return Resolved(_ids(given, "--layer-ids"), "override --layer-ids")
-    key = "eagle_aux_hidden_state_layer_ids"
-    if (ids := config.get(key)) is not None:
-        return Resolved(_ids(ids, where), f"config.json {key}: boundaries as they are")
-    if (ids := nested.get(key)) is not None:
-        raw = _ids(ids, where)
+        return Resolved(_ids(given, "--layer-ids"), "override --layer-ids"), []
+    key, readings, notes = "eagle_aux_hidden_state_layer_ids", [], []
+    doubt = "; trainers count boundaries or layer outputs (one less): if acceptance is poor, try --layer-ids"
+    if config.get(key):
+        ids = _ids(config[key], where)
+        readings.append(Resolved(ids, f"config.json {key}: boundaries as they are"))
+        if layout != "speculators":
+            notes.append(f"{key} = {list(ids)} taken as boundaries{doubt}")
+    if nested := (config.get("eagle_config") or {}).get(key):
+        raw = _ids(nested, where)
         if raw[0] == 1:  # the field's convention: ids that start at 1 count layer OUTPUTS
-            return Resolved(tuple(i + 1 for i in raw), f"eagle_config.{key} = {list(raw)} counts layer outputs: +1")
-        return Resolved(raw, f"eagle_config.{key}: taken as boundaries (first id is not 1)")
+            ids, how = tuple(i + 1 for i in raw), f"eagle_config.{key} = {list(raw)} counts layer outputs: +1"
+        else:
+            ids, how = raw, f"eagle_config.{key}: taken as boundaries (first id is not 1)"
+            notes.append(f"eagle_config.{key} = {list(raw)} taken as boundaries{doubt}")
+        readings.append(Resolved(ids, how))
+    if len(readings) == 2 and readings[0].value != readings[1].value:
+        raise CheckpointError(
+            f"{where}: {key} gives boundaries {list(readings[0].value)}, eagle_config.{key} {list(readings[1].value)}; "
+            "decide with --layer-ids"
+        )
+    if readings:
+        return readings[0], notes
     if n_layer is None:
         raise CheckpointError(f"{where}: {key} is absent; give --target (for the default layers) or --layer-ids")
-    return Resolved((2, n_layer // 2, n_layer - 3), f"absent: default 2, n/2, n-3 of the target's {n_layer} layers")
+    default = (2, n_layer // 2, n_layer - 3)
+    if not 0 < default[1] < default[2] or default[0] >= default[1]:
+        raise ShapeError(
+            f"{where}: {key} is absent, and its default {list(default)} for the target's {n_layer} layers has no three distinct "
+            "layers in order; give --layer-ids"
+        )
+    return Resolved(default, f"absent: default 2, n/2, n-3 of the target's {n_layer} layers"), []
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or not value or not all(type(i) is int and i >= 0 for i in value):
-        raise CheckpointError(f"{where}: captured layer ids {value!r} must be a list of whole numbers")
+        raise CheckpointError(f"{where}: captured layer ids {str(value)[:60]!r} must be a list of whole numbers")
     return tuple(value)

@@ -32,13 +32,22 @@ TOP = {
     "lm_head.weight": "output",
     "d2t": "d2t",
     "t2d": "t2d",
+    "hidden_norm.weight": "hidden_norm",  # ModelOpt keeps the norms of both inputs outside the block until it exports
+    "input_embeds_norm.weight": "attn_norm",
 }
 PREFIXES = ("layers.0.", "midlayer.")
 
 
-def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], str]:
-    """Map refspec's tensor names to the stored ones; also the prefix of the block. `CheckpointError` on an unknown name."""
+def _weight(bare: str) -> bool:
+    """Whether a bias belongs to a matrix of the drafter."""
+    name = bare.removesuffix(".bias")
+    return name in ("fc", "lm_head") or any(name.removeprefix(p) in BLOCK for p in PREFIXES if name.startswith(p))
+
+
+def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], str, list[str]]:
+    """Map refspec's tensor names to the stored ones; the prefix of the block; biases. `CheckpointError` on an unknown name."""
     out: dict[str, str] = {}
+    biases: list[str] = []
     prefixes = set()
     for name in stored:
         bare = name.removeprefix("model.")
@@ -49,9 +58,13 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
             if bare.startswith(prefix) and bare.endswith(".weight"):
                 ours = BLOCK.get(bare.removeprefix(prefix).removesuffix(".weight"))
                 prefixes.add(prefix)
+        if ours is None and bare.endswith(".bias") and _weight(bare):
+            biases.append(name)
+            continue
         if ours is None:
-            why = "biases are not supported" if bare.endswith(".bias") else "no EAGLE-3 layout refspec knows has it"
-            raise CheckpointError(f"{where}: unknown tensor {name!r}: {why}")
+            raise CheckpointError(
+                f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; --ignore {name} if it is not used"
+            )
         if ours in out:
             raise CheckpointError(f"{where}: {out[ours]!r} and {name!r} are the same tensor")
         out[ours] = name
@@ -59,4 +72,4 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
         raise CheckpointError(
             f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?"
         )
-    return out, prefixes.pop()
+    return out, prefixes.pop(), biases

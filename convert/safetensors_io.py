@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import CheckpointError, UsageError
+from refspec.lazy import Lazy
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
@@ -34,14 +35,48 @@ class StoredTensor:
     shape: tuple[int, ...]
     path: Path
     offset: int
+    strides: tuple[int, ...] | None = None  # in elements; None where rows follow each other
 
     def load(self) -> np.ndarray:
         """Copy the tensor into memory."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset).reshape(self.shape)
+        if not self.shape:
+            return self._widen(self._read(0, 1, DTYPES[self.dtype])).reshape(())
+        return self.rows(0, self.shape[0])
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Copy rows first..last-1 into memory, [last - first, ...]."""
+        return self._widen(self._rows(first, last, DTYPES[self.dtype]))
+
+    def lazy(self) -> Lazy:
+        """The tensor, to be read a few rows at a time."""
+        if self.dtype not in ("F16", "BF16"):
+            return Lazy(self.shape, self.rows)
+        bits = lambda first, last: self._rows(first, last, np.dtype("<u2"))  # noqa: E731
+        return Lazy(self.shape, self.rows, bits=bits, bits_type=self.dtype.lower())
+
+    def _rows(self, first: int, last: int, kind: np.dtype[Any]) -> np.ndarray:
+        shape = (last - first, *self.shape[1:])
+        if self.strides is None:
+            size = int(np.prod(self.shape[1:], dtype=np.int64))
+            return self._read(first * size, (last - first) * size, kind).reshape(shape)
+        spans = [(n - 1) * s for n, s in zip(shape, self.strides, strict=True)]
+        flat = self._read(first * self.strides[0], sum(spans) + 1 if all(shape) else 0, kind)
+        steps = [s * flat.itemsize for s in self.strides]
+        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False))
+
+    def _read(self, begin: int, count: int, kind: np.dtype[Any]) -> np.ndarray:
+        """`count` elements from element `begin` on, as they are stored."""
+        raw = np.fromfile(self.path, kind, count, offset=self.offset + begin * kind.itemsize)
+        if len(raw) != count:
+            raise CheckpointError(f"{self.path}: truncated inside tensor {self.name!r}; get the file again")
+        return raw
+
+    def _widen(self, raw: np.ndarray) -> np.ndarray:
         if self.dtype == "BF16":  # the upper half of a float32
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32) if self.dtype.startswith("F") else raw
+            wide = raw.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
+        return raw.astype(np.float32, copy=False) if self.dtype.startswith("F") else raw
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -139,25 +174,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, expected a JSON object")
     return value
-
-
-def read_tensors(directory: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint directory: `model.safetensors`, or the shards its index names."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: is not a directory; give the checkpoint directory with its config.json")
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").exists() or not index.exists():
-        if not (directory / "model.safetensors").exists() and list(directory.glob("*.bin")):
-            raise CheckpointError(f"{directory}: only a .bin file is here; refspec reads safetensors, save it as that")
-        return read_safetensors(directory / "model.safetensors")
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(v, str) and Path(v).name == v for v in where.values()):
-        raise CheckpointError(f"{index}: weight_map must map tensor names to file names in this directory")
-    shards = {name: read_safetensors(directory / name) for name in sorted(set(where.values()))}
-    for tensor, shard in where.items():
-        if tensor not in shards[shard]:
-            raise CheckpointError(
-                f"{directory / shard}: tensor {tensor!r} is missing, but {index.name} says it is here"
-            )
-    return {tensor: shards[shard][tensor] for tensor, shard in where.items()}

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from refspec.convert.files import read_tensors
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
-from refspec.convert.safetensors_io import StoredTensor, read_json, read_tensors
+from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
 from refspec.gguf_io import TensorOut, interleave_rows, outtype_for, write_gguf
@@ -100,7 +101,10 @@ def convert_target(
         "ffn": _size(config, config_path, "intermediate_size"), "vocab": _size(config, config_path, "vocab_size"),
     }  # fmt: skip
     tied = bool(config.get("tie_word_embeddings", False))
-    theta, divisors, scaling = rope_settings(config, sizes["head_dim"], str(config_path))
+    rope = rope_settings(config, sizes["head_dim"], str(config_path))
+    theta, divisors, scaling = rope.theta, rope.divisors, rope.words
+    if rope.attention_factor != 1.0:
+        raise CheckpointError(f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's own converter")
     names = _names(sizes["n_layers"], tied)
     notes = []
     if tied and "lm_head.weight" in stored:  # some writers save the tied copy too

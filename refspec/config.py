@@ -74,6 +74,7 @@ class DrafterConfig:
     head_norm: bool = True  # False: logits = output @ h with no norm in between (SpecForge a6b6b02, norm_output false)
     context_length: int = 0  # positions it was trained for; information, not a limit of the reference
     qk_norm: bool = False  # RMSNorm over hd on every query and key head before RoPE (Qwen3-style drafters)
+    rope_attention_factor: float = 1.0  # YaRN: cos and sin are multiplied by it, so scores by its square
 
     @property
     def n_states(self) -> int:
@@ -102,7 +103,7 @@ class DrafterConfig:
         for name in (*widths, "n_heads", "n_kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ShapeError(f"{name} = {getattr(self, name)} must be at least 1")
-        for name in ("rms_eps", "rope_theta"):
+        for name in ("rms_eps", "rope_theta", "rope_attention_factor"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ShapeError(f"{name} = {getattr(self, name)} must be a positive number")
         if self.n_heads % self.n_kv_heads:
@@ -144,6 +145,15 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
     (required if c.uses_output_norm else optional)["output_norm"] = (c.hidden_size,)
     (required if c.draft_vocab_size != c.vocab_size else optional)["d2t"] = (c.draft_vocab_size,)  # absolute target ids
     return required, optional
+
+
+def fold_rope_attention(config: DrafterConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
+    """The weights with rope_attention_factor inside the queries: RoPE and scores are linear in q, so a * q.k = (a * q).k."""
+    factor, out = config.rope_attention_factor, dict(weights)
+    if factor != 1.0:
+        name = "q_norm" if config.qk_norm else "attn_q"  # a norm would undo what comes before it
+        out[name] = (weights[name] * np.float32(factor * factor)).astype(np.float32)
+    return out
 
 
 def check_weights(config: DrafterConfig, weights: Weights, source: str = "drafter weights") -> None:

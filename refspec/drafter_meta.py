@@ -43,6 +43,7 @@ TENSORS = {
     "rope_freqs": "rope_freqs.weight",
 }
 FC_NORM_KEY = "refspec.fc_norm.{}"
+ATTENTION_FACTOR = "eagle3.rope.scaling.attn_factor"
 SHARED = ("token_embd", "output")  # may be absent: the target's are used
 
 
@@ -65,6 +66,7 @@ def stock_reasons(config: DrafterConfig) -> list[str]:
 def to_metadata(config: DrafterConfig) -> dict[str, Any]:
     """Every key a drafter GGUF needs for `config`, except the per-state norm weights and the tokenizer."""
     p = STOCK_ARCH + "."
+    factor = config.rope_attention_factor
     return {
         p + "context_length": config.context_length,
         p + "embedding_length": config.hidden_size,
@@ -88,6 +90,7 @@ def to_metadata(config: DrafterConfig) -> dict[str, Any]:
         "refspec.head_norm": config.head_norm,
         "refspec.qk_norm": config.qk_norm,
         "refspec.draft_vocab_size": config.draft_vocab_size,
+        **({ATTENTION_FACTOR: factor} if factor != 1.0 else {}),  # llama.cpp reads it too
     }
 
 
@@ -181,6 +184,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
             head_norm=info.optional("refspec.head_norm", bool, True),
             context_length=whole("context_length"),
             qk_norm=TENSORS["q_norm"] in info.tensors,
+            rope_attention_factor=_decimal(info.optional(ATTENTION_FACTOR, float, 1.0)),
         )
     except ShapeError as error:
         raise ShapeError(f"{info.path}: {error}") from None

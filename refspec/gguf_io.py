@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter
@@ -20,12 +20,14 @@ from gguf.quants import dequantize, quantize
 
 from refspec import drafter_meta as meta
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
-from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.errors import CheckpointError, UsageError
+from refspec.gguf_blocks import DIRECT, Blocks, Progress
 from refspec.gguf_header import GgufInfo, TensorInfo, parse_header
+from refspec.lazy import Lazy
 
 __all__ = [
     "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows", "outtype_for",
-    "read_drafter", "read_gguf_header", "read_tensor", "write_drafter", "write_gguf",
+    "read_drafter", "read_gguf_header", "read_tensor", "tensor_rows", "write_drafter", "write_gguf",
 ]  # fmt: skip
 
 # The weight types refspec writes; gguf quantizes these without a C library.
@@ -48,12 +50,18 @@ class Typed:
 
 @dataclass(frozen=True)
 class TensorOut:
-    """One tensor to write: `load()` gives the array of `shape` when its turn comes; `type` is a key of OUTTYPES."""
+    """One tensor to write: `load` gives the array of `shape`, whole or in blocks, when its turn comes; `type` is a key of OUTTYPES."""
 
     name: str
     shape: tuple[int, ...]
     type: str
-    load: Callable[[], np.ndarray]
+    load: Callable[[], np.ndarray] | Lazy
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        block, size = GGML_QUANT_SIZES[OUTTYPES[self.type]]
+        return int(np.prod(self.shape, dtype=np.int64)) // block * size
 
 
 def read_gguf_header(path: str | os.PathLike[str]) -> GgufInfo:
@@ -107,6 +115,20 @@ def read_tensor(info: GgufInfo, name: str) -> np.ndarray:
     return array
 
 
+def tensor_rows(info: GgufInfo, name: str) -> Lazy:
+    """One tensor, read (and dequantized) a few rows at a time; `CheckpointError` as `read_tensor`."""
+    if name not in info.tensors or len(shape := info.tensors[name].shape) < 2:
+        raise CheckpointError(f"{info.path}: matrix {name!r} is missing; convert the model again")
+
+    def rows(first: int, last: int) -> np.ndarray:
+        t = info.tensors[name]
+        size = t.nbytes // shape[0]
+        part = replace(t, shape=(last - first, *shape[1:]), offset=t.offset + first * size, nbytes=(last - first) * size)
+        return read_tensor(replace(info, tensors={name: part}), name)
+
+    return Lazy(shape, rows)
+
+
 def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
     """The metadata of `info` whose keys start with one of `prefixes`, ready for `write_gguf`."""
     return {k: Typed(v, *info.value_types[k]) for k, v in info.metadata.items() if k.startswith(prefixes)}
@@ -121,21 +143,6 @@ def outtype_for(shape: tuple[int, ...], outtype: str) -> str:
     if len(shape) < 2:
         return "f32"
     return outtype if shape[-1] % GGML_QUANT_SIZES[OUTTYPES[outtype]][0] == 0 else "f16"
-
-
-def _encode(path: Path, t: TensorOut) -> np.ndarray:
-    """The bytes of one tensor, after checking that they are what was announced."""
-    array = np.asarray(t.load())
-    if array.shape != t.shape:
-        raise ShapeError(f"{path}: tensor {t.name!r} has shape {array.shape}, expected {t.shape}")
-    if t.type == "i64":
-        return np.ascontiguousarray(array, np.int64)
-    array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all():
-        raise CheckpointError(f"{path}: tensor {t.name!r} holds NaN or infinite values; nothing was written")
-    if t.type == "f16" and array.size and float(np.abs(array).max()) > 65504.0:
-        raise CheckpointError(f"{path}: tensor {t.name!r} does not fit f16 (|x| > 65504); use --outtype bf16 or f32")
-    return np.ascontiguousarray(quantize(array, OUTTYPES[t.type]))
 
 
 def _add_value(writer: GGUFWriter, key: str, value: Any) -> None:
@@ -163,29 +170,33 @@ def _bytes(value: Any) -> Any:
 
 
 def write_gguf(
-    path: str | os.PathLike[str], arch: str, metadata: Mapping[str, Any], tensors: Iterable[TensorOut]
+    path: str | os.PathLike[str],
+    arch: str,
+    metadata: Mapping[str, Any],
+    tensors: Iterable[TensorOut],
+    progress: Progress | None = None,
 ) -> Path:
-    """Write a GGUF file, one tensor in memory at a time; the final name appears only when the file is complete.
+    """Write a GGUF file, one block in memory at a time; the final name appears only when the file is complete.
 
-    Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. Raises `CheckpointError`.
+    Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. `progress` is told the bytes of
+    each block. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
+    total = sum(t.nbytes for t in tensors)
+    told = None if progress is None else lambda nbytes: progress(nbytes, total)
     writer = GGUFWriter(partial, arch)
     try:
         for key, value in metadata.items():
             if key != "general.architecture":
                 _add_value(writer, key, value)
         for t in tensors:
-            kind = OUTTYPES[t.type]
-            block, size = GGML_QUANT_SIZES[kind]
-            nbytes = int(np.prod(t.shape)) // block * size
-            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.nbytes, raw_dtype=OUTTYPES[t.type])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(_encode(path, t))
+            writer.write_tensor_data(cast(Any, _blocks(path, t, told)))
         writer.close()
         os.replace(partial, path)
     except OSError as error:
@@ -196,10 +207,27 @@ def write_gguf(
     return path
 
 
+def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) -> Blocks:
+    kind, stored = OUTTYPES[t.type], None
+    if isinstance(t.load, Lazy):
+        stored = t.load.bits_type if (t.load.bits_type, t.type) in DIRECT else None
+        arrays: Iterable[np.ndarray] = t.load.blocks(as_bits=stored is not None)
+    else:
+        arrays = (np.asarray(load()) for load in [t.load])
+    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: quantize(array, kind), progress, stored)
+
+
 def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Reorder q or k rows [heads*hd, ...] from half-split pairs (i, i + hd/2) to interleaved pairs (2i, 2i + 1)."""
     grouped = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
     return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
+    """`interleave_rows` of an array, or of a lazy one head by head."""
+    if isinstance(weight, Lazy):
+        return weight.reordered(lambda rows: interleave_rows(rows, head_dim), unit=head_dim)
+    return interleave_rows(weight, head_dim)
 
 
 def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
@@ -225,22 +253,25 @@ def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str,
     return config, weights
 
 
-def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray], source: str) -> None:
+def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray | Lazy], source: str) -> None:
     required, _ = weight_shapes(config)
     # Tensors left to the target are checked when the pair is put together; here stand-ins of no size take their place.
+    # The values of lazy ones are checked when they are written.
     lent = {n: np.broadcast_to(np.float32(0), required[n]) for n in meta.SHARED if n not in weights}
-    check_weights(config, {**lent, **weights}, source)
+    held = {n: np.broadcast_to(np.float32(0), a.shape) if isinstance(a, Lazy) else a for n, a in weights.items()}
+    check_weights(config, {**lent, **held}, source)
 
 
 def write_drafter(
     path: str | os.PathLike[str],
     config: DrafterConfig,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray | Lazy],
     *,
     outtype: str = "f32",
     metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Write a drafter GGUF; matrices become `outtype`, vectors stay f32, d2t int64.
+    """Write a drafter GGUF; matrices (which may be `Lazy`) become `outtype`, vectors stay f32, d2t int64.
 
     The architecture name is `eagle3` only if stock llama.cpp computes exactly this drafter. Without `tokenizer.*` keys
     in `metadata` (copy the target's) the file says it has no tokenizer. Half-split q and k rows are reordered.
@@ -251,13 +282,18 @@ def write_drafter(
     values.setdefault("tokenizer.ggml.model", "none")
     if config.feature_norm is FeatureNorm.PER_STATE:
         for i in range(config.n_states):
-            values[meta.FC_NORM_KEY.format(i)] = weights[f"fc_norm.{i}"].astype(np.float32).tolist()
+            values[meta.FC_NORM_KEY.format(i)] = _loaded(weights[f"fc_norm.{i}"]).astype(np.float32).tolist()
     tensors = []
     for name, array in weights.items():
         if name.startswith("fc_norm."):
             continue
         if config.rope_style is RopeStyle.HALF_SPLIT and name in ("attn_q", "attn_k", "q_norm", "k_norm"):
-            array = interleave_rows(array, config.head_dim)
+            array = interleaved(array, config.head_dim)
         kind = "i64" if name == "d2t" else outtype_for(array.shape, outtype)
-        tensors.append(TensorOut(meta.TENSORS[name], array.shape, kind, lambda array=array: array))  # type: ignore[misc]
-    return write_gguf(path, arch, values, tensors)
+        load = array if isinstance(array, Lazy) else lambda array=array: array  # type: ignore[misc]
+        tensors.append(TensorOut(meta.TENSORS[name], array.shape, kind, load))
+    return write_gguf(path, arch, values, tensors, progress)
+
+
+def _loaded(array: np.ndarray | Lazy) -> np.ndarray:
+    return array.load() if isinstance(array, Lazy) else array

@@ -1,4 +1,4 @@
-"""What a GGUF is: a target or a drafter, every normalization flag in words, and what will run it.
+"""What a model is: a target or a drafter, every normalization flag in words, and what will run it.
 
 Reads headers (and the d2t table), never the large tensors. `describe` gives the dictionary behind --json, `lines` the
 text.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ WORDS: dict[Any, str] = {
 }
 
 
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model."""
+def describe(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model.
+
+    `path` is a GGUF or a checkpoint directory; `target` supplies what a drafter's directory leaves to its target.
+    """
     if Path(path).is_dir():
-        raise CheckpointError(f"{path}: is a directory; inspect reads GGUF files; make one with refspec.convert")
+        from refspec.inspect_checkpoint import describe_directory  # here: it needs this module's words
+
+        return describe_directory(path, target)
     info = read_gguf_header(path)
     common = {
         "file": str(path),
@@ -110,21 +116,39 @@ def _target(info: GgufInfo) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _flags(info: GgufInfo, config: DrafterConfig) -> dict[str, dict[str, Any]]:
+def switches(config: DrafterConfig, source: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """Every switch with its meaning in words and where it came from, `source(name)`."""
     out: dict[str, dict[str, Any]] = {}
     for name in ("feature_norm", "feedback", "residual"):
         value = getattr(config, name)
-        out[name] = {"value": value.value, "meaning": WORDS[value], "source": _source(info, name)}
+        out[name] = {"value": value.value, "meaning": WORDS[value], "source": source(name)}
     head = (
         "a norm stands before the output head" if config.head_norm else "no norm before the output head (old SpecForge)"
     )
-    out["head_norm"] = {"value": config.head_norm, "meaning": head, "source": _source(info, "head_norm")}
+    out["head_norm"] = {"value": config.head_norm, "meaning": head, "source": source("head_norm")}
     qk = "query and key heads are normed" if config.qk_norm else "query and key heads are not normed"
-    out["qk_norm"] = {"value": config.qk_norm, "meaning": qk, "source": "tensors"}
+    out["qk_norm"] = {"value": config.qk_norm, "meaning": qk, "source": source("qk_norm")}
+    return out
+
+
+def runs_in(config: DrafterConfig, needs: str = "", *, undecided: bool = False) -> list[str]:
+    """What runs a drafter: refspec, stock llama.cpp, vLLM; `needs` is the command that comes first."""
+    after = f"after {needs}" if needs else ""
+    out = [f"refspec (as drafter, -d{', ' + after if after else ''})"]
+    if undecided:
+        return out
+    if not meta.stock_reasons(config):
+        out.append(f"stock llama.cpp{f' ({after})' if after else ''}")
+    if config.head_norm and not config.qk_norm:
+        new = config.feature_norm is FeatureNorm.PER_STATE or config.feedback is Feedback.POST_NORM
+        how = "" if needs else ", after refspec export --format speculators"
+        out.append(f"vLLM ({'with EAGLE 3.1: fc_norm, norm_output' if new else 'eagle3'}{how})")
     return out
 
 
 def _source(info: GgufInfo, name: str) -> str:
+    if name == "qk_norm":
+        return "tensors"
     said = info.metadata.get(f"refspec.provenance.{name}")
     if isinstance(said, str):
         return said.split("; ", 1)[-1]
@@ -142,6 +166,8 @@ def _drafter(info: GgufInfo) -> dict[str, Any]:
         warnings.append("its architecture name says stock llama.cpp runs it, but it would compute something else")
     unused = [t for t in info.tensors if meta.weights_name(t) is None]
     warnings += [f"tensor {t} is present and never applied" for t in unused]
+    if not config.uses_output_norm and meta.TENSORS["output_norm"] in info.tensors:
+        warnings.append("output_norm is present and never applied: head_norm = no and pre-norm feedback")
     return {
         "sizes": {
             "hidden": config.hidden_size, "target_hidden": config.target_hidden_size, "heads": config.n_heads,
@@ -150,11 +176,11 @@ def _drafter(info: GgufInfo) -> dict[str, Any]:
         },
         "capture_layers": list(config.capture_layers),
         "draft_vocabulary": _coverage(info, config),
-        "flags": _flags(info, config),
+        "flags": switches(config, lambda name: _source(info, name)),
         "provenance": {k.removeprefix("refspec.provenance."): v for k, v in info.metadata.items()
                        if k.startswith("refspec.provenance.")},
         "taken_from_target": [n for n in meta.SHARED if meta.TENSORS[n] not in info.tensors],
-        "runs_in": ["refspec (as drafter, -d)"] + ([] if reasons else ["stock llama.cpp"]),
+        "runs_in": runs_in(config),
         "not_stock_because": reasons,
         "warnings": warnings,
     }  # fmt: skip
@@ -175,6 +201,11 @@ def _sizes_text(sizes: dict[str, Any]) -> str:
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items() if v is not None)
 
 
+def _from(about: dict[str, Any], name: str) -> str:
+    _, _, source = str(about["provenance"].get(name, "")).partition("; ")
+    return f" [{source}]" if source else ""
+
+
 def lines(about: dict[str, Any]) -> list[str]:
     """The text `refspec inspect` prints, one fact per line, from the dictionary of `describe`."""
     w, t = about["weights"], about["tokenizer"]
@@ -191,7 +222,8 @@ def lines(about: dict[str, Any]) -> list[str]:
     else:
         ends = ", ".join(f"{k} {t[k]['id']} {t[k]['text']!r}" for k in ("bos", "eos", "eot") if t[k])
         pre = f" ({t['pre']})" if t["pre"] else ""
-        out.append(f"  tokenizer        {t['model']}{pre}, {t['tokens']} tokens, {ends}, BOS added: {t['add_bos']}")
+        told = f", {ends}, BOS added: {t['add_bos']}" if ends else ""
+        out.append(f"  tokenizer        {t['model']}{pre}, {t['tokens']} tokens{told}")
     if about["kind"] == "target":
         out.append(f"  chat template    {'yes' if t['chat_template'] else 'no'}")
         out.append(f"  output head      {'tied to the embedding' if about['tied_head'] else 'own'}")
@@ -200,7 +232,10 @@ def lines(about: dict[str, Any]) -> list[str]:
         bounds = ", ".join("embeddings" if b == 0 else f"{b} (entering layer {b})" for b in about["capture_layers"])
         d = about["draft_vocabulary"]
         ids = f", ids {d['lowest_id']}..{d['highest_id']}" if "lowest_id" in d else ""
-        out.append(f"  captured states  residual stream at {bounds}")
+        out.append(f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}")
+        for name in ("layout", "rope"):
+            if said := about["provenance"].get(name):
+                out.append(f"  {name:<16} {said.split('; ', 1)[0]}{_from(about, name)}")
         out.append(f"  draft tokens     {d['tokens']} of {d['of']} ({100 * d['share']:.1f} %){ids}")
         for name, f in about["flags"].items():
             value = {True: "yes", False: "no"}.get(f["value"], f["value"])

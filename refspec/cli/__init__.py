@@ -4,8 +4,12 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 """
 
 # Importing a module of commands is what registers them with the group.
+import refspec.cli.check
+import refspec.cli.convert
+import refspec.cli.export
 import refspec.cli.generate
 import refspec.cli.measure
+import refspec.cli.stock
 import refspec.cli.train  # noqa: F401
 from refspec.cli.group import main
 

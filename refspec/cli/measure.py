@@ -21,13 +21,14 @@ prompt_options = options(
 
 
 @main.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE|DIR")
+@click.option("--target", metavar="PATH", help="Target of a drafter's directory, for what that leaves to it.")
 @json_option
-def inspect(file: str, as_json: bool) -> None:
-    """Say what a target or drafter GGUF is, every normalization flag in words."""
+def inspect(file: str, target: str | None, as_json: bool) -> None:
+    """Say what a GGUF or checkpoint directory is, every normalization flag in words."""
     from refspec import inspect as inspector
 
-    about = inspector.describe(file)
+    about = inspector.describe(file, target)
     click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))
 
 

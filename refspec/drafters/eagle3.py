@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
-from refspec.config import DrafterConfig, Weights, check_weights
+from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
 from refspec.drafters.base import Draft, Ops, Probe, RowRecord
 from refspec.drafters.eagle3_forward import block, feedback, head, output_norm, project
 from refspec.errors import CheckpointError, ShapeError, UsageError
@@ -39,7 +39,8 @@ class Eagle3Drafter:
         """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs."""
         check_weights(config, weights)
         self.config, self.ops = config, ops
-        self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in weights.items() if k != "d2t"}
+        folded = fold_rope_attention(config, weights)
+        self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in folded.items() if k != "d2t"}
         identity = np.arange(config.draft_vocab_size)
         self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
         self.capture_layers = config.capture_layers

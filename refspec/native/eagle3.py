@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle, Weights, check_weights
+from refspec.config import (
+    DrafterConfig,
+    FeatureNorm,
+    Feedback,
+    Residual,
+    RopeStyle,
+    Weights,
+    check_weights,
+    fold_rope_attention,
+)
 from refspec.errors import BackendError, ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
 from refspec.ops import Array
@@ -41,7 +50,8 @@ class Eagle3Rows:
         self.keys, self.values = (
             np.zeros((capacity, config.n_kv_heads, config.head_dim), np.float32) for _ in range(2)
         )
-        self._arrays = {name: floats(array) for name, array in weights.items() if name != "d2t"}
+        folded = fold_rope_attention(config, weights)
+        self._arrays = {name: floats(array) for name, array in folded.items() if name != "d2t"}
         self._config, self._weights = self._make_config(), self._make_weights()
         if lib.rs_eagle3_check(self._config, self._weights) != lib.RS_OK:
             raise ShapeError(f"the C drafter cannot run this configuration with {capacity} rows: {config}")

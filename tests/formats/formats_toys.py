@@ -111,3 +111,17 @@ def write_drafter_directory(path: Path, changes: dict[str, Any] | None = None, s
     }  # fmt: skip
     write_safetensors(path / "model.safetensors", stored)
     return path
+
+
+def shard(source: Path, out: Path, shards: int, write: Any) -> Path:
+    """The checkpoint at `source` with its tensors dealt out to so many files and an index."""
+    from refspec.convert.files import read_tensors
+
+    out.mkdir()
+    (out / "config.json").write_bytes((source / "config.json").read_bytes())
+    stored = {k: t.load() for k, t in read_tensors(source).items()}
+    where = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(stored)}
+    for file in set(where.values()):
+        write(out / file, {k: a for k, a in stored.items() if where[k] == file})
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return out

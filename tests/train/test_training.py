@@ -15,7 +15,7 @@ pytest.importorskip("safetensors", reason="training needs the `train` extra (saf
 from click.testing import CliRunner  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
-from refspec.convert.safetensors_io import read_tensors  # noqa: E402
+from refspec.convert.files import read_tensors  # noqa: E402
 from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError  # noqa: E402
 from refspec.gguf_io import read_drafter  # noqa: E402

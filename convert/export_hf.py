@@ -1,0 +1,162 @@
+"""A Llama target GGUF -> its Hugging Face directory: config.json, model.safetensors, tokenizer.json, chat template.
+
+The inverse of `target.py` and `tokenizer.py`. A GGUF names its pre-tokenizer; the regular expression it stands for comes
+from the same table that named it, and another name is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refspec.convert import checkpoint_out as to
+from refspec.convert.export import DTYPES, Exported, split_rows
+from refspec.convert.export_config import TORCH
+from refspec.convert.rope_out import rope_keys, scaling_of
+from refspec.convert.target import LAYER
+from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
+from refspec.errors import CheckpointError, UsageError
+from refspec.gguf_io import GgufInfo, read_gguf_header, read_tensor
+
+_TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+_BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
+
+
+def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "auto") -> Exported:
+    """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest that rounds nothing.
+
+    Raises `CheckpointError` for another architecture or tokenizer, `UsageError` for a directory that holds a checkpoint.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"{dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    info = read_gguf_header(path)
+    if info.arch != "llama":
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r}; refspec writes Hugging Face directories of llama only")
+    heads, hidden = info.need("llama.attention.head_count", int), info.need("llama.embedding_length", int)
+    head_dim = info.optional("llama.attention.key_length", int, hidden // max(heads, 1))
+    entries = [
+        to.Entry(_name(info, name), tensor.shape, "float", _loader(info, name, head_dim))
+        for name, tensor in info.tensors.items()
+        if name != "rope_freqs.weight"
+    ]
+    tokenizer = _tokenizer(info)
+    directory = to.new_directory(out)
+    kind = to.exact_dtype(entries) if dtype == "auto" else dtype
+    to.write_safetensors(directory / "model.safetensors", entries, kind)
+    to.write_json(directory / "tokenizer.json", tokenizer)
+    to.write_json(directory / "tokenizer_config.json", _tokenizer_config(info))
+    if isinstance(template := info.metadata.get("tokenizer.chat_template"), str):
+        to.write_text(directory / "chat_template.jinja", template)
+    to.write_json(directory / "config.json", _config(info, head_dim, kind))
+    notes = []
+    if quantized := sorted({t.type for t in info.tensors.values()} - {"F32", "F16", "BF16"}):
+        notes.append(f"the GGUF holds {', '.join(quantized)} weights: the checkpoint has their rounded values")
+    return Exported(directory, "Hugging Face Llama", kind, len(entries), notes)
+
+
+def _name(info: GgufInfo, name: str) -> str:
+    if name in _TOP:
+        return _TOP[name]
+    match name.split("."):
+        case ["blk", layer, kind, "weight"] if kind in _BLOCK:
+            return f"model.layers.{layer}.{_BLOCK[kind]}.weight"
+    raise CheckpointError(f"{info.path}: tensor {name!r} has no place in a Hugging Face Llama")
+
+
+def _loader(info: GgufInfo, name: str, head_dim: int) -> Callable[[], np.ndarray]:
+    if name.endswith(("attn_q.weight", "attn_k.weight")):
+        return lambda: split_rows(read_tensor(info, name), head_dim)
+    return lambda: read_tensor(info, name)
+
+
+def _decimal(value: float) -> float:
+    return float(str(np.float32(value)))  # 1e-5, not 9.99999974e-06
+
+
+def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
+    def whole(key: str) -> int:
+        return int(info.need(f"llama.{key}", int))
+
+    theta = _decimal(info.optional("llama.rope.freq_base", float, 10000.0))
+    if (kind := info.optional("llama.rope.scaling.type", str, "none")) not in ("none", "linear"):
+        raise CheckpointError(f"{info.path}: llama.rope.scaling.type = {kind!r} is not supported; known: none, linear")
+    divisors = read_tensor(info, "rope_freqs.weight") if "rope_freqs.weight" in info.tensors else None
+    if kind == "linear":
+        factor = np.float32(info.need("llama.rope.scaling.factor", float))
+        divisors = (np.ones(head_dim // 2, np.float32) if divisors is None else divisors) * factor
+    attention = _decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
+    heads = whole("attention.head_count")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"), "num_attention_heads": heads,
+        "num_key_value_heads": info.optional("llama.attention.head_count_kv", int, heads), "head_dim": head_dim,
+        "intermediate_size": whole("feed_forward_length"), "vocab_size": info.tensors["token_embd.weight"].shape[0],
+        "max_position_embeddings": whole("context_length"),
+        "rms_norm_eps": _decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
+        "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
+        **rope_keys(theta, scaling_of(divisors, theta, head_dim, str(info.path), attention)), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
+    }  # fmt: skip
+    for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
+        if (token := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            config[key] = token
+    return config
+
+
+def _tokenizer(info: GgufInfo) -> dict[str, Any]:
+    """tokenizer.json of a byte-level BPE; `CheckpointError` where the GGUF has another kind."""
+    kind, pre = info.metadata.get("tokenizer.ggml.model"), info.metadata.get("tokenizer.ggml.pre")
+    patterns = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
+    if kind != "gpt2" or (pre != "gpt-2" and pre not in patterns):
+        known = ", ".join(["gpt-2", *patterns])
+        raise CheckpointError(f"{info.path}: tokenizer {kind!r} ({pre!r}) is not one refspec can write; known: BPE with {known}")
+    tokens = info.need("tokenizer.ggml.tokens", list)
+    types = info.optional("tokenizer.ggml.token_type", list, [1] * len(tokens))
+    vocab: dict[str, int] = {}
+    added = []
+    for i, (token, type_) in enumerate(zip(tokens, types, strict=True)):
+        if type_ in (CONTROL, USER_DEFINED):
+            added.append({"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+                          "normalized": False, "special": type_ == CONTROL})  # fmt: skip
+        if type_ != UNUSED:
+            vocab[token] = i
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pre == "gpt-2"}
+    split = {"type": "Split", "pattern": {"Regex": patterns.get(str(pre))}, "behavior": "Isolated", "invert": False}
+    steps = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": byte_level if pre == "gpt-2" else steps, "post_processor": _post_processor(info, tokens),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": pre == "llama-bpe",
+            "vocab": vocab, "merges": [m.split(" ") for m in info.optional("tokenizer.ggml.merges", list, [])],
+        },
+    }  # fmt: skip
+
+
+def _post_processor(info: GgufInfo, tokens: list[str]) -> dict[str, Any] | None:
+    bos = info.metadata.get("tokenizer.ggml.bos_token_id")
+    if not info.metadata.get("tokenizer.ggml.add_bos_token") or type(bos) is not int:
+        return None
+    first = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing", "single": [first, text],
+        "pair": [first, text, {"SpecialToken": {"id": tokens[bos], "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {tokens[bos]: {"id": tokens[bos], "ids": [bos], "tokens": [tokens[bos]]}},
+    }  # fmt: skip
+
+
+def _tokenizer_config(info: GgufInfo) -> dict[str, Any]:
+    tokens, config = info.need("tokenizer.ggml.tokens", list), {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for key, name in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        if type(i := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is int and i < len(tokens):
+            config[key] = tokens[i]
+    if isinstance(add := info.metadata.get("tokenizer.ggml.add_bos_token"), bool):
+        config["add_bos_token"] = add  # type: ignore[assignment]
+    if isinstance(template := info.metadata.get("tokenizer.chat_template"), str):
+        config["chat_template"] = template
+    return config

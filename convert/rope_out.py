@@ -1,0 +1,60 @@
+"""RoPE divisors of a GGUF -> the scaling a Hugging Face config states. The inverse of `rope.py`, checked by running that.
+
+A GGUF keeps the divisors (`rope_freqs`), not the parameters they were made from. Parameters are given back only if they
+make the same divisors, bit for bit.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from refspec.convert.rope import rope_settings
+from refspec.errors import CheckpointError, RefspecError
+
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
+_LENGTHS = [1 << n for n in range(5, 21)]  # original contexts
+_LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as every published model has it
+_YARN = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def scaling_of(
+    divisors: np.ndarray | None, theta: float, head_dim: int, where: str, attention_factor: float = 1.0
+) -> dict[str, Any] | None:
+    """The `rope_scaling` object whose divisors [hd/2] are these; None for none, `CheckpointError` if no known kind is."""
+    if attention_factor == 1.0:
+        if divisors is None or (divisors == 1.0).all():
+            return None
+        if (divisors == divisors[0]).all():
+            return {"rope_type": "linear", "factor": _decimal(divisors[0])}
+    largest = [] if divisors is None else [_decimal(divisors.max())]
+    for factor, length, kind in product([*largest, *_FACTORS], _LENGTHS, _kinds(attention_factor)):
+        found = {**kind, "factor": factor, "original_max_position_embeddings": length}
+        try:
+            made = rope_settings({"rope_theta": theta, "rope_scaling": found}, head_dim, where)
+        except RefspecError:
+            continue
+        if _decimal(made.attention_factor) == attention_factor and np.array_equal(made.divisors, divisors):  # type: ignore[arg-type]
+            return found
+    raise CheckpointError(f"{where}: the RoPE divisors (rope_freqs) are of no scaling a config.json can state")
+
+
+def _kinds(attention_factor: float) -> list[dict[str, Any]]:
+    yarn = [{**_YARN, "truncate": cut, "attention_factor": attention_factor} for cut in (True, False)]
+    return [_LLAMA3, *yarn] if attention_factor == 1.0 else yarn
+
+
+def _decimal(value: Any) -> float:
+    return float(str(np.float32(value)))  # the shortest decimal of a float32
+
+
+def rope_keys(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """RoPE as old and new readers want it: `rope_theta` and `rope_scaling`, and the same as `rope_parameters`."""
+    legacy = None if scaling is None else {**scaling, "type": scaling["rope_type"]}
+    return {
+        "rope_theta": theta,
+        "rope_scaling": legacy,
+        "rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
+    }

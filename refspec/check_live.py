@@ -1,0 +1,233 @@
+"""The short run of `refspec check`: acceptance by position, magnitudes by depth, and what their patterns mean.
+
+Detectors known from the field: nearly nothing accepted at the first position (wrong layers or rows); a state that grows with
+draft depth although post-norm feedback is set; acceptance that collapses after the first position (wrong feedback). When
+one fires, the pair is run again with the switch it accuses changed, so that the cause is measured and not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refspec import drafter_meta as meta
+from refspec import native
+from refspec.api import Session
+from refspec.bench import total
+from refspec.check import MISFIT, NOTE, OK, Finding
+from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
+from refspec.drafters.base import Drafter, RowRecord, magnitude
+from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.engine import drafter_config
+from refspec.errors import BackendError, RefspecError
+from refspec.gguf_header import GgufInfo
+from refspec.gguf_io import read_drafter, read_tensor
+from refspec.metrics import Statistics
+from refspec.prompts import built_in
+from refspec.targets.llama import LlamaTarget
+
+DRAFT = 4  # draft tokens per verify step of the run
+ENOUGH = 20  # verify steps below which acceptance says nothing
+FIRST_LOW = 0.15  # an off-by-one in the captured layers leaves about 0.1
+FIRST_WEAK = 0.4  # below it the usual mistakes are tried; a drafter may also just be young
+JUMP = 4.0  # magnitude of a true row's state over a chained row's: what a missing feature norm leaves
+COLLAPSE = 0.5  # acceptance at a later position, given the ones before, as a share of the first's
+GROWTH = 1.5  # of the state's magnitude from the first chained row to the last
+BETTER = 1.15  # tau of an alternative over tau as it is, before it is named the cause
+
+
+class Run(NamedTuple):
+    """One run of the pair: counts, magnitude of the state by draft depth, and the tokens the target chose."""
+
+    statistics: Statistics
+    magnitudes: list[float]
+    tokens: list[int]
+
+
+def run_pair(
+    target_info: GgufInfo,
+    drafter_info: GgufInfo,
+    config: DrafterConfig,
+    *,
+    threads: int | None,
+    prompts: int,
+    max_tokens: int,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Run the pair, judge it, and where a detector fires run its alternatives; (numbers for --json, findings)."""
+    settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
+    texts = built_in(prompts)
+
+    def run(changes: dict[str, Any]) -> Run:
+        changed = replace(config, **changes)
+        target = LlamaTarget(target_info.path, n_ctx=0, capture_layers=changed.capture_layers, **settings)
+        try:
+            drafter = _drafter(target, drafter_info, changed, settings, as_is=not changes)
+            return _measure(Session(target, drafter), texts, max_tokens)
+        finally:
+            target.close()
+
+    progress(f"running {prompts} prompts")
+    as_is = run({})
+    findings = [*judge(as_is.statistics, as_is.magnitudes, config), _coverage(drafter_info, as_is.tokens)]
+    tried: dict[str, float] = {}
+    if any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings):
+        for name, changes in alternatives(config, int(target_info.metadata[f"{target_info.arch}.block_count"])).items():
+            progress(f"trying {name}")
+            try:
+                tried[name] = run(changes).statistics.tau
+            except RefspecError:  # weights this switch needs are not in the file
+                continue
+        findings.append(blame(as_is.statistics.tau, tried, unnormed=_unnormed(as_is.magnitudes, config)))
+    numbers = {
+        "tau": as_is.statistics.tau, "verify_steps": as_is.statistics.verify_steps,
+        "accepted_by_position": as_is.statistics.accepted_by_position, "magnitude_by_depth": as_is.magnitudes,
+        "alternatives": tried,
+    }  # fmt: skip
+    return numbers, findings
+
+
+def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, dict[str, Any]]:
+    """Configuration and float32 weights of a drafter GGUF, what it leaves to the target filled in from there."""
+    config, weights = read_drafter(info.path)
+    for name in meta.SHARED:
+        if name not in weights:
+            own = meta.TENSORS[name]
+            weights[name] = read_tensor(target, own if own in target.tensors else meta.TENSORS["token_embd"])
+    return config, weights
+
+
+def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle3Drafter:
+    """refspec's own forward pass over a drafter GGUF, switches changed."""
+    config, weights = complete_weights(info, target)
+    return Eagle3Drafter(replace(config, **changes), weights, native)  # type: ignore[arg-type]
+
+
+def _drafter(target: LlamaTarget, info: GgufInfo, config: DrafterConfig, settings: dict[str, Any], as_is: bool) -> Drafter:
+    if as_is:
+        try:
+            drafter_config(info)
+            return LlamaEagle3Drafter(info.path, target, **settings)
+        except BackendError:
+            pass  # a switch llama.cpp has not
+    switches = {name: getattr(config, name) for name in ("feedback", "residual", "capture_layers")}
+    return reference_drafter(info, target.info, **switches)
+
+
+def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
+    drafter, sums = session.drafter, np.zeros((DRAFT, 2))
+
+    def tell(depth: int, logits: Any, state: Any) -> None:
+        if depth < DRAFT:
+            sums[depth] += float(magnitude(np.asarray(state)[None])[0]), 1
+
+    def record(row: RowRecord) -> None:
+        if row.depth < DRAFT:
+            sums[row.depth] += float(magnitude(row.state_out[-1:])[0]), 1
+
+    if isinstance(drafter, LlamaEagle3Drafter):
+        drafter.probe = tell
+    elif isinstance(drafter, Eagle3Drafter):
+        drafter.probe = record
+    runs, tokens = [], []
+    try:
+        for text in texts:
+            encoded = session.encode(text)[-(session.target.n_ctx - max_tokens) :]
+            generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=DRAFT)
+            for _ in generation:
+                pass
+            runs.append(generation.statistics)
+            tokens += generation.tokens
+    finally:
+        if drafter is not None:
+            drafter.close()
+    return Run(total(runs), [float(s / n) for s, n in sums if n], tokens)
+
+
+def judge(statistics: Statistics, magnitudes: Sequence[float], config: DrafterConfig) -> list[Finding]:
+    """The detectors: findings from acceptance by position and from the state's magnitude by draft depth."""
+    shares = statistics.accepted_by_position
+    said = f"tau {statistics.tau:.2f}, accepted by position {' '.join(f'{s:.2f}' for s in shares) or 'none'}"
+    if not shares or statistics.judged[0] < ENOUGH:
+        judged = statistics.judged[0] if statistics.judged else 0
+        return [Finding("run", NOTE, f"{said}; {judged} verify steps are too few to judge by", "the texts ended early; raise --count")]
+    return [_first(shares[0], said), _later(shares), _growth(magnitudes, config)]
+
+
+def _first(share: float, said: str) -> Finding:
+    if share >= FIRST_WEAK:
+        return Finding("first token", OK, said)
+    if share >= FIRST_LOW:
+        return Finding("first token", NOTE, f"{said}: few first draft tokens are accepted",
+                       "a switch is not what it was trained with, or it was trained little, or on other text")  # fmt: skip
+    return Finding("first token", MISFIT, f"{said}: hardly any first draft token is accepted",
+                   "the captured layers are wrong (ids of layer outputs taken for boundaries are one too low), rows are misaligned, "
+                   "the feature norm is missing, or the drafter is untrained or for another target")  # fmt: skip
+
+
+def _later(shares: Sequence[float]) -> Finding:
+    given = [b / a for a, b in pairwise(shares) if a > 0]
+    said = "later positions, given those before: " + (" ".join(f"{g:.2f}" for g in given) or "none")
+    if shares[0] < FIRST_LOW or not given:
+        return Finding("later tokens", NOTE, f"{said}; nothing to tell while the first fails")
+    if given[0] < COLLAPSE * shares[0]:
+        return Finding("later tokens", MISFIT, f"{said}: acceptance collapses after the first position",
+                       "the wrong state is fed back: --feedback (pre_norm or post_norm) or --residual is not what it was trained with")  # fmt: skip
+    if min(given) < COLLAPSE * shares[0]:
+        return Finding("later tokens", NOTE, f"{said}: acceptance falls with depth", "it was trained for fewer draft tokens than 4")
+    return Finding("later tokens", OK, said)
+
+
+def _growth(magnitudes: Sequence[float], config: DrafterConfig) -> Finding:
+    said = "magnitude of the state by depth: " + " ".join(f"{m:.3g}" for m in magnitudes)
+    chained = magnitudes[1:]  # the first has the target's state behind it, of another scale
+    if len(chained) < 2 or chained[-1] < GROWTH * chained[0]:
+        return Finding("magnitude", OK, said)
+    if config.feedback is Feedback.POST_NORM:
+        return Finding("magnitude", MISFIT, f"{said}: it grows although post-norm feedback is set",
+                       "the norm is not the one it was trained with, or the flag belongs to a drafter trained with pre-norm feedback")  # fmt: skip
+    return Finding("magnitude", NOTE, f"{said}: it grows with depth", "pre-norm feedback; EAGLE 3.1 (post-norm) is made against this")
+
+
+def _coverage(info: GgufInfo, tokens: Sequence[int]) -> Finding:
+    if "d2t" not in info.tensors or not tokens:
+        return Finding("coverage", OK, "every token of the target can be drafted")
+    inside = float(np.isin(tokens, read_tensor(info, "d2t")).mean())
+    said = f"{100 * inside:.1f} % of the tokens the target chose are in the draft vocabulary"
+    level = OK if inside >= 0.9 else NOTE
+    return Finding("coverage", level, said, "" if level == OK else "the draft vocabulary was counted on other text")
+
+
+def alternatives(config: DrafterConfig, n_layer: int) -> dict[str, dict[str, Any]]:
+    """The usual mistakes undone, one at a time: captured layers shifted by one, the other feedback, the other residual."""
+    other = Feedback.PRE_NORM if config.feedback is Feedback.POST_NORM else Feedback.POST_NORM
+    residual = Residual.RAW if config.residual is Residual.NORMED else Residual.NORMED
+    out: dict[str, dict[str, Any]] = {f"--feedback {other.value}": {"feedback": other}, f"--residual {residual.value}": {"residual": residual}}
+    for shift in (1, -1):
+        shifted = tuple(b + shift for b in config.capture_layers)
+        if min(shifted) > 0 and max(shifted) < n_layer:
+            out["--layer-ids " + ",".join(map(str, shifted))] = {"capture_layers": shifted}
+    return out
+
+
+def _unnormed(magnitudes: Sequence[float], config: DrafterConfig) -> bool:
+    """Whether true rows look as if a feature norm were missing: far larger than the rows post-norm feedback bounds."""
+    bounded = config.feedback is Feedback.POST_NORM and config.feature_norm is FeatureNorm.NONE
+    return bounded and len(magnitudes) > 1 and magnitudes[0] > JUMP * magnitudes[1]
+
+
+def blame(tau: float, tried: dict[str, float], *, unnormed: bool = False) -> Finding:
+    """Which alternative does better, if one does; none is named where a missing feature norm (`unnormed`) explains it."""
+    if unnormed:
+        return Finding("alternatives", MISFIT, f"tau {tau:.2f} as it is; the state of true rows is over {JUMP:g} times that of chained ones",
+                       "the feature norm (fc_norm or input_norm) was lost: convert it again with --feature-norm per_state or concat")  # fmt: skip
+    said = f"tau {tau:.2f} as it is; " + ", ".join(f"{name} {t:.2f}" for name, t in tried.items())
+    best = max(tried, key=lambda name: tried[name], default=None)
+    if best is None or tried[best] < BETTER * tau:
+        return Finding("alternatives", NOTE, said, "none of the usual mistakes explains it: another target, or an untrained drafter")
+    return Finding("alternatives", MISFIT, said, f"it was trained otherwise: convert it again with {best}")

@@ -1,0 +1,32 @@
+"""`refspec export`: a GGUF as a checkpoint directory for trainers and cluster engines."""
+
+from __future__ import annotations
+
+import click
+
+from refspec.cli.group import main
+
+LAYOUTS = ("speculators", "specforge", "eagle", "hf")
+
+
+@main.command()
+@click.argument("file", metavar="GGUF")
+@click.option("-o", "--output", "out", required=True, metavar="DIR", help="Directory to make; must hold no checkpoint yet.")
+@click.option(
+    "--format", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of a drafter; hf for a Llama target."
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "F32", "BF16", "F16"]), default="auto", show_default=True,
+    help="Type of the weights; auto is the smallest that rounds nothing.",
+)  # fmt: skip
+@click.option("--verifier", metavar="NAME", help="The target's name or path for a speculators config.")
+def export(file: str, out: str, layout: str, dtype: str, verifier: str | None) -> None:
+    """Write a drafter or target GGUF as a checkpoint directory for trainers, vLLM, SGLang and TensorRT-LLM."""
+    from refspec.convert.export import export_drafter
+    from refspec.convert.export_hf import export_target
+
+    if layout == "hf":
+        done = export_target(file, out, dtype=dtype)
+    else:
+        done = export_drafter(file, out, layout, dtype=dtype, verifier=verifier)
+    click.echo("\n".join(done.lines()))

@@ -1,0 +1,153 @@
+"""`refspec check` finds what does not fit and says why; `refspec stock` and `refspec export` write files that load."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_models import call, one_line_error, record, tiny, write_pair
+
+from refspec.check_live import BETTER, blame, judge
+from refspec.config import DrafterConfig
+from refspec.gguf_io import read_drafter, read_gguf_header
+from refspec.metrics import Seconds, Statistics, Step
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return write_pair(tmp_path_factory.mktemp("models"))
+
+
+def drafter(tmp_path, **switches):
+    return tiny.drafter(tmp_path / "other.gguf", **switches)
+
+
+def changed(tmp_path, metadata):
+    arch, meta, tensors = tiny.drafter_parts()
+    return tiny.write(tmp_path / "other.gguf", arch, meta | metadata, tensors)
+
+
+def findings(result):
+    return {f["about"]: f for f in json.loads(result.stdout)["findings"]}
+
+
+def test_files_that_fit_are_said_to_fit_without_a_run(pair):
+    result = call("check", *pair, "--no-live", "--json")
+    about = json.loads(result.stdout)
+    assert result.exit_code == 0 and about["fits"] and about["run"] is None
+    assert {f["level"] for f in about["findings"]} <= {"ok", "note"}
+    text = call("check", *pair, "--no-live").stdout
+    assert text.endswith("fits\n") and "boundaries 1, 2, 4 of 5 layers" in text
+
+
+def test_an_untrained_drafter_is_a_misfit_with_its_likely_cause(pair):
+    result = call("check", *pair, "-t", 1, "-n", 24, "--count", 3, "--json")
+    about = findings(result)
+    assert result.exit_code == 1 and about["first token"]["level"] == "misfit"
+    assert "captured layers are wrong" in about["first token"]["cause"]
+    tried = json.loads(result.stdout)["run"]["alternatives"]
+    assert {"--feedback pre_norm", "--residual normed"} <= tried.keys()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "about"),
+    [
+        ({"eagle3.target_hidden_size": 40}, "width"),
+        ({"eagle3.target_layers": [1, 2, 9]}, "layers"),
+        ({"eagle3.vocab_size": 300}, "vocabulary"),
+        (tiny.tokenizer() | {"tokenizer.ggml.tokens": [f"x{i}" for i in range(tiny.V)]}, "tokenizer"),
+    ],
+)
+def test_each_misfit_of_the_files_is_named_and_nothing_runs(pair, tmp_path, metadata, about):
+    result = call("check", pair[0], changed(tmp_path, metadata), "--json")
+    assert result.exit_code == 1 and findings(result)[about]["level"] == "misfit"
+    assert json.loads(result.stdout)["run"] is None
+
+
+def test_another_rope_base_is_worth_a_note(pair, tmp_path):
+    result = call("check", pair[0], changed(tmp_path, {"eagle3.rope.freq_base": 500000.0}), "--no-live", "--json")
+    assert result.exit_code == 0 and findings(result)["RoPE"]["level"] == "note"
+
+
+def test_a_drafter_llama_cpp_cannot_run_is_run_by_the_reference(pair, tmp_path):
+    path = changed(tmp_path, {"refspec.head_norm": False, "general.architecture": "refspec-eagle3"})
+    result = call("check", pair[0], path, "-t", 1, "-n", 16, "--count", 2, "--json")
+    about = findings(result)
+    assert about["engine"]["level"] in ("note", "misfit") and (about["engine"]["level"] == "misfit" or "first token" in about or "run" in about)
+
+
+def test_targets_and_drafters_are_not_confused(pair):
+    assert "is a drafter" in one_line_error(call("check", pair[1], pair[0]))
+    assert "not a drafter" in one_line_error(call("check", pair[0], pair[0]))
+
+
+def statistics(accepted):
+    out = Statistics()
+    for m in accepted:
+        out.add(Step(0, [1, 2, 3, 4], m, [0] * (m + 1), Seconds(0, 0, 0)))
+    return out
+
+
+def config(**changes):
+    sizes = dict(
+        hidden_size=8, target_hidden_size=8, capture_layers=(2, 3, 4), n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8,
+        vocab_size=8, draft_vocab_size=8, rms_eps=1e-5, rope_theta=1e4, rope_style="half_split", feature_norm="none",
+        feedback="post_norm", residual="raw",
+    )  # fmt: skip
+    return DrafterConfig(**(sizes | changes))
+
+
+def levels(accepted, magnitudes=(1, 1, 1, 1), **changes):
+    return [f.level for f in judge(statistics(accepted), magnitudes, config(**changes))]
+
+
+def test_each_detector_fires_on_its_pattern_and_on_no_other():
+    healthy = [0, 1, 2, 4] * 10
+    assert levels(healthy) == ["ok", "ok", "ok"]
+    assert levels([0] * 39 + [1]) == ["misfit", "note", "ok"]
+    assert levels([0] * 12 + [1] * 27 + [2]) == ["ok", "misfit", "ok"]
+    assert levels(healthy, (9, 1, 1.4, 2)) == ["ok", "ok", "misfit"]
+    assert levels(healthy, (9, 1, 1.4, 2), feedback="pre_norm") == ["ok", "ok", "note"]
+    assert levels([0] * 27 + [4] * 13) == ["note", "ok", "ok"]
+    assert levels([0] * 5) == ["note"]
+
+
+def test_an_alternative_is_blamed_only_if_it_is_clearly_better():
+    assert blame(1.0, {"--feedback pre_norm": BETTER + 0.01}).level == "misfit"
+    assert "--feedback pre_norm" in blame(1.0, {"--feedback pre_norm": 2.0, "--residual raw": 1.5}).cause
+    assert blame(1.0, {"--feedback pre_norm": 1.01}).level == blame(1.0, {}).level == "note"
+    assert "--feature-norm" in blame(1.0, {"--residual normed": 3.0}, unnormed=True).cause
+
+
+def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss(pair, tmp_path):
+    made = record(call("stock", *pair, "-o", tmp_path / "s.gguf", "-t", 1, "-n", 16, "--count", 2, "--json"))
+    assert len(made["candidates"]) == 10 and made["chosen"] in made["candidates"]
+    assert made["loss_of_tau"] == pytest.approx(1 - made["candidates"][made["chosen"]]["tau"] / made["exact"]["tau"])
+    info = read_gguf_header(tmp_path / "s.gguf")
+    assert info.arch == "eagle3" and info.metadata["refspec.provenance.stock"].startswith(made["chosen"])
+    assert read_drafter(tmp_path / "s.gguf")[0].feedback.value == "pre_norm"
+    text = call("stock", *pair, "-o", tmp_path / "t.gguf", "-t", 1, "-n", 8, "--count", 1).stdout
+    assert "of tau on 1 calibration prompts" in text and "<- written" in text
+
+
+def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_path):
+    arch, metadata, tensors = tiny.drafter_parts(feedback="post_norm", shared=True, width=tiny.HT)
+    path = tiny.write(tmp_path / "yarn.gguf", arch, metadata | {"eagle3.rope.scaling.attn_factor": 1.25}, tensors)
+    made = record(call("stock", write_pair(tmp_path)[0], path, "-o", tmp_path / "s.gguf", "--outtype", "f32", "-t", 1, "-n", 8, "--count", 1, "--json"))
+    exact, near = read_drafter(path), read_drafter(tmp_path / "s.gguf")
+    assert near[0].rope_attention_factor == exact[0].rope_attention_factor == 1.25
+    assert not {"token_embd", "output"} & near[1].keys()
+    half = tiny.HT if "moved" in made["chosen"] else 2 * tiny.HT  # columns no norm was folded into
+    assert (near[1]["attn_q"][:, :half] == exact[1]["attn_q"][:, :half]).all()
+
+
+def test_what_stock_llama_cpp_runs_exactly_needs_no_folding(pair, tmp_path):
+    result = call("stock", pair[0], drafter(tmp_path), "-o", tmp_path / "s.gguf")
+    assert "runs it exactly" in one_line_error(result, 2) and not (tmp_path / "s.gguf").exists()
+
+
+def test_export_writes_a_checkpoint_and_says_so(pair, tmp_path):
+    result = call("export", pair[1], "-o", tmp_path / "out", "--format", "speculators")
+    assert result.exit_code == 0 and "speculators checkpoint" in result.stdout
+    assert {p.name for p in Path(tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
+    assert "per_state" in one_line_error(call("export", pair[1], "-o", tmp_path / "e", "--format", "eagle"))
+    assert "already holds" in one_line_error(call("export", pair[1], "-o", tmp_path / "out", "--format", "speculators"), 2)
