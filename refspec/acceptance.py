@@ -11,7 +11,7 @@ from typing import Any
 from refspec.api import Session
 from refspec.bench import total
 from refspec.metrics import Statistics
-from refspec.prompts import Prompt
+from refspec.prompts import Prompt, fit
 from refspec.sampling import Sampler
 
 
@@ -35,9 +35,7 @@ def measure(
     """
     found: dict[str, list[Statistics]] = {}
     for number, prompt in enumerate(prompts):
-        tokens = session.encode(prompt.text)
-        room = session.target.n_ctx - max_tokens
-        tokens = tokens if len(tokens) <= room else tokens[:1] + tokens[len(tokens) - room + 1 :]
+        tokens = fit(session.encode(prompt.text), session.target.n_ctx - max_tokens)
         run = session.generate(tokens=tokens, max_tokens=max_tokens, sampler=sampler, seed=number)
         for _ in run:
             pass

@@ -4,6 +4,7 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 """
 
 # Importing a module of commands is what registers them with the group.
+import refspec.cli.drift
 import refspec.cli.generate
 import refspec.cli.measure
 import refspec.cli.train  # noqa: F401
