@@ -29,7 +29,7 @@ from refspec.targets.base import Target
 WINDOW = 8  # true rows before the chain that the heat map shows one by one
 CHUNK = 256  # true rows run at a time
 MASSES = ("sink", "prompt", "verified", "chain")  # of the attention; they sum to 1
-STATES = ("entropy", "magnitude", "growth", "cosine")
+STATES = ("chain_earlier", "entropy", "magnitude", "growth", "cosine")  # the first: `chain` without the row itself
 JUDGED = ("accepted", "accepted_given_previous")
 FIGURES = (*MASSES, *STATES, *JUDGED)  # what is known of each depth
 Floats = npt.NDArray[np.float64]
@@ -105,9 +105,7 @@ def record(
     for _ in prefill(target, recorder, prompt):
         pass
     tokens = list(prompt)
-    for step in speculate(
-        target, recorder, prompt[-1], sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=0
-    ):
+    for step in speculate(target, recorder, prompt[-1], sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=0):
         tokens += step.tokens
     features = np.concatenate(recorder.features)[: len(tokens) - 1]  # [N-1, n_states*Ht]
     ids = np.asarray(tokens, np.int64)
@@ -130,11 +128,13 @@ def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, eve
         following = output[position : position + len(drafted)]
         agree = [a == b for a, b in zip(drafted, following, strict=False)]
         accepted = agree.index(False) if False in agree else len(agree)
-        for j in range(1, len(drafted) + 1):  # as the cycle counts: a token past a rejection was judged and did not stand
+        for j in range(
+            1, len(drafted) + 1
+        ):  # a token past a rejection was judged and did not stand, as the cycle counts
             tally.add("accepted", j, j <= accepted)
             if j <= accepted + 1:
                 tally.add("accepted_given_previous", j, j <= accepted)
-        _add_rows(tally, records[: len(drafted)], n, text.n_prompt)
+        add_rows(tally, records[: len(drafted)], n, text.n_prompt)
         tally.steps += every is None  # away from the cycle's positions there is no tau
         position += every or accepted + 1
     tally.tokens = 0 if every else len(output)
@@ -170,7 +170,7 @@ def _chain(drafter: Eagle3Drafter, text: Text, features: Array, n: int, k: int) 
     return records, tokens[: ends[0] + 1] if ends else tokens
 
 
-def _add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) -> None:
+def add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) -> None:
     """Attention and states of one chain; row P holds token P+1, so rows 0..n_prompt-2 are the prompt's, n.. the chain's."""
     before: Array | None = None
     first = 0.0
@@ -180,6 +180,7 @@ def _add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int)
         masses = (weights[:1], weights[1 : n_prompt - 1], weights[max(n_prompt - 1, 1) : n], weights[n:])
         for name, part in zip(MASSES, masses, strict=True):
             tally.add(name, j, float(part.sum()))
+        tally.add("chain_earlier", j, float(weights[n:-1].sum()))
         tally.add("entropy", j, float(-(heads * np.log(np.where(heads > 0, heads, 1.0))).sum(-1).mean()))
         state = row.state_out[-1].astype(np.float64)  # [H]
         size = float(magnitude(state[None])[0])

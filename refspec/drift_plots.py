@@ -51,7 +51,9 @@ def heat(measured: Record) -> Figure:
         panel.set_yticks(range(depth), range(1, depth + 1))
         panel.set_ylabel("chain depth")
         panel.set_title(headline(drafter), loc="left", fontsize=10)
-    panels[-1].set_xlabel("position looked at:  −8 … −1 the last true rows (−1 starts the chain),  +1 … the chain's own draft tokens")
+    panels[-1].set_xlabel(
+        "position looked at: -8 to -1 are the last true rows (-1 starts the chain), +1 and on the chain's own draft tokens"
+    )
     figure.colorbar(image, ax=list(panels), label="share of attention (cells: %)", extend="max")
     figure.suptitle("Where each row of the speculation chain looks (mean over heads and chains)")
     return figure
@@ -69,7 +71,9 @@ def mass(measured: Record) -> Figure:
             panel.bar(depths, values, bottom=below, width=0.85, color=colour, label=label)
             below = below + np.nan_to_num(values)
         own, low, high = (_column(drafter, "chain", key) for key in ("mean", "low", "high"))
-        panel.errorbar(depths, 1 - own, yerr=[high - own, own - low], fmt="none", ecolor="black", capsize=2, linewidth=1)
+        panel.errorbar(
+            depths, 1 - own, yerr=[high - own, own - low], fmt="none", ecolor="black", capsize=2, linewidth=1
+        )
         panel.set(xlabel="chain depth", ylim=(0, 1), xticks=depths)
         panel.set_title(drafter["name"])
     panels[0].set_ylabel("share of attention")
@@ -80,20 +84,23 @@ def mass(measured: Record) -> Figure:
 
 def drift(measured: Record) -> Figure:
     """Attention on the chain's own tokens, on the prompt, and its entropy: the drafters in one panel each."""
-    figure, panels = _row(3, "Does attention drift from the prompt to the chain's own tokens?")
-    _lines(panels[0], measured, "chain", "on the chain's own draft tokens", "share of attention")
-    _lines(panels[1], measured, "prompt", "on the prompt (without row 0)", "share of attention")
-    _lines(panels[2], measured, "entropy", "entropy (low: few positions)", "nats, mean over heads")
-    panels[0].set_ylim(0)
-    panels[1].set_ylim(0)
+    figure, panels = _row(4, "Does attention drift from the prompt to the chain's own tokens?", width=3.6)
+    _lines(panels[0], measured, "chain", "on all draft tokens of the chain", "share of attention")
+    _lines(panels[1], measured, "chain_earlier", "on draft tokens before the row's own", "share of attention")
+    _lines(panels[2], measured, "prompt", "on the prompt (without row 0)", "share of attention")
+    _lines(panels[3], measured, "entropy", "entropy (low: few positions)", "nats, mean over heads")
+    for panel in panels[:3]:
+        panel.set_ylim(0)
     return figure
 
 
 def state(measured: Record) -> Figure:
     """Magnitude, growth and direction of the state handed from row to row."""
     figure, panels = _row(3, "Does the state handed from row to row keep its size?")
-    _lines(panels[0], measured, "magnitude", "magnitude of the state (log scale)", "root mean square")
-    panels[0].set_yscale("log")
+    sizes = np.concatenate([_column(drafter, "magnitude", "mean") for drafter in measured["drafters"]])
+    apart = np.nanmax(sizes) > 10 * np.nanmin(sizes)  # then a linear scale would flatten the smaller one
+    _lines(panels[0], measured, "magnitude", "magnitude of the state" + ", log scale" * bool(apart), "root mean square")
+    panels[0].set(yscale="log") if apart else panels[0].set_ylim(0)
     _lines(panels[1], measured, "growth", "growth", "magnitude / magnitude at depth 1")
     panels[1].axhline(1, color="grey", linewidth=0.8, zorder=0)
     panels[1].set_ylim(0)
@@ -105,7 +112,9 @@ def state(measured: Record) -> Figure:
 def acceptance(measured: Record) -> Figure:
     """The share of chains whose draft stands up to a depth, and of draft tokens that stand once all before them do."""
     figure, panels = _row(2, "How deep does the target follow the draft?")
-    _lines(panels[0], measured, "accepted", "chains accepted up to this depth", "share of verify steps", legend_tau=True)
+    _lines(
+        panels[0], measured, "accepted", "chains accepted up to this depth", "share of verify steps", legend_tau=True
+    )
     _lines(panels[1], measured, "accepted_given_previous", "accepted, given all before it are", "share of draft tokens")
     for panel in panels:
         panel.set_ylim(0, 1.02)
@@ -114,10 +123,12 @@ def acceptance(measured: Record) -> Figure:
 
 FIGURES: dict[str, tuple[Callable[[Record], Figure], str]] = {
     "heat": (heat, "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the first "
-                   "draft token, each further line is chained to the one above. Attention that moves right and stays there has drifted."),
+                   "draft token, each further line is chained to the one above. The last cell of each line is the row on its own "
+                   "token, which is no drift; what the other cells right of the line gain at the cost of those left of it is."),
     "mass": (mass, "The same attention in four parts that sum to one; bars in black are intervals of the orange part. "
                    "Positions differ in number: at depth j the chain holds j - 1 draft tokens of its own."),
-    "drift": (drift, "The parts that matter, with intervals: a rising left panel and a falling middle one are attention drift."),
+    "drift": (drift, "The parts that matter, with intervals. The first panel steps up at depth 2 because from there a row's own token is a "
+                       "draft token; the second leaves that out. Rising there and falling on the prompt is attention drift."),
     "state": (state, "Without a norm in the feedback each row adds to the state before it, and the state can grow with depth; "
                      "with one it keeps its size. A state that hardly turns (cosine near 1) says little new."),
     "acceptance": (acceptance, "What drift costs: depths beyond those trained on are where the curves part, if they do. "
@@ -159,7 +170,9 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
         parts.append(f"<h2>{html.escape(headline(drafter))}</h2><table><tr><th>depth<th>chains")
         parts += [f"<th>{html.escape(title)}" for title in TITLES.values()]
         for row in drafter["depths"]:
-            parts.append(f"<tr><td>{row['depth']}<td>{row['chains']}" + "".join(f"<td>{cell(row[name])}" for name in TITLES))
+            parts.append(
+                f"<tr><td>{row['depth']}<td>{row['chains']}" + "".join(f"<td>{cell(row[name])}" for name in TITLES)
+            )
         parts.append("</table>")
     return "".join([*parts, *(f"<p>{html.escape(line)}.</p>" for line in MEANINGS), "</html>\n"])
 
@@ -180,8 +193,10 @@ def _lines(panel: Any, measured: Record, name: str, title: str, unit: str, legen
     for i, drafter in enumerate(measured["drafters"]):
         depths = [row["depth"] for row in drafter["depths"]]
         colour, style = COLOURS[i % len(COLOURS)], "os^Dv<"[i % 6]
-        tau = f" (tau {cell(drafter['tau'])})" if legend_tau and drafter["tau"]["mean"] is not None else ""
-        panel.plot(depths, _column(drafter, name, "mean"), f"{style}-", color=colour, label=drafter["name"] + tau, markersize=4)
+        tau = f" (tau {cell(drafter['tau'], 2)})" if legend_tau and drafter["tau"]["mean"] is not None else ""
+        panel.plot(
+            depths, _column(drafter, name, "mean"), f"{style}-", color=colour, label=drafter["name"] + tau, markersize=4
+        )
         panel.fill_between(
             depths, _column(drafter, name, "low"), _column(drafter, name, "high"), color=colour, alpha=0.15, linewidth=0
         )

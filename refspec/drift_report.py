@@ -21,12 +21,13 @@ RESAMPLES = 2000
 LEVEL = 0.95
 FORMAT = "refspec-drift-1"
 TITLES = {
-    "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "entropy": "entropy",
-    "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
+    "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
+    "entropy": "entropy", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
     "accepted_given_previous": "given prev.",
 }  # fmt: skip
 MEANINGS = (
     "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the chain's own tokens",
+    "of it earlier: the chain's share without what the row gives its own draft token",
     "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the state before",
     "accepted: all draft tokens up to this depth stand; given prev.: this one stands where all before it do",
 )
@@ -100,9 +101,9 @@ def table(measured: Mapping[str, Any]) -> list[str]:
     """For people: per drafter one line a depth, and the interval of each mean as +- half its width."""
     lines = []
     for drafter in measured["drafters"]:
-        lines += [headline(drafter), "depth  chains  " + "  ".join(f"{TITLES[name]:>12}" for name in FIGURES)]
+        lines += [headline(drafter), "depth  chains  " + "  ".join(f"{TITLES[name]:>13}" for name in FIGURES)]
         for row in drafter["depths"]:
-            cells = "  ".join(f"{cell(row[name]):>12}" for name in FIGURES)
+            cells = "  ".join(f"{cell(row[name]):>13}" for name in FIGURES)
             lines.append(f"{row['depth']:5d}  {row['chains']:6d}  {cells}")
         lines.append("")
     return [*lines, *MEANINGS]
@@ -112,19 +113,18 @@ def headline(drafter: Mapping[str, Any]) -> str:
     """Name, switches and tau of one drafter."""
     switches = f"{drafter['feedback']} feedback, {drafter['residual']} residual, feature norm {drafter['feature_norm']}"
     tau = drafter["tau"]["mean"]
-    return f"{drafter['name']} ({switches})" + ("" if tau is None else f": tau {cell(drafter['tau'])}")
+    return f"{drafter['name']} ({switches})" + ("" if tau is None else f": tau {cell(drafter['tau'], 2)}")
 
 
-def cell(value: Mapping[str, float | None]) -> str:
+def cell(value: Mapping[str, float | None], digits: int | None = None) -> str:
     """A mean with half the width of its interval; a dash where nothing was counted."""
     mean, low, high = value["mean"], value["low"], value["high"]
     if mean is None:
         return "-"
-    digits = 3 if abs(mean) < 10 else 1
+    digits = digits or (3 if abs(mean) < 10 else 1)
     if low is None or high is None:
         return f"{mean:.{digits}f}"
-    half = f"{(high - low) / 2:.{digits}f}"
-    return f"{mean:.{digits}f}±{half[1:] if half.startswith('0.') else half}"
+    return f"{mean:.{digits}f}±{(high - low) / 2:.{digits}f}"
 
 
 def _number(value: float) -> float | None:

@@ -31,7 +31,9 @@ from refspec.errors import UsageError
 )  # fmt: skip
 @click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap and the first prompt.")
-@click.option("-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own.")
+@click.option(
+    "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own."
+)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target.")
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all.")
 @click.option("-o", "--out", metavar="DIR", help="Also write drift.json, figures (PNG) and one page (HTML) there.")
@@ -74,7 +76,9 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
     with Session(target, name=str(target.path)) as session:
         room = target.n_ctx - o["max_tokens"]
         if room < 2:
-            raise UsageError(f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}")
+            raise UsageError(
+                f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}"
+            )
         prompts = [fit(session.encode(text), room) for text in texts]
         with click.progressbar(length=len(prompts), label="prompts", file=sys.stderr) as bar:
             found = measuring.over(
