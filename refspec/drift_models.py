@@ -13,14 +13,22 @@ from refspec import embedded, native
 from refspec.drafter_meta import SHARED
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, UsageError
+from refspec.recast import is_f32, recast
 from refspec.targets.llama import LlamaTarget
 
 
 def load_pairs(
-    model: str | None, paths: Sequence[str], *, n_ctx: int = 0, threads: int | None = None, gpu_layers: int = 0
+    model: str | None,
+    paths: Sequence[str],
+    *,
+    n_ctx: int = 0,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+    strict: bool = False,
 ) -> tuple[LlamaTarget, dict[str, Eagle3Drafter]]:
     """Target and drafters by name (the file's, or the path's where two are alike); without a model, the embedded pair.
 
+    `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter. The drafters are F32 always.
     Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
@@ -30,10 +38,13 @@ def load_pairs(
     if not paths:
         raise UsageError("this command measures drafters: name one or more with -d")
     drafters = {name: read(path, model) for name, path in zip(names(paths), paths, strict=True)}
+    if strict and not is_f32(model):
+        model = str(recast(model, "f32"))
     layers = sorted({layer for drafter in drafters.values() for layer in drafter.capture_layers})
     target = LlamaTarget(
-        model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, capture_layers=layers
-    )
+        model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, capture_layers=layers,
+        kv_type="f32" if strict else "f16", flash_attn="off" if strict else "auto",
+    )  # fmt: skip
     return target, drafters
 
 

@@ -36,6 +36,9 @@ from refspec.errors import UsageError
 )
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target.")
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all.")
+@click.option(
+    "--strict", is_flag=True, help="The target in F32, no flash attention: its rounding depends on nothing else."
+)
 @click.option("-o", "--out", metavar="DIR", help="Also write drift.json, figures (PNG) and one page (HTML) there.")
 @click.option("--from", "source", metavar="JSON", help="Measure nothing: show this record of an earlier run.")
 @json_option
@@ -71,7 +74,12 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
     sampler = Sampler(temperature=o["temp"])
     texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
     target, drafters = load_pairs(
-        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"]
+        o["model"],
+        o["drafters"],
+        n_ctx=o["n_ctx"],
+        threads=o["threads"],
+        gpu_layers=o["gpu_layers"],
+        strict=o["strict"],
     )
     with Session(target, name=str(target.path)) as session:
         room = target.n_ctx - o["max_tokens"]
@@ -90,8 +98,8 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
         for name, d in drafters.items()
     }
     settings = {
-        "target": target.path.name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
-        "families": list(o["families"]), **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed")},
+        "target": Path(o["model"] or target.path).name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
+        "families": list(o["families"]), **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "strict")},
     }  # fmt: skip
     return drift_report.record(found, about, settings, o["seed"])
 
