@@ -42,6 +42,8 @@ bench: install
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy convert native
 
+# The stamps go too, or nothing would build the C module again.
 clean:
-	rm -rf build refspec/_native.c refspec/_native*.so refspec/*.o native/*.o
+	rm -rf build $(VENV)/.installed $(VENV)/.dev refspec/_native.c refspec/_native*.so refspec/*.o native/*.o

@@ -10,6 +10,7 @@ from typing import Any
 
 from refspec.api import Session
 from refspec.bench import total
+from refspec.errors import UsageError
 from refspec.metrics import Statistics
 from refspec.prompts import Prompt, fit
 from refspec.sampling import Sampler
@@ -31,11 +32,15 @@ def measure(
 ) -> dict[str, Statistics]:
     """Generate every prompt (first turn) with speculation; statistics by family. The seed is the prompt's number.
 
-    A prompt longer than the context minus `max_tokens` keeps its end: long documents ask their question last.
+    A prompt longer than the context minus `max_tokens` keeps its end: long documents ask their question last. Raises UsageError
+    when `max_tokens` leave no room for a prompt.
     """
+    room = session.target.n_ctx - max_tokens
+    if room < 2:
+        raise UsageError(f"{max_tokens} tokens leave no room for a prompt in a context of {session.target.n_ctx}; raise it (-c) or lower -n")
     found: dict[str, list[Statistics]] = {}
     for number, prompt in enumerate(prompts):
-        tokens = fit(session.encode(prompt.text), session.target.n_ctx - max_tokens)
+        tokens = fit(session.encode(prompt.text), room)
         run = session.generate(tokens=tokens, max_tokens=max_tokens, sampler=sampler, seed=number)
         for _ in run:
             pass

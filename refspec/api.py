@@ -20,6 +20,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
 from refspec.errors import PromptError, UsageError
@@ -41,6 +43,7 @@ def load(
     n_ctx: int = 0,
     threads: int | None = None,
     threads_batch: int | None = None,
+    threads_draft: int | None = None,
     gpu_layers: int = 0,
     flash_attn: str | None = None,
     strict: bool = False,
@@ -48,10 +51,11 @@ def load(
 ) -> Session:
     """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
 
-    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify several.
-    `strict` runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache
-    directory): a row then rounds alike whatever stands beside it. `flash_attn` is off, on or auto (llama.cpp decides). Raises
-    CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
+    several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
+    is all of them. `draft_max` is draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
+    runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
+    then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
@@ -61,16 +65,23 @@ def load(
     from refspec.recast import is_f32, recast
     from refspec.targets.llama import LlamaTarget
 
+    for name, named in (("model", model), ("drafter", drafter)):
+        if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
+            raise UsageError(f"{name}: the file name is empty; name a GGUF file or leave the option out")
     chosen: dict[str, Any] = {}
     if model is None:
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
+    threads_draft = threads_draft or threads or chosen.get("threads_draft")
+    if threads is None:
+        threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
     if strict:
         model = model if is_f32(model) else recast(model, "f32")
         drafter = drafter if drafter is None or is_f32(drafter) else recast(drafter, "f32")
     settings: dict[str, Any] = {
-        "n_threads": threads or chosen.get("threads"),
-        "n_threads_batch": threads_batch or threads or chosen.get("threads_batch"),
+        "n_threads": threads,
+        "n_threads_batch": threads if threads_batch is None else threads_batch,
         "n_gpu_layers": gpu_layers,
         "kv_type": "f32" if strict else "f16",
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
@@ -78,13 +89,30 @@ def load(
     capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
+        if threads_draft:
+            settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         loaded = LlamaEagle3Drafter(drafter, target, **settings) if drafter else None
     except BaseException:
         target.close()
         raise
-    length = draft_max if draft_max is not None else int(chosen.get("draft_max", DRAFT_MAX))
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
     return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"})
+
+
+def _draft_length(draft_max: int) -> int:
+    """draft_max itself; UsageError unless it is 0..DRAFT_LIMIT."""
+    if _whole("draft_max", draft_max) > DRAFT_LIMIT:
+        raise UsageError(f"draft_max = {draft_max} exceeds {DRAFT_LIMIT}; verifying so many rows never pays")
+    return draft_max
+
+
+def _whole(name: str, value: int) -> int:
+    """A count itself; UsageError unless it is an integer >= 0."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise UsageError(f"{name} = {value!r} is not an integer")
+    if value < 0:
+        raise UsageError(f"{name} = {value} is negative; use 0 or more")
+    return value
 
 
 class Event(NamedTuple):
@@ -95,11 +123,17 @@ class Event(NamedTuple):
 
 
 class Generation(Iterator[Event]):
-    """One run in progress: iterate Events; `text`, `tokens` and `statistics` are current at any moment."""
+    """One run in progress: iterate Events, one per verify step; every attribute is current at any moment.
+
+    text        str   what the Events gave so far; a character whose bytes are not all decided yet is not in it
+    tokens      [n]   ids decided so far, an end-of-generation token included
+    prompt      [N]   ids the run began with
+    statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context or interrupted
+    """
 
     def __init__(self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]) -> None:
         self.text = ""
-        self.tokens: list[int] = []  # decided so far, an end-of-generation token included
+        self.tokens: list[int] = []
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
         self._session, self._drafter, self._options = session, drafter, options
@@ -145,7 +179,14 @@ class Generation(Iterator[Event]):
 
 
 class Session:
-    """A target, with or without a drafter, ready to generate; a context manager that closes both."""
+    """A target, with or without a drafter, ready to generate; a context manager that closes both. `load` makes one.
+
+    target, drafter   the models (`targets.base`, `drafters.base`); drafter None means plain decoding
+    draft_max         draft tokens per verify step where `generate` does not say otherwise
+    name              the target's file, for messages
+    bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
+    current           the last generation; starting the next one ends it
+    """
 
     def __init__(
         self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False
@@ -153,8 +194,8 @@ class Session:
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
-        self.name = name  # the target file, for messages
-        self.bit_strict = bit_strict  # strict settings and F32 weights: batch shapes do not matter beyond 1e-5 in a logit
+        self.name = name
+        self.bit_strict = bit_strict
         self.current: Generation | None = None
 
     def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -210,18 +251,20 @@ class Session:
     ) -> Generation:
         """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is iterated.
 
-        Stops after max_tokens, at an end-of-generation token, or when the context is full. With deterministic drafts (the default) the
-        tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding. Raises PromptError, UsageError.
+        Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the target's law,
+        `seed` its coins, one per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`)
+        the tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding; `draft_sampling` is
+        Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly.
+        `system` and `raw` are as in `encode`.
+
+        Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat template); iterating
+        it may raise BackendError (llama.cpp failed, or logits that are not finite).
         """
         if (prompt is None) == (tokens is None):
             raise UsageError("give either a prompt or tokens, and not both")
-        draft_max = self.draft_max if draft_max is None else draft_max
-        for name, value in (("max_tokens", max_tokens), ("draft_max", draft_max)):
-            if value < 0:
-                raise UsageError(f"{name} = {value} is negative; use 0 or more")
-        if draft_max > DRAFT_LIMIT:
-            raise UsageError(f"draft_max = {draft_max} exceeds {DRAFT_LIMIT}; verifying so many rows never pays")
-        encoded = list(tokens) if tokens is not None else self.encode(prompt or "", system=system, raw=raw)
+        _whole("max_tokens", max_tokens)
+        draft_max = _draft_length(self.draft_max if draft_max is None else draft_max)
+        encoded = self._known(tokens) if tokens is not None else self.encode(prompt or "", system=system, raw=raw)
         if not encoded:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
@@ -237,6 +280,12 @@ class Session:
         self.target.capturing = drafter is not None  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        for token in tokens:
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < self.target.n_vocab:
+                raise UsageError(f"tokens: {token!r} is not a token id in 0..{self.target.n_vocab - 1}")
+        return [int(token) for token in tokens]
 
     def close(self) -> None:
         """Release both models; calling it twice is harmless."""

@@ -125,7 +125,7 @@ def rope_divisor(info: GgufInfo) -> float:
     kind = info.optional("eagle3.rope.scaling.type", str, "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(
-            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; use refspec convert on the checkpoint"
+            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; convert the checkpoint with refspec.convert"
         )
     return _decimal(info.optional("eagle3.rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
 

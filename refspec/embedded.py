@@ -16,9 +16,14 @@ from refspec.errors import CheckpointError
 TARGET, DRAFTER, DRAFTER_PRENORM = "target.gguf", "drafter.gguf", "drafter-prenorm.gguf"
 
 
+def folder() -> Path:
+    """The directory of the embedded models, whether or not they are in it."""
+    return Path(str(files("refspec"))) / "models"
+
+
 def path(name: str) -> Path:
     """The file of an embedded model; CheckpointError when this installation does not have it."""
-    found = Path(str(files("refspec"))) / "models" / name
+    found = folder() / name
     if not found.is_file():
         raise CheckpointError(f"{found}: the embedded model is missing from this installation; name a GGUF file with -m")
     return found
@@ -26,5 +31,5 @@ def path(name: str) -> Path:
 
 def defaults() -> dict[str, Any]:
     """Settings for the embedded pair; empty when the file is absent."""
-    found = Path(str(files("refspec"))) / "models" / "defaults.json"
+    found = folder() / "defaults.json"
     return dict(json.loads(found.read_text("utf-8"))) if found.is_file() else {}

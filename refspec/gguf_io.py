@@ -170,7 +170,7 @@ def write_gguf(
     Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
     writer = GGUFWriter(partial, arch)
     try:
         for key, value in metadata.items():

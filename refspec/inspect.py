@@ -32,7 +32,7 @@ WORDS: dict[Any, str] = {
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model."""
     if Path(path).is_dir():
-        raise CheckpointError(f"{path}: is a directory; inspect reads GGUF files, make one with refspec convert")
+        raise CheckpointError(f"{path}: is a directory; inspect reads GGUF files; make one with refspec.convert")
     info = read_gguf_header(path)
     common = {
         "file": str(path),

@@ -11,7 +11,7 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from typing import NamedTuple
 
-from refspec.errors import PromptError
+from refspec.errors import PromptError, UsageError
 
 _TOPICS = (
     "the moon", "volcanoes", "honey bees", "the Roman army", "photosynthesis", "the stock market", "glaciers",
@@ -114,6 +114,8 @@ def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
     Only the first turn of a row is taken. Raises PromptError for a file that cannot be read or has nothing to give.
     """
     if path is None:
+        if families:
+            raise UsageError("--family chooses among the prompts of a JSONL file; name one with --prompts")
         return [Prompt("built-in", text) for text in built_in()]
     try:
         lines = Path(path).read_text("utf-8").splitlines()

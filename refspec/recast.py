@@ -48,7 +48,12 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
     out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
     if out.is_file():
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{out.parent}: cannot be made ({error.strerror or error}); name a directory to write to with REFSPEC_CACHE"
+        ) from None
     tensors = [
         TensorOut(
             t.name, t.shape, "i64" if t.type == "I64" else outtype_for(t.shape, outtype),

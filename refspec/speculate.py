@@ -61,7 +61,9 @@ def speculate(
     the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
     """
     # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.
-    rule = _SampledDrafts(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
+    # Without a drafter nothing is sampled from it, and the text of a seed is the plain one.
+    rejecting = draft_sampling and drafter is not None and not sampler.greedy
+    rule = _SampledDrafts(sampler, seed) if rejecting else _OneCoin(sampler, seed)
     end_tokens = target.end_tokens
     position = 0  # index of the next output token
     stop: str | None = None

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_prompt
+from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt
 
 if TYPE_CHECKING:
     from refspec.api import Generation, Session
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1 is off.")
 @click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest; 0 is off.")
 @click.option(
+    "--logit-bias", metavar="ID=X", multiple=True, help="Add X to the logit of token ID, -inf forbids it; may be repeated."
+)
+@click.option(
     "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
 )
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
@@ -60,7 +63,8 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
         raise click.UsageError("give the prompt with -p or with -f, not with both")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, it does not end the run
-    sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"])
+    bias = read_bias(o["logit_bias"])
+    sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
     text = read_prompt(prompt, path)
     with load(o) as session:
         code = run(session, text, sampler, o, as_json)

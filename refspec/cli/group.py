@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,8 @@ class Refspec(click.Group):
 
 
 def note(line: str) -> None:
-    """One line to stderr."""
-    click.echo(f"refspec: {line}", err=True)
+    """One line to stderr, even for a file name that has a line break in it."""
+    click.echo("refspec: " + "\\n".join(line.splitlines()), err=True)
 
 
 @click.group(cls=Refspec, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,6 +101,7 @@ model_options = options(
     click.option(
         "-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."
     ),
+    click.option("-td", "--threads-draft", type=click.IntRange(1), help="Threads for the drafter; as -t if not given."),
     click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all."),
     click.option(
         "-fa",
@@ -126,11 +127,27 @@ def load(o: dict[str, Any]) -> Session:
         n_ctx=o["n_ctx"],
         threads=o["threads"],
         threads_batch=o["threads_batch"],
+        threads_draft=o["threads_draft"],
         gpu_layers=o["gpu_layers"],
         flash_attn=o["flash_attn"],
         strict=o["strict"],
         draft_max=o.get("draft_max"),
     )
+
+
+def read_bias(pairs: Sequence[str]) -> dict[int, float]:
+    """The pairs of --logit-bias as {token id: what is added to its logit}."""
+    bias: dict[int, float] = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            number = int(token)
+            if number in bias:
+                raise UsageError(f"--logit-bias names token {number} twice; give it once")
+            bias[number] = float(value)
+        except ValueError:
+            raise UsageError(f"--logit-bias {pair!r}: give ID=X, such as 13=-inf or 42=1.5") from None
+    return bias
 
 
 def read_prompt(prompt: str | None, path: str | None) -> str:

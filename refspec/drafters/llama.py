@@ -199,10 +199,8 @@ class LlamaEagle3Drafter:
     def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
         """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
         n = len(tokens)
-        try:
-            self._steps.tokens[:n] = tokens
-        except (OverflowError, ValueError, TypeError):
-            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.config.vocab_size - 1}") from None
+        if not self._steps.put(tokens):
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.config.vocab_size - 1}")
         ids = self._steps.tokens[:n]
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:  # llama.cpp reads -1 as "no token" and computes on
             raise ShapeError(f"{self.path}: token ids {ids.min()}..{ids.max()} leave the vocabulary of {self.config.vocab_size}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec.engine import lib
 from refspec.engine.model import Model
@@ -149,6 +151,15 @@ class RowBatch:
             embd=self.states.ctypes.data if width else None,
             pos=self.positions.ctypes.data,
         )
+
+    def put(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> bool:
+        """Take over token ids [n]; False when one is not a 32-bit integer, which an assignment would cut or wrap without a word."""
+        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32:
+            for t in tokens:
+                if not isinstance(t, (int, np.integer)) or not -(1 << 31) <= t < 1 << 31:
+                    return False
+        self.tokens[: len(tokens)] = tokens
+        return True
 
     def prepare(self, n: int, first: int, outputs: str) -> Any:
         """The struct for n rows at positions first..first+n-1, outputs "all", "last" or "none"."""

@@ -132,10 +132,8 @@ class LlamaTarget:
 
     def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
         batch, n = self._batch, len(tokens)
-        try:
-            batch.tokens[:n] = tokens
-        except (OverflowError, ValueError, TypeError):
-            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}") from None
+        if not batch.put(tokens):
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
         if self._capturing and self._capture is not None:
             self._capture.begin()
         lib.forget_errors()

@@ -38,10 +38,13 @@ class TrainedDrafter:
     residual: str = "raw"
 
     def to_dict(self) -> dict:
+        """Plain values, for a checkpoint's identity."""
         return asdict(self) | {"capture_layers": list(self.capture_layers)}
 
 
 class Eagle3(nn.Module):
+    """The drafter of `drafters/eagle3.py` as torch modules, every switch included; export proves them equal."""
+
     embedding: Tensor
     draft_ids: Tensor
 

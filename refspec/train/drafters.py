@@ -53,12 +53,15 @@ class Separately:
         self.parts = parts
 
     def step(self, scale: float) -> float:
+        """Step every variant; returns the largest gradient norm."""
         return max([part.step(scale) for part in self.parts])
 
     def state_dict(self) -> list:
+        """The state of every variant, in order."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, state: list) -> None:
+        """Take back what `state_dict` gave."""
         for part, value in zip(self.parts, state, strict=True):
             part.load_state_dict(value)
 

@@ -57,9 +57,11 @@ class Optimizers:
         return norm
 
     def state_dict(self) -> list:
+        """The state of every optimizer, in order."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, state: list) -> None:
+        """Take back what `state_dict` gave."""
         for part, value in zip(self.parts, state, strict=True):
             part.load_state_dict(value)
 
@@ -135,7 +137,7 @@ def run_steps(
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:
                 model.eval()
-                figures = {k: round(v, 4) for k, v in validate().items()}
+                figures = {k: round(float(v), 4) for k, v in validate().items()}  # NumPy's floats do not come back from a checkpoint
                 model.train()
                 log.write(json.dumps({"step": step + 1, "validation": figures}) + "\n")
                 bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))

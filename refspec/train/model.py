@@ -29,6 +29,7 @@ class TargetConfig:
     context_length: int = 1024
 
     def to_dict(self) -> dict:
+        """Plain values, for a checkpoint's identity."""
         return asdict(self)
 
     @property
@@ -67,6 +68,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 (`ops.rms_norm`)."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -77,12 +80,16 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
+    """A matrix without bias, drawn from a normal law of standard deviation `std`."""
+
     def __init__(self, inputs: int, outputs: int, std: float):
         super().__init__(inputs, outputs, bias=False)
         nn.init.normal_(self.weight, std=std)
 
 
 class Block(nn.Module):
+    """One Llama layer: pre-norm attention and SwiGLU, each added to the residual stream."""
+
     def __init__(self, c: TargetConfig):
         super().__init__()
         self.c = c
@@ -95,6 +102,7 @@ class Block(nn.Module):
         self.down = Linear(c.intermediate_size, c.hidden_size, out_std)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, H], cos and sin of `rope_tables`, mask [B, 1, T, T] -> [B, T, H]."""
         c, (b, t, _) = self.c, x.shape
         qkv = self.qkv(self.attn_norm(x)).view(b, t, -1, c.head_dim).transpose(1, 2)
         q, k, v = qkv.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], 1)  # [B, heads, T, hd]
@@ -108,6 +116,8 @@ class Block(nn.Module):
 
 
 class Target(nn.Module):
+    """A Llama-architecture model whose head is its embedding; q and k are in the half-split RoPE order of Hugging Face."""
+
     def __init__(self, config: TargetConfig):
         super().__init__()
         self.config = c = config
@@ -132,6 +142,7 @@ class Target(nn.Module):
         return self.norm(x), [states[i] for i in capture]
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states [..., H] -> logits [..., V]."""
         return F.linear(hidden, self.embed.weight.to(hidden.dtype))
 
     def hf_state(self) -> dict[str, Tensor]:
@@ -166,6 +177,7 @@ class Target(nn.Module):
         self.load_state_dict(ours)
 
     def hf_config(self, bos: int, eos: int) -> dict:
+        """config.json as Hugging Face writes it for a Llama model."""
         c = self.config
         return {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": c.hidden_size,

@@ -21,6 +21,7 @@ PHASES = ((0.75, 256), (1.0, 1024))
 
 
 def is_hidden_matrix(name: str) -> bool:
+    """Whether the parameter is a matrix of a block: those go to Muon, the embedding to AdamW."""
     return "embed" not in name
 
 

@@ -85,6 +85,20 @@ def test_plain_decoding_is_announced(pair, arguments, says):
     assert "plain: 3 tokens" in result.stderr
 
 
+def test_logit_bias_changes_the_law_and_speculation_follows_it(on):
+    common = ["generate", *on, "-p", "hello", "-n", "20", "--raw", "--json", "--compare", "--strict"]
+    free = record(call(*common))
+    first = tiny.tokenizer()["tokenizer.ggml.tokens"].index(free["text"][0])
+    bound = record(call(*common, "--logit-bias", f"{first}=-inf"))
+    assert free["text"][0] not in bound["text"] and bound["identical"] is True
+    forced = record(call(*common, "--logit-bias", f"{first}=1e6"))
+    assert forced["text"] == free["text"][0] * 20 and forced["identical"] is True
+
+
+def test_an_error_about_a_name_with_a_line_break_is_one_line():
+    assert "no\\nmodel.gguf" in one_line_error(call("generate", "-m", "no\nmodel.gguf", "-p", "x"))
+
+
 def test_zero_tokens_run_and_print_nothing(on):
     assert record(call("generate", *on, "-p", "x", "-n", "0", "--json"))["text"] == ""
 
@@ -166,6 +180,13 @@ def test_input_that_cannot_be_used_is_one_line(pair, tmp_path):
         ["-f", "a.txt"],
         ["--raw", "--system", "S"],
         ["--unknown"],
+        ["-d", ""],
+        ["-m", ""],
+        ["--logit-bias", "5"],
+        ["--logit-bias", "x=1"],
+        ["--logit-bias", "5=nan"],
+        ["--logit-bias", "5=1", "--logit-bias", "5=2"],
+        ["--logit-bias", "99999=1"],
     ],
 )
 def test_a_wrong_argument_exits_with_2(pair, arguments):

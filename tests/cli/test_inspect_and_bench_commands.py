@@ -46,6 +46,59 @@ def test_bench_measures_and_explains(pair):
     assert ("LOSES" in text) == (measured["speedup"] < 1)
 
 
+def test_acceptance_counts_families_and_their_sum(pair, tmp_path):
+    rows = [("math", "What is 2 + 2?"), ("chat", "Hello"), ("chat", "Bye"), ("chat", "left out by --count")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"benchmark": b, "turns": [t]}) + "\n" for b, t in rows))
+    common = ["bench", "acceptance", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "16", "--draft-max", "2"]
+    counted = [*common, "--prompts", tmp_path / "p.jsonl", "--count", "2"]
+    found = json.loads(call(*counted, "--json").stdout)
+    assert list(found) == ["math", "chat", "all"]
+    for key in ("generated_tokens", "verify_steps"):
+        assert found["all"][key] == found["math"][key] + found["chat"][key] > 0
+    assert found["chat"]["generated_tokens"] == 32 and len(found["all"]["accepted_by_position"]) == 2
+    assert "chat" in call(*counted, "--family", "chat").stdout
+    assert "families there: chat, math" in one_line_error(call(*counted, "--family", "news"))
+    assert "--prompts" in one_line_error(call(*common, "--family", "chat"), code=2)
+    result = call(*counted[:-2], "-c", "16")
+    assert result.exit_code == 2 and "no room for a prompt" in result.stderr
+
+
+def test_verify_finds_no_difference_on_f32_weights_and_counts_what_it_compared(pair):
+    arguments = ["verify", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "24", "--count", "3", "--draft-max", "3"]
+    result = call(*arguments, "--strict", "--json")
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
+    assert [r["temperature"] for r in results] == [0.0, 0.8]
+    for r in results:
+        assert (r["prompts"], r["different"], r["unexplained"], r["differences"]) == (3, 0, 0, [])
+        assert r["tokens"] > 3
+    result = call(*arguments, "--temp", "0.5", "--seed", "9")
+    assert result.exit_code == 0 and "temperature 0.5: 3 prompts" in result.stdout
+
+
+def test_verify_reports_a_difference_that_rounding_does_not_explain(pair, monkeypatch):
+    """A speculative run that ends early, or says another token, must not pass as equal."""
+    from refspec import equality
+
+    finish = equality._finish
+
+    def broken(change):
+        def run(generation):
+            finish(generation)
+            if generation._drafter is not None:
+                change(generation.tokens)
+            return generation
+
+        return run
+
+    arguments = ["verify", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "8", "--count", "1", "--temp", "0", "--json"]
+    for change in (lambda tokens: tokens.pop(), lambda tokens: tokens.__setitem__(4, (tokens[4] + 1) % 280)):
+        monkeypatch.setattr(equality, "_finish", broken(change))
+        result = call(*arguments)
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["results"][0]["unexplained"] == 1
+
+
 def test_bench_without_a_drafter_is_a_usage_error(pair):
     result = call("bench", "speed", "-m", pair[0], "-t", "1")
     assert result.exit_code == 2 and "-d" in result.stderr

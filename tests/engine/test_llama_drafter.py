@@ -10,6 +10,7 @@ import tiny
 
 from refspec import native
 from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.errors import BackendError
 from refspec.sampling import Sampler, invert_cdf, p_target
 from refspec.targets.llama import LlamaTarget
 
@@ -186,5 +187,7 @@ def test_closing_the_target_first_is_safe(tmp_path: Path) -> None:
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), n_ctx=64, capture_layers=tiny.LAYERS, **STRICT)
     drafter = LlamaEagle3Drafter(tiny.drafter(tmp_path / "d.gguf", shared=True, width=tiny.HT), target, **STRICT)
     target.close()
+    with pytest.raises(BackendError, match="already closed"):
+        drafter.draft(1)
     drafter.close()
     drafter.close()

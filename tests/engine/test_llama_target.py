@@ -99,6 +99,14 @@ def test_a_recurrent_state_that_is_gone_is_an_error(make: Make) -> None:
         target.rollback(3)
 
 
+@pytest.mark.parametrize("ids", [[1.5], ["1"], [2**33], np.array([2**32 + 7]), np.array([1.5])], ids=repr)
+def test_what_is_not_an_id_is_refused_and_not_cut_to_one(make: Make, ids: Any) -> None:
+    target = make()
+    with pytest.raises(ShapeError, match="tokens must be ids"):
+        target.decode(ids)
+    assert target.n_past == 0
+
+
 def test_a_failed_decode_leaves_the_positions_held_before(make: Make) -> None:
     target = make(n_batch=16, n_ubatch=16)
     target.decode(IDS[:10])

@@ -40,6 +40,13 @@ def test_plain_and_speculative_text_are_equal(temperature):
     assert plain.statistics.seconds.drafter == 0.0
 
 
+def test_plain_text_of_a_seed_is_the_same_with_draft_sampling():
+    s = session()
+    options = {"raw": True, "sampler": Sampler(temperature=0.8), "seed": 7, "speculate": False}
+    texts = ["".join(e.text for e in s.generate("hello", draft_sampling=asked, **options)) for asked in (False, True)]
+    assert texts[0] == texts[1] != ""
+
+
 def test_an_end_token_prints_nothing_and_counts_as_generated():
     target = ToyTarget(n_ctx=300, salt=1)
     generation = session(target).generate("q", raw=True, max_tokens=200)
@@ -119,6 +126,12 @@ def test_bos_is_there_once_whether_or_not_the_template_writes_it():
         (None, {}, UsageError),
         (None, {"tokens": []}, PromptError),
         (None, {"prompt": "x", "tokens": [1]}, UsageError),
+        (None, {"tokens": [1, 2**33]}, UsageError),
+        (None, {"tokens": [-1, 1]}, UsageError),
+        (None, {"tokens": [1.5]}, UsageError),
+        (None, {"prompt": "x", "max_tokens": 2.5}, UsageError),
+        (None, {"prompt": "x", "draft_max": "3"}, UsageError),
+        (None, {"prompt": "x", "draft_max": 65}, UsageError),
     ],
 )
 def test_what_cannot_be_used_is_one_line(template, options, error):

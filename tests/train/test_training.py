@@ -160,6 +160,17 @@ def test_drafters_train_and_report_agreement_by_depth(drafter_run):
         assert 1 <= figures[f"{name}_forced_tau"] <= 3
 
 
+def test_a_run_of_drafters_comes_back_from_its_checkpoint(data, target_run, drafter_run):
+    out, figures = drafter_run
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 2 and checkpoint["figures"] == figures
+    variants = {
+        "post_norm": drafter_for(target_run, 200, (1, 2, 4)),
+        "pre_norm": drafter_for(target_run, 200, (1, 2, 4), feature_norm="none", feedback="pre_norm"),
+    }
+    assert train_drafters(data, target_run, out, variants, steps=2, depth=2, seed=1, threads=1) == figures
+
+
 @pytest.mark.parametrize("name", ["post_norm", "pre_norm"])
 def test_the_exported_drafter_gguf_is_the_trained_one(name, drafter_run, target_run):
     out, _ = drafter_run

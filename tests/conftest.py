@@ -1,0 +1,12 @@
+"""For every test: recast models go to a temporary cache, never to the user's."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_test_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

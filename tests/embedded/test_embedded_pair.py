@@ -1,0 +1,182 @@
+"""The pair that comes with the package: its files, what they say they are, and that speculation changes nothing on it.
+
+Prompts are the built-in ones. Nothing here measures time; most runs take one thread, which a busy machine does not stall.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import refspec
+from refspec import embedded, equality, prompts
+from refspec.cli import main
+from refspec.embedded import DRAFTER, DRAFTER_PRENORM, TARGET
+from refspec.gguf_io import read_gguf_header
+from refspec.inspect import describe
+
+FOLDER = embedded.folder()
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / TARGET).exists(), reason="refspec/models/target.gguf is absent: this checkout has no embedded models"
+)
+
+PROBLEM = "Natalia has 12 apples. She buys 9 more and then gives 5 to her friend. How many apples does she have now?"
+LAWS = [refspec.Sampler(), refspec.Sampler(temperature=0.8)]
+TEXTS = prompts.built_in(6)  # one of each family
+TOKENS = 64
+
+
+def call(*arguments: str) -> dict[str, Any]:
+    """The JSON object of a `refspec` command that succeeds."""
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    got: dict[str, Any] = json.loads(result.stdout)
+    return got
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[refspec.Session]:
+    with refspec.load(strict=True, threads=1) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[refspec.Session]:
+    with refspec.load(threads=1) as session:
+        yield session
+
+
+def test_all_files_together_are_at_most_25_megabytes() -> None:
+    files = [path for path in FOLDER.iterdir() if path.is_file()]
+    assert {TARGET, DRAFTER, DRAFTER_PRENORM, "MODEL_CARD.md"} <= {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) <= 25_000_000
+
+
+def test_the_model_card_is_complete() -> None:
+    card = (FOLDER / "MODEL_CARD.md").read_text("utf-8")
+    assert "@@" not in card, "a figure is still to be filled in"
+    for name in (TARGET, DRAFTER, DRAFTER_PRENORM, "refspec train target", "refspec train drafter", "licence"):
+        assert name in card
+
+
+def test_defaults_are_settings_that_load_knows() -> None:
+    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn"}
+
+
+def test_the_target_is_a_chat_model_with_a_tokenizer_of_its_own() -> None:
+    about = call("inspect", str(FOLDER / TARGET))
+    assert (about["kind"], about["architecture"], about["tokenizer"]["model"]) == ("target", "llama", "gpt2")
+    assert about["tokenizer"]["tokens"] == about["sizes"]["vocabulary"] >= 4000
+    assert about["tokenizer"]["chat_template"] and about["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "name, switches, runs_in_stock",
+    [(DRAFTER, ("per_state", "post_norm", "raw"), False), (DRAFTER_PRENORM, ("none", "pre_norm", "raw"), True)],
+)
+def test_inspect_resolves_the_switches_of_the_drafters(name: str, switches: tuple[str, ...], runs_in_stock: bool) -> None:
+    about = call("inspect", str(FOLDER / name))
+    assert about["kind"] == "drafter" and about["warnings"] in ([], [w for w in about["warnings"] if "no tokenizer" in w])
+    assert tuple(about["flags"][key]["value"] for key in ("feature_norm", "feedback", "residual")) == switches
+    assert about["architecture"] == ("eagle3" if runs_in_stock else "refspec-eagle3")
+    assert ("stock llama.cpp" in about["runs_in"]) == runs_in_stock
+    text = CliRunner().invoke(main, ["inspect", str(FOLDER / name)]).stdout
+    assert all(switch in text for switch in switches)
+
+
+def test_the_twins_differ_in_their_switches_only() -> None:
+    ours, twin = (describe(FOLDER / name) for name in (DRAFTER, DRAFTER_PRENORM))
+    for key in ("sizes", "capture_layers", "draft_vocabulary"):
+        assert ours[key] == twin[key]
+    assert {n: t.shape for n, t in read_gguf_header(FOLDER / DRAFTER).tensors.items()} == {
+        n: t.shape for n, t in read_gguf_header(FOLDER / DRAFTER_PRENORM).tensors.items()
+    }
+
+
+def test_generate_with_defaults_speculates_and_reports_every_field() -> None:
+    got = call("generate", "-p", PROBLEM, "-n", str(TOKENS), "--compare")
+    assert {
+        "text", "prompt_tokens", "generated_tokens", "tau", "verify_steps", "accepted_by_position", "tokens_per_second",
+        "seconds", "plain", "identical",
+    } <= got.keys()  # fmt: skip
+    assert got["seconds"].keys() == {"target", "drafter", "other"}
+    assert all(seconds > 0 for seconds in got["seconds"].values()) and got["tokens_per_second"] > 0
+    assert got["tau"] > 1.5
+    assert got["generated_tokens"] == pytest.approx(got["tau"] * got["verify_steps"])
+    assert len(got["accepted_by_position"]) == got["draft_max"] == embedded.defaults().get("draft_max", got["draft_max"])
+    assert got["plain"]["tau"] == 1.0 and got["plain"]["seconds"]["drafter"] == 0.0
+    assert got["identical"] == (got["plain"]["text"] == got["text"])
+    if not got["identical"]:
+        assert got["first_difference"]["within_noise"]
+
+
+def test_its_answers_are_text(shipped: refspec.Session) -> None:
+    for prompt in TEXTS[:3]:
+        generation = shipped.generate(prompt, max_tokens=TOKENS)
+        text = "".join(event.text for event in generation)
+        assert text == generation.text and "\ufffd" not in text and "<|" not in text
+        assert len(text.split()) > 2
+
+
+def test_the_twin_drafts_for_the_same_target() -> None:
+    got = call("generate", "-d", str(FOLDER / DRAFTER_PRENORM), "-t", "1", "-p", PROBLEM, "-n", str(TOKENS))
+    assert got["tau"] > 1.2
+
+
+@pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_strict_texts_are_the_plain_texts(strict: refspec.Session, law: refspec.Sampler, length: int) -> None:
+    assert strict.bit_strict
+    strict.draft_max = length
+    found = equality.check(strict, TEXTS, law, max_tokens=TOKENS, seed=1)
+    assert found.prompts == len(TEXTS) and found.tau > 1.0
+    assert found.differences == []
+
+
+@pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
+def test_with_the_shipped_weights_every_difference_is_within_the_noise(shipped: refspec.Session, law: refspec.Sampler) -> None:
+    found = equality.check(shipped, TEXTS, law, max_tokens=TOKENS, seed=1)
+    assert found.prompts == len(TEXTS) and found.tau > 1.0
+    assert found.unexplained == 0, equality.describe(found)
+
+
+def test_the_same_seed_gives_the_same_text_twice_and_another_seed_another(strict: refspec.Session) -> None:
+    law = refspec.Sampler(temperature=0.8)
+    texts = []
+    for seed in (3, 3, 4):
+        generation = strict.generate(TEXTS[0], max_tokens=TOKENS, sampler=law, seed=seed)
+        texts.append("".join(event.text for event in generation))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_sampled_drafts_are_accepted_and_rejected(shipped: refspec.Session) -> None:
+    steps = []
+    for seed, prompt in enumerate(TEXTS):
+        law = refspec.Sampler(temperature=0.8)
+        generation = shipped.generate(prompt, max_tokens=TOKENS, sampler=law, seed=seed, draft_sampling=True)
+        mine = [event.step for event in generation]
+        assert sum(len(step.tokens) for step in mine) == len(generation.tokens)
+        steps += mine
+    assert 0 < sum(step.accepted for step in steps) < sum(len(step.draft) for step in steps)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
+def test_ctrl_c_stops_the_program_with_its_text_and_statistics() -> None:
+    end = describe(FOLDER / TARGET)["tokenizer"]["eos"]["id"]  # forbidden, so that the text does not end before the signal
+    arguments = ["generate", "-t", "1", "-p", "Write a story about a lost dog.", "-n", "900", "--logit-bias", f"{end}=-inf"]
+    process = subprocess.Popen([sys.executable, "-m", "refspec", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, said = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert first and rest.endswith(b"\n")
+    assert b"stopped: interrupted" in said and b"tau" in said and b"Traceback" not in said

@@ -1,0 +1,78 @@
+"""Models recast to other weight types: exact upwards, made once, and one line where they cannot be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refspec import recast as module
+from refspec.errors import CheckpointError, UsageError
+from refspec.gguf_io import TensorOut, read_gguf_header, read_tensor, write_gguf
+from refspec.recast import is_f32, recast
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A file with an F16 matrix, an F32 vector and a d2t table."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a.weight": ("f16", rng.standard_normal((6, 64)).astype(np.float32)),
+        "a_norm.weight": ("f32", rng.standard_normal(64).astype(np.float32)),
+        "d2t": ("i64", np.arange(9)),
+    }
+    tensors = [TensorOut(n, a.shape, kind, lambda a=a: a) for n, (kind, a) in arrays.items()]
+    return write_gguf(tmp_path / "half.gguf", "llama", {"general.name": "half", "llama.block_count": 3}, tensors)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_f16_weights_become_f32_exactly_and_nothing_else_changes(half: Path) -> None:
+    out = recast(half, "f32")
+    before, after = read_gguf_header(half), read_gguf_header(out)
+    assert not is_f32(half) and is_f32(out)
+    assert (after.arch, after.metadata["general.name"], after.metadata["llama.block_count"]) == ("llama", "half", 3)
+    assert list(after.tensors) == list(before.tensors)
+    for name in before.tensors:
+        np.testing.assert_array_equal(read_tensor(after, name), read_tensor(before, name))
+    assert after.tensors["d2t"].type == "I64"
+
+
+def test_a_second_call_takes_the_file_that_is_there_and_another_content_another_file(half: Path) -> None:
+    out = recast(half, "f32")
+    made = out.stat().st_mtime_ns
+    assert recast(half, "f32") == out and out.stat().st_mtime_ns == made
+    info = read_gguf_header(half)
+    changed = bytearray(half.read_bytes())
+    changed[info.tensors["a.weight"].offset] ^= 1
+    half.write_bytes(changed)
+    assert recast(half, "f32") != out
+
+
+def test_a_write_that_fails_leaves_nothing_behind(half: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> np.ndarray:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "read_tensor", no_space)
+    with pytest.raises(CheckpointError, match="No space left") as caught:
+        recast(half, "f32")
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_cannot_be_recast_is_one_line(half: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write_bytes(b"a file where the directory should be")
+    with pytest.raises(UsageError, match="REFSPEC_CACHE") as caught:
+        recast(half, "f32")
+    assert "\n" not in str(caught.value)
+    cache.unlink()
+    monkeypatch.setattr(module, "LIMIT", 100)
+    with pytest.raises(UsageError, match="convert it yourself"):
+        recast(half, "f32")
+    with pytest.raises(CheckpointError, match="no such file"):
+        recast(half.with_name("gone.gguf"), "f32")
