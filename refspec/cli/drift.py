@@ -12,6 +12,7 @@ import click
 from refspec.cli.group import main, note
 from refspec.cli.measure import json_option, prompt_options
 from refspec.errors import UsageError
+from refspec.perturb import PERTURBATIONS
 
 
 @main.command()
@@ -36,6 +37,10 @@ from refspec.errors import UsageError
 )
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target.")
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all.")
+@click.option(
+    "--perturb", type=click.Choice([*PERTURBATIONS]), metavar="NAME", default="none", show_default=True,
+    help="Change the chat template around each prompt, see refspec bench acceptance -h.",
+)  # fmt: skip
 @click.option(
     "--strict", is_flag=True, help="The target in F32, no flash attention: its rounding depends on nothing else."
 )
@@ -66,6 +71,7 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
 def _measure(o: dict[str, Any]) -> dict[str, Any]:
     from refspec import drift as measuring
     from refspec import drift_report
+    from refspec.acceptance import perturbed
     from refspec.api import Session
     from refspec.drift_models import load_pairs
     from refspec.prompts import fit, read
@@ -87,7 +93,7 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}"
             )
-        prompts = [fit(session.encode(text), room) for text in texts]
+        prompts = [fit(perturbed(session, text, o["perturb"]), room) for text in texts]
         with click.progressbar(length=len(prompts), label="prompts", file=sys.stderr) as bar:
             found = measuring.over(
                 target, drafters, prompts, target.capture_layers, depth=o["depth"], max_tokens=o["max_tokens"],
@@ -99,7 +105,8 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
     }
     settings = {
         "target": Path(o["model"] or target.path).name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
-        "families": list(o["families"]), **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "strict")},
+        "families": list(o["families"]),
+        **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "perturb", "strict")},
     }  # fmt: skip
     return drift_report.record(found, about, settings, o["seed"])
 
