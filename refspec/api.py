@@ -223,9 +223,8 @@ class Session:
 
     def render(self, messages: Sequence[chat.Message], template: str) -> str:
         """The text of messages in a Jinja template, a BOS it writes left to the tokenizer that adds one; CheckpointError when it fails."""
-        bos = self._special("bos")
-        text = chat.render(template, messages, bos=bos, eos=self._special("eos"), source=self.name)
-        return text.removeprefix(bos) if self.target.add_bos else text
+        text = chat.render(template, messages, bos=self._special("bos"), eos=self._special("eos"), source=self.name)
+        return text.removeprefix(self._special("bos")) if self.target.add_bos else text
 
     @property
     def chat_template(self) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec.drift import FIGURES, Floats, Tally, heat_columns
 from refspec.errors import CheckpointError
@@ -38,15 +39,36 @@ def intervals(sums: Floats, counts: Floats, draws: Floats) -> list[dict[str, flo
 
     None stands where nothing was counted, and for the interval of fewer than two prompts.
     """
+    means, again = _ratios(sums, counts, draws)
+    return _summaries(means, again, np.count_nonzero(counts, axis=0) > 1)
+
+
+def differences(
+    one: Sequence[Tally], other: Sequence[Tally], name: str, draws: Floats
+) -> list[dict[str, float | None]]:
+    """One drafter's mean minus another's at each depth of a figure, on the same prompts and so the same resamples."""
+    (sums, counts), (its_sums, its_counts) = _stacked(one, name), _stacked(other, name)
+    means, again = _ratios(sums, counts, draws)
+    its_means, its_again = _ratios(its_sums, its_counts, draws)
+    enough = (np.count_nonzero(counts, axis=0) > 1) & (np.count_nonzero(its_counts, axis=0) > 1)
+    return _summaries(means - its_means, again - its_again, enough)
+
+
+def _stacked(tallies: Sequence[Tally], name: str) -> tuple[Floats, Floats]:
+    return np.array([t.sums[name] for t in tallies]), np.array([t.counts[name] for t in tallies])  # [P, K] each
+
+
+def _ratios(sums: Floats, counts: Floats, draws: Floats) -> tuple[Floats, Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums.sum(0) / counts.sum(0)  # [K]
-        again = (draws @ sums) / (draws @ counts)  # [B, K]
+        return sums.sum(0) / counts.sum(0), (draws @ sums) / (draws @ counts)  # [K], [B, K]
+
+
+def _summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> list[dict[str, float | None]]:
     tail = 100 * (1 - LEVEL) / 2
     out: list[dict[str, float | None]] = []
     for i, mean in enumerate(means):
         known = again[:, i][np.isfinite(again[:, i])]
-        enough = np.count_nonzero(counts[:, i]) > 1
-        low, high = np.percentile(known, [tail, 100 - tail]) if enough else (np.nan, np.nan)
+        low, high = np.percentile(known, [tail, 100 - tail]) if enough[i] else (np.nan, np.nan)
         out.append({"mean": _number(mean), "low": _number(low), "high": _number(high)})
     return out
 
@@ -60,18 +82,27 @@ def resamples(prompts: int, seed: int) -> Floats:
 def record(
     found: Mapping[str, Sequence[Tally]], about: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """The measurement as JSON: settings, then per drafter what it is (`about`) and every figure at every depth."""
+    """The measurement as JSON: settings, then per drafter what it is (`about`) and every figure at every depth.
+
+    `minus_first` holds, for each further drafter, every figure less that of the first, one entry a depth.
+    """
     draws = resamples(len(next(iter(found.values()))), seed)
+    first = next(iter(found))
+    minus_first = {
+        name: {figure: differences(tallies, found[first], figure, draws) for figure in FIGURES}
+        for name, tallies in found.items()
+        if name != first
+    }
     drafters = [{"name": name, **about[name], **_drafter(tallies, draws)} for name, tallies in found.items()]
-    return {"format": FORMAT, "settings": dict(settings), "resamples": RESAMPLES, "level": LEVEL, "drafters": drafters}
+    return {
+        "format": FORMAT, "settings": dict(settings), "resamples": RESAMPLES, "level": LEVEL, "drafters": drafters,
+        "first": first, "minus_first": minus_first,
+    }  # fmt: skip
 
 
 def _drafter(tallies: Sequence[Tally], draws: Floats) -> dict[str, Any]:
     depth = tallies[0].depth
-    figures = {
-        name: intervals(np.array([t.sums[name] for t in tallies]), np.array([t.counts[name] for t in tallies]), draws)
-        for name in FIGURES
-    }
+    figures = {name: intervals(*_stacked(tallies, name), draws) for name in FIGURES}
     chains = np.sum([t.heat_counts for t in tallies], axis=0)  # [K]
     heat = np.sum([t.heat for t in tallies], axis=0) / np.maximum(chains, 1)[:, None]  # [K, C]
     tau = intervals(

@@ -75,6 +75,24 @@ def test_the_record_is_json_and_holds_every_figure_at_every_depth(measured):
         assert {len(line) for line in one["heat"]["mass"]} == {len(one["heat"]["columns"])}
 
 
+def test_a_paired_difference_is_narrow_where_prompts_differ_more_than_drafters():
+    one, other = [], []
+    for value in (1.0, 5.0, 9.0, 20.0):  # the other drafter is 1 lower on every prompt
+        for tallies, size in ((one, value), (other, value - 1)):
+            tallies.append(Tally(1))
+            tallies[-1].add("magnitude", 1, size)
+    draws = drift_report.resamples(4, seed=0)
+    assert drift_report.differences(one, other, "magnitude", draws) == [{"mean": 1, "low": 1, "high": 1}]
+    assert drift_report.differences(one, other, "cosine", draws) == [{"mean": None, "low": None, "high": None}]
+
+
+def test_the_record_holds_each_further_drafter_less_the_first(measured):
+    assert measured["first"] == "one" and set(measured["minus_first"]) == {"two <b>"}
+    one, two = ([row["magnitude"]["mean"] for row in d["depths"]] for d in measured["drafters"])
+    got = [value["mean"] for value in measured["minus_first"]["two <b>"]["magnitude"]]
+    assert got == pytest.approx([b - a for a, b in zip(one, two, strict=True)], abs=1e-5)
+
+
 def test_the_table_has_a_line_for_each_depth_and_says_what_the_words_mean(measured):
     lines = drift_report.table(measured)
     assert sum(re.match(r" +[123] ", line) is not None for line in lines) == 6
