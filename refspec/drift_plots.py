@@ -52,7 +52,7 @@ def heat(measured: Record) -> Figure:
         panel.set_ylabel("chain depth")
         panel.set_title(headline(drafter), loc="left", fontsize=10)
     panels[-1].set_xlabel(
-        "position looked at: -8 to -1 are the last true rows (-1 starts the chain), +1 and on the chain's own draft tokens"
+        "position looked at  (-8 to -1: the last true rows, -1 starts the chain;  from +1: the chain's own draft tokens)"
     )
     figure.colorbar(image, ax=list(panels), label="share of attention (cells: %)", extend="max")
     figure.suptitle("Where each row of the speculation chain looks (mean over heads and chains)")

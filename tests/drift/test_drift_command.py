@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from drift_toys import cli_models
+from drift_toys import borrowed, cli_models
 
 from refspec.drift import FIGURES
 from refspec.gguf_io import read_drafter, write_drafter
@@ -104,3 +104,20 @@ def test_a_record_that_is_none_is_one_line(models, tmp_path):
 def test_more_tokens_than_the_context_holds_is_a_usage_error(models):
     error = one_line_error(call("drift", "-m", models["target"], "-d", models["pre"], "-c", "64", "-n", "63"), code=2)
     assert "--max-tokens 63" in error
+
+
+def test_a_checkpoint_directory_measures_as_the_file_converted_from_it(tmp_path):
+    from refspec.convert import convert_drafter, convert_target
+
+    formats = borrowed("drift_formats_toys", "formats/formats_toys.py")
+    config = formats.target_config(600)
+    formats.write_target_directory(tmp_path / "hf", config, formats.target_tensors(config))
+    formats.write_drafter_directory(tmp_path / "directory")
+    convert_target(tmp_path / "hf", tmp_path / "target.gguf", "f32")
+    convert_drafter(tmp_path / "directory", tmp_path / "hf", tmp_path / "file.gguf", "f32")
+    args = ("drift", "-m", tmp_path / "target.gguf", "-d", tmp_path / "directory", "-d", tmp_path / "file.gguf", *SMALL, "--json")
+    one, other = record(call(*args))["drafters"]
+    assert (one["name"], other["name"]) == ("directory", "file")
+    for row, same in zip(one["depths"], other["depths"], strict=True):
+        for name in FIGURES:  # RoPE pairs stand in another order, so sums round otherwise
+            assert row[name]["mean"] == pytest.approx(same[name]["mean"], abs=1e-4), name
