@@ -12,7 +12,8 @@ from refspec.api import Session
 from refspec.bench import total
 from refspec.errors import UsageError
 from refspec.metrics import Statistics
-from refspec.prompts import Prompt
+from refspec.perturb import PERTURBATIONS, around, messages
+from refspec.prompts import Prompt, fit
 from refspec.sampling import Sampler
 
 
@@ -27,8 +28,38 @@ def first_of_each(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
     return out
 
 
+def perturbed(session: Session, text: str, name: str) -> list[int]:
+    """Tokens of one user message under a perturbation of `perturb.PERTURBATIONS`.
+
+    Raises UsageError for a model without a chat template, and where the perturbation finds nothing to change.
+    """
+    if name == "none":
+        return session.encode(text)
+    how = PERTURBATIONS[name]
+    if session.chat_template is None:
+        raise UsageError(f"--perturb {name}: {session.name} has no chat template to change; leave it out")
+    if how.is_raw:
+        tokens = session.encode(text, raw=True)
+    else:
+        given = messages(how, [{"role": "user", "content": text}])
+        rendered = session.render(given, how.template(session.chat_template))
+        scaffold = around(rendered, [m["content"] for m in given], how.scaffold)
+        tokens = session.target.tokenize(scaffold, add_special=True, parse_special=True)
+    if not how.has_bos and tokens[:1] == [session.target.metadata.get("tokenizer.ggml.bos_token_id")]:
+        tokens = tokens[1:]
+    if tokens == session.encode(text):
+        raise UsageError(f"--perturb {name} finds nothing to change in the chat template of {session.name}; leave it out")
+    return tokens
+
+
 def measure(
-    session: Session, prompts: Sequence[Prompt], sampler: Sampler, *, max_tokens: int, progress: Callable[[], None]
+    session: Session,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    progress: Callable[[], None],
+    perturbation: str = "none",
 ) -> dict[str, Statistics]:
     """Generate every prompt (first turn) with speculation; statistics by family. The seed is the prompt's number.
 
@@ -40,8 +71,7 @@ def measure(
         raise UsageError(f"{max_tokens} tokens leave no room for a prompt in a context of {session.target.n_ctx}; raise it (-c) or lower -n")
     found: dict[str, list[Statistics]] = {}
     for number, prompt in enumerate(prompts):
-        tokens = session.encode(prompt.text)
-        tokens = tokens if len(tokens) <= room else tokens[:1] + tokens[len(tokens) - room + 1 :]
+        tokens = fit(perturbed(session, prompt.text, perturbation), room)
         run = session.generate(tokens=tokens, max_tokens=max_tokens, sampler=sampler, seed=number)
         for _ in run:
             pass

@@ -219,12 +219,12 @@ class Session:
             prompt = [{"role": "user", "content": prompt}]
         if system is not None:
             prompt = [{"role": "system", "content": system}, *prompt]
-        bos, eos = self._special("bos"), self._special("eos")
-        text = chat.render(template, prompt, bos=bos, eos=eos, source=self.name)
-        # Many templates write BOS themselves and many tokenizers add it: it must be there once.
-        if self.target.add_bos and bos and text.startswith(bos):
-            text = text[len(bos) :]
-        return list(self.target.tokenize(text, add_special=True, parse_special=True))
+        return list(self.target.tokenize(self.render(prompt, template), add_special=True, parse_special=True))
+
+    def render(self, messages: Sequence[chat.Message], template: str) -> str:
+        """The text of messages in a Jinja template, a BOS it writes left to the tokenizer that adds one; CheckpointError when it fails."""
+        text = chat.render(template, messages, bos=self._special("bos"), eos=self._special("eos"), source=self.name)
+        return text.removeprefix(self._special("bos")) if self.target.add_bos else text
 
     @property
     def chat_template(self) -> str | None:

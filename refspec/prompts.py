@@ -103,6 +103,11 @@ class Prompt(NamedTuple):
     text: str
 
 
+def fit(tokens: Sequence[int], room: int) -> list[int]:
+    """The tokens, or the first and the last `room` - 1 of more than `room`: long documents ask their question last."""
+    return list(tokens) if len(tokens) <= room else [*tokens[:1], *tokens[len(tokens) - room + 1 :]]
+
+
 def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
     """Prompts of a file, or the built-in list without one: JSONL rows (`turns`, `benchmark`) or one prompt a line.
 

@@ -6,6 +6,7 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 # Importing a module of commands is what registers them with the group.
 import refspec.cli.check
 import refspec.cli.convert
+import refspec.cli.drift
 import refspec.cli.export
 import refspec.cli.generate
 import refspec.cli.measure

@@ -1,0 +1,121 @@
+"""`refspec drift`: how a drafter's attention and state change with chain depth, beside its acceptance."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refspec.cli.group import main, note
+from refspec.cli.measure import json_option, prompt_options
+from refspec.errors import UsageError
+from refspec.perturb import PERTURBATIONS
+
+
+@main.command()
+@click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair is measured.")
+@click.option(
+    "-d", "--drafter", "drafters", metavar="PATH", multiple=True,
+    help="Drafter: a GGUF, or a directory with config.json and safetensors. May be repeated.",
+)  # fmt: skip
+@prompt_options
+@click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many prompts.")
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per prompt.")
+@click.option(
+    "--depth", type=click.IntRange(1, 64), default=8, show_default=True, help="Draft tokens per chain, trained for or not."
+)  # fmt: skip
+@click.option(
+    "--every", type=click.IntRange(1), help="Draft at each so-many-th output position, not where the decode cycle would."
+)  # fmt: skip
+@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap and the first prompt.")
+@click.option(
+    "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own."
+)
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target.")
+@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all.")
+@click.option(
+    "--perturb", type=click.Choice([*PERTURBATIONS]), metavar="NAME", default="none", show_default=True,
+    help="Change the chat template around each prompt, see refspec bench acceptance -h.",
+)  # fmt: skip
+@click.option(
+    "--strict", is_flag=True, help="The target in F32, no flash attention: its rounding depends on nothing else."
+)
+@click.option("-o", "--out", metavar="DIR", help="Also write drift.json, figures (PNG) and one page (HTML) there.")
+@click.option("--from", "source", metavar="JSON", help="Measure nothing: show this record of an earlier run.")
+@json_option
+def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
+    """Attention, state magnitude and acceptance by chain depth.
+
+    \b
+        refspec drift                                        # the embedded pair and its pre-norm twin
+        refspec drift -m target.gguf -d a.gguf -d b.gguf -o drift/
+        refspec drift --from drift/drift.json -o drift/      # the figures again
+    """
+    from refspec import drift_report
+
+    if out is not None:
+        _ready_for_figures(out)
+    measured = drift_report.read(source) if source is not None else _measure(o)
+    click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
+    if out is not None:
+        from refspec import drift_plots
+
+        for path in drift_plots.write(measured, Path(out)):
+            note(f"wrote {path}")
+
+
+def _measure(o: dict[str, Any]) -> dict[str, Any]:
+    from refspec import drift as measuring
+    from refspec import drift_report
+    from refspec.acceptance import perturbed
+    from refspec.api import Session
+    from refspec.drift_models import load_pairs
+    from refspec.prompts import fit, read
+    from refspec.sampling import Sampler
+
+    sampler = Sampler(temperature=o["temp"])
+    texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
+    target, drafters = load_pairs(
+        o["model"],
+        o["drafters"],
+        n_ctx=o["n_ctx"],
+        threads=o["threads"],
+        gpu_layers=o["gpu_layers"],
+        strict=o["strict"],
+    )
+    with Session(target, name=str(target.path)) as session:
+        room = target.n_ctx - o["max_tokens"]
+        if room < 2:
+            raise UsageError(
+                f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}"
+            )
+        prompts = [fit(perturbed(session, text, o["perturb"]), room) for text in texts]
+        with click.progressbar(length=len(prompts), label="prompts", file=sys.stderr) as bar:
+            found = measuring.over(
+                target, drafters, prompts, target.capture_layers, depth=o["depth"], max_tokens=o["max_tokens"],
+                sampler=sampler, seed=o["seed"], every=o["every"], progress=lambda: bar.update(1),
+            )  # fmt: skip
+    about = {
+        name: {key: getattr(d.config, key).value for key in ("feature_norm", "feedback", "residual")}
+        for name, d in drafters.items()
+    }
+    settings = {
+        "target": Path(o["model"] or target.path).name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
+        "families": list(o["families"]),
+        **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "perturb", "strict")},
+    }  # fmt: skip
+    return drift_report.record(found, about, settings, o["seed"])
+
+
+def _ready_for_figures(out: str) -> None:
+    """What would fail after the measurement fails before it."""
+    import refspec.drift_plots  # noqa: F401  # says what to install when matplotlib is missing
+
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {out}: {error.strerror or error}; name a directory that can be written") from None

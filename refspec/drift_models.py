@@ -1,0 +1,86 @@
+"""The models a drift measurement needs: a target that captures for several drafters, and the drafters as reference code.
+
+Not a session: llama.cpp runs the target only. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from refspec import embedded, native
+from refspec.drafter_meta import SHARED
+from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.errors import CheckpointError, UsageError
+from refspec.recast import is_f32, recast
+from refspec.targets.llama import LlamaTarget
+
+
+def load_pairs(
+    model: str | None,
+    paths: Sequence[str],
+    *,
+    n_ctx: int = 0,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+    strict: bool = False,
+) -> tuple[LlamaTarget, dict[str, Eagle3Drafter]]:
+    """Target and drafters by name (the file's, or the path's where two are alike); without a model, the embedded pair.
+
+    `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter. The drafters are F32 always.
+    Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
+    """
+    native.check()
+    if model is None:
+        model = str(embedded.path(embedded.TARGET))
+        paths = list(paths) or _embedded_drafters()
+    if not paths:
+        raise UsageError("this command measures drafters: name one or more with -d")
+    drafters = {name: read(path, model) for name, path in zip(names(paths), paths, strict=True)}
+    if strict and not is_f32(model):
+        model = str(recast(model, "f32"))
+    layers = sorted({layer for drafter in drafters.values() for layer in drafter.capture_layers})
+    target = LlamaTarget(
+        model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, capture_layers=layers,
+        kv_type="f32" if strict else "f16", flash_attn="off" if strict else "auto",
+    )  # fmt: skip
+    return target, drafters
+
+
+def read(path: str, model: str) -> Eagle3Drafter:
+    """The drafter at `path` on the reference code, with what it leaves to the target taken from there."""
+    from refspec.convert import read_checkpoint
+    from refspec.convert.facts import target_facts
+    from refspec.engine import check_pair
+    from refspec.gguf_io import read_drafter, read_gguf_header
+
+    if Path(path).is_dir():
+        config, weights, _, _ = read_checkpoint(path, model)
+    else:
+        config, weights = read_drafter(path)
+        info, facts = read_gguf_header(model), target_facts(model)
+        check_pair(read_gguf_header(path), config, info, facts.hidden_size, facts.vocab_size, facts.n_layer)
+        for name in (n for n in SHARED if n not in weights):
+            weights[name] = facts.load(name)
+    try:
+        return Eagle3Drafter(config, weights, native)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """Short names of files or directories that tell them apart."""
+    stems = [Path(path).stem if not Path(path).is_dir() else Path(path).name for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = [f"{Path(path).parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+    if len(set(stems)) < len(stems):
+        raise UsageError("two drafters have the same name; name each file once, or rename one")
+    return stems
+
+
+def _embedded_drafters() -> list[str]:
+    found = [str(embedded.path(embedded.DRAFTER))]
+    with suppress(CheckpointError):  # the twin may be left out of an installation
+        found.append(str(embedded.path(embedded.DRAFTER_PRENORM)))
+    return found
