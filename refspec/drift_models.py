@@ -62,7 +62,7 @@ def read(path: str, model: str) -> Eagle3Drafter:
         info, facts = read_gguf_header(model), target_facts(model)
         check_pair(read_gguf_header(path), config, info, facts.hidden_size, facts.vocab_size, facts.n_layer)
         for name in (n for n in SHARED if n not in weights):
-            weights[name] = facts.load(name)
+            weights[name] = facts.matrix(name).load()
     try:
         return Eagle3Drafter(config, weights, native)
     except CheckpointError as error:
