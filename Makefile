@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 # Generate from a built-in prompt with the embedded pair, the plain run beside it.
 run: install
-	$(BIN)/refspec generate --compare -n 128 -p "Natalia has 12 apples. She buys 9 more and then gives 5 to her friend. How many apples does she have now?"
+	$(BIN)/refspec generate --compare -n 128 -p "Tom has 5 apples and buys 7 more. How many apples does he have now?"
 
 # The package, its C module and llama.cpp (compiled by pip: about five minutes on two cores, once).
 install: $(VENV)/.installed
