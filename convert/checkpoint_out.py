@@ -98,7 +98,7 @@ def write_torch(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
         _member(archive, "data.pkl", _pickle(entries, dtype))
         _member(archive, "byteorder", b"little")
         for i, e in enumerate(entries):
-            _member(archive, f"data/{i}", memoryview(_encode(e, dtype, path)).cast("B"))
+            _member(archive, f"data/{i}", _encode(e, dtype, path).data.cast("B"))
         _member(archive, "version", b"3\n")
     return path
 

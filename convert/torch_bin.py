@@ -187,8 +187,8 @@ def _interpret(path: Path, file: IO[bytes]) -> Any:
             raise ValueError("memo index")
         memo[index] = stack[-1]
 
-    for opcode, arg, _ in pickletools.genops(cast(Any, _Limited(file))):
-        op = opcode.name
+    for opcode, argument, _ in pickletools.genops(cast(Any, _Limited(file))):
+        op, arg = opcode.name, cast(Any, argument)
         if op in _LITERALS:
             stack.append(arg)
         elif op in _CONSTANTS:
