@@ -40,8 +40,8 @@ def absolute_d2t(
     if not valid:
         raise CheckpointError(f"{where}: d2t does not map {len(d2t)} draft tokens to ascending ids below {vocab_size}"
                               + ("" if t2d is None else " that t2d marks") + "; the checkpoint is damaged")  # fmt: skip
-    readings = list(valid.values())
-    if len(readings) == 2 and not np.array_equal(readings[0], readings[1]):
+    arrays = list(valid.values())
+    if len(arrays) == 2 and not np.array_equal(arrays[0], arrays[1]):
         raise CheckpointError(f"{where}: d2t can be read as offsets and as ids, and there is no t2d; decide with --d2t offsets|absolute")
     how = next(iter(valid))
     return valid[how], how
