@@ -17,6 +17,10 @@ run_options = options(
     click.option("--seed", type=int, default=1, show_default=True),
     click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads."),
     click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler)."),
+    click.option(
+        "--lr-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+        help="Times the learning rates; below 1 when starting from trained weights.",
+    ),
     click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
 )
 
@@ -88,6 +92,7 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
 )
 @click.option("--feedback", type=click.Choice(["pre_norm", "post_norm"]), default="post_norm", show_default=True)
 @click.option("--residual", type=click.Choice(["raw", "normed"]), default="raw", show_default=True)
+@click.option("--init", type=folder, help="Run folder of trained drafters of the same names and sizes to start from.")
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(

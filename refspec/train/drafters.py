@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert import convert_drafter
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .loop import Optimizers, run_steps, tune_allocator
@@ -104,11 +104,14 @@ def train_drafters(
     threads: int | None = None,
     muon_lr: float = 0.02,
     adam_lr: float = 0.002,
+    lr_scale: float = 1.0,
     compiled: bool = False,
     outtype: str = "f16",
+    init: Path | None = None,
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
-    layout) and `out/NAME.gguf`."""  # fmt: skip
+    layout) and `out/NAME.gguf`. `init` is the run folder of earlier drafters to start from (weights only, fresh
+    optimizer). Raises CheckpointError."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -126,12 +129,17 @@ def train_drafters(
         torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
         drafters[name] = Eagle3(config, target.embed.weight, draft_ids)
     together = nn.ModuleDict(drafters)
+    if init is not None:
+        _start_from(together, init)
 
     def hidden_matrix(name: str) -> bool:
         return "head" not in name
 
     optimizers = Separately(
-        [Optimizers(d, muon_lr=muon_lr, adam_lr=adam_lr, is_matrix=hidden_matrix) for d in drafters.values()]
+        [
+            Optimizers(d, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=hidden_matrix)
+            for d in drafters.values()
+        ]
     )
     batches = Batches(data, "train", length=LENGTH, rows=ROWS, seed=seed)
     held_out = Batches(data, "val", length=LENGTH, rows=ROWS, seed=0)
@@ -195,6 +203,10 @@ def train_drafters(
 
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
+    if lr_scale != 1:
+        identity["lr_scale"] = lr_scale
+    if init is not None:
+        identity["init"] = str(init)
     figures = run_steps(
         out, identity, together, optimizers, steps=steps, loss_of=loss_of, validate=validate,  # type: ignore[arg-type]
         tokens_per_step=ROWS * LENGTH,
@@ -203,6 +215,25 @@ def train_drafters(
         export_drafter(drafter, out / name)
         convert_drafter(out / name, target_run / "hf", out / f"{name}.gguf", outtype)
     return figures
+
+
+def _start_from(together: nn.ModuleDict, init: Path) -> None:
+    """Take the weights of an earlier run, except the target's embedding and the draft vocabulary, which are this run's."""  # fmt: skip
+    file = init / "checkpoint.pt"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; name the run folder of trained drafters with --init")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["identity"]["kind"] != "drafters":
+        raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
+    trained = {name for name, parameter in together.named_parameters() if parameter.requires_grad}
+    missing = sorted(trained - state["model"].keys())
+    if missing:
+        raise CheckpointError(f"{file}: has no {missing[0]}; --init wants the same variants")
+    try:
+        together.load_state_dict({name: state["model"][name] for name in trained}, strict=False)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
 
 
 def export_drafter(drafter: Eagle3, out: Path) -> None:

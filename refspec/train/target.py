@@ -35,6 +35,7 @@ def train_target(
     threads: int | None = None,
     muon_lr: float = 0.02,
     adam_lr: float = 0.004,
+    lr_scale: float = 1.0,
     compiled: bool = False,
     outtype: str = "f16",
     init: Path | None = None,
@@ -55,7 +56,9 @@ def train_target(
     if compiled:
         for block in model.layers:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
-    optimizers = Optimizers(model, muon_lr=muon_lr, adam_lr=adam_lr, is_matrix=is_hidden_matrix)
+    optimizers = Optimizers(
+        model, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=is_hidden_matrix
+    )
     batches = [
         (until, Batches(data, "train", length=length, rows=TOKENS_PER_STEP // length, seed=seed))
         for until, length in PHASES
@@ -81,6 +84,8 @@ def train_target(
         return {"val_loss": sum(float(cross_entropy(held_out[i][0])) for i in range(count)) / count}
 
     identity = {"kind": "target", "seed": seed, "steps": steps, **config.to_dict()}
+    if lr_scale != 1:
+        identity["lr_scale"] = lr_scale
     if init is not None:
         identity["init"] = str(init)
     figures = run_steps(
