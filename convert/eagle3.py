@@ -6,7 +6,6 @@ ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on disk until
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from refspec.convert.names import drafter_names
 from refspec.convert.recorded import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
+from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.drafter_meta import stock_reasons
 from refspec.errors import CheckpointError, UsageError
@@ -43,7 +43,7 @@ class Opened:
     tensors: Tensors
     resolved: Resolution
     notes: list[str]
-    rope_scaling: dict[str, Any] | None = None  # as config.json states it; a GGUF keeps the divisors it makes
+    rope: Rope  # as config.json states it, scaling included; llama.cpp runs the divisors it makes
 
 
 def open_checkpoint(
@@ -134,7 +134,7 @@ def open_checkpoint(
         if isinstance(head := tensors.get("output"), Lazy):
             vocabulary.check_head_rows(head, ids, str(directory))
     notes += lend(tensors, drafter, layer.get("tie_word_embeddings") is True, facts, str(directory))
-    return Opened(drafter, tensors, resolved, notes, rope.scaling)
+    return Opened(drafter, tensors, resolved, notes, rope)
 
 
 def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
@@ -261,9 +261,8 @@ def convert_drafter(
         for key, array in opened.tensors.items()
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
-    values = {"general.name": name or Path(directory).resolve().name, **report.provenance(), **(metadata or {})}
-    if opened.rope_scaling is not None:  # for the way back: export states the same parameters
-        values["refspec.rope_scaling"] = json.dumps(opened.rope_scaling)
+    values = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
+    values |= {**kept_scaling(opened.rope), **(metadata or {})}
     if facts is not None:
         values = {**facts.tokenizer(), **values}
     report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress)

@@ -18,7 +18,7 @@ from refspec.config import DrafterConfig, Feedback, weight_shapes
 from refspec.convert import checkpoint_out as to
 from refspec.convert.export_config import CONFIGS, NOT_SAID
 from refspec.convert.names import BLOCK, TOP
-from refspec.convert.rope_out import scaling_of
+from refspec.convert.rope_out import scaling_in
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf_io import GgufInfo, read_gguf_header, read_tensor
 
@@ -69,7 +69,7 @@ def export_drafter(
     config = meta.from_metadata(info)
     entries = _entries(info, config, layout)
     divisors = _divisors(info, config)
-    scaling = scaling_of(divisors, config.rope_theta, config.head_dim, str(info.path), config.rope_attention_factor)
+    scaling = scaling_in(info, divisors, config.rope_theta, config.head_dim, config.context_length or 2048, config.rope_attention_factor)
     for said, switch, problem in NOT_SAID[layout](config, scaling):
         if said:
             raise CheckpointError(f"{info.path}: {switch}, which the {layout} layout cannot express: {problem}")

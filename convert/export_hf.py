@@ -15,7 +15,7 @@ import numpy as np
 from refspec.convert import checkpoint_out as to
 from refspec.convert.export import DTYPES, Exported, split_rows
 from refspec.convert.export_config import TORCH
-from refspec.convert.rope_out import rope_keys, scaling_of
+from refspec.convert.rope_out import rope_keys, scaling_in
 from refspec.convert.target import LAYER
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from refspec.errors import CheckpointError, UsageError
@@ -88,16 +88,17 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
         factor = np.float32(info.need("llama.rope.scaling.factor", float))
         divisors = (np.ones(head_dim // 2, np.float32) if divisors is None else divisors) * factor
     attention = _decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
-    heads = whole("attention.head_count")
+    heads, context = whole("attention.head_count"), whole("context_length")
+    scaling = scaling_in(info, divisors, theta, head_dim, context, attention)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"), "num_attention_heads": heads,
         "num_key_value_heads": info.optional("llama.attention.head_count_kv", int, heads), "head_dim": head_dim,
         "intermediate_size": whole("feed_forward_length"), "vocab_size": info.tensors["token_embd.weight"].shape[0],
-        "max_position_embeddings": whole("context_length"),
+        "max_position_embeddings": context,
         "rms_norm_eps": _decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
         "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
-        **rope_keys(theta, scaling_of(divisors, theta, head_dim, str(info.path), attention)), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
+        **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
     }  # fmt: skip
     for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
         if (token := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:

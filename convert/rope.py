@@ -28,7 +28,7 @@ class Rope(NamedTuple):
     divisors: np.ndarray | None
     words: str
     attention_factor: float = 1.0
-    scaling: dict[str, Any] | None = None  # the parameters as config.json states them, None without scaling
+    scaling: dict[str, Any] | None = None  # the parameters as config.json states them (`stated`), None without scaling
 
 
 def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: float | None = None) -> Rope:
@@ -39,9 +39,9 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
             raise CheckpointError(f"{where}: {name} = {str(value)[:40]!r} must be an object")
     base = theta or _theta(config, parameters, where)
     scaling = legacy or parameters
-    if legacy and parameters and _facts(legacy) != _facts(parameters):
+    if legacy and parameters and stated(legacy) != stated(parameters):
         raise CheckpointError(
-            f"{where}: rope_scaling and rope_parameters differ ({str(_facts(legacy))[:80]}, {str(_facts(parameters))[:80]}); "
+            f"{where}: rope_scaling and rope_parameters differ ({str(stated(legacy))[:80]}, {str(stated(parameters))[:80]}); "
             "remove the wrong one with --ignore rope_scaling or --ignore rope_parameters"
         )
     kind = _kind(scaling)
@@ -59,13 +59,13 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor {factor}")
         if kind == "linear":
-            return Rope(base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=dict(scaling))
+            return Rope(base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=stated(scaling))
         if kind == "llama3":
-            return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}", scaling=dict(scaling))
+            return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}", scaling=stated(scaling))
         original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
         attention = _attention_factor(scaling, factor, where)
         words = f"yarn, factor {factor:g} over {original:g} positions, attention factor {attention:.6g}"
-        return Rope(base, _yarn(scaling, base, head_dim, factor, original), words, attention, dict(scaling))
+        return Rope(base, _yarn(scaling, base, head_dim, factor, original), words, attention, stated(scaling))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise CheckpointError(f"{where}: rope scaling {str(scaling)[:120]} is incomplete ({error})") from None
 
@@ -83,8 +83,10 @@ def _kind(scaling: Mapping[str, Any]) -> Any:
     return scaling.get("rope_type", scaling.get("type", "default"))
 
 
-def _facts(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in scaling.items() if k not in ("rope_type", "type", "rope_theta") and v is not None} | {"type": _kind(scaling)}
+def stated(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that say something, in one order and under one name for the kind; the base is kept elsewhere."""
+    said = {k: v for k, v in scaling.items() if k not in ("rope_type", "type", "rope_theta") and v is not None}
+    return {"rope_type": _kind(scaling), **dict(sorted(said.items()))}
 
 
 def _llama3(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:

@@ -1,23 +1,57 @@
 """RoPE divisors of a GGUF -> the scaling a Hugging Face config states. The inverse of `rope.py`, checked by running that.
 
-A GGUF keeps the divisors (`rope_freqs`), not the parameters they were made from. Parameters are given back only if they
-make the same divisors, bit for bit.
+llama.cpp runs the divisors (`rope_freqs`), not the parameters they were made from; refspec keeps those beside them
+(`refspec.rope_scaling`). Where another program wrote the file, the usual parameters are tried. Either way they are given
+back only if they make the same divisors, bit for bit.
 """
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from refspec.convert.rope import rope_settings
+from refspec.convert.rope import Rope, rope_settings
 from refspec.errors import CheckpointError, RefspecError
+from refspec.gguf_header import GgufInfo
+
+KEY = "refspec.rope_scaling"  # a JSON object, as `rope.stated` orders it
 
 _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
 _LENGTHS = [1 << n for n in range(5, 21)]  # original contexts
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as every published model has it
 _YARN = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def kept_scaling(rope: Rope) -> dict[str, str]:
+    """The metadata that keeps the parameters of a scaling for the way back; empty without scaling."""
+    return {} if rope.scaling is None else {KEY: json.dumps(rope.scaling)}
+
+
+def scaling_in(
+    info: GgufInfo, divisors: np.ndarray | None, theta: float, head_dim: int, context: int, attention_factor: float
+) -> dict[str, Any] | None:
+    """The scaling a GGUF keeps in words, if it makes these divisors [hd/2], else as `scaling_of`; None for none.
+
+    `CheckpointError` where the words and the divisors disagree, or no known kind makes them.
+    """
+    if KEY not in info.metadata:
+        return scaling_of(divisors, theta, head_dim, str(info.path), attention_factor)
+    wrong = CheckpointError(f"{info.path}: {KEY} = {str(info.metadata[KEY])[:80]!r} does not make the divisors in rope_freqs; convert it again")
+    try:
+        scaling = json.loads(info.need(KEY, str))
+        made = rope_settings({"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, head_dim, str(info.path))
+    except (ValueError, RecursionError, RefspecError):
+        raise wrong from None
+    if not _makes(made, divisors, attention_factor):
+        raise wrong
+    return made.scaling
+
+
+def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> bool:
+    return _decimal(made.attention_factor) == attention_factor and divisors is not None and np.array_equal(made.divisors, divisors)  # type: ignore[arg-type]
 
 
 def scaling_of(
@@ -36,7 +70,7 @@ def scaling_of(
             made = rope_settings({"rope_theta": theta, "rope_scaling": found}, head_dim, where)
         except RefspecError:
             continue
-        if _decimal(made.attention_factor) == attention_factor and np.array_equal(made.divisors, divisors):  # type: ignore[arg-type]
+        if _makes(made, divisors, attention_factor):
             return found
     raise CheckpointError(f"{where}: the RoPE divisors (rope_freqs) are of no scaling a config.json can state")
 

@@ -17,6 +17,7 @@ import numpy as np
 from refspec.convert.files import read_tensors
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
+from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
@@ -144,7 +145,7 @@ def convert_target(
         "llama.attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
         "llama.attention.key_length": sizes["head_dim"], "llama.attention.value_length": sizes["head_dim"],
         "llama.rope.freq_base": theta, "llama.rope.dimension_count": sizes["head_dim"],
-        "llama.vocab_size": sizes["vocab"], **tokens, **(metadata or {}),
+        "llama.vocab_size": sizes["vocab"], **kept_scaling(rope), **tokens, **(metadata or {}),
     }  # fmt: skip
     path = write_gguf(out, "llama", values, tensors)
     report = Report(path, "llama", len(tensors), path.stat().st_size, notes=notes)

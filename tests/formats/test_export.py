@@ -163,19 +163,52 @@ LLAMA3 = {
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
+UNUSUAL = [
+    LLAMA3 | {"factor": 6.5, "low_freq_factor": 1.5, "high_freq_factor": 3.0, "original_max_position_embeddings": 77},
+    YARN | {"factor": 3.3, "beta_fast": 24.0, "beta_slow": 2.0, "original_max_position_embeddings": 100, "mscale": 0.9, "mscale_all_dim": 0.7},
+    YARN | {"attention_factor": 1.37, "factor": 1.9},
+    {"rope_type": "yarn", "factor": 2.0},  # over the positions of the config
+    {"rope_type": "linear", "factor": 2.625},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("scaling", [LLAMA3, YARN, YARN | {"truncate": False}, {"rope_type": "linear", "factor": 4.0}])
-@pytest.mark.parametrize("layout", ["speculators", "specforge"])
-def test_every_rope_scaling_comes_back_with_the_same_divisors(tmp_path: Path, layout: str, scaling: dict[str, Any]) -> None:
-    source = write_drafter_directory(tmp_path / "draft")
+def scaled(folder: Path, scaling: dict[str, Any]) -> Path:
+    """A drafter checkpoint whose config.json states this scaling."""
+    source = write_drafter_directory(folder)
     config = json.loads((source / "config.json").read_text())
     config["transformer_layer_config"]["rope_scaling"] = scaling
     (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, YARN, YARN | {"truncate": False}, {"rope_type": "linear", "factor": 4.0}, *UNUSUAL])
+@pytest.mark.parametrize("layout", ["speculators", "specforge"])
+def test_every_rope_scaling_comes_back_as_it_was_stated(tmp_path: Path, layout: str, scaling: dict[str, Any]) -> None:
+    source = scaled(tmp_path / "draft", scaling)
     convert_drafter(source, None, tmp_path / "d.gguf", "f32")
     export_drafter(tmp_path / "d.gguf", tmp_path / "out", layout)
     (first, one, *_), (again, two, *_) = read_checkpoint(source), read_checkpoint(tmp_path / "out")
     assert first == again and np.array_equal(one["rope_freqs"], two["rope_freqs"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.get("transformer_layer_config", config)["rope_parameters"] == {"rope_theta": 10000.0, **scaling}
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, YARN, {"rope_type": "linear", "factor": 4.0}])
+def test_the_usual_scalings_are_found_in_a_file_that_does_not_state_them(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    config, weights, *_ = read_checkpoint(scaled(tmp_path / "draft", scaling))
+    write_drafter(tmp_path / "d.gguf", config, weights)
+    export_drafter(tmp_path / "d.gguf", tmp_path / "out", "speculators")
+    again, two, *_ = read_checkpoint(tmp_path / "out")
+    assert again == config and np.array_equal(weights["rope_freqs"], two["rope_freqs"])
+
+
+@pytest.mark.parametrize("said", ["[]", "null", "{", "7", json.dumps(LLAMA3 | {"factor": 4.0}), json.dumps(LLAMA3 | {"low_freq_factor": float("nan")})])
+def test_a_stated_scaling_that_makes_other_divisors_is_refused(tmp_path: Path, said: str) -> None:
+    config, weights, *_ = read_checkpoint(scaled(tmp_path / "draft", LLAMA3))
+    write_drafter(tmp_path / "d.gguf", config, weights, metadata={"refspec.rope_scaling": said})
+    with pytest.raises(CheckpointError, match=r"refspec\.rope_scaling"):
+        export_drafter(tmp_path / "d.gguf", tmp_path / "out", "speculators")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -130,7 +130,8 @@ def test_rope_scalings_run_alike_in_numpy_c_and_llama_cpp(tmp_path: Path, name: 
     convert_drafter(tmp_path / "ckpt", target, tmp_path / "d.gguf", "f32")
     info = read_gguf_header(tmp_path / "d.gguf")
     assert info.arch == "eagle3"  # stock llama.cpp computes it
-    assert json.loads(info.metadata["refspec.rope_scaling"]) == SCALINGS[name]
+    said = {("rope_type" if k == "type" else k): v for k, v in SCALINGS[name].items()}
+    assert json.loads(info.metadata["refspec.rope_scaling"]) == said
     agree(tmp_path / "d.gguf", target, data, stock=True)
     again, weights, *_ = read_checkpoint(tmp_path / "ckpt", target)
     assert again.rope_style is RopeStyle.HALF_SPLIT
