@@ -26,7 +26,7 @@ from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
-from refspec.drafter_meta import stock_reasons
+from refspec.drafter_meta import ROTATED, stock_reasons
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf_blocks import Progress
 from refspec.gguf_io import interleaved, write_drafter
@@ -257,7 +257,7 @@ def convert_drafter(
     opened = open_checkpoint(directory, facts, overrides)
     config = replace(opened.config, rope_style=RopeStyle.INTERLEAVED)
     tensors = {
-        key: interleaved(array, config.head_dim) if key in ("attn_q", "attn_k", "q_norm", "k_norm") else array
+        key: interleaved(array, config.head_dim) if key in ROTATED else array
         for key, array in opened.tensors.items()
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)

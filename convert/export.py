@@ -111,7 +111,7 @@ def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entr
 
 
 def _loader(info: GgufInfo, tensor: str, ours: str, head_dim: int) -> Callable[[], np.ndarray]:
-    if ours in ("attn_q", "attn_k", "q_norm", "k_norm"):
+    if ours in meta.ROTATED:
         return lambda: split_rows(read_tensor(info, tensor), head_dim)
     return lambda: read_tensor(info, tensor)
 

@@ -29,6 +29,12 @@ size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
     return step > encode ? step : encode;
 }
 
+/* out [O] = w x, plus bias [O] unless it is NULL. */
+static void linear(float *out, const float *w, const float *bias, const float *x, size_t n_out, size_t n_in) {
+    rs_matvec(out, w, x, 1, n_out, n_in);
+    for (size_t i = 0; bias && i < n_out; i++) out[i] += bias[i];
+}
+
 void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, const float *feature) {
     size_t width = c->n_states * c->target_hidden;
     const float *normed = scratch; /* [n_states*Ht] */
@@ -41,7 +47,7 @@ void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, c
     } else {
         normed = feature;
     }
-    rs_matvec(state, w->fc, normed, 1, c->hidden, width); /* [H] */
+    linear(state, w->fc, w->fc_bias, normed, c->hidden, width); /* [H] */
 }
 
 void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width) {
@@ -69,9 +75,9 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     rs_rms_norm(e, w->token_embd + (size_t)token * H, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
     rs_rms_norm(g, state, w->hidden_norm, c->rms_eps, 1, H);
 
-    rs_matvec(q, w->attn_q, e, 1, q_width, 2 * H);
-    rs_matvec(k, w->attn_k, e, 1, kv_width, 2 * H);
-    rs_matvec(v, w->attn_v, e, 1, kv_width, 2 * H);
+    linear(q, w->attn_q, w->attn_q_bias, e, q_width, 2 * H);
+    linear(k, w->attn_k, w->attn_k_bias, e, kv_width, 2 * H);
+    linear(v, w->attn_v, w->attn_v_bias, e, kv_width, 2 * H);
     if (c->qk_norm) {
         rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
         rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
@@ -81,19 +87,19 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads, c->head_dim);
 
     const float *residual = c->residual == RS_NORMED ? g : state;
-    rs_matvec(y, w->attn_output, mixed, 1, H, q_width);
+    linear(y, w->attn_output, w->attn_output_bias, mixed, H, q_width);
     for (size_t i = 0; i < H; i++) y[i] = residual[i] + y[i];
 
     rs_rms_norm(z, y, w->ffn_norm, c->rms_eps, 1, H);
-    rs_matvec(gate, w->ffn_gate, z, 1, c->intermediate, H);
-    rs_matvec(up, w->ffn_up, z, 1, c->intermediate, H);
+    linear(gate, w->ffn_gate, w->ffn_gate_bias, z, c->intermediate, H);
+    linear(up, w->ffn_up, w->ffn_up_bias, z, c->intermediate, H);
     rs_swiglu(gate, gate, up, c->intermediate);
-    rs_matvec(h, w->ffn_down, gate, 1, H, c->intermediate);
+    linear(h, w->ffn_down, w->ffn_down_bias, gate, H, c->intermediate);
     for (size_t i = 0; i < H; i++) h[i] = y[i] + h[i];
 
     if (c->head_norm) /* read from h before next_state is written: next_state may be `state` itself */
         rs_rms_norm(n, h, w->output_norm, c->rms_eps, 1, H);
-    if (logits) rs_matvec(logits, w->output, c->head_norm ? n : h, 1, c->draft_vocab, H);
+    if (logits) linear(logits, w->output, w->output_bias, c->head_norm ? n : h, c->draft_vocab, H);
     if (hidden) memcpy(hidden, h, H * sizeof *h);
     if (next_state) rs_draft_feedback(next_state, h, w->output_norm, c->rms_eps, c->feedback == RS_POST_NORM, H);
     return RS_OK;

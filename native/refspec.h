@@ -119,6 +119,9 @@ typedef struct rs_eagle3_weights {
     const float *ffn_down;              /* [H, F] */
     const float *output_norm;           /* [H], may be NULL when neither the head nor the feedback is normed */
     const float *output;                /* [D, H] */
+    /* Biases, each as long as its matrix has rows; NULL where the drafter has none. */
+    const float *fc_bias, *attn_q_bias, *attn_k_bias, *attn_v_bias, *attn_output_bias;
+    const float *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias, *output_bias;
 } rs_eagle3_weights;
 
 /* RS_OK, or RS_BAD_CONFIG when a size is 0, the heads do not divide, a switch is unknown or a needed pointer is NULL. */

@@ -52,6 +52,10 @@ class RopeStyle(str, Enum):
     HALF_SPLIT = "half_split"  # (i, i + hd/2): Hugging Face checkpoints
 
 
+# Matrices that may have a bias, in order of execution; a bias is the tensor `<matrix>.bias`, [rows of the matrix].
+BIASED = ("fc", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
+
+
 @dataclass(frozen=True)
 class DrafterConfig:
     """Sizes and switches of one EAGLE-3 drafter; raises ShapeError when they contradict each other."""
@@ -75,6 +79,7 @@ class DrafterConfig:
     context_length: int = 0  # positions it was trained for; information, not a limit of the reference
     qk_norm: bool = False  # RMSNorm over hd on every query and key head before RoPE (Qwen3-style drafters)
     rope_attention_factor: float = 1.0  # YaRN: cos and sin are multiplied by it, so scores by its square
+    biases: tuple[str, ...] = ()  # matrices of BIASED that have a bias; kept in that order
 
     @property
     def n_states(self) -> int:
@@ -106,6 +111,9 @@ class DrafterConfig:
         for name in ("rms_eps", "rope_theta", "rope_attention_factor"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ShapeError(f"{name} = {getattr(self, name)} must be a positive number")
+        if unknown := sorted(set(self.biases) - set(BIASED)):
+            raise ShapeError(f"biases names {unknown[0]!r}; a bias can belong to {', '.join(BIASED)}")
+        object.__setattr__(self, "biases", tuple(name for name in BIASED if name in self.biases))
         if self.n_heads % self.n_kv_heads:
             raise ShapeError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
         if self.head_dim % 2:
@@ -142,6 +150,7 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
         required |= {f"fc_norm.{i}": (c.target_hidden_size,) for i in range(c.n_states)}
     if c.qk_norm:
         required |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
+    required |= {f"{name}.bias": required[name][:1] for name in c.biases}
     (required if c.uses_output_norm else optional)["output_norm"] = (c.hidden_size,)
     (required if c.draft_vocab_size != c.vocab_size else optional)["d2t"] = (c.draft_vocab_size,)  # absolute target ids
     return required, optional
@@ -151,8 +160,10 @@ def fold_rope_attention(config: DrafterConfig, weights: Weights) -> dict[str, np
     """The weights with rope_attention_factor inside the queries: RoPE and scores are linear in q, so a * q.k = (a * q).k."""
     factor, out = config.rope_attention_factor, dict(weights)
     if factor != 1.0:
-        name = "q_norm" if config.qk_norm else "attn_q"  # a norm would undo what comes before it
-        out[name] = (weights[name] * np.float32(factor * factor)).astype(np.float32)
+        names = ("q_norm",) if config.qk_norm else ("attn_q", "attn_q.bias")  # a norm would undo what comes before it
+        for name in names:
+            if name in out:
+                out[name] = (weights[name] * np.float32(factor * factor)).astype(np.float32)
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
+from refspec.config import BIASED, DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
 from refspec.errors import CheckpointError, ShapeError
 from refspec.gguf_header import GgufInfo
 
@@ -41,7 +41,11 @@ TENSORS = {
     "output": "output.weight",
     "d2t": "d2t",
     "rope_freqs": "rope_freqs.weight",
+    "fc.bias": "fc.bias",
+    **{f"{name}.bias": f"blk.0.{name}.bias" for name in BIASED if name not in ("fc", "output")},
+    "output.bias": "output.bias",
 }
+ROTATED = ("attn_q", "attn_k", "q_norm", "k_norm", "attn_q.bias", "attn_k.bias")  # their rows are RoPE's, in pairs
 FC_NORM_KEY = "refspec.fc_norm.{}"
 ATTENTION_FACTOR = "eagle3.rope.scaling.attn_factor"
 SHARED = ("token_embd", "output")  # may be absent: the target's are used
@@ -54,12 +58,20 @@ def stock_reasons(config: DrafterConfig) -> list[str]:
         reasons.append("it feeds the state back before the final norm, this drafter after it")
     if config.feature_norm is FeatureNorm.PER_STATE:
         reasons.append("it has no norm per captured state")
+    return reasons + graph_reasons(config)
+
+
+def graph_reasons(config: DrafterConfig) -> list[str]:
+    """Why llama.cpp's eagle3 graph cannot compute this drafter even with refspec's norms around it; empty when it can."""
+    reasons = []
     if not config.head_norm:
         reasons.append("it always normalizes before the output head")
     if config.qk_norm:
         reasons.append("its eagle3 graph has no query and key norms")
     if config.n_states != STOCK_STATES:
         reasons.append(f"it takes exactly {STOCK_STATES} captured states, not {config.n_states}")
+    if config.biases:
+        reasons.append(f"its eagle3 graph has no biases ({', '.join(config.biases)})")
     return reasons
 
 
@@ -185,6 +197,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
             context_length=whole("context_length"),
             qk_norm=TENSORS["q_norm"] in info.tensors,
             rope_attention_factor=_decimal(info.optional(ATTENTION_FACTOR, float, 1.0)),
+            biases=tuple(name for name in BIASED if TENSORS[f"{name}.bias"] in info.tensors),
         )
     except ShapeError as error:
         raise ShapeError(f"{info.path}: {error}") from None

@@ -287,7 +287,7 @@ def write_drafter(
     for name, array in weights.items():
         if name.startswith("fc_norm."):
             continue
-        if config.rope_style is RopeStyle.HALF_SPLIT and name in ("attn_q", "attn_k", "q_norm", "k_norm"):
+        if config.rope_style is RopeStyle.HALF_SPLIT and name in meta.ROTATED:
             array = interleaved(array, config.head_dim)
         kind = "i64" if name == "d2t" else outtype_for(array.shape, outtype)
         load = array if isinstance(array, Lazy) else lambda array=array: array  # type: ignore[misc]

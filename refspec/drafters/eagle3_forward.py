@@ -19,6 +19,13 @@ from refspec.drafters.base import Ops
 from refspec.ops import Array, Ids
 
 
+def linear(w: Weights, name: str, x: Array, ops: Ops) -> Array:
+    """The matrix `name`, and its bias where the drafter has one: [T, inputs] -> [T, outputs]."""
+    y = ops.matvec(w[name], x)
+    bias = w.get(f"{name}.bias")
+    return y if bias is None else y + bias
+
+
 def normalized(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
     """Feature norm, before fc and on target features only: [T, n_states*Ht] -> same shape."""
     if c.feature_norm is FeatureNorm.NONE:
@@ -31,7 +38,7 @@ def normalized(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array
 
 def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
     """Captured target states [T, n_states*Ht] -> drafter states g [T, H]."""
-    return ops.matvec(w["fc"], normalized(c, w, features, ops))
+    return linear(w, "fc", normalized(c, w, features, ops), ops)
 
 
 def block(
@@ -48,9 +55,9 @@ def block(
     s = ops.rms_norm(g, w["hidden_norm"], eps)  # [T, H]
     x = np.concatenate([e, s], axis=1)  # [T, 2H], the embedding first
 
-    q: Array = ops.matvec(w["attn_q"], x).reshape(n, c.n_heads, c.head_dim)  # [T, nh, hd]
-    k: Array = ops.matvec(w["attn_k"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
-    v: Array = ops.matvec(w["attn_v"], x).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    q: Array = linear(w, "attn_q", x, ops).reshape(n, c.n_heads, c.head_dim)  # [T, nh, hd]
+    k: Array = linear(w, "attn_k", x, ops).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
+    v: Array = linear(w, "attn_v", x, ops).reshape(n, c.n_kv_heads, c.head_dim)  # [T, nkv, hd]
     if c.qk_norm:
         q = ops.rms_norm(q.reshape(-1, c.head_dim), w["q_norm"], eps).reshape(q.shape)  # [T, nh, hd]
         k = ops.rms_norm(k.reshape(-1, c.head_dim), w["k_norm"], eps).reshape(k.shape)  # [T, nkv, hd]
@@ -59,10 +66,10 @@ def block(
     cache.append(k, v)
     a, weights = ops.attention(q, cache.keys, cache.values, positions + 1, want_attention)  # [T, nh*hd], [nh, T, S]
 
-    y = residual(c, g, s) + ops.matvec(w["attn_output"], a)  # [T, H]
+    y = residual(c, g, s) + linear(w, "attn_output", a, ops)  # [T, H]
     z = ops.rms_norm(y, w["ffn_norm"], eps)  # [T, H]
-    f = ops.swiglu(ops.matvec(w["ffn_gate"], z), ops.matvec(w["ffn_up"], z))  # [T, F]
-    return y + ops.matvec(w["ffn_down"], f), weights  # [T, H], [nh, T, S]
+    f = ops.swiglu(linear(w, "ffn_gate", z, ops), linear(w, "ffn_up", z, ops))  # [T, F]
+    return y + linear(w, "ffn_down", f, ops), weights  # [T, H], [nh, T, S]
 
 
 def residual(c: DrafterConfig, g: Array, s: Array) -> Array:
@@ -82,4 +89,4 @@ def feedback(c: DrafterConfig, h: Array, n: Array) -> Array:
 
 def head(c: DrafterConfig, w: Weights, h: Array, n: Array, ops: Ops) -> Array:
     """Logits over the draft vocabulary: [T, H] -> [T, D]."""
-    return ops.matvec(w["output"], n if c.head_norm else h)
+    return linear(w, "output", n if c.head_norm else h, ops)

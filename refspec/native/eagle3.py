@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refspec.config import (
+    BIASED,
     DrafterConfig,
     FeatureNorm,
     Feedback,
@@ -97,6 +98,8 @@ class Eagle3Rows:
         self._pointers = {name: to_c(array) for name, array in self._arrays.items()}
         for name in _PLAIN:
             setattr(struct, name, self._pointers.get(name, ffi.NULL))
+        for name in BIASED:
+            setattr(struct, f"{name}_bias", self._pointers.get(f"{name}.bias", ffi.NULL))
         struct.fc_norm = self._pointers.get("fc_norm", ffi.NULL)
         if self.config.feature_norm is FeatureNorm.PER_STATE:
             self._per_state = ffi.new(

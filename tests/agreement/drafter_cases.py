@@ -8,7 +8,7 @@ import numpy as np
 from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
+from refspec.config import BIASED, DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
 from refspec.drafters.eagle3 import Eagle3Drafter
 
 TRUE_ROWS, DEPTH = 7, 5
@@ -26,6 +26,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "one_state_one_head": dict(capture_layers=(2,), n_heads=1, n_kv_heads=1, head_dim=32),
     "qk_norm": dict(qk_norm=True),
     "no_head_norm": dict(head_norm=False),
+    "biases": dict(biases=BIASED, n_kv_heads=2, draft_vocab_size=50),
     "rope_freqs": dict(draft_vocab_size=50, n_kv_heads=2),  # with divisors, see weights()
 }
 

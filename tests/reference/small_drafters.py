@@ -40,6 +40,8 @@ def small_weights(config: DrafterConfig, seed: int = 0) -> dict[str, np.ndarray]
     for name, shape in required.items():
         if name == "d2t":
             weights[name] = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size])
+        elif name.endswith(".bias"):
+            weights[name] = rng.standard_normal(shape).astype(np.float32)
         elif len(shape) == 1:
             weights[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         else:
@@ -79,6 +81,10 @@ def plain_forward(
         turned = np.stack([z.real, z.imag])
         return turned.T.reshape(-1) if c.rope_style is RopeStyle.INTERLEAVED else turned.reshape(-1)
 
+    def times(name: str, x: np.ndarray) -> np.ndarray:
+        y: np.ndarray = w[name] @ x + w.get(f"{name}.bias", 0.0)
+        return y
+
     keys: list[list[np.ndarray]] = []
     values: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -90,29 +96,30 @@ def plain_forward(
                 a = norm(a, "fc_norm")
             if c.feature_norm is FeatureNorm.PER_STATE:
                 a = np.concatenate([norm(s, f"fc_norm.{i}") for i, s in enumerate(a.reshape(c.n_states, -1))])
-            g = w["fc"] @ a
+            g = times("fc", a)
         else:
             g = states[-1]
         s = norm(g, "hidden_norm")
         x = np.concatenate([norm(w["token_embd"][token], "attn_norm"), s])
-        q = (w["attn_q"] @ x).reshape(c.n_heads, c.head_dim)
-        k = (w["attn_k"] @ x).reshape(c.n_kv_heads, c.head_dim)
+        q = times("attn_q", x).reshape(c.n_heads, c.head_dim)
+        k = times("attn_k", x).reshape(c.n_kv_heads, c.head_dim)
         if c.qk_norm:
             q, k = np.array([norm(r, "q_norm") for r in q]), np.array([norm(r, "k_norm") for r in k])
         keys.append([turn(r, position) for r in k])
-        values.append((w["attn_v"] @ x).reshape(c.n_kv_heads, c.head_dim))
+        values.append(times("attn_v", x).reshape(c.n_kv_heads, c.head_dim))
         heads = []
         for h in range(c.n_heads):
             kv = h // (c.n_heads // c.n_kv_heads)
             scores = np.array([turn(q[h], position) @ row[kv] for row in keys]) / np.sqrt(c.head_dim)
+            scores *= c.rope_attention_factor**2
             p = np.exp(scores - scores.max())
             heads.append(sum(pi * row[kv] for pi, row in zip(p / p.sum(), values, strict=True)))
-        y = (s if c.residual is Residual.NORMED else g) + w["attn_output"] @ np.concatenate(heads)
+        y = (s if c.residual is Residual.NORMED else g) + times("attn_output", np.concatenate(heads))
         z = norm(y, "ffn_norm")
-        gate = w["ffn_gate"] @ z
-        h_out = y + w["ffn_down"] @ (gate / (1 + np.exp(-gate)) * (w["ffn_up"] @ z))
+        gate = times("ffn_gate", z)
+        h_out = y + times("ffn_down", gate / (1 + np.exp(-gate)) * times("ffn_up", z))
         n = norm(h_out, "output_norm") if "output_norm" in w else h_out
-        logits.append(w["output"] @ (n if c.head_norm else h_out))
+        logits.append(times("output", n if c.head_norm else h_out))
         states.append(n if c.feedback is Feedback.POST_NORM else h_out)
     return np.array(logits), np.array(states)
 

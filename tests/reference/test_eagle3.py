@@ -18,8 +18,9 @@ from small_drafters import (
 )
 
 from refspec import ops
-from refspec.config import RopeStyle
+from refspec.config import BIASED, DrafterConfig, RopeStyle
 from refspec.drafters.eagle3 import Eagle3Drafter, Rows
+from refspec.errors import ShapeError
 from refspec.sampling import Sampler, invert_cdf, p_target
 
 
@@ -38,14 +39,24 @@ def chain(drafter: Eagle3Drafter, tokens: np.ndarray, state: np.ndarray) -> list
 def test_every_combination_agrees_with_the_plain_float64_forward(
     feature_norm: Any, feedback: Any, residual: Any, head_norm: bool, qk_norm: bool, style: RopeStyle
 ) -> None:
-    config = small_config(
-        feature_norm=feature_norm,
-        feedback=feedback,
-        residual=residual,
-        head_norm=head_norm,
-        qk_norm=qk_norm,
-        rope_style=style,
-    )
+    switches = dict(feature_norm=feature_norm, feedback=feedback, residual=residual, head_norm=head_norm, qk_norm=qk_norm)
+    assert_agrees_with_the_plain_forward(small_config(**switches, rope_style=style))
+
+
+@pytest.mark.parametrize("biases", [BIASED, ("attn_q", "attn_k", "attn_v"), *((name,) for name in BIASED)], ids="-".join)
+@pytest.mark.parametrize("switches", [{}, EVERYTHING_ON, {"rope_attention_factor": 1.25}], ids=["plain", "all", "yarn"])
+def test_biases_agree_with_the_plain_float64_forward(biases: tuple[str, ...], switches: dict[str, Any]) -> None:
+    config = small_config(biases=biases[::-1], **switches)
+    assert config.biases == biases  # kept in the order of execution
+    assert_agrees_with_the_plain_forward(config)
+
+
+def test_a_bias_nothing_has_is_refused() -> None:
+    with pytest.raises(ShapeError, match="hidden_norm"):
+        small_config(biases=("hidden_norm",))
+
+
+def assert_agrees_with_the_plain_forward(config: DrafterConfig) -> None:
     weights = small_weights(config) | {"rope_freqs": np.array([1, 2.5, 8], np.float32)}
     tokens, features = small_rows(config, 9)
     logits, states = plain_forward(config, weights, tokens, features[:5])
