@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle
-from refspec.convert import flags, vocabulary
+from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.facts import TargetFacts, target_facts
 from refspec.convert.files import read_tensors
@@ -44,6 +44,7 @@ class Opened:
     resolved: Resolution
     notes: list[str]
     rope: Rope  # as config.json states it, scaling included; llama.cpp runs the divisors it makes
+    zero_biases: tuple[str, ...] = ()  # matrices whose bias is all zero, and left out
 
 
 def open_checkpoint(
@@ -72,8 +73,9 @@ def open_checkpoint(
         )
     check_keys(config, where)
     layer = config.get("transformer_layer_config") or config
-    names, prefix, biases = drafter_names(stored, str(directory))
-    notes = [f"{name} is ignored, as --ignore asks" for name in ignored] + _zero_biases(stored, biases, directory)
+    names, prefix = drafter_names(stored, str(directory))
+    bias = biases.resolve(config, layer, stored, names, where)
+    notes = [f"{name} is ignored, as --ignore asks" for name in ignored] + bias.notes
     facts = target if target is None or isinstance(target, TargetFacts) else target_facts(target)
     trainer, told = layout(config, stored, prefix)
     sizes = _sizes(layer, stored, names, where)
@@ -96,6 +98,7 @@ def open_checkpoint(
         "residual": flags.residual(config, given.get("residual"), where),
         "head_norm": flags.head_norm(config, trainer, "output_norm" in names, given.get("head_norm"), where),
         "qk_norm": Resolved("q_norm" in names, "tensors"),
+        "biases": bias.resolved,
         "capture_layers": layers,
         "rope": Resolved(f"theta {rope.theta:g}, {rope.words}", rope_source),
         "rms_norm_eps": Resolved(1e-6 if eps is None else eps, "absent: 1e-6" if eps is None else "config.json"),
@@ -107,13 +110,13 @@ def open_checkpoint(
         rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
         rope_style=RopeStyle.HALF_SPLIT, feature_norm=resolved["feature_norm"].value, feedback=resolved["feedback"].value,
         residual=resolved["residual"].value, head_norm=resolved["head_norm"].value, qk_norm="q_norm" in names,
-        rope_attention_factor=float(str(np.float32(rope.attention_factor))), **sizes,
+        rope_attention_factor=float(str(np.float32(rope.attention_factor))), biases=bias.kept, **sizes,
     )  # fmt: skip
     notes += warnings + check_target(drafter, config, facts, where)
     tensors: Tensors = {
         ours: t.lazy() if len((t := stored[theirs]).shape) == 2 else t.load()
         for ours, theirs in names.items()
-        if ours not in ("d2t", "t2d")
+        if ours not in ("d2t", "t2d", *(f"{name}.bias" for name in bias.zero))
     }
     if drafter.feature_norm is FeatureNorm.NONE:  # an override may switch stored norms off
         for name in [n for n in tensors if n.startswith("fc_norm")]:
@@ -134,7 +137,7 @@ def open_checkpoint(
         if isinstance(head := tensors.get("output"), Lazy):
             vocabulary.check_head_rows(head, ids, str(directory))
     notes += lend(tensors, drafter, layer.get("tie_word_embeddings") is True, facts, str(directory))
-    return Opened(drafter, tensors, resolved, notes, rope)
+    return Opened(drafter, tensors, resolved, notes, rope, bias.zero)
 
 
 def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
@@ -147,15 +150,6 @@ def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mappin
         if name not in known:
             raise UsageError(f"--ignore {name!r}: neither a key of config.json nor a tensor of this checkpoint")
     return list(wanted)
-
-
-def _zero_biases(stored: Mapping[str, StoredTensor], biases: list[str], directory: Path) -> list[str]:
-    for name in biases:
-        if np.any(stored[name].load()):
-            raise CheckpointError(
-                f"{directory}: tensor {name!r} is a bias that is not zero; no EAGLE-3 graph refspec or llama.cpp runs has one"
-            )
-    return [f"{name} holds only zeros and is left out" for name in biases]
 
 
 def _whole(section: Mapping[str, Any], key: str, where: str, default: Any = None) -> int:
@@ -262,7 +256,10 @@ def convert_drafter(
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
-    values |= {**kept_scaling(opened.rope), **(metadata or {})}
+    values |= kept_scaling(opened.rope)
+    if opened.zero_biases:  # for the way back
+        values["refspec.zero_biases"] = list(opened.zero_biases)
+    values |= metadata or {}
     if facts is not None:
         values = {**facts.tokenizer(), **values}
     report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from refspec import drafter_meta as meta
-from refspec.config import DrafterConfig, Feedback, weight_shapes
+from refspec.config import BIASED, DrafterConfig, Feedback, weight_shapes
 from refspec.convert import checkpoint_out as to
-from refspec.convert.export_config import CONFIGS, NOT_SAID
+from refspec.convert.export_config import CONFIGS, NOT_SAID, with_whole_groups
 from refspec.convert.names import BLOCK, TOP
 from refspec.convert.rope_out import scaling_in
 from refspec.errors import CheckpointError, UsageError
@@ -67,6 +67,8 @@ def export_drafter(
         raise UsageError(f"{wrong!r} is unknown; choose one of {', '.join(choices)}")
     info = read_gguf_header(path)
     config = meta.from_metadata(info)
+    if layout == "speculators":
+        config = with_whole_groups(config, _zero_biases(info))
     entries = _entries(info, config, layout)
     divisors = _divisors(info, config)
     scaling = scaling_in(info, divisors, config.rope_theta, config.head_dim, config.context_length or 2048, config.rope_attention_factor)
@@ -89,6 +91,7 @@ def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entr
     shapes = required | optional
     spelled = {ours: theirs for theirs, ours in TOP.items()}
     spelled |= {ours: f"{_PREFIX[layout]}{theirs}.weight" for theirs, ours in BLOCK.items()}
+    spelled |= {f"{ours}.bias": spelled[ours].removesuffix("weight") + "bias" for ours in BIASED}
     entries = []
     for tensor in info.tensors:
         ours = meta.weights_name(tensor)
@@ -103,11 +106,23 @@ def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entr
     for ours, values in meta.fc_norm_values(info, config).items():
         array = np.array(values, np.float32)
         entries.append(to.Entry(f"{ours}.weight", array.shape, "float", lambda array=array: array))  # type: ignore[misc]
+    for ours in config.biases:  # all or none of a group: the others are zero
+        if meta.TENSORS[name := f"{ours}.bias"] not in info.tensors:
+            array = np.zeros(shapes[name], np.float32)
+            entries.append(to.Entry(spelled[name], array.shape, "float", lambda array=array: array))  # type: ignore[misc]
     found = {e.name for e in entries}
     for ours in required.keys() - {"d2t", *meta.SHARED} - {n for n in required if n.startswith("fc_norm.")}:
         if spelled[ours] not in found:
             raise CheckpointError(f"{info.path}: tensor {meta.TENSORS[ours]!r} is missing; convert the drafter again")
     return sorted(entries, key=lambda e: e.name) + _vocabulary(info, config, layout)
+
+
+def _zero_biases(info: GgufInfo) -> list[str]:
+    """The matrices whose bias the checkpoint had, all zero, so that the conversion left it out."""
+    names = info.optional("refspec.zero_biases", list, [])
+    if wrong := [name for name in names if name not in BIASED]:
+        raise CheckpointError(f"{info.path}: refspec.zero_biases names {str(wrong[0])[:40]!r}; convert the drafter again")
+    return list(names)
 
 
 def _loader(info: GgufInfo, tensor: str, ours: str, head_dim: int) -> Callable[[], np.ndarray]:

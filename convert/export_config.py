@@ -5,10 +5,12 @@ Sources: speculators 0.9 (`Eagle3SpeculatorConfig`), SpecForge (`LlamaForCausalL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
+from refspec.convert.biases import ATTENTION, MLP
 from refspec.convert.rope_out import rope_keys
 
 Scaling = dict[str, Any] | None
@@ -20,8 +22,25 @@ def _states(c: DrafterConfig) -> Problem:
     return c.n_states != 3, f"{c.n_states} captured states", "it has exactly three"
 
 
+def _biases(c: DrafterConfig, allowed: tuple[str, ...] = ()) -> Problem:
+    wrong = [name for name in c.biases if name not in allowed]
+    return bool(wrong), f"biases = {', '.join(wrong)}", "its classes make these matrices without a bias"
+
+
 def _not_speculators(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
-    return [(not c.head_norm, "head_norm = no", "it always norms before lm_head; use specforge")]
+    return [
+        (not c.head_norm, "head_norm = no", "it always norms before lm_head; use specforge"),
+        _biases(c, ATTENTION if c.qk_norm else (*ATTENTION, *MLP)),  # its Qwen3 block has no mlp_bias
+    ]
+
+
+def with_whole_groups(c: DrafterConfig, zero: Collection[str]) -> DrafterConfig:
+    """The drafter with the zero biases its checkpoint had, and those its classes make together with the ones it has."""
+    held = {*c.biases, *zero}
+    for group in (ATTENTION, MLP):
+        if held & set(group):
+            held |= set(group)
+    return replace(c, biases=tuple(held))
 
 
 def _not_specforge(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
@@ -31,6 +50,7 @@ def _not_specforge(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
         (c.feature_norm is FeatureNorm.CONCAT, "feature_norm = concat", "it has no norm_before_fc; use speculators"),
         (c.residual is Residual.NORMED, "residual = normed", "it has no norm_before_residual; use speculators"),
         (c.qk_norm, "qk_norm = yes", "its Llama block has no query and key norms; use speculators"),
+        _biases(c),
         (contradiction, "feedback = post_norm with head_norm = no", "norm_output cannot be true and false"),
         (c.capture_layers[0] == 1, f"capture_layers = {list(c.capture_layers)}",
          "ids that start at 1 are read as layer outputs, one too high; use speculators"),
@@ -46,6 +66,7 @@ def _not_eagle(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
         (c.residual is not Residual.RAW, f"residual = {c.residual.value}", "it always adds attention to the state itself"),
         (not c.head_norm, "head_norm = no", "it always norms before lm_head"),
         (c.qk_norm, "qk_norm = yes", "its Llama block has no query and key norms"),
+        _biases(c),
         (c.head_dim * c.n_heads != c.hidden_size, f"head_dim = {c.head_dim}", f"it wants heads * head_dim = {c.hidden_size}"),
         (kind not in (None, "linear"), f"rope scaling {kind}", "it knows linear scaling only"),
         (kind == "linear" and c.rope_theta != 10000, f"rope_theta = {c.rope_theta:g} with linear scaling",
@@ -65,7 +86,7 @@ def block(c: DrafterConfig, scaling: Scaling, specials: Mapping[str, int]) -> di
         "num_hidden_layers": 1, "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads,
         "head_dim": c.head_dim, "intermediate_size": c.intermediate_size, "vocab_size": c.vocab_size,
         "max_position_embeddings": c.context_length or 2048, "rms_norm_eps": c.rms_eps, "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02,
+        "attention_bias": "attn_q" in c.biases, "mlp_bias": "ffn_gate" in c.biases, "attention_dropout": 0.0, "initializer_range": 0.02,
         "tie_word_embeddings": False, "use_cache": True, **specials, **rope_keys(c.rope_theta, scaling),
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from refspec.config import BIASED
 from refspec.errors import CheckpointError
 
 BLOCK = {
@@ -38,16 +39,19 @@ TOP = {
 PREFIXES = ("layers.0.", "midlayer.")
 
 
-def _weight(bare: str) -> bool:
-    """Whether a bias belongs to a matrix of the drafter."""
+def _bias(bare: str) -> str | None:
+    """refspec's name of a stored bias, None where no matrix of the drafter has it."""
     name = bare.removesuffix(".bias")
-    return name in ("fc", "lm_head") or any(name.removeprefix(p) in BLOCK for p in PREFIXES if name.startswith(p))
+    ours = TOP.get(f"{name}.weight")
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            ours = BLOCK.get(name.removeprefix(prefix))
+    return f"{ours}.bias" if ours in BIASED else None
 
 
-def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], str, list[str]]:
-    """Map refspec's tensor names to the stored ones; the prefix of the block; biases. `CheckpointError` on an unknown name."""
+def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], str]:
+    """Map refspec's tensor names to the stored ones; the prefix of the block. `CheckpointError` on an unknown name."""
     out: dict[str, str] = {}
-    biases: list[str] = []
     prefixes = set()
     for name in stored:
         bare = name.removeprefix("model.")
@@ -58,9 +62,8 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
             if bare.startswith(prefix) and bare.endswith(".weight"):
                 ours = BLOCK.get(bare.removeprefix(prefix).removesuffix(".weight"))
                 prefixes.add(prefix)
-        if ours is None and bare.endswith(".bias") and _weight(bare):
-            biases.append(name)
-            continue
+        if ours is None and bare.endswith(".bias"):
+            ours = _bias(bare)
         if ours is None:
             raise CheckpointError(
                 f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; --ignore {name} if it is not used"
@@ -72,4 +75,4 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
         raise CheckpointError(
             f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?"
         )
-    return out, prefixes.pop(), biases
+    return out, prefixes.pop()

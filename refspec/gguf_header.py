@@ -115,7 +115,8 @@ class _Cursor:
 
     def texts(self, n: int, what: str) -> list[str]:
         """n texts in a row: `text` in one loop, because a vocabulary has hundreds of thousands of them."""
-        data, at, room, length_at, out = self.data, self.at, self.size, _U64.unpack_from, []
+        out: list[bytes] = []
+        data, at, room, length_at = self.data, self.at, self.size, _U64.unpack_from
         append = out.append
         for _ in range(n):
             start = at + 8

@@ -128,6 +128,9 @@ def switches(config: DrafterConfig, source: Callable[[str], str]) -> dict[str, d
     out["head_norm"] = {"value": config.head_norm, "meaning": head, "source": source("head_norm")}
     qk = "query and key heads are normed" if config.qk_norm else "query and key heads are not normed"
     out["qk_norm"] = {"value": config.qk_norm, "meaning": qk, "source": source("qk_norm")}
+    names = ", ".join(config.biases)
+    biases = f"added to what {names} give" if names else "no matrix has a bias"
+    out["biases"] = {"value": names or "none", "meaning": biases, "source": source("biases")}
     return out
 
 
@@ -139,7 +142,7 @@ def runs_in(config: DrafterConfig, needs: str = "", *, undecided: bool = False) 
         return out
     if not meta.stock_reasons(config):
         out.append(f"stock llama.cpp{f' ({after})' if after else ''}")
-    if config.head_norm and not config.qk_norm:
+    if config.head_norm and not config.qk_norm and not {"fc", "output"} & set(config.biases):
         new = config.feature_norm is FeatureNorm.PER_STATE or config.feedback is Feedback.POST_NORM
         how = "" if needs else ", after refspec export --format speculators"
         out.append(f"vLLM ({'with EAGLE 3.1: fc_norm, norm_output' if new else 'eagle3'}{how})")
@@ -147,11 +150,11 @@ def runs_in(config: DrafterConfig, needs: str = "", *, undecided: bool = False) 
 
 
 def _source(info: GgufInfo, name: str) -> str:
-    if name == "qk_norm":
-        return "tensors"
     said = info.metadata.get(f"refspec.provenance.{name}")
     if isinstance(said, str):
         return said.split("; ", 1)[-1]
+    if name in ("qk_norm", "biases"):
+        return "tensors"
     return f"metadata refspec.{name}" if f"refspec.{name}" in info.metadata else "llama.cpp's eagle3 architecture"
 
 
