@@ -1,20 +1,25 @@
 """The nearest drafters stock llama.cpp can run: its missing norms replaced by what they were on calibration text.
 
 Stock llama.cpp knows no norm per state, feeds back the pre-norm state, always norms before the head, has no query and key
-norms and takes three states. A norm divides by a number that differs from row to row; folded, it divides by the mean.
+norms, no biases, and takes three states. A norm divides by a number that differs from row to row; folded, it divides by the
+mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen.
 Nothing here is exact but the head (a positive factor per row leaves the argmax) and states added with zero weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from refspec import ops
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
 from refspec.drafter_meta import STOCK_STATES
+from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
 
+BIAS_ROWS = 256  # rows whose inputs a bias is folded for
 Candidate = tuple[DrafterConfig, dict[str, np.ndarray]]
 
 
@@ -29,6 +34,7 @@ class Calibration:
     k: np.ndarray  # [nkv] the same of the keys
     state: float  # mean rms of the state g
     ungained: float  # mean rms of g with the gains of the final norm taken out
+    constants: dict[str, np.ndarray] = field(default_factory=dict)  # matrix with a bias -> u [inputs] with x u near 1
 
 
 def _rms(x: np.ndarray, eps: float) -> np.ndarray:
@@ -48,19 +54,56 @@ def calibrate(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.nda
             [states[:, i] / each[:, i, None] * w[f"fc_norm.{i}"] for i in range(c.n_states)], axis=1
         ),
     }[c.feature_norm]()
-    g = a @ w["fc"].T  # [T, H]
+    g = a @ w["fc"].T + w.get("fc.bias", 0)  # [T, H]
     q, k = np.ones(c.n_heads), np.ones(c.n_kv_heads)
     if c.qk_norm:
         e = w["token_embd"][tokens].astype(np.float64)
         e, s = e / _rms(e, c.rms_eps)[:, None] * w["attn_norm"], g / _rms(g, c.rms_eps)[:, None] * w["hidden_norm"]
         x = np.concatenate([e, s], axis=1)  # [T, 2H]
-        heads = {n: (x @ w[f"attn_{n}"].T).reshape(len(x), -1, c.head_dim) for n in ("q", "k")}
+        heads = {n: (x @ w[f"attn_{n}"].T + w.get(f"attn_{n}.bias", 0)).reshape(len(x), -1, c.head_dim) for n in ("q", "k")}
         q, k = (np.mean(1 / _rms(heads[n], c.rms_eps), axis=0) for n in ("q", "k"))
     ungained = float(np.mean(_rms(g / _gains(w), c.rms_eps))) if c.feedback is Feedback.POST_NORM else 1.0
     return Calibration(
         np.mean(1 / each, axis=0), np.mean(all_[:, None] / each, axis=0), float(np.mean(1 / all_)), q, k,
-        float(np.mean(_rms(g, c.rms_eps))), ungained,
+        float(np.mean(_rms(g, c.rms_eps))), ungained, _constants(c, w, tokens, features) if c.biases else {},
     )  # fmt: skip
+
+
+class _Recording:
+    """The NumPy backend, keeping the inputs of every matrix."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, np.ndarray] = {}  # id of a matrix -> [T, inputs]
+
+    def matvec(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        self.inputs[id(w)] = np.array(x)
+        return np.asarray(ops.matvec(w, x))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ops, name)
+
+
+def _constants(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+    """For each matrix with a bias, the smallest u for which its inputs give x u near 1 (least squares, a little damped)."""
+    recording = _Recording()
+    drafter = Eagle3Drafter(c, w, recording)
+    drafter.forward_rows(tokens[:BIAS_ROWS], features[:BIAS_ROWS], is_target_feature=True)
+    out = {}
+    for name in c.biases:
+        x = recording.inputs[id(drafter.weights[name])].astype(np.float64)  # [T, inputs]
+        products = x @ x.T  # [T, T]
+        damped = products + 1e-2 * float(np.mean(np.diag(products))) * np.eye(len(x))
+        out[name] = x.T @ np.linalg.solve(damped, np.ones(len(x)))
+    return out
+
+
+def _without_biases(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, dict[str, np.ndarray]]:
+    """The weights without biases, by what was done with them."""
+    rest = {name: np.asarray(a) for name, a in w.items() if not name.endswith(".bias")}
+    if not c.biases:
+        return {"": rest}
+    folded = {n: (rest[n] + np.outer(w[f"{n}.bias"], cal.constants[n])).astype(np.float32) for n in c.biases}
+    return {"biases folded": rest | folded, "biases left out": rest}
 
 
 def _gains(w: Weights) -> np.ndarray:
@@ -74,8 +117,16 @@ def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Cand
     """Every near drafter by a name that says what was done: feature norms folded or joined, both residuals."""
     if c.n_states > STOCK_STATES:
         raise CheckpointError(f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}, and which to drop is a matter of training")
+    out: dict[str, Candidate] = {}
+    for said, weights in _without_biases(c, w, cal).items():
+        out |= _candidates(replace(c, biases=()), weights, cal, said)
+    return out
+
+
+def _candidates(c: DrafterConfig, w: Weights, cal: Calibration, said: str) -> dict[str, Candidate]:
     base, done = _heads(c, w, cal)
-    out = {}
+    done = [*([said] if said else []), *done]
+    out: dict[str, Candidate] = {}
     for name, config, weights in _features(c, base, cal):
         residuals = [c.residual]
         if c.feedback is Feedback.POST_NORM and c.residual is Residual.RAW:
@@ -90,8 +141,8 @@ def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Cand
             out[", ".join(word for word in words if word)] = (near, weights)
         if c.feedback is Feedback.POST_NORM:
             near = replace(config, feedback=Feedback.PRE_NORM, residual=Residual.NORMED, head_norm=True, qk_norm=False)
-            for said, scale in _scales(c, cal).items():
-                words = [name, *done, f"final norm moved to the state ({said})"]
+            for alike, scale in _scales(c, cal).items():
+                words = [name, *done, f"final norm moved to the state ({alike})"]
                 out[", ".join(word for word in words if word)] = (near, _moved(c, weights, cal, scale))
     return out
 

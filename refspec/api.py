@@ -49,7 +49,8 @@ def load(
     strict: bool = False,
     draft_max: int | None = None,
 ) -> Session:
-    """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
+    """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair. A drafter that
+    llama.cpp's graph cannot compute runs on refspec's own kernels; its `note` says so.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
@@ -58,8 +59,7 @@ def load(
     then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
-    # Imported here: a session on other targets needs no llama.cpp.
-    from refspec.drafters.llama import LlamaEagle3Drafter
+    from refspec.drafters.own import open_drafter
     from refspec.engine import drafter_config
     from refspec.gguf_io import read_gguf_header
     from refspec.recast import is_f32, recast
@@ -86,12 +86,12 @@ def load(
         "kv_type": "f32" if strict else "f16",
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
-    capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
+    capture = drafter_config(read_gguf_header(drafter), in_graph=False).capture_layers if drafter else ()
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
         if threads_draft:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
-        loaded = LlamaEagle3Drafter(drafter, target, **settings) if drafter else None
+        loaded = open_drafter(drafter, target, **settings) if drafter else None
     except BaseException:
         target.close()
         raise

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from refspec import drafter_meta as meta
 from refspec.config import DrafterConfig
-from refspec.errors import BackendError, CheckpointError, RefspecError
+from refspec.errors import CheckpointError, RefspecError
 from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_gguf_header, read_tensor
 
@@ -176,11 +176,11 @@ def _engine(drafter: GgufInfo) -> Finding:
     from refspec.engine import drafter_config  # here, because it loads llama.cpp
 
     try:
-        drafter_config(drafter)
-    except BackendError as error:
-        return Finding("engine", NOTE, f"llama.cpp cannot run it ({error}); the run below uses refspec's own forward pass")
+        reasons = meta.graph_reasons(drafter_config(drafter, in_graph=False))
     except RefspecError as error:
         return Finding("engine", MISFIT, str(error))
+    if reasons:
+        return Finding("engine", NOTE, f"refspec's own kernels run it, one thread: llama.cpp cannot ({'; '.join(reasons)})")
     return Finding("engine", OK, "llama.cpp runs it")
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec import drafter_meta as meta
 from refspec import native
 from refspec.api import Session
 from refspec.bench import total
@@ -23,10 +22,10 @@ from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
 from refspec.drafters.base import Drafter, RowRecord, magnitude
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.engine import drafter_config
-from refspec.errors import BackendError, RefspecError
+from refspec.drafters.own import complete_weights, open_drafter
+from refspec.errors import RefspecError
 from refspec.gguf_header import GgufInfo
-from refspec.gguf_io import read_drafter, read_tensor
+from refspec.gguf_io import read_tensor
 from refspec.metrics import Statistics
 from refspec.prompts import built_in
 from refspec.targets.llama import LlamaTarget
@@ -92,16 +91,6 @@ def run_pair(
     return numbers, findings
 
 
-def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, dict[str, Any]]:
-    """Configuration and float32 weights of a drafter GGUF, what it leaves to the target filled in from there."""
-    config, weights = read_drafter(info.path)
-    for name in meta.SHARED:
-        if name not in weights:
-            own = meta.TENSORS[name]
-            weights[name] = read_tensor(target, own if own in target.tensors else meta.TENSORS["token_embd"])
-    return config, weights
-
-
 def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle3Drafter:
     """refspec's own forward pass over a drafter GGUF, switches changed."""
     config, weights = complete_weights(info, target)
@@ -110,11 +99,7 @@ def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle
 
 def _drafter(target: LlamaTarget, info: GgufInfo, config: DrafterConfig, settings: dict[str, Any], as_is: bool) -> Drafter:
     if as_is:
-        try:
-            drafter_config(info)
-            return LlamaEagle3Drafter(info.path, target, **settings)
-        except BackendError:
-            pass  # a switch llama.cpp has not
+        return open_drafter(info.path, target, **settings)
     switches = {name: getattr(config, name) for name in ("feedback", "residual", "capture_layers")}
     return reference_drafter(info, target.info, **switches)
 

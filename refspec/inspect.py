@@ -236,7 +236,7 @@ def lines(about: dict[str, Any]) -> list[str]:
         d = about["draft_vocabulary"]
         ids = f", ids {d['lowest_id']}..{d['highest_id']}" if "lowest_id" in d else ""
         out.append(f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}")
-        for name in ("layout", "rope"):
+        for name in ("layout", "rope", "stock"):
             if said := about["provenance"].get(name):
                 out.append(f"  {name:<16} {said.split('; ', 1)[0]}{_from(about, name)}")
         out.append(f"  draft tokens     {d['tokens']} of {d['of']} ({100 * d['share']:.1f} %){ids}")

@@ -138,3 +138,9 @@ def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
         known = ", ".join(sorted({p.family for p in out})) or "none"
         raise PromptError(f"{path}: no prompts of {', '.join(families) or 'any family'}; families there: {known}")
     return kept
+
+
+def halves(path: str | None, families: Sequence[str], count: int) -> tuple[list[str], list[str]]:
+    """Up to `count` prompts to calibrate on and up to `count` others to measure on; a short file is divided in two."""
+    texts = list(dict.fromkeys(p.text for p in read(path, families)))[: 2 * count]
+    return texts[::2], texts[1::2]

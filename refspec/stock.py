@@ -1,7 +1,7 @@
 """The nearest drafter stock llama.cpp can run, chosen and judged by what it accepts beside the exact one.
 
-Correctness never suffers, verification is lossless; what is lost is acceptance, and that is measured on the prompts the
-norms were calibrated on. The folding itself is `convert/stock.py`.
+Correctness never suffers, verification is lossless; what is lost is acceptance. The norms are calibrated, and the best
+candidate chosen, on some prompts; the loss is measured on others. The folding itself is `convert/stock.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import numpy as np
 from refspec import drafter_meta as meta
 from refspec.api import Session
 from refspec.bench import total
-from refspec.check_live import complete_weights, reference_drafter
 from refspec.convert import stock as folding
 from refspec.drafters.base import Draft, Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.engine import drafter_config
-from refspec.errors import BackendError, UsageError
+from refspec.drafters.own import complete_weights, open_drafter
+from refspec.errors import UsageError
 from refspec.gguf_io import copy_metadata, read_gguf_header, write_drafter
 from refspec.metrics import Statistics
 from refspec.sampling import Sampler
@@ -81,24 +80,30 @@ def make_stock(
     drafter: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    prompts: Sequence[str],
+    calibration: Sequence[str],
+    held_out: Sequence[str],
     outtype: str = "f16",
     max_tokens: int = 64,
     draft_max: int = 4,
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write to `out` the best of the near drafters, as `outtype`; taus of all and of the exact one, for --json.
 
-    Raises `UsageError` when stock llama.cpp runs the drafter exactly, `CheckpointError` where nothing is near.
+    All run on the prompts of `calibration`; the best and the exact one then on those of `held_out`. Raises `UsageError`
+    when stock llama.cpp runs the drafter exactly or prompts are missing, `CheckpointError` where nothing is near. `name` is
+    what the drafter is called in what is said; its path if not given.
     """
+    if not calibration or not held_out:
+        raise UsageError(f"{drafter}: calibrating and measuring take prompts of their own each; give at least two prompts")
     source, info = read_gguf_header(target), read_gguf_header(drafter)
     reasons = meta.stock_reasons(meta.from_metadata(info))
     if not reasons:
         raise UsageError(f"{info.path}: stock llama.cpp runs it exactly; nothing is to be folded")
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
 
-    def run(make: Callable[[LlamaTarget], Drafter], layers: Sequence[int]) -> tuple[Statistics, Drafter]:
+    def run(make: Callable[[LlamaTarget], Drafter], layers: Sequence[int], prompts: Sequence[str]) -> tuple[Statistics, Drafter]:
         with Session(held := LlamaTarget(source.path, capture_layers=layers, **settings), made := make(held)) as session:
             runs = []
             for text in prompts:
@@ -109,37 +114,39 @@ def make_stock(
                 runs.append(generation.statistics)
         return total(runs), made
 
-    def exact_drafter(held: LlamaTarget) -> Recorder:
-        try:
-            drafter_config(info)
-            return Recorder(LlamaEagle3Drafter(info.path, held, **settings))
-        except BackendError:  # a switch llama.cpp has not
-            return Recorder(reference_drafter(info, source))
-
-    progress("the exact drafter, calibrating")
+    progress(f"the exact drafter on {len(calibration)} prompts, calibrating")
     config, weights = complete_weights(info, source)
-    exact, recorder = run(lambda held: cast(Drafter, exact_drafter(held)), config.capture_layers)
+    exact, recorder = run(lambda held: cast(Drafter, Recorder(open_drafter(info.path, held, **settings))), config.capture_layers, calibration)
     assert isinstance(recorder, Recorder)
     rows = np.concatenate(recorder.tokens)[:ROWS], np.concatenate(recorder.features)[:ROWS]
-    calibration = folding.calibrate(config, weights, *rows)
+    means = folding.calibrate(config, weights, *rows)
     own = {n: a for n, a in weights.items() if n not in meta.SHARED or meta.TENSORS[n] in info.tensors}
-    near = folding.candidates(config, own, calibration)
+    near = folding.candidates(config, own, means)
     found: dict[str, Statistics] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (c, w) in near.items():
-            progress(name)
-            path = write_drafter(Path(folder) / "near.gguf", c, w, outtype=outtype)
-            found[name], _ = run(lambda held, path=path: LlamaEagle3Drafter(path, held, **settings), c.capture_layers)  # type: ignore[misc]
-    best = max(found, key=lambda name: found[name].tau)
-    loss = 1 - found[best].tau / exact.tau
-    values = {
-        **copy_metadata(info, "general.name", "tokenizer."),
-        "refspec.provenance.stock": f"{best}; nearest to {info.path.name}, tau {found[best].tau:.3f} for {exact.tau:.3f}",
-    }
+        path = Path(folder) / "near.gguf"
+
+        def measure(how: str, prompts: Sequence[str]) -> Statistics:
+            write_drafter(path, *near[how], outtype=outtype)
+            return run(lambda held: LlamaEagle3Drafter(path, held, **settings), near[how][0].capture_layers, prompts)[0]
+
+        for how in near:
+            progress(how)
+            found[how] = measure(how, calibration)
+        best = max(found, key=lambda how: found[how].tau)
+        progress(f"both on {len(held_out)} other prompts")
+        kept = measure(best, held_out)
+    truth, _ = run(lambda held: open_drafter(info.path, held, **settings), config.capture_layers, held_out)
+    called = name or str(info.path)
+    words = f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not calibrated on"
+    kept_facts = [f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")]
+    values = {**copy_metadata(info, "general.name", "tokenizer.", "refspec.rope_scaling", *kept_facts), "refspec.provenance.stock": words}
     write_drafter(out, *near[best], outtype=outtype, metadata=values)
     return {
-        "drafter": str(info.path), "written": str(out), "reasons": reasons, "prompts": len(prompts), "chosen": best,
-        "exact": _numbers(exact), "candidates": {n: _numbers(s) for n, s in found.items()}, "loss_of_tau": loss,
+        "drafter": called, "written": str(out), "reasons": reasons, "chosen": best,
+        "calibration": {"prompts": len(calibration), "exact": _numbers(exact), "candidates": {n: _numbers(s) for n, s in found.items()}},
+        "held_out": {"prompts": len(held_out), "exact": _numbers(truth), "chosen": _numbers(kept)},
+        "loss_of_tau": 1 - kept.tau / truth.tau,
     }  # fmt: skip
 
 
@@ -149,14 +156,22 @@ def _numbers(s: Statistics) -> dict[str, Any]:
 
 def lines(made: dict[str, Any]) -> list[str]:
     """The text `refspec stock` prints, from the dictionary of `make_stock`."""
-    rows = {"exact (refspec)": made["exact"], **made["candidates"]}
+    first, then = made["calibration"], made["held_out"]
+    rows = {"exact (refspec)": first["exact"], **first["candidates"]}
+    held_out = {"exact (refspec)": then["exact"], made["chosen"]: then["chosen"]}
     width = max(map(len, rows))
     out = [f"{made['drafter']}: stock llama.cpp cannot run it: {reason}" for reason in made["reasons"]]
-    out.append(f"{'':<{width}}  tau   accepted by position")
+    out.append(f"{'':<{width}}  tau on {first['prompts']} prompts, accepted by position")
     for name, row in rows.items():
-        shares = " ".join(f"{share:.2f}" for share in row["accepted_by_position"])
-        out.append(f"{name:<{width}}  {row['tau']:.2f}  {shares}{'  <- written' if name == made['chosen'] else ''}")
+        out.append(f"{name:<{width}}  {_row(row)}{'  <- best, written' if name == made['chosen'] else ''}")
+    out.append(f"{'':<{width}}  on {then['prompts']} others")
+    out += [f"{name:<{width}}  {_row(row)}" for name, row in held_out.items()]
     out.append(
-        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau on {made['prompts']} calibration prompts; the text stays the target's own"
+        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau, measured on the {then['prompts']} prompts it was not calibrated "
+        "on; the text stays the target's own"
     )
     return out
+
+
+def _row(numbers: dict[str, Any]) -> str:
+    return f"{numbers['tau']:.2f}  " + " ".join(f"{share:.2f}" for share in numbers["accepted_by_position"])

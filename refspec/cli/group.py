@@ -121,7 +121,7 @@ def load(o: dict[str, Any]) -> Session:
     """The session that the model options ask for."""
     import refspec
 
-    return refspec.load(
+    session = refspec.load(
         o["model"],
         o["drafter"],
         n_ctx=o["n_ctx"],
@@ -133,6 +133,9 @@ def load(o: dict[str, Any]) -> Session:
         strict=o["strict"],
         draft_max=o.get("draft_max"),
     )
+    if said := getattr(session.drafter, "note", None):  # what runs it is not what the user would expect
+        note(said)
+    return session
 
 
 def read_bias(pairs: Sequence[str]) -> dict[int, float]:

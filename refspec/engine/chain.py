@@ -7,7 +7,6 @@ Shape legend: T rows, N captured states, Ht target width, H drafter width, k dra
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import numpy as np
 

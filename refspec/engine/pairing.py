@@ -16,10 +16,10 @@ from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_tensor
 
 
-def drafter_config(info: GgufInfo) -> DrafterConfig:
+def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
     """What an eagle3 GGUF is, after every rule llama.cpp does not check itself.
 
-    Raises CheckpointError or ShapeError for a damaged file and BackendError for a drafter this engine cannot run.
+    Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph cannot compute.
     """
     check_tensor_types(info)
     if info.arch in drafter_meta.ARCHS:
@@ -31,22 +31,15 @@ def drafter_config(info: GgufInfo) -> DrafterConfig:
         raise error if str(info.path) in text else type(error)(f"{info.path}: {text}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again") from None
-    _check_runnable(info, config)
+    if in_graph and (reasons := drafter_meta.graph_reasons(config)):
+        raise BackendError(f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can")
+    _check_flags(info, config)
     _check_tensors(info, config)
     return config
 
 
-def _check_runnable(info: GgufInfo, config: DrafterConfig) -> None:
-    """What the eagle3 graph cannot do even with refspec's norms around it, and flags with two owners."""
-    if config.n_states != drafter_meta.STOCK_STATES:
-        raise BackendError(
-            f"{info.path}: eagle3.target_layers has {config.n_states} entries, llama.cpp runs exactly {drafter_meta.STOCK_STATES};"
-            " run this drafter on the reference"
-        )
-    if not config.head_norm:
-        raise BackendError(f"{info.path}: refspec.head_norm = false, but llama.cpp always norms before the head; run it on the reference")
-    if config.qk_norm:
-        raise BackendError(f"{info.path}: query and key norms are not in llama.cpp's eagle3 graph; run this drafter on the reference")
+def _check_flags(info: GgufInfo, config: DrafterConfig) -> None:
+    """Flags with two owners, and what refspec computes from metadata."""
     expected = drafter_meta.to_metadata(config)
     for key in ("eagle3.norm_before_fc", "eagle3.norm_before_residual"):
         if (info.metadata.get(key, False) is True) != expected[key]:

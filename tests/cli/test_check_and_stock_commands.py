@@ -10,6 +10,7 @@ from refspec.check_live import BETTER, blame, judge
 from refspec.config import DrafterConfig
 from refspec.gguf_io import read_drafter, read_gguf_header
 from refspec.metrics import Seconds, Statistics, Step
+from refspec.prompts import halves
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +69,12 @@ def test_another_rope_base_is_worth_a_note(pair, tmp_path):
     assert result.exit_code == 0 and findings(result)["RoPE"]["level"] == "note"
 
 
-def test_a_drafter_llama_cpp_cannot_run_is_run_by_the_reference(pair, tmp_path):
+def test_a_drafter_llama_cpp_cannot_compute_is_run_by_refspec_and_said_so(pair, tmp_path):
     path = changed(tmp_path, {"refspec.head_norm": False, "general.architecture": "refspec-eagle3"})
     result = call("check", pair[0], path, "-t", 1, "-n", 16, "--count", 2, "--json")
     about = findings(result)
-    assert about["engine"]["level"] in ("note", "misfit") and (about["engine"]["level"] == "misfit" or "first token" in about or "run" in about)
+    assert about["engine"]["level"] == "note" and "refspec's own kernels run it" in about["engine"]["said"]
+    assert json.loads(result.stdout)["run"]["verify_steps"] > 0
 
 
 def test_targets_and_drafters_are_not_confused(pair):
@@ -118,15 +120,65 @@ def test_an_alternative_is_blamed_only_if_it_is_clearly_better():
     assert "--feature-norm" in blame(1.0, {"--residual normed": 3.0}, unnormed=True).cause
 
 
-def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss(pair, tmp_path):
+def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss_on_other_prompts(pair, tmp_path):
     made = record(call("stock", *pair, "-o", tmp_path / "s.gguf", "-t", 1, "-n", 16, "--count", 2, "--json"))
-    assert len(made["candidates"]) == 10 and made["chosen"] in made["candidates"]
-    assert made["loss_of_tau"] == pytest.approx(1 - made["candidates"][made["chosen"]]["tau"] / made["exact"]["tau"])
+    tried, held_out = made["calibration"]["candidates"], made["held_out"]
+    assert len(tried) == 10 and made["chosen"] == max(tried, key=lambda name: tried[name]["tau"])
+    assert made["calibration"]["prompts"] == held_out["prompts"] == 2
+    assert made["loss_of_tau"] == pytest.approx(1 - held_out["chosen"]["tau"] / held_out["exact"]["tau"])
     info = read_gguf_header(tmp_path / "s.gguf")
     assert info.arch == "eagle3" and info.metadata["refspec.provenance.stock"].startswith(made["chosen"])
     assert read_drafter(tmp_path / "s.gguf")[0].feedback.value == "pre_norm"
     text = call("stock", *pair, "-o", tmp_path / "t.gguf", "-t", 1, "-n", 8, "--count", 1).stdout
-    assert "of tau on 1 calibration prompts" in text and "<- written" in text
+    assert "of tau, measured on the 1 prompts it was not calibrated on" in text and "<- best, written" in text
+
+
+def test_prompts_that_calibrate_never_measure(tmp_path):
+    first, second = halves(None, (), 12)
+    assert len(first) == len(second) == 12 and not set(first) & set(second)
+    (tmp_path / "p.txt").write_text("a\nb\na\nc\n")
+    assert halves(str(tmp_path / "p.txt"), (), 9) == (["a", "c"], ["b"])
+
+
+def test_one_prompt_is_not_enough_to_calibrate_and_to_measure(pair, tmp_path):
+    (tmp_path / "p.txt").write_text("the only one\n")
+    result = call("stock", *pair, "-o", tmp_path / "s.gguf", "--prompts", tmp_path / "p.txt")
+    assert "at least two prompts" in one_line_error(result, 2) and not (tmp_path / "s.gguf").exists()
+
+
+def exported(pair, tmp_path):
+    assert call("export", pair[1], "-o", tmp_path / "ckpt", "--format", "speculators").exit_code == 0
+    return tmp_path / "ckpt"
+
+
+def test_convert_stock_writes_the_nearest_file_and_its_loss(pair, tmp_path):
+    source = exported(pair, tmp_path)
+    arguments = ("convert", source, "--target", pair[0], "--stock", "-o", tmp_path / "s.gguf", "-t", 1, "-n", 8, "--count", 1)
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "feedback         post_norm" in result.stdout and "% of tau, measured on the 1 prompts" in result.stdout
+    assert read_gguf_header(tmp_path / "s.gguf").arch == "eagle3"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "s.gguf"]  # the exact one was only on the way
+    made = record(call(*arguments, "--json"))
+    assert made["stock"]["chosen"] in made["stock"]["calibration"]["candidates"] and made["architecture"] == "refspec-eagle3"
+
+
+def test_convert_stock_of_what_stock_runs_is_the_plain_conversion(pair, tmp_path):
+    plain = drafter(tmp_path)
+    call("export", plain, "-o", tmp_path / "ckpt", "--format", "speculators")
+    result = call("convert", tmp_path / "ckpt", "--target", pair[0], "--stock", "-o", tmp_path / "a.gguf", "--outtype", "f32")
+    assert result.exit_code == 0 and "runs this drafter exactly" in result.stderr
+    call("convert", tmp_path / "ckpt", "--target", pair[0], "-o", tmp_path / "b.gguf", "--outtype", "f32")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_convert_stock_wants_a_target_it_can_run(pair, tmp_path):
+    source = exported(pair, tmp_path)
+    for more in ((), ("--target", tmp_path)):
+        assert "as a GGUF with --target" in one_line_error(call("convert", source, "--stock", "-o", tmp_path / "s.gguf", *more), 2)
+    assert "cannot be written there" in one_line_error(
+        call("convert", source, "--target", pair[0], "--stock", "-o", tmp_path / "none" / "s.gguf"), 2
+    )
 
 
 def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_path):

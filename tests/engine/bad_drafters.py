@@ -62,7 +62,7 @@ redone("borrowing with another width", "ShapeError", "width", shared=True)
 redone("post-norm under the stock name", "CheckpointError", "feedback", arch="eagle3", feedback="post_norm")
 redone("unknown feedback", "ShapeError", "sideways", {"refspec.feedback": "sideways"}, feedback="post_norm")
 redone("flags that disagree", "CheckpointError", "norm_before_fc", {"eagle3.norm_before_fc": True}, feature_norm="per_state", tensors={"enc.output_norm.weight": np.ones(96, np.float32)})
-redone("no norm before the head", "BackendError", "head_norm", {"refspec.head_norm": False}, feedback="post_norm")
+redone("no norm before the head", "BackendError", "before the output head", {"refspec.head_norm": False}, feedback="post_norm")
 redone("another tokenizer", "CheckpointError", "token 40", tiny.tokenizer() | {"tokenizer.ggml.tokens": [*tiny.tokenizer()["tokenizer.ggml.tokens"][:40], "other", *tiny.tokenizer()["tokenizer.ggml.tokens"][41:]]})  # fmt: skip
 
 
