@@ -94,7 +94,7 @@ def test_what_llama_cpp_computes_runs_there(tmp_path: Path) -> None:
 def test_the_llama_cpp_drafter_refuses_it_by_its_reason(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "d.gguf", kind)
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), n_ctx=64, **STRICT)
-    with pytest.raises(BackendError, match="llama.cpp cannot run it"):
+    with pytest.raises(BackendError, match=r"llama\.cpp cannot run it"):
         LlamaEagle3Drafter(path, target, **STRICT)
     target.close()
 

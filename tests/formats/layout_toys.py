@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from formats_toys import drafter_config, drafter_weights
 
-from refspec.config import DrafterConfig
+from refspec.config import BIASED, DrafterConfig
 from refspec.convert.names import BLOCK
 from refspec.convert.safetensors_io import write_safetensors
 
@@ -20,6 +20,7 @@ def stored_weights(c: DrafterConfig, w: Stored, block: str, prefix: str = "", t2
     """The tensors of a drafter under a trainer's names: `block` such as midlayer., everything after `prefix`."""
     names = {ours: f"{prefix}{block}{theirs}.weight" for theirs, ours in BLOCK.items()}
     names |= {ours: f"{prefix}{theirs}.weight" for ours, theirs in SPELLED.items()}
+    names |= {f"{ours}.bias": names[ours].removesuffix("weight") + "bias" for ours in BIASED}
     names |= {f"fc_norm.{i}": f"{prefix}fc_norm.{i}.weight" for i in range(c.n_states)}
     out = {names[k]: a for k, a in w.items() if k not in ("d2t", "rope_freqs")}
     if "d2t" in w:

@@ -88,9 +88,10 @@ def compare(directory: Path, model: Any, qk_norm: bool) -> None:
     model.save_pretrained(directory / "ckpt")
     target = write_target_for(directory, golden, vocab=VOCAB)
     convert_drafter(directory / "ckpt", target, directory / "d.gguf", "f32")
-    assert read_drafter(directory / "d.gguf")[0].qk_norm is qk_norm
-    # llama.cpp's eagle3 graph has no query and key norms: there refspec runs its own
-    for run in [chain_by_reference, chain_in_c] + ([] if qk_norm else [chain_by_llama]):
+    config = read_drafter(directory / "d.gguf")[0]
+    assert config.qk_norm is qk_norm
+    # llama.cpp's eagle3 graph has no query and key norms and no biases: there refspec runs its own kernels
+    for run in [chain_by_reference, chain_in_c] + ([] if qk_norm or config.biases else [chain_by_llama]):
         prefix, chain = run(directory / "d.gguf", target, golden)
         np.testing.assert_allclose(prefix, golden["prefix_logits"], rtol=0, atol=ATOL, err_msg=run.__name__)
         np.testing.assert_allclose(chain, golden["chain_logits"], rtol=0, atol=ATOL, err_msg=run.__name__)
@@ -120,3 +121,13 @@ def test_every_rope_scaling(tmp_path: Path, rope: str) -> None:
 @pytest.mark.parametrize("layer", [{"head_dim": 32}, {"num_key_value_heads": 4}, {"num_attention_heads": 2, "head_dim": 48}], ids=str)
 def test_every_proportion(tmp_path: Path, layer: dict[str, int]) -> None:
     compare(tmp_path, build("llama", "per_state", False, True, DRAFT, **layer), False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}), ("llama", {"attention_bias": True, "mlp_bias": True}),
+     ("qwen3", {"attention_bias": True})],
+)  # fmt: skip
+@pytest.mark.parametrize("norm_output", [False, True])
+def test_every_bias(tmp_path: Path, kind: str, flags: dict[str, bool], norm_output: bool) -> None:
+    compare(tmp_path, build(kind, "per_state", False, norm_output, DRAFT, **flags), kind == "qwen3")
