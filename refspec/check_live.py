@@ -1,33 +1,35 @@
 """The short run of `refspec check`: acceptance by position, magnitudes by depth, and what their patterns mean.
 
 Detectors known from the field: nearly nothing accepted at the first position (wrong layers or rows); a state that grows with
-draft depth although post-norm feedback is set; acceptance that collapses after the first position (wrong feedback). When
-one fires, the pair is run again with the switch it accuses changed, so that the cause is measured and not guessed.
+draft depth although post-norm feedback is set; acceptance that collapses after the first position (wrong feedback). Then
+every usual mistake is undone and compared (`check_readings.py`), so that the cause is measured and not guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec import native
+from refspec import drafter_meta as meta
 from refspec.api import Session
 from refspec.bench import total
 from refspec.check import MISFIT, NOTE, OK, Finding
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
-from refspec.drafters.base import Drafter, RowRecord, magnitude
+from refspec.check_readings import FEW, Compared, boundaries, compare, readings, verdict
+from refspec.config import DrafterConfig, FeatureNorm, Feedback
+from refspec.drafters.base import RowRecord, magnitude
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import complete_weights, open_drafter
-from refspec.errors import RefspecError
 from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_tensor
 from refspec.metrics import Statistics
-from refspec.prompts import built_in
+from refspec.prompts import built_in, fit
+from refspec.replay import record
+from refspec.sampling import Sampler
 from refspec.targets.llama import LlamaTarget
 
 DRAFT = 4  # draft tokens per verify step of the run
@@ -37,15 +39,17 @@ FIRST_WEAK = 0.4  # below it the usual mistakes are tried; a drafter may also ju
 JUMP = 4.0  # magnitude of a true row's state over a chained row's: what a missing feature norm leaves
 COLLAPSE = 0.5  # acceptance at a later position, given the ones before, as a share of the first's
 GROWTH = 1.5  # of the state's magnitude from the first chained row to the last
-BETTER = 1.15  # tau of an alternative over tau as it is, before it is named the cause
+MORE = 8  # texts sampled from the target, per prompt of the run
+SECONDS = 60.0  # about so long the target writes them, and the readings take
 
 
 class Run(NamedTuple):
-    """One run of the pair: counts, magnitude of the state by draft depth, and the tokens the target chose."""
+    """One run of the pair: counts, magnitude of the state by draft depth, the tokens the target chose, and where they stand."""
 
     statistics: Statistics
     magnitudes: list[float]
     tokens: list[int]
+    sequences: list[tuple[list[int], int]]  # prompt and text, and where the text begins
 
 
 def run_pair(
@@ -58,50 +62,59 @@ def run_pair(
     max_tokens: int,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Run the pair, judge it, and where a detector fires run its alternatives; (numbers for --json, findings)."""
+    """Run the pair, judge it, and compare every reading of its switches; (numbers for --json, findings)."""
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
-    texts = built_in(prompts)
-
-    def run(changes: dict[str, Any]) -> Run:
-        changed = replace(config, **changes)
-        target = LlamaTarget(target_info.path, n_ctx=0, capture_layers=changed.capture_layers, **settings)
-        try:
-            drafter = _drafter(target, drafter_info, changed, settings, as_is=not changes)
-            return _measure(Session(target, drafter), texts, max_tokens)
-        finally:
-            target.close()
-
-    progress(f"running {prompts} prompts")
-    as_is = run({})
+    texts = built_in(prompts * (1 + MORE))
+    target = LlamaTarget(target_info.path, capture_layers=config.capture_layers, **settings)
+    try:
+        progress(f"running {prompts} prompts")
+        as_is = _measure(Session(target, open_drafter(drafter_info.path, target, **settings)), texts[:prompts], max_tokens)
+    finally:
+        target.close()
     findings = [*judge(as_is.statistics, as_is.magnitudes, config), _coverage(drafter_info, as_is.tokens)]
-    tried: dict[str, float] = {}
-    if any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings):
-        for name, changes in alternatives(config, int(target_info.metadata[f"{target_info.arch}.block_count"])).items():
-            progress(f"trying {name}")
-            try:
-                tried[name] = run(changes).statistics.tau
-            except RefspecError:  # weights this switch needs are not in the file
-                continue
-        findings.append(blame(as_is.statistics.tau, tried, unnormed=_unnormed(as_is.magnitudes, config)))
+    tried = readings(config, int(target_info.metadata[f"{target_info.arch}.block_count"]), _theta(target_info, drafter_info))
+    recorded = boundaries(config, tried)
+    target = LlamaTarget(target_info.path, capture_layers=recorded, **settings)
+    try:
+        progress(f"recording the target on up to {prompts * MORE} prompts")
+        ids = read_tensor(drafter_info, "d2t") if "d2t" in drafter_info.tensors else np.arange(config.vocab_size)
+        greedy = [record(target, *sequence, ids) for sequence in as_is.sequences]
+        sampled = [record(target, *sequence, ids) for sequence in _sampled(target, texts, max_tokens)]
+    finally:
+        target.close()
+    found: list[Compared] = []
+    if sum(len(r.tokens) - r.start for r in sampled) >= FEW:
+        _, weights = complete_weights(drafter_info, target_info)
+        found = compare(config, weights, recorded, sampled, greedy, tried, depth=DRAFT, seconds=SECONDS, progress=progress)
+        fired = any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings)
+        findings.append(_lost_norm() if _unnormed(as_is.magnitudes, config) else verdict(found, unexplained=fired))
     numbers = {
         "tau": as_is.statistics.tau, "verify_steps": as_is.statistics.verify_steps,
         "accepted_by_position": as_is.statistics.accepted_by_position, "magnitude_by_depth": as_is.magnitudes,
-        "alternatives": tried,
+        "readings": {c.reading.name: c.as_dict() for c in found},
     }  # fmt: skip
     return numbers, findings
 
 
-def reference_drafter(info: GgufInfo, target: GgufInfo, **changes: Any) -> Eagle3Drafter:
-    """refspec's own forward pass over a drafter GGUF, switches changed."""
-    config, weights = complete_weights(info, target)
-    return Eagle3Drafter(replace(config, **changes), weights, native)  # type: ignore[arg-type]
+def _theta(target: GgufInfo, drafter: GgufInfo) -> float | None:
+    """The target's RoPE base, where no divisors of the drafter's own make it meaningless."""
+    scaled = meta.TENSORS["rope_freqs"] in drafter.tensors or "rope_freqs.weight" in target.tensors
+    return None if scaled else float(target.metadata.get(f"{target.arch}.rope.freq_base", 10000.0))
 
 
-def _drafter(target: LlamaTarget, info: GgufInfo, config: DrafterConfig, settings: dict[str, Any], as_is: bool) -> Drafter:
-    if as_is:
-        return open_drafter(info.path, target, **settings)
-    switches = {name: getattr(config, name) for name in ("feedback", "residual", "capture_layers")}
-    return reference_drafter(info, target.info, **switches)
+def _sampled(target: LlamaTarget, texts: Sequence[str], max_tokens: int) -> list[tuple[list[int], int]]:
+    """Text of the target at temperature 1 as (tokens, where its own begin), within SECONDS of generating."""
+    session, out, began = Session(target), [], perf_counter()
+    for seed, text in enumerate(texts):
+        encoded = fit(session.encode(text), target.n_ctx - max_tokens)
+        generation = session.generate(tokens=encoded, max_tokens=max_tokens, sampler=Sampler(temperature=1.0), seed=seed)
+        for _ in generation:
+            pass
+        out.append(([*encoded, *generation.tokens], len(encoded)))
+        if perf_counter() - began > SECONDS:
+            break
+    target.capturing = True
+    return [sequence for sequence in out if len(sequence[0]) > 3]
 
 
 def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
@@ -119,19 +132,20 @@ def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
         drafter.probe = tell
     elif isinstance(drafter, Eagle3Drafter):
         drafter.probe = record
-    runs, tokens = [], []
+    runs, tokens, sequences = [], [], []
     try:
         for text in texts:
-            encoded = session.encode(text)[-(session.target.n_ctx - max_tokens) :]
+            encoded = fit(session.encode(text), session.target.n_ctx - max_tokens)
             generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=DRAFT)
             for _ in generation:
                 pass
             runs.append(generation.statistics)
             tokens += generation.tokens
+            sequences.append(([*encoded, *generation.tokens], len(encoded)))
     finally:
         if drafter is not None:
             drafter.close()
-    return Run(total(runs), [float(s / n) for s, n in sums if n], tokens)
+    return Run(total(runs), [float(s / n) for s, n in sums if n], tokens, [s for s in sequences if len(s[0]) > 3])
 
 
 def judge(statistics: Statistics, magnitudes: Sequence[float], config: DrafterConfig) -> list[Finding]:
@@ -188,31 +202,12 @@ def _coverage(info: GgufInfo, tokens: Sequence[int]) -> Finding:
     return Finding("coverage", level, said, "" if level == OK else "the draft vocabulary was counted on other text")
 
 
-def alternatives(config: DrafterConfig, n_layer: int) -> dict[str, dict[str, Any]]:
-    """The usual mistakes undone, one at a time: captured layers shifted by one, the other feedback, the other residual."""
-    other = Feedback.PRE_NORM if config.feedback is Feedback.POST_NORM else Feedback.POST_NORM
-    residual = Residual.RAW if config.residual is Residual.NORMED else Residual.NORMED
-    out: dict[str, dict[str, Any]] = {f"--feedback {other.value}": {"feedback": other}, f"--residual {residual.value}": {"residual": residual}}
-    for shift in (1, -1):
-        shifted = tuple(b + shift for b in config.capture_layers)
-        if min(shifted) > 0 and max(shifted) < n_layer:
-            out["--layer-ids " + ",".join(map(str, shifted))] = {"capture_layers": shifted}
-    return out
-
-
 def _unnormed(magnitudes: Sequence[float], config: DrafterConfig) -> bool:
     """Whether true rows look as if a feature norm were missing: far larger than the rows post-norm feedback bounds."""
     bounded = config.feedback is Feedback.POST_NORM and config.feature_norm is FeatureNorm.NONE
     return bounded and len(magnitudes) > 1 and magnitudes[0] > JUMP * magnitudes[1]
 
 
-def blame(tau: float, tried: dict[str, float], *, unnormed: bool = False) -> Finding:
-    """Which alternative does better, if one does; none is named where a missing feature norm (`unnormed`) explains it."""
-    if unnormed:
-        return Finding("alternatives", MISFIT, f"tau {tau:.2f} as it is; the state of true rows is over {JUMP:g} times that of chained ones",
-                       "the feature norm (fc_norm or input_norm) was lost: convert it again with --feature-norm per_state or concat")  # fmt: skip
-    said = f"tau {tau:.2f} as it is; " + ", ".join(f"{name} {t:.2f}" for name, t in tried.items())
-    best = max(tried, key=lambda name: tried[name], default=None)
-    if best is None or tried[best] < BETTER * tau:
-        return Finding("alternatives", NOTE, said, "none of the usual mistakes explains it: another target, or an untrained drafter")
-    return Finding("alternatives", MISFIT, said, f"it was trained otherwise: convert it again with {best}")
+def _lost_norm() -> Finding:
+    return Finding("readings", MISFIT, f"the state of true rows is over {JUMP:g} times that of chained ones",
+                   "the feature norm (fc_norm or input_norm) was lost: convert it again with --feature-norm per_state or concat")  # fmt: skip
