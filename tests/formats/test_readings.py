@@ -27,7 +27,7 @@ def states(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.cumsum(rng.standard_normal((n, len(RECORDED), 64)), axis=1).astype(np.float32)
 
 
-def recordings(c: DrafterConfig, w: dict[str, np.ndarray], late: int, *, greedy: bool, count: int = 6, length: int = 40) -> list[Recording]:
+def recordings(c: DrafterConfig, w: dict[str, np.ndarray], late: int, *, greedy: bool, count: int = 4, length: int = 30) -> list[Recording]:
     drafter = Eagle3Drafter(c, w, ops)
     columns = [RECORDED.index(b) for b in c.capture_layers]
     out = []
