@@ -24,7 +24,7 @@ from refspec.errors import RefspecError, UsageError
 
 MEMORY_BAR = 1e9  # bytes
 SPEED_BAR = 0.5  # of the speed of copying
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, DRAFT_VOCAB = 4096, 32, 8, 128, 14336, 32000  # a drafter for an 8B Llama
+HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, DRAFT_VOCAB = 4096, 32, 8, 14336, 32000  # a drafter for an 8B Llama
 _UNIT = 1 << 22  # elements written at a time
 
 
@@ -51,10 +51,9 @@ def write_checkpoint(folder: Path, size: float) -> int:
     """A random checkpoint of about `size` bytes, written block by block; returns its bytes."""
     held = shapes(size)
     (h, _), (vocab, _), (draft, _) = held["fc.weight"], held["embed_tokens.weight"], held["lm_head.weight"]
-    heads = h // HEAD_DIM
     config = {
         "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": h, "num_hidden_layers": 1,
-        "num_attention_heads": heads, "num_key_value_heads": heads * KV_HEADS // HEADS, "head_dim": HEAD_DIM,
+        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": h // HEADS,
         "intermediate_size": held["midlayer.mlp.up_proj.weight"][0], "vocab_size": vocab, "draft_vocab_size": draft,
         "target_hidden_size": h, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 15, 28]},
