@@ -19,6 +19,7 @@ from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.facts import TargetFacts, target_facts
 from refspec.convert.files import read_tensors
+from refspec.convert.fitting import check_tensors
 from refspec.convert.lending import Tensors, check_target, lend
 from refspec.convert.names import drafter_names
 from refspec.convert.recorded import credit, recorded
@@ -26,8 +27,8 @@ from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
-from refspec.drafter_meta import ROTATED, stock_reasons
-from refspec.errors import CheckpointError, UsageError
+from refspec.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf_blocks import Progress
 from refspec.gguf_io import interleaved, write_drafter
 from refspec.lazy import Lazy
@@ -105,13 +106,16 @@ def open_checkpoint(
         "draft_vocab": Resolved(draft_vocab, draft_source),
     }  # fmt: skip
     credit(resolved, said, overridden)
-    drafter = DrafterConfig(
-        target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
-        rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
-        rope_style=RopeStyle.HALF_SPLIT, feature_norm=resolved["feature_norm"].value, feedback=resolved["feedback"].value,
-        residual=resolved["residual"].value, head_norm=resolved["head_norm"].value, qk_norm="q_norm" in names,
-        rope_attention_factor=float(str(np.float32(rope.attention_factor))), biases=bias.kept, **sizes,
-    )  # fmt: skip
+    switches: dict[str, Any] = {n: resolved[n].value for n in ("feature_norm", "feedback", "residual", "head_norm", "qk_norm")}
+    try:
+        drafter = DrafterConfig(
+            target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
+            rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
+            rope_style=RopeStyle.HALF_SPLIT, biases=bias.kept, **(switches | sizes),
+            rope_attention_factor=float(str(np.float32(rope.attention_factor))),
+        )  # fmt: skip
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {error}") from None
     notes += warnings + check_target(drafter, config, facts, where)
     tensors: Tensors = {
         ours: t.lazy() if len((t := stored[theirs]).shape) == 2 else t.load()
@@ -137,6 +141,7 @@ def open_checkpoint(
         if isinstance(head := tensors.get("output"), Lazy):
             vocabulary.check_head_rows(head, ids, str(directory))
     notes += lend(tensors, drafter, layer.get("tie_word_embeddings") is True, facts, str(directory))
+    check_tensors(drafter, tensors, names, str(directory))
     return Opened(drafter, tensors, resolved, notes, rope, bias.zero)
 
 
@@ -262,9 +267,12 @@ def convert_drafter(
     values |= metadata or {}
     if facts is not None:
         values = {**facts.tokenizer(), **values}
-    report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress)
+    report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress, source=str(directory))
     reasons = stock_reasons(config)
     report.arch = "refspec-eagle3" if reasons else "eagle3"
     report.notes += [f"stock llama.cpp cannot run it: {reason}" for reason in reasons]
+    if reasons:
+        how = "on its own kernels, one thread (llama.cpp's graph cannot)" if graph_reasons(config) else "on llama.cpp, with its own norms around it"
+        report.notes.append(f"refspec runs it {how}; --stock writes the nearest file stock llama.cpp runs")
     report.tensors, report.nbytes = len(tensors), report.path.stat().st_size
     return report

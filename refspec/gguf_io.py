@@ -175,11 +175,12 @@ def write_gguf(
     metadata: Mapping[str, Any],
     tensors: Iterable[TensorOut],
     progress: Progress | None = None,
+    source: str | None = None,
 ) -> Path:
     """Write a GGUF file, one block in memory at a time; the final name appears only when the file is complete.
 
     Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. `progress` is told the bytes of
-    each block. Raises `CheckpointError`.
+    each block; `source` is where the values come from, for messages. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
@@ -196,7 +197,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(cast(Any, _blocks(path, t, told)))
+            writer.write_tensor_data(cast(Any, _blocks(Path(source or path), t, told)))
         writer.close()
         os.replace(partial, path)
     except OSError as error:
@@ -270,19 +271,21 @@ def write_drafter(
     outtype: str = "f32",
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    source: str | None = None,
 ) -> Path:
     """Write a drafter GGUF; matrices (which may be `Lazy`) become `outtype`, vectors stay f32, d2t int64.
 
     The architecture name is `eagle3` only if stock llama.cpp computes exactly this drafter. Without `tokenizer.*` keys
     in `metadata` (copy the target's) the file says it has no tokenizer. Half-split q and k rows are reordered.
     """
-    _check(config, weights, str(path))
+    _check(config, weights, source or str(path))
     arch = meta.REFSPEC_ARCH if meta.stock_reasons(config) else meta.STOCK_ARCH
     values: dict[str, Any] = {**meta.to_metadata(config), **(metadata or {})}
     values.setdefault("tokenizer.ggml.model", "none")
     if config.feature_norm is FeatureNorm.PER_STATE:
         for i in range(config.n_states):
-            values[meta.FC_NORM_KEY.format(i)] = _loaded(weights[f"fc_norm.{i}"]).astype(np.float32).tolist()
+            norm = weights[f"fc_norm.{i}"]
+            values[meta.FC_NORM_KEY.format(i)] = (norm.load() if isinstance(norm, Lazy) else norm).astype(np.float32).tolist()
     tensors = []
     for name, array in weights.items():
         if name.startswith("fc_norm."):
@@ -292,8 +295,4 @@ def write_drafter(
         kind = "i64" if name == "d2t" else outtype_for(array.shape, outtype)
         load = array if isinstance(array, Lazy) else lambda array=array: array  # type: ignore[misc]
         tensors.append(TensorOut(meta.TENSORS[name], array.shape, kind, load))
-    return write_gguf(path, arch, values, tensors, progress)
-
-
-def _loaded(array: np.ndarray | Lazy) -> np.ndarray:
-    return array.load() if isinstance(array, Lazy) else array
+    return write_gguf(path, arch, values, tensors, progress, source)

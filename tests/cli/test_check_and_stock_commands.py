@@ -46,7 +46,7 @@ def test_an_untrained_drafter_is_a_misfit_with_its_likely_cause(pair):
     assert result.exit_code == 1 and about["first token"]["level"] == "misfit"
     assert "captured layers are wrong" in about["first token"]["cause"]
     tried = json.loads(result.stdout)["run"]["readings"]
-    assert {"--feedback pre_norm", "--residual normed", "--layer-ids 2,3,4"} <= tried.keys()
+    assert {"--feedback pre_norm", "--residual normed", "--layer-ids 1,2,3"} <= tried.keys()
     assert about["readings"]["level"] == "note" and "none of the usual mistakes explains it" in about["readings"]["cause"]
 
 

@@ -102,7 +102,6 @@ IDS = {"eagle_aux_hidden_state_layer_ids": None}
     ("config", "tensors", "overrides", "words"),
     [
         ({}, {"layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}, {}, "only zeros"),
-        ({}, {"fc.bias": np.ones(32, np.float32)}, {}, "fc.bias"),
         ({}, {"enorm.weight": np.zeros(32, np.float32)}, {}, "enorm.weight"),
         ({}, {"midlayer.hidden_norm.weight": np.zeros(32, np.float32)}, {}, "same tensor"),
         ({}, {"fc_norm.2.weight": None}, {}, "fc_norm.2"),
