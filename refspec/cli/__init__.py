@@ -10,6 +10,7 @@ import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
 import refspec.cli.generate
+import refspec.cli.grid
 import refspec.cli.measure
 import refspec.cli.stock
 import refspec.cli.train  # noqa: F401

@@ -136,7 +136,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     target_file, post = cli_models.write_pair(folder)
     pre = cli_models.tiny.drafter(folder / "plain.gguf", layers=[2, 3, 4])
-    rows = [("math", ["What is 2 + 2?"]), ("chat", ["Hello", "And you?"]), ("chat", ["Bye"]), ("chat", ["one too many"])]
+    rows = [("math", ["What is 2 + 2?"]), ("chat", ["Hello", "And you?"]), ("chat", ["Bye"]), ("chat", ["one too many " * 12])]
     lines = [json.dumps({"benchmark": b, "id": str(i), "turns": t}) + "\n" for i, (b, t) in enumerate(rows)]
     (folder / "p.jsonl").write_text("".join(lines))
     return {"target": target_file, "post": post, "pre": str(pre), "prompts": str(folder / "p.jsonl"), "folder": folder}
