@@ -22,7 +22,7 @@ from refspec.ops import Array
 from refspec.prompts import Prompt, fit
 from refspec.sampling import Sampler
 
-__all__ = ["Condition", "first_of_each", "fitting", "follow", "measure", "perturbed"]
+__all__ = ["Condition", "first_of_each", "fitting", "follow", "measure", "perturbed", "room_for"]
 FREE = Seconds(0.0, 0.0, 0.0)  # nothing here is timed
 Condition = tuple[str, int | None]  # a perturbation, and the length in tokens prompts are padded to
 TURN_SEED = 1_000_003  # later turns get coins of their own
@@ -47,6 +47,17 @@ def fitting(session: Session, prompts: Sequence[Prompt], perturbations: Sequence
     ]  # fmt: skip
 
 
+def room_for(session: Session, max_tokens: int, length: int | None) -> int:
+    """Tokens a prompt may have; UsageError when a prompt, or one padded to `length`, does not fit beside `max_tokens`."""
+    room = session.target.n_ctx - max_tokens
+    if room < max(2, length or 0):
+        what = "a prompt" if length is None else f"--context {length}"
+        raise UsageError(
+            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or lower -n"
+        )
+    return room
+
+
 def measure(
     session: Session,
     drafters: Mapping[str, Drafter],
@@ -65,15 +76,10 @@ def measure(
 
     The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of prompt i has seed
     seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first token and its end.
-    Raises UsageError when `max_tokens` leave no room for a prompt.
+    Raises as `room_for` and `conversation.encode`.
     """
     name, length = condition
-    room = session.target.n_ctx - max_tokens
-    if room < max(2, length or 0):
-        what = "a prompt" if length is None else f"--context {length}"
-        raise UsageError(
-            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or lower -n"
-        )
+    room = room_for(session, max_tokens, length)
     prompt = prompts[number]
     said = [prompt.text, *prompt.later][: 1 if length is not None else turns]
     conversation: list[str] = []

@@ -9,6 +9,7 @@ import refspec.cli.check
 import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
+import refspec.cli.findings
 import refspec.cli.generate
 import refspec.cli.grid
 import refspec.cli.measure

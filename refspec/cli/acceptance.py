@@ -85,6 +85,7 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
         baseline = o["baseline"] or [name for name, d in drafters.items() if not getattr(d, "anchor", 0)][-1]
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
+        measuring.room_for(session, o["max_tokens"], buckets[-1] if buckets else None)
         numbers = measuring.fitting(session, prompts, wanted, buckets[0]) if buckets else list(range(len(prompts)))
         if not numbers:
             raise UsageError(f"--context {buckets[0]}: no prompt is short enough; give a longer context")

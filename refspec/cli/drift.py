@@ -48,7 +48,7 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
 
     if out is not None:
         _ready_for_figures(out)
-    measured = drift_report.read(source) if source is not None else _measure(o)
+    measured = drift_report.read(source) if source is not None else measure(o)
     click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
     if out is not None:
         from refspec import drift_plots
@@ -57,7 +57,7 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
             note(f"wrote {path}")
 
 
-def _measure(o: dict[str, Any]) -> dict[str, Any]:
+def measure(o: dict[str, Any]) -> dict[str, Any]:
     from refspec import drift as measuring
     from refspec import drift_report
     from refspec.api import Session

@@ -11,13 +11,14 @@ A job is one depth and one seed of a run; its variants share the target's forwar
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import FeatureNorm, Feedback, Residual
 from ..errors import UsageError
 
-CHOICES = {"feature_norm": FeatureNorm, "feedback": Feedback, "residual": Residual}
+CHOICES: dict[str, type[Enum]] = {"feature_norm": FeatureNorm, "feedback": Feedback, "residual": Residual}
 RUN_KEYS = {"name": str, "rank": int, "variants": list, "depths": list, "seeds": list, "steps": int}
 
 
@@ -87,7 +88,7 @@ def _variant(path: Path, name: str, switches: Any) -> None:
             _need(isinstance(value, (int, float)) and value >= 0, path, f"variant {name!r}: attention_reg must be 0 or more")
             continue
         _need(key in CHOICES, path, f"variant {name!r}: unknown key {key!r}")
-        allowed = [str(member.value) for member in list(CHOICES[key])]
+        allowed = [str(member.value) for member in CHOICES[key]]
         _need(value in allowed, path, f"variant {name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
     _need(name.replace("-", "").replace("_", "").replace(".", "").isalnum(), path, f"variant {name!r}: a name of letters, digits, - _ .")
     _need("." not in name, path, f"variant {name!r}: leave out the dot")  # torch names modules with dots
