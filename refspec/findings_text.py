@@ -57,10 +57,11 @@ def _scale(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     out = ["\n".join(lines)]
     measured = {name: about for r in runs for name, about in r["measured"].items()}
     if measured:
-        out.append("Measured: " + "; ".join(
-            f"*{name}* on {about['prompts']} prompts of {about['prompt_file']}, up to {about['max_tokens']} tokens of {about['target']} each, "
-            f"temperature {about['temp']:g}" for name, about in measured.items()
-        ) + ".")  # fmt: skip
+        about = next(iter(measured.values()))
+        out.append(f"The target is {about['target']}, the prompts are those of {about['prompt_file']}.")
+        lines = ["| measured | prompts | tokens at most | temperature |", "| --- | --- | --- | --- |"]
+        lines += [f"| {name} | {m['prompts']} | {m['max_tokens']} | {m['temp']:g} |" for name, m in sorted(measured.items())]
+        out.append("\n".join(lines))
     if few:
         out.append("**Fewer than three seeds, so a signal and not a result:** " + ", ".join(few) + ".")
     return out
@@ -86,7 +87,8 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
         )
     out.append(
         f"Attention on the chain's own draft tokens at depth {last}: plain {interval(d['plain']['chain'][-1])}, normalized "
-        f"{interval(d['normalized']['chain'][-1])}; on the rest of the prompt {interval(d['plain']['prompt'][-1])} and "
+        f"{interval(d['normalized']['chain'][-1])}; of it on those before the row's own {interval(d['plain']['chain_earlier'][-1])} and "
+        f"{interval(d['normalized']['chain_earlier'][-1])}; on the rest of the prompt {interval(d['plain']['prompt'][-1])} and "
         f"{interval(d['normalized']['prompt'][-1])}; on the first token {interval(d['plain']['sink'][-1], 3)} and "
         f"{interval(d['normalized']['sink'][-1], 3)}."
     )
@@ -119,26 +121,36 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
     out.append("\n".join(lines))
     if missing := [title for name, title in titles.items() if name not in by_record]:
         out.append("Not measured: " + ", ".join(missing) + ".")
+    verdicts = [f"- {title}: {_verdict(by_record[name], paper[name])}" for name, title in titles.items() if name in by_record]
+    out.append("\n".join(verdicts))
+    lines = ["| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
     for name, title in {**titles, "sampled": "Sampled text"}.items():
-        for k, groups in by_record.get(name, {}).items():
-            each = [f"{group} {interval(value)}" for group, value in groups.items() if group != "all"]
-            if name == "sampled":
-                out.append(f"{title}, draft length {k}: {interval(groups['all'])}.")
-            elif each:
-                out.append(f"{title}, draft length {k}, one by one: " + "; ".join(each) + ".")
-            out += _verdict(title, k, groups["all"], paper.get(name))
+        groups = by_record.get(name, {}).get(str(lengths[0]), {})
+        for group in [g for g in groups if g != "all" or name == "sampled"]:
+            cells = [interval(by_record[name].get(str(k), {}).get(group)) for k in lengths]
+            lines.append(f"| {title}: {NAMES.get((name, group), group)} | " + " | ".join(cells) + " |")
+    out.append("\n".join(lines))
     return out
 
 
-def _verdict(title: str, k: str, value: Value, paper: float | None) -> list[str]:
-    if paper is None or value["low"] is None:
-        return []
-    if value["low"] > 1:
-        reach = "reaches the paper's" if value["high"] >= paper else "stays below the paper's"
-        return [f"{title}, draft length {k}: the norms help, and the interval {reach} {paper:.2f}."]
-    if value["high"] < 1:
-        return [f"{title}, draft length {k}: the norms cost acceptance here, against the paper."]
-    return [f"{title}, draft length {k}: the interval includes no change; no gain is shown at this scale."]
+NAMES = {("perturb", "none"): "the own one, same prompts"}
+
+
+def _verdict(by_length: Mapping[str, Mapping[str, Value]], paper: float) -> str:
+    """What the intervals say, draft length by draft length."""
+    sets: dict[str, list[str]] = {}
+    for k, groups in by_length.items():
+        value = groups["all"]
+        if value["low"] is None:
+            says = "one prompt says nothing"
+        elif value["low"] > 1:
+            says = f"the norms help, and the interval {'reaches' if value['high'] >= paper else 'stays below'} the paper's {paper:.2f}"
+        elif value["high"] < 1:
+            says = "the norms cost acceptance, against the paper"
+        else:
+            says = "the interval includes no change: no gain is shown at this scale"
+        sets.setdefault(says, []).append(k)
+    return "; ".join(f"{says} (draft length {', '.join(lengths)})" for says, lengths in sets.items()) + "."
 
 
 def _depth(depths: Mapping[str, Any], drawn: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
@@ -46,9 +47,11 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
     """
     from refspec import drift_report
 
+    began = perf_counter()
     if out is not None:
         _ready_for_figures(out)
     measured = drift_report.read(source) if source is not None else measure(o)
+    note(f"{perf_counter() - began:.0f} s{_peak()}")
     click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
     if out is not None:
         from refspec import drift_plots
@@ -90,6 +93,16 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
         **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "perturb", "strict")},
     }  # fmt: skip
     return drift_report.record(found, about(drafters), settings, o["seed"])
+
+
+def _peak() -> str:
+    """The most memory this process has held, in words; nothing where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f", at most {size / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MB of memory"
 
 
 def _ready_for_figures(out: str) -> None:

@@ -67,6 +67,7 @@ def test_a_text_table_goes_to_stdout_and_figures_to_the_folder(models, tmp_path)
     pytest.importorskip("matplotlib")
     result = call("drift", "-m", models["target"], "-d", models["post"], *SMALL, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert "MB of memory" in result.stderr and "MB" not in result.stdout
     assert "magnitude" in result.stdout and "wrote" in result.stderr and "wrote" not in result.stdout
     saved = tmp_path / "out" / "drift.json"
     assert str(tmp_path) not in saved.read_text("utf-8")  # names of files, not places

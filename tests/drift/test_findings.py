@@ -54,8 +54,8 @@ def test_verdicts_follow_the_intervals(found):
     assert [p["mean"] for p in found["drift"]["plain_less_normalized"]] == pytest.approx([0.1 * (K - 1)] * 3, abs=1e-6)
     text = findings_text.markdown(found, [])
     assert "plain drafter grows with depth" in text and "normalized drafter keeps its size" in text
-    assert re.search(r"Long context, draft length 3: the norms cost acceptance", text)
-    assert re.search(r"Benchmarks, own template, draft length 3: the norms help", text)
+    assert "Long context: the norms cost acceptance, against the paper (draft length 3, 8)." in text
+    assert "Benchmarks, own template: the norms help, and the interval reaches the paper's 1.10 (draft length 3, 8)." in text
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
     assert "The state grows in: plain, plain reg. It keeps its size in: normalized, post only." in text
