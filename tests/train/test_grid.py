@@ -154,3 +154,52 @@ def test_a_regularizer_without_draft_tokens_and_a_device_that_is_not_there_are_r
     assert drafters.choose_device("auto").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert drafters.choose_device("auto").type == "cuda" and drafters.choose_device("cpu").type == "cpu"
+
+
+def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
+    pytest.importorskip("matplotlib")
+    measure = [
+        {"name": "drift", "kind": "drift", "count": 2, "max_tokens": 8, "depth": 3},
+        {"name": "standard", "kind": "acceptance", "count": 2, "draft_max": "2,4", "max_tokens": 8},
+        {"name": "anchor", "kind": "acceptance", "runs": ["main"], "anchor": [1], "count": 1, "draft_max": "2", "max_tokens": 8},
+    ]
+    runs = [TOY["runs"][1] | {"depths": [2], "seeds": [1]}, TOY["runs"][0]]
+    plan, out, records = written(tmp_path, runs=runs, measure=measure), tmp_path / "grid", tmp_path / "docs" / "records"
+    (tmp_path / "p.txt").write_text("the cat sees\na dog runs home\nreturn a tree\n")
+
+    def findings(*more):
+        result = CliRunner().invoke(main, ["findings", *map(str, more)])
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    job = grid.run_jobs
+    job(read_plan(plan)._replace(jobs=read_plan(plan).jobs[:1]), data, target_run, out, tell=lambda _: None, threads=1)
+    arguments = ("measure", plan, out, "--target", target_run / "target.gguf", "--prompts", tmp_path / "p.txt", "-o", records, "-t", 1)
+    assert "1 of 2 jobs are trained" in findings(*arguments)
+    names = {"job.json", "drift.json", "standard.json", "anchor.json"}
+    assert {path.name for path in (records / "main-ttt2-seed1").iterdir()} == names
+    assert call(plan, data, target_run, out, "--no-estimate").exit_code == 0
+    again = findings(*arguments)
+    assert "late-ttt2-seed1: standard" in again and "main-ttt2-seed1: standard" not in again and "late-ttt2-seed1: anchor" not in again
+    findings("write", records, "-o", tmp_path / "docs")
+    text = (tmp_path / "docs" / "findings.md").read_text()
+    assert "bonus 1, on the normalized drafter" in text and "Fewer than three seeds" in text and "| main | 2 | 1 | 1 | 0.0 |" in text
+    derived = json.loads((tmp_path / "docs" / "findings.json").read_text())
+    assert derived["ratios"]["standard"]["4"]["all"]["prompts"] == 2
+    wrong = CliRunner().invoke(main, ["findings", "measure", str(written(tmp_path, measure=[{"name": "x", "kind": "speed"}])), *map(str, arguments[2:])])
+    assert wrong.exit_code == 2 and "kind, drift or acceptance" in wrong.stderr
+
+
+def test_records_of_another_training_are_not_mixed(tmp_path, data, target_run):
+    from refspec.cli.findings import _copy_job
+    from refspec.errors import CheckpointError
+
+    made, kept = tmp_path / "grid", tmp_path / "records"
+    made.mkdir()
+    (made / "job.json").write_text('{"seed": 1}')
+    (made / "done.json").write_text('{"figures": {"loss": 1.5}}')
+    _copy_job(made, kept)
+    _copy_job(made, kept)
+    (made / "done.json").write_text('{"figures": {"loss": 1.25}}')
+    with pytest.raises(CheckpointError, match="another training"):
+        _copy_job(made, kept)
