@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft
 from refspec.engine import Context, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
-from refspec.engine.chain import NativeChain
+from refspec.engine.cycle import NativeChain, possible
 from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf_header import GgufInfo
@@ -99,7 +99,7 @@ class LlamaEagle3Drafter:
         self._last_g = np.empty((1, c.hidden_size), np.float32)  # state of the last true row, to run it again
         self._last_token = 0
         self._chain: NativeChain | None = None
-        if NativeChain.possible():
+        if possible():
             self._chain = NativeChain(
                 self._encoder, self.context, self._features, self._steps, self._last_g[0], fc_norm=fc_norm,
                 output_norm=output_norm, n_states=c.n_states, vocab=c.vocab_size, eps=c.rms_eps,
