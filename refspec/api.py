@@ -73,7 +73,8 @@ def load(
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
     length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
-    threads_draft = threads_draft or threads or chosen.get("threads_draft")
+    if threads_draft is None:
+        threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
         threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
     if strict:
@@ -89,7 +90,7 @@ def load(
     capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
-        if threads_draft:
+        if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         loaded = LlamaEagle3Drafter(drafter, target, **settings) if drafter else None
     except BaseException:
