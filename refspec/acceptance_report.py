@@ -64,11 +64,9 @@ def _figures(rows: Sequence[Row], names: Mapping[str, Any], lengths: Sequence[in
         for k in lengths:
             steps = _steps(counted, name, k)
             judged, stood = (_summed(rows, name, k, part) for part in (1, 2))
-            before = [sum(steps[:, 0]), *stood]
             drafters[name][str(k)] = {
                 "tau": summaries(*ratios(tokens, steps, draws), enough)[0], "verify_steps": int(steps.sum()),
                 "accepted_by_position": [round(s / j, 6) for s, j in zip(stood, judged, strict=True)],
-                "given_previous": [round(s / b, 6) if b else None for s, b in zip(stood, before, strict=False)],
                 "judged": judged,
             }  # fmt: skip
             if name != baseline:  # tau / tau: the tokens are the same, so the verify steps say it all
