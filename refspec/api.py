@@ -49,8 +49,7 @@ def load(
     strict: bool = False,
     draft_max: int | None = None,
 ) -> Session:
-    """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair. A drafter that
-    llama.cpp's graph cannot compute runs on refspec's own kernels; its `note` says so.
+    """Load a target GGUF and, if named, a drafter GGUF (one with a `note` runs outside llama.cpp); without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
@@ -73,7 +72,8 @@ def load(
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
     length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
-    threads_draft = threads_draft or threads or chosen.get("threads_draft")
+    if threads_draft is None:
+        threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
         threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
     if strict:
@@ -89,7 +89,7 @@ def load(
     capture = drafter_config(read_gguf_header(drafter), in_graph=False).capture_layers if drafter else ()
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
-        if threads_draft:
+        if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         loaded = open_drafter(drafter, target, **settings) if drafter else None
     except BaseException:

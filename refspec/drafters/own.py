@@ -17,8 +17,8 @@ from refspec import native
 from refspec.config import DrafterConfig
 from refspec.drafters.base import Drafter
 from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.llama import Lender, LlamaEagle3Drafter
-from refspec.engine import check_pair, drafter_config
+from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.engine import Lender, check_pair, drafter_config
 from refspec.errors import CheckpointError
 from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_drafter, read_gguf_header, read_tensor

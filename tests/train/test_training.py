@@ -13,6 +13,7 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 pytest.importorskip("safetensors", reason="training needs the `train` extra (safetensors)")
 
 from click.testing import CliRunner  # noqa: E402
+from toy_training import CONFIG, STEPS  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.convert.files import read_tensors  # noqa: E402
@@ -20,43 +21,11 @@ from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError  # noqa: E402
 from refspec.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop  # noqa: E402
-from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
-from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
-from refspec.train.model import Target, TargetConfig, document_mask  # noqa: E402
+from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
+from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
+from refspec.train.model import Target, document_mask  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
-
-CONFIG = TargetConfig(
-    vocab_size=320, hidden_size=32, n_layers=6, n_heads=2, n_kv_heads=1, head_dim=16, intermediate_size=48
-)
-STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    words = ["the", "cat", "dog", "sees", "a", "tree", "12", "runs", "home", "def f(x):", "return", "\n"]
-    path = tmp_path_factory.mktemp("corpus") / "chat.jsonl"
-    with open(path, "w", encoding="utf-8") as out:
-        for _ in range(500):
-            talk = [" ".join(rng.choice(words, 60)) for _ in range(2)]
-            messages = [{"role": r, "content": t} for r, t in zip(("user", "assistant"), talk, strict=True)]
-            out.write(json.dumps({"messages": messages, "source": "toy", "domain": "chat"}) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(corpus, tmp_path_factory):
-    out = tmp_path_factory.mktemp("data")
-    prepare(corpus, out, vocab_size=320, seed=1, val_every=4)
-    return out
-
-
-@pytest.fixture(scope="module")
-def target_run(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("target")
-    train_target(data, out, config=CONFIG, steps=STEPS, seed=3, threads=1)
-    return out
 
 
 def weights(run):
@@ -231,3 +200,23 @@ def test_commands_say_in_one_line_what_is_missing(tmp_path, data):
 def test_load_target_names_the_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="train the target first"):
         load_target(tmp_path)
+
+
+def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
+    earlier = weights(drafter_run[0])
+    variants = {"post_norm": drafter_for(target_run, 200, (1, 2, 4))}
+    begun = Training(data, target_run, variants, depth=2, seed=5, threads=1, init=drafter_run[0])
+    for name, value in begun.together.named_parameters():
+        assert torch.equal(value, earlier[name]), name
+    with pytest.raises(CheckpointError, match="same variants"):
+        Training(data, target_run, {"other": variants["post_norm"]}, depth=2, seed=5, threads=1, init=drafter_run[0])
+    with pytest.raises(CheckpointError, match="a target run; --init wants drafters"):
+        Training(data, target_run, variants, depth=2, seed=5, threads=1, init=target_run)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a checkpoint") as error:
+        load_target(tmp_path)
+    assert "\n" not in str(error.value)
