@@ -129,7 +129,7 @@ def switches(config: DrafterConfig, source: Callable[[str], str]) -> dict[str, d
     qk = "query and key heads are normed" if config.qk_norm else "query and key heads are not normed"
     out["qk_norm"] = {"value": config.qk_norm, "meaning": qk, "source": source("qk_norm")}
     names = ", ".join(config.biases)
-    biases = f"added to what {names} give" if names else "no matrix has a bias"
+    biases = "each of these matrices adds one" if names else "no matrix has a bias"
     out["biases"] = {"value": names or "none", "meaning": biases, "source": source("biases")}
     return out
 
@@ -137,7 +137,8 @@ def switches(config: DrafterConfig, source: Callable[[str], str]) -> dict[str, d
 def runs_in(config: DrafterConfig, needs: str = "", *, undecided: bool = False) -> list[str]:
     """What runs a drafter: refspec, stock llama.cpp, vLLM; `needs` is the command that comes first."""
     after = f"after {needs}" if needs else ""
-    out = [f"refspec (as drafter, -d{', ' + after if after else ''})"]
+    own = "on its own kernels" if meta.graph_reasons(config) and not undecided else ""
+    out = [f"refspec ({', '.join(word for word in ('as drafter, -d', own, after) if word)})"]
     if undecided:
         return out
     if not meta.stock_reasons(config):

@@ -78,6 +78,15 @@ def test_a_drafter_llama_cpp_cannot_compute_is_run_by_refspec_and_said_so(pair, 
     assert json.loads(result.stdout)["run"]["verify_steps"] > 0
 
 
+def test_generate_says_that_refspec_itself_drafts_and_the_text_stays_the_same(pair, tmp_path):
+    path = changed(tmp_path, {"refspec.head_norm": False, "general.architecture": "refspec-eagle3"})
+    result = call("generate", "-m", pair[0], "-d", path, "-p", "x", "-n", 12, "-t", 1, "--strict", "--compare")
+    assert result.exit_code == 0 and "identical: yes" in result.stderr
+    (said,) = [line for line in result.stderr.splitlines() if "own C kernels" in line]
+    assert said.startswith("refspec: other") and "always normalizes before the output head" in said
+    assert "refspec (as drafter, -d, on its own kernels)" in call("inspect", path).stdout
+
+
 def test_targets_and_drafters_are_not_confused(pair):
     assert "is a drafter" in one_line_error(call("check", pair[1], pair[0]))
     assert "not a drafter" in one_line_error(call("check", pair[0], pair[0]))

@@ -52,7 +52,7 @@ def test_a_checkpoint_with_biases_converts_exactly(tmp_path: Path, layout: str, 
     unturned, loaded, *_ = read_checkpoint(tmp_path / "ckpt")  # the checkpoint's own row order gives the same logits
     rows = Eagle3Drafter(unturned, loaded).forward_rows(data["prefix_tokens"], data["features"], is_target_feature=True)
     np.testing.assert_allclose(rows.logits[-1], chain_by_reference(tmp_path / "d.gguf", None, data)[0], rtol=0, atol=ATOL)
-    assert f"biases           {', '.join(biases)}: added to what" in "\n".join(lines(describe(tmp_path / "d.gguf")))
+    assert f"biases           {', '.join(biases)}: each of these matrices adds one" in "\n".join(lines(describe(tmp_path / "d.gguf")))
     assert describe(tmp_path / "ckpt")["flags"]["biases"] == describe(tmp_path / "d.gguf")["flags"]["biases"]
 
 

@@ -1,5 +1,7 @@
 """Stock llama.cpp loads the drafters it computes exactly and loudly refuses all others: the unmodified library is asked."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,11 @@ def test_stock_llama_cpp_loads_what_it_computes(
 def test_stock_llama_cpp_refuses_what_it_would_compute_wrongly(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = drafter_config(**changes)
     assert not loads(write_drafter(tmp_path / "d.gguf", config, drafter_weights(config)))
+
+
+def test_the_refusal_is_loud_and_names_the_architecture(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    path = write_drafter(tmp_path / "d.gguf", drafter_config(), drafter_weights(drafter_config()))
+    program = f"import llama_cpp; llama_cpp.Llama({str(path)!r}, verbose=True)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "unknown model architecture: 'refspec-eagle3'" in done.stderr
