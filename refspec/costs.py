@@ -17,6 +17,7 @@ from typing import Any
 
 ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before any is measured
 SLOWEST = 0.03  # weight of a new observation in an old average
+TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
@@ -87,7 +88,7 @@ class Costs:
 
     def learn(self, k: int, before: int, target: float, drafter: float | None, other: float) -> None:
         """One step: k drafted, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec."""
-        r = k + 1
+        r, target = k + 1, max(target, TICK)
         switched = before != r
         expected = self.target(r)
         count = self.seen.get(r, 0)
@@ -105,8 +106,8 @@ class Costs:
                 self.rows[r] = value / self.drift
             else:
                 ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
-                self.rows[r] *= ratio ** max(0.9 / (count + 1), SLOWEST)
-                if count > 2:
+                self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else SLOWEST)
+                if count >= 3:
                     self.drift *= ratio**DRIFT
         if not switched:
             self._clean.add(r)

@@ -26,6 +26,8 @@ def describe(statistics: Statistics, name: str) -> list[str]:
     ]
     if s.accepted_by_position:
         lines.append("  accepted by position: " + " ".join(f"{share:.2f}" for share in s.accepted_by_position))
+    if len(s.windows) - s.windows.count(0) > 1:
+        lines.append("  drafted per step: " + ", ".join(f"{k} in {n}" for k, n in enumerate(s.windows) if n))
     if total := s.seconds.total:
         parts = zip(("target", "drafter", "refspec itself"), s.seconds, strict=True)
         lines.append("  time: " + ", ".join(f"{who} {part:.3f} s ({part / total:.0%})" for who, part in parts))

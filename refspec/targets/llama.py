@@ -43,17 +43,18 @@ class LlamaTarget:
         capture_layers: Sequence[int] = (),
         capture: str = "auto",
         rewind: bool | None = None,
+        repack: bool = True,
     ) -> None:
         """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback.
 
         capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as with any drafter
-        (None: with one that captures). Verify batches run on n_threads_batch.
+        (None: with one that captures). `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
         Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers)
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack)
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
