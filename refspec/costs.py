@@ -1,8 +1,8 @@
 """What a decode step costs here, by the rows verified and the tokens drafted: measured beforehand (`tune`), or learned as it runs.
 
-The model of one step that verifies r rows of which r - 1 were drafted:
+The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
 
-    seconds = target(r) * drift + switch (only if the step before verified another number of rows) + feed + draft * (r - 1) + other
+    seconds = target(r) * drift + switch (only if the step before verified another number of rows) + feed + draft * c + other
 
 llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. `drift` is one factor
 for all sizes, because a longer context, a hotter processor or another program slows them alike, and only some sizes are seen.
@@ -33,11 +33,9 @@ class Costs:
         self.switch, self.drift = switch, 1.0
         self.other: dict[bool, float] = {}  # by whether anything was drafted
         self._switches = 1 if target else 0
-        # Decayed sums of n, k, y, k^2, k y for the drafter's seconds y = feed + draft k; the first ones hold what was given.
+        # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
         self._drafter = [0.0] * 5
-        if draft or feed:
-            for k in (1, 5):
-                self._add_drafter(k, feed + draft * k)
+        self._given = (feed, draft) if feed or draft else None
 
     @property
     def known(self) -> bool:
@@ -66,15 +64,15 @@ class Costs:
 
     @property
     def drafter(self) -> tuple[float, float]:
-        """(seconds fed back per step, seconds per drafted token), by decayed least squares."""
-        n, k, y, kk, ky = self._drafter
+        """(seconds fed back per step, seconds per chained row), by decayed least squares."""
+        n, c, y, cc, cy = self._drafter
         if n == 0:
-            return 0.0, 0.0
-        k, y, kk, ky = k / n, y / n, kk / n, ky / n
-        guess = y / (k + 1)  # a row fed back costs like a drafted one, until lengths vary
-        slope = (ky - k * y + 0.1 * guess) / (kk - k * k + 0.1)
-        slope = min(max(slope, 0.0), y / k if k else 0.0)
-        return max(y - slope * k, 0.0), slope
+            return self._given or (0.0, 0.0)
+        c, y, cc, cy = c / n, y / n, cc / n, cy / n
+        guess = self._given[1] if self._given else y / (c + 1)  # a row fed back costs like a chained one, until lengths vary
+        slope = (cy - c * y + 0.1 * guess) / (cc - c * c + 0.1)
+        slope = min(max(slope, 0.0), y / c if c else guess)
+        return max(y - slope * c, 0.0), slope
 
     def plain(self) -> float:
         """Seconds of a step of plain decoding, the drafter left alone."""
@@ -84,10 +82,13 @@ class Costs:
         """Seconds of a step that drafts k tokens, after a step of `before` rows (0: of as many)."""
         feed, draft = self.drafter
         switch = self.switch if before and before != k + 1 else 0.0
-        return self.target(k + 1) + switch + feed + draft * k + self.other.get(k > 0, self.other.get(False, 0.0))
+        return self.target(k + 1) + switch + feed + draft * max(k - 1, 0) + self.other.get(k > 0, self.other.get(False, 0.0))
 
-    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float) -> None:
-        """One step: k drafted, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec."""
+    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float, chained: int | None = None) -> None:
+        """One step: k verified, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec.
+
+        `chained` rows the drafter ran, k - 1 if not given.
+        """
         r, target = k + 1, max(target, TICK)
         switched = before != r
         expected = self.target(r)
@@ -113,12 +114,12 @@ class Costs:
             self._clean.add(r)
         self.seen[r] = count + 1
         if drafter is not None:
-            self._add_drafter(k, drafter)
+            self._add_drafter(max(k - 1, 0) if chained is None else chained, drafter)
         drafted = k > 0
         self.other[drafted] = self.other[drafted] + SLOWEST * 2 * (other - self.other[drafted]) if drafted in self.other else other
 
-    def _add_drafter(self, k: int, y: float) -> None:
-        for i, value in enumerate((1.0, float(k), y, float(k * k), k * y)):
+    def _add_drafter(self, c: int, y: float) -> None:
+        for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):
             self._drafter[i] = self._drafter[i] * (1 - SLOWEST) + value
 
     def as_dict(self) -> dict[str, Any]:

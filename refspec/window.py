@@ -125,7 +125,8 @@ class Window:
     def learn(self, step: Step) -> None:
         """Take in what a step drafted, accepted and cost."""
         drafted, tokens, (target, drafter, other) = len(step.draft), len(step.tokens), step.seconds
-        self.costs.learn(drafted, self._before, target, None if self.off or self._woke else drafter, other)
+        asked = len(self._chances) + (self._refused is not None)
+        self.costs.learn(drafted, self._before, target, None if self.off or self._woke else drafter, other, max(asked - 1, 0))
         self.belief.learn(self._confidences, drafted, step.accepted, self._refused)
         if self._planned:
             spent = step.seconds.total / self.costs.plain()
@@ -173,7 +174,8 @@ class Window:
                 if j > i + 1:
                     chance *= self._depth[j - 1]
                     more += chance
-                limit = self._rate * (cost[j] - cost[i] - self._draft) / more  # its own row has run when token i is asked about
+                run = self._draft if i else 0.0  # its own row has run when token i is asked about
+                limit = self._rate * (cost[j] - cost[i] - run) / more
                 if limit < least:
                     least, gain = limit, more
             limits.append(least)

@@ -136,7 +136,7 @@ drafters = st.one_of(
 TOKENS = 8000
 # Of the best fixed length, on any curve hypothesis makes up; everyday ones are below. What is lost is experiments (1 %), the watch (1.5 %)
 # and the beginning; without `tune` there is more to learn.
-TUNED, UNTUNED, PLAIN = 0.91, 0.88, 0.97
+TUNED, UNTUNED, PLAIN = 0.95, 0.90, 0.97
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -207,7 +207,7 @@ def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
     costs, before = Costs(), 0
     for i in range(400):
         k = (0, 0, 3, 3, 3, 1)[i % 6]
-        costs.learn(k, before, (1.0, 1.2, 0.0, 1.5)[k] + (0.4 if before != k + 1 else 0.0), 0.05 + 0.1 * k, 0.02)
+        costs.learn(k, before, (1.0, 1.2, 0.0, 1.5)[k] + (0.4 if before != k + 1 else 0.0), 0.05 + 0.1 * max(k - 1, 0), 0.02)
         before = k + 1
     assert costs.target(1) == pytest.approx(1.0, rel=0.05) and costs.target(4) == pytest.approx(1.5, rel=0.05)
     assert costs.switch == pytest.approx(0.4, abs=0.1)
