@@ -61,6 +61,13 @@ def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: boo
     return lines
 
 
+def describe_prediction(predicted: float | None, measured: float) -> str:
+    """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one measured."""
+    if predicted is None:
+        return "predicted: unknown; `refspec tune` measures what steps cost here"
+    return f"predicted: {predicted:.2f}x by the costs of `refspec tune` and this run's acceptance, measured {measured:.2f}x"
+
+
 def speedup(fast: Statistics, plain: Statistics) -> float:
     """Tokens per second, speculative over plain; 0 when the plain run has none."""
     return fast.tokens_per_second / plain.tokens_per_second if plain.tokens_per_second else 0.0

@@ -11,7 +11,8 @@ import refspec.cli.export
 import refspec.cli.generate
 import refspec.cli.measure
 import refspec.cli.stock
-import refspec.cli.train  # noqa: F401
+import refspec.cli.train
+import refspec.cli.tune  # noqa: F401
 from refspec.cli.group import main
 
 __all__ = ["main"]

@@ -141,6 +141,11 @@ def compare(
         return session.target.token_to_bytes(token, special=True).decode("utf-8", "replace")
 
     lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
+    if tuned := session.tuned.record:
+        from refspec.tune import predict
+
+        record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
+    lines.append(report.describe_prediction(record.get("predicted_speedup"), record["speedup"]))
     return False
 
 

@@ -141,13 +141,16 @@ def verify(
     as_json: bool,
     **o: Any,
 ) -> None:
-    """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it."""  # fmt: skip
-    from refspec import equality
+    """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it.
+
+    At a temperature above 0 also: do sampled drafts emit exactly the target's law, on logits observed here?
+    """
+    from refspec import equality, law
     from refspec.prompts import read
     from refspec.sampling import Sampler
 
     texts = [p.text for p in read(prompts, families)][:count]
-    results = []
+    results, laws = [], []
     with drafting(o) as session:
         for temp in temps:
             label = f"temperature {temp:g}"
@@ -158,11 +161,16 @@ def verify(
                         progress=lambda: bar.update(1),
                     )
                 )  # fmt: skip
+            if temp > 0:
+                laws.append(law.check(session, texts, Sampler(temperature=temp), max_tokens=max_tokens, seed=seed))
     if as_json:
-        click.echo(json.dumps({"model": session.name, "results": [r.as_dict() for r in results]}))
+        found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
+        click.echo(json.dumps({"model": session.name, **found}))
     else:
-        click.echo("\n".join(line for r in results for line in equality.describe(r)))
+        lines = [line for r in results for line in equality.describe(r)]
+        click.echo("\n".join(lines + [line for each in laws for line in law.describe(each)]))
     broken = session.bit_strict and any(r.differences for r in results)
+    broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
 
 
