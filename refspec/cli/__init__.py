@@ -9,6 +9,7 @@ import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
 import refspec.cli.generate
+import refspec.cli.inflate
 import refspec.cli.measure
 import refspec.cli.stock
 import refspec.cli.train
