@@ -86,7 +86,8 @@ def load(
         chosen = chosen | found.record["chosen"]
     default = ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
     length = _draft_length(default if draft_max is None else draft_max)
-    threads_draft = threads_draft or threads or chosen.get("threads_draft")
+    if threads_draft is None:
+        threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
         threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
     if strict:
@@ -104,8 +105,9 @@ def load(
         model, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
     )  # fmt: skip
     try:
-        if threads_draft:
+        if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
+        settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
         loaded = kinds.make_drafter(drafter, target, lookup=lookup, **settings)
     except BaseException:
         target.close()

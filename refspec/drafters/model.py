@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.drafters.base import Draft, Stop
-from refspec.drafters.llama import MARGIN, Lender
-from refspec.engine import Context, Model, RowBatch, check_target, lib
+from refspec.drafters.llama import MARGIN
+from refspec.engine import Context, Lender, Model, RowBatch, check_target, lib
 from refspec.engine.capture import Views
 from refspec.engine.steps import argmax_prob
 from refspec.engine.vocabulary import check_vocabulary

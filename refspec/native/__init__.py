@@ -10,6 +10,7 @@ from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather
 from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
 from refspec.native.verify import (
+    MatchRule,
     coin,
     invert_cdf,
     p_target,
@@ -22,6 +23,7 @@ from refspec.native.verify import (
 __all__ = [
     "BACKENDS",
     "Eagle3Rows",
+    "MatchRule",
     "StepResult",
     "all_finite",
     "argmax",
