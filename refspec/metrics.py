@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 
@@ -87,7 +88,7 @@ class Statistics:
     def windows(self) -> list[int]:
         """[K+1] verify steps that judged exactly 0, 1, ..., K draft tokens."""
         more = [self.verify_steps, *self.judged, 0]  # more[k]: steps with at least k
-        return [a - b for a, b in zip(more[:-1], more[1:], strict=True)]
+        return [a - b for a, b in pairwise(more)]
 
     @property
     def tokens_per_second(self) -> float:

@@ -44,7 +44,7 @@ def prefill(target: Target, drafter: Drafter | None, prompt: Sequence[int], chun
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
-            drafter.extend(tokens[start + 1 : stop + 1], target.features())  # row P wants the NEXT token, x_{P+1}
+            drafter.extend(tokens[start + 1 : stop + 1], _features(target, drafter, stop - start))  # row P wants the NEXT token, x_{P+1}
         yield stop
 
 
@@ -81,7 +81,7 @@ def speculate(
         k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
         if window is not None:
             k = window.plan(k if drafter and drafter.n_rows else 0)
-        draft = rule.draft(drafter, k, position, window and window.stop) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
+        draft = rule.draft(drafter, k, position, window.stop if window else None) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
         draft = _cut_after_end(draft, end_tokens)
         if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
             draft = _first(draft, window.keep(len(draft.tokens)))
@@ -95,7 +95,7 @@ def speculate(
         # commit: keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
         target.rollback(start + accepted + 1)
         if drafter is not None:
-            drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[: accepted + 1])
+            drafter.extend(np.asarray(tokens, dtype=np.int32), _features(target, drafter, accepted + 1))
         pending = tokens[-1]
 
         if accepted and tokens[accepted - 1] in end_tokens:
@@ -114,6 +114,11 @@ def speculate(
             window.learn(step)
         yield step
         position += len(tokens)
+
+
+def _features(target: Target, drafter: Drafter, rows: int) -> Array:
+    """States of the first rows of the last decode; [rows, 0] for a drafter that reads tokens only, whose target captures none."""
+    return target.features()[:rows] if drafter.capture_layers else np.empty((rows, 0), np.float32)
 
 
 class _OneCoin:

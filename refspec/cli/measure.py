@@ -45,17 +45,31 @@ def bench() -> None:
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
+@click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair.")
 @json_option
 def speed(
-    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, as_json: bool, **o: Any
+    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
 ) -> None:
-    """Plain and speculative decoding in turn, cost curves, refspec's own share of a verify step."""
+    """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
     from refspec import bench as benchmark
+    from refspec import bench_rival
     from refspec.prompts import read
 
     texts = [p.text for p in read(prompts, families)][:count]
     with drafting(o) as session:
-        measured = benchmark.measure(session, texts, max_tokens=max_tokens, repeat=repeat, progress=note)
+        other = None
+        if rival is not None:
+            program = bench_rival.Rival(rival, session.name, getattr(session.drafter, "path", ""))
+            as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
+            settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
+            settings |= {"max_tokens": max_tokens, "draft_max": session.draft_max, "n_ctx": session.target.n_ctx}
+
+            def other(prompt: str) -> bench_rival.Run:
+                return program.run(as_text[prompt], **settings)
+
+        measured = benchmark.measure(
+            session, texts, max_tokens=max_tokens, repeat=repeat, progress=note, rival=other
+        )  # fmt: skip
     click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))
 
 

@@ -34,8 +34,14 @@ class Drafter(Protocol):
     """A drafter holds true rows (made from target features) followed, after `draft`, by drafted rows."""
 
     capture_layers: tuple[int, ...]  # boundaries of the target it wants features from
-    n_rows: int  # true rows committed
-    seconds: float  # time spent inside the drafter so far
+
+    @property
+    def n_rows(self) -> int:
+        """True rows committed."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the drafter so far."""
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Drop drafted rows, then append true rows n_rows..n_rows+T-1 from tokens [T] and features [T, n_states*Ht]."""

@@ -21,11 +21,12 @@ from refspec.errors import BackendError
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 try:
-    from llama_cpp import __version__ as VERSION
+    from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
 except Exception as error:  # a missing or broken shared library raises OSError, RuntimeError or FileNotFoundError
     raise BackendError(f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'") from None
 
+VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
 
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level

@@ -212,8 +212,6 @@ class LlamaTarget:
         """
         if not self._capturing and self._capture is not None:
             raise ShapeError(f"{self.path}: the last decode kept no states; set capturing before it")
-        if self._capture is None:  # a drafter that reads tokens only
-            return np.empty((self._n_rows, 0), np.float32)
         return self._features[: self._n_rows].reshape(self._n_rows, -1)
 
     def rollback(self, n: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
         window.learn = lambda step, learn=learn, sizes=sizes: (sizes.append(len(step.draft)), learn(step))
         tokens_per_second(window, Machine([0, 1, 1.1, 1.3, 1.4, 1.9, 2, 2.1, 2.2, 2.6], switch=switch), sure(0.6), 4000, 3)
         late = sizes[len(sizes) // 2 :]
-        changes.append(sum(a != b for a, b in zip(late, late[1:], strict=False)) / len(late))
+        changes.append(sum(a != b for a, b in pairwise(late)) / len(late))
     assert changes[1] < 0.2 < changes[0]
 
 
