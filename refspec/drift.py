@@ -143,6 +143,8 @@ def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, eve
 
 def select(features: Array, recorded: Sequence[int], wanted: Sequence[int]) -> Array:
     """Columns of features [T, len(recorded)*Ht] that belong to the `wanted` layers, in their order: [T, len(wanted)*Ht]."""
+    if not wanted:  # a drafter that reads tokens only
+        return np.empty((len(features), 0), np.float32)
     states = features.reshape(len(features), len(recorded), -1)  # [T, n_states, Ht]
     return states[:, [list(recorded).index(layer) for layer in wanted]].reshape(len(features), -1)
 
