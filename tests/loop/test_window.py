@@ -140,7 +140,7 @@ TOKENS = 8000
 TUNED, UNTUNED, PLAIN = 0.95, 0.90, 0.97
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(machines, drafters, st.integers(0, 9))
 def test_the_window_is_near_the_best_fixed_length_and_never_below_plain_decoding(machine, drafter, seed):
     best, plain = best_fixed(machine, drafter, TOKENS, seed)
@@ -189,7 +189,7 @@ def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
         tokens_per_second(window, Machine([0, 1, 1.1, 1.3, 1.4, 1.9, 2, 2.1, 2.2, 2.6], switch=switch), sure(0.6), 4000, 3)
         late = sizes[len(sizes) // 2 :]
         changes.append(sum(a != b for a, b in pairwise(late)) / len(late))
-    assert changes[1] < 0.2 < changes[0]
+    assert changes[1] < changes[0] / 2
 
 
 def test_beliefs_follow_what_was_accepted_not_what_the_drafter_says():
