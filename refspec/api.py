@@ -24,14 +24,18 @@ import numpy as np
 
 from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
+from refspec.drafters.deferred import DeferredDrafter
 from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
 from refspec.targets.base import Target
 from refspec.text import Utf8Stream
+from refspec.tune_store import Found
+from refspec.window import Window, seeded
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
+ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
 DRAFT_LIMIT = 64  # more rows than a hybrid model can take back, and far more than pays
 GREEDY = Sampler()
 
@@ -48,19 +52,25 @@ def load(
     flash_attn: str | None = None,
     strict: bool = False,
     draft_max: int | None = None,
+    lookup: bool = False,
+    adaptive: bool = False,
+    kv_type: str | None = None,
+    repack: bool | None = None,
+    tuned: bool = False,
 ) -> Session:
-    """Load a target GGUF and, if named, a drafter GGUF (one with a `note` runs outside llama.cpp); without a model, the embedded pair.
+    """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
     is all of them. `draft_max` is draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
-    then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
+    `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
+    where no setting is given here. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
-    from refspec.drafters.own import open_drafter
-    from refspec.engine import drafter_config
-    from refspec.gguf_io import read_gguf_header
+    # Imported here: a session on other targets needs no llama.cpp.
+    from refspec import kinds, tune_store
     from refspec.recast import is_f32, recast
     from refspec.targets.llama import LlamaTarget
 
@@ -71,7 +81,11 @@ def load(
     if model is None:
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
-    length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
+    found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
+    if found.record:
+        chosen = chosen | found.record["chosen"]
+    default = ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
+    length = _draft_length(default if draft_max is None else draft_max)
     if threads_draft is None:
         threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
@@ -83,20 +97,25 @@ def load(
         "n_threads": threads,
         "n_threads_batch": threads if threads_batch is None else threads_batch,
         "n_gpu_layers": gpu_layers,
-        "kv_type": "f32" if strict else "f16",
+        "kv_type": "f32" if strict else kv_type or chosen.get("kv_type", "f16"),
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
-    capture = drafter_config(read_gguf_header(drafter), in_graph=False).capture_layers if drafter else ()
-    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
+    capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
+    target = LlamaTarget(
+        model, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
+    )  # fmt: skip
     try:
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
-        loaded = open_drafter(drafter, target, **settings) if drafter else None
+        settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
+        loaded = kinds.make_drafter(drafter, target, lookup=lookup, **settings)
     except BaseException:
         target.close()
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
-    return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"})
+    session = Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, adaptive=adaptive)
+    session.tuned = found
+    return session
 
 
 def _draft_length(draft_max: int) -> int:
@@ -185,17 +204,24 @@ class Session:
     draft_max         draft tokens per verify step where `generate` does not say otherwise
     name              the target's file, for messages
     bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
+    adaptive          the draft length is chosen every step where `generate` does not say otherwise; draft_max is its limit
+    tuned             what `refspec tune` stored for this pair, if `load` was asked for it
+    window            the policy that chooses, with all it has learned
     current           the last generation; starting the next one ends it
     """
 
     def __init__(
-        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False
-    ) -> None:
+        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target",
+        bit_strict: bool = False, adaptive: bool = False,
+    ) -> None:  # fmt: skip
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
         self.name = name
         self.bit_strict = bit_strict
+        self.adaptive = adaptive
+        self.tuned = Found(None, "")
+        self.window: Window | None = None
         self.current: Generation | None = None
 
     def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -246,6 +272,8 @@ class Session:
         draft_max: int | None = None,
         speculate: bool = True,
         draft_sampling: bool = False,
+        adaptive: bool | None = None,
+        window: Window | None = None,
         system: str | None = None,
         raw: bool = False,
     ) -> Generation:
@@ -255,7 +283,8 @@ class Session:
         `seed` its coins, one per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`)
         the tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding; `draft_sampling` is
         Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly.
-        `system` and `raw` are as in `encode`.
+        `adaptive` chooses the draft length every step, at most draft_max, by the session's window or the one given, which need not be a
+        `Window`: any policy with its methods keeps the text. `system` and `raw` are as in `encode`.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat template); iterating
         it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -269,17 +298,27 @@ class Session:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
             raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)")
-        drafter = self.drafter if speculate and draft_max > 0 else None
-        options = {
+        drafter: Drafter | None = self.drafter if speculate and draft_max > 0 else None
+        options: dict[str, object] = {
             "sampler": sampler,
             "seed": seed,
             "max_tokens": max_tokens,
             "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
-        self.target.capturing = drafter is not None  # plain decoding is measured without what only a drafter needs
+        if drafter is not None and (window is not None or (self.adaptive if adaptive is None else adaptive)):
+            window = self._window(draft_max) if window is None else window
+            window.begin()
+            drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window
+        self.target.capturing = drafter is not None and bool(drafter.capture_layers)  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current
+
+    def _window(self, most: int) -> Window:
+        """The session's policy; a new one when the limit changes."""
+        if self.window is None or self.window.most != most:
+            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else None)
+        return self.window
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         for token in tokens:

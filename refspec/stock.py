@@ -18,7 +18,7 @@ from refspec import drafter_meta as meta
 from refspec.api import Session
 from refspec.bench import total
 from refspec.convert import stock as folding
-from refspec.drafters.base import Draft, Drafter
+from refspec.drafters.base import Draft, Drafter, Stop
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import complete_weights, open_drafter
 from refspec.errors import UsageError
@@ -58,9 +58,11 @@ class Recorder:
             self.kept += len(tokens)
         self.inner.extend(tokens, features)
 
-    def draft(self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None) -> Draft:
+    def draft(
+        self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
         """Draft up to k tokens."""
-        return self.inner.draft(k, coins=coins, sampler=sampler)
+        return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def rollback(self, n_rows: int) -> None:
         """Keep only the first n_rows true rows."""

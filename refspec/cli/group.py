@@ -88,7 +88,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 model_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
-    click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
+    click.option("-d", "--drafter", metavar="GGUF", help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary."),
     click.option(
         "-c",
         "--ctx",
@@ -109,6 +109,13 @@ model_options = options(
         type=click.Choice(["off", "on", "auto"]),
         help="Flash attention; the default was measured or is auto.",
     ),
+    click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
+    click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
+    click.option("--lookup", is_flag=True, help="Draft from the text itself: alone, or where the drafter is unsure."),
+    click.option(
+        "--adaptive/--no-adaptive", default=None, help="Choose the draft length every step, at most --draft-max (8)."
+    ),
+    click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair."),
     click.option(
         "--strict",
         is_flag=True,
@@ -132,9 +139,22 @@ def load(o: dict[str, Any]) -> Session:
         flash_attn=o["flash_attn"],
         strict=o["strict"],
         draft_max=o.get("draft_max"),
+        lookup=o["lookup"],
+        adaptive=bool(o["adaptive"]),
+        kv_type=o["kv_type"],
+        repack=o["repack"],
+        tuned=not o["no_tune"],
     )
-    if said := getattr(session.drafter, "note", None):  # what runs it is not what the user would expect
+    from refspec import kinds
+
+    if said := kinds.note(session.drafter):  # what runs it is not what the user would expect
         note(said)
+    if session.tuned.record:
+        from refspec.tune_report import settings
+
+        note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
+    elif session.tuned.why:
+        note(session.tuned.why)
     return session
 
 

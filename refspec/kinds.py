@@ -1,0 +1,65 @@
+"""Which drafter a file is, and how it is made: EAGLE-3, a stand-alone draft model, prompt lookup, or one falling back on the other.
+
+Not a loader of targets (`api.load`). The header decides: architecture eagle3 or refspec-eagle3 is a trained drafter of the target's
+states, any other that may run as a target is a draft model with the target's vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from refspec import drafter_meta
+from refspec.drafters.base import Drafter
+from refspec.drafters.fallback import FallbackDrafter
+from refspec.drafters.lookup import LookupDrafter
+from refspec.engine import drafter_config
+from refspec.gguf_io import read_gguf_header
+
+
+def is_eagle3(path: str | os.PathLike[str]) -> bool:
+    """Whether a GGUF file is an EAGLE-3 drafter; CheckpointError when it cannot be read."""
+    return read_gguf_header(path).arch in drafter_meta.ARCHS
+
+
+def capture_layers(path: str | os.PathLike[str] | None) -> tuple[int, ...]:
+    """Boundaries of the target that a drafter's file asks for; none for a draft model, or without a file."""
+    if path is None or not is_eagle3(path):
+        return ()
+    return drafter_config(read_gguf_header(path), in_graph=False).capture_layers
+
+
+def make_drafter(path: str | os.PathLike[str] | None, target: Any, *, lookup: bool, **settings: Any) -> Drafter | None:
+    """The drafter of a file, of the text itself (`lookup`), or both; None for neither. `settings` are the engine's.
+
+    An EAGLE-3 drafter that llama.cpp's graph cannot compute runs on refspec's own kernels; `note` says so.
+
+    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp refuses.
+    """
+    # Imported here: lookup needs no llama.cpp.
+    from refspec.drafters.model import LlamaModelDrafter
+    from refspec.drafters.own import open_drafter
+
+    if path is None:
+        return LookupDrafter() if lookup else None
+    trained: Drafter = (open_drafter if is_eagle3(path) else LlamaModelDrafter)(path, target, **settings)
+    return FallbackDrafter(trained) if lookup else trained
+
+
+def describe(drafter: Drafter | None) -> str:
+    """The kind in words, for statistics and benchmarks."""
+    if drafter is None:
+        return "plain"
+    inner = getattr(drafter, "inner", drafter)
+    if isinstance(inner, FallbackDrafter):
+        return f"{describe(inner.trained)} + lookup"
+    if isinstance(inner, LookupDrafter):
+        return "lookup"
+    return "eagle3" if inner.capture_layers else "model"
+
+
+def note(drafter: Drafter | None) -> str | None:
+    """What a user should be told of what runs the drafter, None where it is llama.cpp."""
+    inner = getattr(drafter, "inner", drafter)
+    said = getattr(getattr(inner, "trained", inner), "note", None)
+    return None if said is None else str(said)
