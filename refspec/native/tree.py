@@ -44,8 +44,7 @@ def verify_tree_rejection(
     u = np.ascontiguousarray(accept_coins, dtype=np.float64)
     v = np.ascontiguousarray(residual_coins, dtype=np.float64)
     given = _given(logits, tree)
-    fits = u.ndim == 2 and u.shape[0] >= tree.height and u.shape[1] >= tree.width and v.ndim == 1 and len(v) > tree.height
-    if given is not None and fits and tree.laws is not None and len(tree.laws) == len(tree.tokens) + 1:
+    if given is not None and _fits(tree, u, v) and tree.laws is not None and len(tree.laws) == len(tree.tokens) + 1:
         rows, draft, parents = given
         laws = [None if law is None else np.ascontiguousarray(law, dtype=np.float64) for law in tree.laws]
         if all(law is None or law.shape == rows[0].shape for law in laws):
@@ -60,6 +59,10 @@ def verify_tree_rejection(
             if accepted >= 0:
                 return TreeVerdict(path[:accepted].tolist(), tokens[: accepted + 1].tolist())
     return tree_verify.verify_tree_rejection(logits, tree, sampler, accept_coins, residual_coins)
+
+
+def _fits(tree: Tree, u: NDArray[np.float64], v: NDArray[np.float64]) -> bool:
+    return u.ndim == 2 and u.shape[0] >= tree.height and u.shape[1] >= tree.width and v.ndim == 1 and len(v) > tree.height
 
 
 def without(q: Law, token: int) -> Law:

@@ -16,8 +16,8 @@ from refspec.tree import ROOT, Tree
 from refspec.tree_verify import TreeVerdict, verify_tree_rejection, without
 from refspec.verify import residual
 
-TARGET = ToyModel(4, 1, 1.0, False, False)
-DRAFTER = ToyDrafter(ToyModel(4, 2, 1.0, False, False), 4)
+TARGET = ToyModel(3, 1, 1.0, False, False)
+DRAFTER = ToyDrafter(ToyModel(3, 101, 1.0, False, False), 3)
 PLAIN = Sampler(temperature=1.0)
 
 
@@ -67,7 +67,7 @@ def test_control_siblings_judged_in_another_order_are_caught(trees: TreeBackend)
 
 def test_control_a_law_that_is_not_the_one_drawn_from_is_caught(trees: TreeBackend) -> None:
     def mislabelled(draw: Draw) -> Tree:
-        q = 0.5 * DRAFTER.q(()) + 0.125
+        q = 0.5 * DRAFTER.q(()) + 0.5 / 3
         return two(draw)._replace(laws=[q, None, None])
 
     assert variation_of(trees.rejection, mislabelled) > LOSSY
