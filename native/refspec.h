@@ -177,6 +177,48 @@ bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 /* Start a new decode: forget rows and error. */
 void rs_capture_reset(rs_capture *capture);
 
+/* ---- chain.c: the drafter's part of a decode cycle on llama.cpp: refspec/drafters/llama.py ------------------------- */
+
+/* Mirror of `struct llama_batch`; sizes and offsets are compared with llama-cpp-python's before the first call. */
+typedef struct rs_batch {
+    int32_t n_tokens;
+    int32_t *token;
+    float *embd;
+    int32_t *pos;
+    int32_t *n_seq_id;
+    int32_t **seq_id;
+    int8_t *logits;
+} rs_batch;
+
+/* One EAGLE-3 drafter in llama.cpp: its functions as addresses, its contexts, and buffers of the caller for `capacity` rows.
+ * ENCODE and DECODE have a context each: llama.cpp keeps a context's graph only while its calls repeat. */
+typedef struct rs_chain {
+    int32_t (*encode)(void *context, rs_batch batch);      /* llama_encode */
+    int32_t (*decode)(void *context, rs_batch batch);      /* llama_decode */
+    float *(*logits_ith)(void *context, int32_t row);      /* llama_get_logits_ith */
+    float *(*states)(void *context);                       /* llama_get_embeddings_nextn */
+    void *encoder, *decoder;
+    rs_batch features;             /* embd [capacity, n_states*Ht], every row an output */
+    rs_batch steps;                /* token [capacity] and embd [capacity, H], every row an output */
+    const float *const *fc_norm;   /* n_states pointers to [Ht] (PER_STATE), or NULL: features as they are */
+    const float *output_norm;      /* [H]: post-norm feedback; NULL: pre-norm */
+    const float **sources;         /* working space for n_states pointers */
+    float *last_g;                 /* [H] receives the state of the last row extended */
+    size_t n_states, target_width, width, vocab, capacity;
+    float eps;
+    const float *logits, *state;   /* outputs of the newest row: [V] and [H], or NULL */
+    int32_t code;                  /* what llama.cpp returned last */
+    double seconds;                /* spent in llama.cpp; the caller takes it away */
+} rs_chain;
+
+/* True rows at positions first..: feature norm, ENCODE, DECODE with tokens [T], features [T, n_states*Ht]. RS_OK, RS_BAD_CONFIG (T is
+ * 0 or above capacity), RS_BAD_TOKEN, RS_NOT_FINITE (a feature) or RS_ENGINE; in case of error the cache may hold rows from `first` on. */
+int32_t rs_chain_extend(rs_chain *chain, const int32_t *tokens, const float *features, size_t rows, int32_t first);
+
+/* Chain of k argmax draft tokens after the newest row: tokens [k] with their probabilities confidence [k], k - 1 rows at
+ * positions first... RS_OK, RS_NOT_FINITE (logits) or RS_ENGINE. */
+int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size_t k, int32_t first);
+
 /* ---- sampling.c: refspec/sampling.py and refspec/verify.py (probabilities are double) ----------------------------- */
 
 enum rs_sampling_status {

@@ -23,6 +23,7 @@ from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft
 from refspec.engine import Context, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
+from refspec.engine.chain import NativeChain
 from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf_header import GgufInfo
@@ -72,28 +73,37 @@ class LlamaEagle3Drafter:
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
         self.model = Model(info, n_gpu_layers=n_gpu_layers, arch_override=override)
-        self.context = Context(
-            self.model, n_ctx=target.n_ctx + MARGIN, n_batch=rows, n_ubatch=rows, n_threads=n_threads,
-            n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn,
-            lender=target.context if borrows else None,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
+            "flash_attn": flash_attn, "lender": target.context if borrows else None,
+        }  # fmt: skip
+        self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, **settings)
+        # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one before.
+        self._encoder = Context(self.model, n_ctx=rows, **settings)
         lib.set_nextn(self.context.handle, True, True)
-        self._rows = min(rows, self.context.n_ubatch)
+        lib.set_nextn(self._encoder.handle, True, True)
+        self._rows = min(rows, self.context.n_ubatch, self._encoder.n_ubatch)
         self._features = RowBatch(self._rows, width=c.n_states * c.target_hidden_size, with_tokens=False)
         self._steps = RowBatch(self._rows, width=c.hidden_size)
         self._norm_features: Callable[[Floats, Floats], None] = copy_rows
+        fc_norm = output_norm = None
         if c.feature_norm is FeatureNorm.PER_STATE:
-            weights = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)  # [N, Ht]
-            self._norm_features = PerStateNorm(weights, c.rms_eps, self._rows)
-        self._feed_back: Callable[[int, Floats], None]
+            fc_norm = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)  # [N, Ht]
+            self._norm_features = PerStateNorm(fc_norm, c.rms_eps, self._rows)
+        self._feed_back: Callable[[int, Floats], None] = pre_norm(c.hidden_size)
         if c.feedback is Feedback.POST_NORM:
-            self._feed_back = post_norm(read_tensor(info, drafter_meta.TENSORS["output_norm"]), c.rms_eps)
-        else:
-            self._feed_back = pre_norm(c.hidden_size)
+            output_norm = read_tensor(info, drafter_meta.TENSORS["output_norm"])
+            self._feed_back = post_norm(output_norm, c.rms_eps)
         self._best = argmax_prob(c.vocab_size)
         self._views = Views()
         self._last_g = np.empty((1, c.hidden_size), np.float32)  # state of the last true row, to run it again
         self._last_token = 0
+        self._chain: NativeChain | None = None
+        if NativeChain.possible():
+            self._chain = NativeChain(
+                self._encoder, self.context, self._features, self._steps, self._last_g[0], fc_norm=fc_norm,
+                output_norm=output_norm, n_states=c.n_states, vocab=c.vocab_size, eps=c.rms_eps,
+            )  # fmt: skip
         self._logits = self._state = 0  # addresses of the newest row's outputs; 0 when they are gone
         self._held = 0  # rows in the cache, drafted ones included
         self.n_rows = 0
@@ -112,15 +122,15 @@ class LlamaEagle3Drafter:
             raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
         if self.n_rows + n > self.context.n_ctx:
             raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}")
-        if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
-            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
         self._drop_drafted()
         # Outputs: all rows or none, because the eagle3 graph ignores which rows are marked and returns the first ones.
         silent = n if n <= ONE_PASS and n <= self._rows else n - 1
         start = self.n_rows
         try:
             if silent == n:
-                if n:
+                if n and self._chain is not None:
+                    self._true_rows_c(self._chain, tokens, features)
+                elif n:
                     self._true_rows(tokens, features, "all")
             else:
                 for i in range(0, silent, self._rows):
@@ -150,13 +160,16 @@ class LlamaEagle3Drafter:
         if k and (self._held != self.n_rows or not self._logits):
             self._run_last_again()
         position = self.n_rows
+        if self._chain is not None and sampler is None and self.probe is None:
+            self._draft_c(self._chain, tokens, confidence)
+            return Draft(tokens, None, confidence)
         for i in range(k):
             if self.probe is not None:
                 self._tell(i)
             if sampler is None or coins is None or q_draft is None:
                 token, confidence[i] = self._best(self._logits)
                 if token < 0:
-                    raise BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
+                    raise self._not_finite()
             else:
                 q_draft[i] = q = native.p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
                 token = native.invert_cdf(q, float(coins[i]))
@@ -187,6 +200,8 @@ class LlamaEagle3Drafter:
 
     def close(self) -> None:
         """Free the model; calling it twice is harmless."""
+        self._chain = None
+        self._encoder.close()
         self.context.close()
         self.model.close()
 
@@ -199,25 +214,60 @@ class LlamaEagle3Drafter:
     def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
         """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
         n = len(tokens)
-        if not self._steps.put(tokens):
-            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.config.vocab_size - 1}")
-        ids = self._steps.tokens[:n]
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:  # llama.cpp reads -1 as "no token" and computes on
-            raise ShapeError(f"{self.path}: token ids {ids.min()}..{ids.max()} leave the vocabulary of {self.config.vocab_size}")
+        if not self._steps.put(tokens) or self._steps.tokens[:n].min() < 0 or self._steps.tokens[:n].max() >= self.config.vocab_size:
+            raise self._bad_token(tokens)  # llama.cpp reads -1 as "no token" and computes on
+        if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
+            raise self._bad_states()
         self._norm_features(features, self._features.states)
         lib.forget_errors()
-        handle, struct = self.context.handle, self._features.prepare(n, self.n_rows, "all")
+        handle, struct = self._encoder.handle, self._features.prepare(n, 0, "all")
         began = perf_counter()
         code = lib.encode(handle, struct)
         self.seconds += perf_counter() - began
         if code:
-            raise self.context.failure(code, f"encode {n} rows at row {self.n_rows}")
+            raise self._encoder.failure(code, f"encode {n} rows at row {self.n_rows}")
         # llama.cpp's buffer is overwritten by the decode that reads these states
         self._steps.states[:n] = self._views.at(lib.get_nextn(handle), n, self.config.hidden_size)
         self._last_g[0] = self._steps.states[n - 1]
         self._last_token = int(tokens[-1])
         self._decode(n, self.n_rows, outputs)
         self.n_rows = self._held
+
+    def _true_rows_c(self, chain: NativeChain, tokens: Ids, features: Array) -> None:
+        """`_true_rows` with outputs "all" in one call of C."""
+        n, start = len(tokens), self.n_rows
+        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32:
+            if not self._steps.put(tokens):
+                raise self._bad_token(tokens)
+            tokens = self._steps.tokens[:n]
+        lib.forget_errors()
+        self._logits = self._state = 0
+        self._held = start + n
+        status = chain.extend(tokens, np.ascontiguousarray(features, np.float32), start)
+        self.seconds += chain.take_seconds()
+        if status == native.lib.RS_BAD_TOKEN:
+            raise self._bad_token(tokens)
+        if status == native.lib.RS_NOT_FINITE:
+            raise self._bad_states()
+        if status:
+            raise self.context.failure(chain.c.code, f"run {n} drafter rows at row {start}")
+        self._logits, self._state = chain.outputs()
+        self._last_token = int(tokens[-1])
+        self.n_rows = start + n
+
+    def _draft_c(self, chain: NativeChain, tokens: npt.NDArray[np.int32], confidence: Floats) -> None:
+        """The argmax chain in one call of C, into tokens and confidence [k]."""
+        if not len(tokens):
+            return
+        lib.forget_errors()
+        self._held = self.n_rows + len(tokens) - 1  # before the call: whatever interrupts it, these rows are dropped later
+        status = chain.draft(tokens, confidence, self.n_rows)
+        self.seconds += chain.take_seconds()
+        self._logits, self._state = chain.outputs()
+        if status == native.lib.RS_NOT_FINITE:
+            raise self._not_finite()
+        if status:
+            raise self.context.failure(chain.c.code, f"draft {len(tokens)} tokens at row {self.n_rows}")
 
     def _decode(self, n: int, first: int, outputs: str) -> None:
         handle, struct = self.context.handle, self._steps.prepare(n, first, outputs)
@@ -233,6 +283,8 @@ class LlamaEagle3Drafter:
             self._state = lib.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size
             if not self._logits:
                 raise BackendError(f"{self.path}: llama.cpp returned no logits: {lib.reason()}")
+            if self._chain is not None:
+                self._chain.resume(self._logits, self._state)
 
     def _run_last_again(self) -> None:
         """The outputs of the last true row, after drafting has overwritten them."""
@@ -241,6 +293,16 @@ class LlamaEagle3Drafter:
         self.context.keep(self.n_rows - 1)
         self._steps.states[0], self._steps.tokens[0] = self._last_g[0], self._last_token
         self._decode(1, self.n_rows - 1, "all")
+
+    def _bad_token(self, tokens: Ids) -> ShapeError:
+        low, high = min(int(t) for t in tokens), max(int(t) for t in tokens)
+        return ShapeError(f"{self.path}: token ids {low}..{high} leave the vocabulary of {self.config.vocab_size}")
+
+    def _bad_states(self) -> BackendError:
+        return BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
+
+    def _not_finite(self) -> BackendError:
+        return BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
 
     def _forbids_all(self, sampler: Sampler) -> bool:
         """Whether the logit bias leaves nothing of the draft vocabulary to sample."""

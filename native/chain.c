@@ -1,0 +1,70 @@
+/* chain.c: the drafter's part of a decode cycle, through llama.cpp's own functions.
+ *
+ * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses in rs_chain, the batch is a mirror of
+ * `struct llama_batch` that refspec/engine/chain.py compares with llama-cpp-python's before the first call. The Python twin
+ * of both functions is in refspec/drafters/llama.py; this file exists because a cycle of a small model is shorter than the
+ * interpreter's share of it.
+ */
+#include "refspec.h"
+
+#include <string.h>
+#include <time.h>
+
+static double now(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Run one call of llama.cpp under the clock; RS_ENGINE keeps its code. */
+static int32_t timed(rs_chain *c, int32_t (*call)(void *, rs_batch), void *context, rs_batch batch) {
+    double began = now(), took;
+    c->code = call(context, batch);
+    took = now() - began;
+    if (took > 0) c->seconds += took; /* the wall clock may be set back in between */
+    return c->code ? RS_ENGINE : RS_OK;
+}
+
+/* DECODE rows of the steps' batch at positions first..; leaves the newest row's outputs in logits and state. */
+static int32_t decode(rs_chain *c, size_t rows, int32_t first) {
+    c->logits = c->state = NULL;
+    c->steps.n_tokens = (int32_t)rows;
+    for (size_t i = 0; i < rows; i++) c->steps.pos[i] = first + (int32_t)i;
+    int32_t status = timed(c, c->decode, c->decoder, c->steps);
+    if (status != RS_OK) return status;
+    c->logits = c->logits_ith(c->decoder, -1);
+    c->state = c->states(c->decoder) + (rows - 1) * c->width;
+    return c->logits ? RS_OK : RS_ENGINE;
+}
+
+int32_t rs_chain_extend(rs_chain *c, const int32_t *tokens, const float *features, size_t rows, int32_t first) {
+    if (rows == 0 || rows > c->capacity) return RS_BAD_CONFIG;
+    size_t width = c->n_states * c->target_width;
+    for (size_t i = 0; i < rows; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= c->vocab) return RS_BAD_TOKEN; /* llama.cpp reads -1 as "no token" */
+    if (!rs_all_finite(features, rows * width)) return RS_NOT_FINITE; /* llama.cpp would compute on */
+    for (size_t s = 0; s < c->n_states; s++) c->sources[s] = features + s * c->target_width;
+    rs_gather_features(c->features.embd, c->sources, c->fc_norm, c->eps, rows, c->n_states, c->target_width, width, width);
+    c->features.n_tokens = (int32_t)rows;
+    for (size_t i = 0; i < rows; i++) c->features.pos[i] = (int32_t)i; /* ENCODE keeps nothing, so positions are its own */
+    int32_t status = timed(c, c->encode, c->encoder, c->features);
+    if (status != RS_OK) return status;
+    memcpy(c->steps.embd, c->states(c->encoder), rows * c->width * sizeof(float));
+    memcpy(c->last_g, c->steps.embd + (rows - 1) * c->width, c->width * sizeof(float));
+    memcpy(c->steps.token, tokens, rows * sizeof *tokens);
+    return decode(c, rows, first);
+}
+
+int32_t rs_chain_draft(rs_chain *c, int32_t *tokens, float *confidence, size_t k, int32_t first) {
+    for (size_t i = 0; i < k; i++) {
+        int64_t best = rs_argmax_prob(&confidence[i], c->logits, c->vocab);
+        if (best < 0) return RS_NOT_FINITE;
+        tokens[i] = (int32_t)best;
+        if (i + 1 == k) break; /* the last draft token needs no row of its own */
+        rs_draft_feedback(c->steps.embd, c->state, c->output_norm, c->eps, c->output_norm != NULL, c->width);
+        c->steps.token[0] = tokens[i];
+        int32_t status = decode(c, 1, first + (int32_t)i);
+        if (status != RS_OK) return status;
+    }
+    return RS_OK;
+}
