@@ -42,8 +42,9 @@ class LlamaTarget:
         flash_attn: str = "auto",
         capture_layers: Sequence[int] = (),
         capture: str = "auto",
+        n_seq_max: int = 1,
     ) -> None:
-        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback.
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
 
         capture_layers are boundaries: k is the residual stream entering layer k. Verify batches run on n_threads_batch.
         Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
@@ -64,7 +65,7 @@ class LlamaTarget:
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
         self.context = Context(
             self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
-            kv_type=kv_type, flash_attn=flash_attn, n_rs_seq=MAX_REWIND if recurrent and self.capture_layers else 0,
+            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max, n_rs_seq=MAX_REWIND if recurrent and self.capture_layers else 0,
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
