@@ -105,7 +105,7 @@ static float exp_one(float x) {
     return p * from_bits(half << 23) * from_bits((biased - half) << 23);
 }
 
-void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width) {
+RS_FAST void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width) {
     for (size_t t = 0; t < rows; t++) {
         const float *row = x + t * width;
         float root = sqrtf(dot(row, row, width) / (float)width + eps);
@@ -134,12 +134,12 @@ void rs_rope(float *out, const float *x, const int64_t *positions, const float *
     }
 }
 
-void rs_matvec(float *out, const float *w, const float *x, size_t rows, size_t n_out, size_t n_in) {
+RS_FAST void rs_matvec(float *out, const float *w, const float *x, size_t rows, size_t n_out, size_t n_in) {
     for (size_t o = 0; o < n_out; o++) /* outputs outside: a weight row is read from memory once for all T rows */
         for (size_t t = 0; t < rows; t++) out[t * n_out + o] = dot(w + o * n_in, x + t * n_in, n_in);
 }
 
-void rs_softmax(float *out, const float *x, size_t rows, size_t width) {
+RS_FAST void rs_softmax(float *out, const float *x, size_t rows, size_t width) {
     for (size_t t = 0; t < rows && width > 0; t++) {
         const float *row = x + t * width;
         float *e = out + t * width;
@@ -150,7 +150,7 @@ void rs_softmax(float *out, const float *x, size_t rows, size_t width) {
     }
 }
 
-void rs_swiglu(float *out, const float *gate, const float *up, size_t n) {
+RS_FAST void rs_swiglu(float *out, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
@@ -180,7 +180,7 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
     for (size_t t = 0; t < rows; t++) memcpy(out + t * width, table + (size_t)ids[t] * width, width * sizeof *out);
 }
 
-int64_t rs_argmax(const float *x, size_t n) {
+RS_FAST int64_t rs_argmax(const float *x, size_t n) {
     float top = max_of(x, n);
     size_t found = n;
     uint32_t nans = 0;
@@ -196,7 +196,7 @@ int64_t rs_argmax(const float *x, size_t n) {
     return (int64_t)found;
 }
 
-int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
+RS_FAST int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
     int64_t best = rs_argmax(x, n);
     if (best < 0) return best;
     if (!isfinite(x[best])) return -1 - best;
@@ -209,7 +209,7 @@ int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
     return best;
 }
 
-int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, size_t k, size_t n) {
+RS_FAST int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, size_t k, size_t n) {
     float top_prob;
     int64_t best = rs_argmax_prob(&top_prob, x, n);
     if (best < 0) return RS_NOT_FINITE;
@@ -224,7 +224,7 @@ int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, size_t k, size_
     return (int32_t)held;
 }
 
-bool rs_all_finite(const float *x, size_t n) {
+RS_FAST bool rs_all_finite(const float *x, size_t n) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) bad += !(x[i] - x[i] == 0.0f); /* inf - inf and NaN - NaN are NaN */
     return bad == 0;

@@ -18,6 +18,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Compile a function a second time for AVX2 machines, chosen when the module is loaded; the source fixes the order of every sum and
+ * nothing is fused, so both give the same bits. Elsewhere, and under sanitizers (which start too late for it), nothing. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define RS_FAST __attribute__((target_clones("avx2", "default")))
+#else
+#define RS_FAST
+#endif
+
 /* cdef begin */
 
 /* What a function that can fail returns; every other int is documented where it occurs. */
@@ -177,7 +186,7 @@ bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 /* Start a new decode: forget rows and error. */
 void rs_capture_reset(rs_capture *capture);
 
-/* ---- chain.c: the drafter's part of a decode cycle on llama.cpp: refspec/drafters/llama.py ------------------------- */
+/* ---- cycle.c: the calls of a decode cycle on llama.cpp: refspec/targets/llama.py, refspec/drafters/llama.py --------- */
 
 /* Mirror of `struct llama_batch`; sizes and offsets are compared with llama-cpp-python's before the first call. */
 typedef struct rs_batch {
@@ -189,6 +198,25 @@ typedef struct rs_batch {
     int32_t **seq_id;
     int8_t *logits;
 } rs_batch;
+
+/* A target in llama.cpp: its functions as addresses, its context, and buffers of the caller for `capacity` rows. */
+typedef struct rs_target {
+    int32_t (*decode)(void *context, rs_batch batch);      /* llama_decode */
+    float *(*logits_ith)(void *context, int32_t row);      /* llama_get_logits_ith */
+    float *(*layer_input)(void *context, uint32_t layer);  /* llama_get_embeddings_layer_inp, unused when n_states is 0 */
+    void *context;
+    rs_batch batch;                /* token [capacity], every row an output */
+    const uint32_t *layers;        /* n_states boundaries to copy out */
+    float *features;               /* [capacity, n_states, Ht] receives them */
+    size_t n_states, width, vocab, capacity;
+    const float *logits;           /* [T, V] of the last run, or NULL */
+    int32_t code;                  /* what llama.cpp returned last */
+    double seconds;                /* spent in llama.cpp; the caller takes it away */
+} rs_target;
+
+/* Run the T tokens in the batch at positions first..; keeps their logits and states. RS_OK, RS_BAD_CONFIG (T is 0 or above capacity),
+ * RS_NOT_FINITE (logits of the newest row) or RS_ENGINE. */
+int32_t rs_target_run(rs_target *target, size_t rows, int32_t first);
 
 /* One EAGLE-3 drafter in llama.cpp: its functions as addresses, its contexts, and buffers of the caller for `capacity` rows.
  * ENCODE and DECODE have a context each: llama.cpp keeps a context's graph only while its calls repeat. */

@@ -22,7 +22,8 @@ import numpy as np
 
 from refspec.drafters.base import Draft, Drafter
 from refspec.metrics import Seconds, Step
-from refspec.native import verify_deterministic, verify_rejection
+from refspec.native import MatchRule, verify_deterministic, verify_rejection
+from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Target
 from refspec.verify import Rows, Verdict
@@ -107,15 +108,15 @@ class _OneCoin:
     """Deterministic drafts; output position p is decided by its one coin, drafted or not: same seed, same text."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
-        self.sampler, self.seed = sampler, seed
+        self.sampler, self.seed, self.rule = sampler, seed, MatchRule(sampler)
 
     def draft(self, drafter: Drafter, k: int, position: int) -> Draft:
         return drafter.draft(k)
 
-    def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
+    def verify(self, logits: list[Array], draft: Draft, position: int) -> Verdict:
         n = len(logits)
         needed = np.zeros(n) if self.sampler.greedy else coins(self.seed, position, n, TARGET)
-        return verify_deterministic(logits, draft.tokens, self.sampler, needed)
+        return self.rule(logits, draft.tokens, needed)
 
 
 class _SampledDrafts:

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,11 @@ import numpy.typing as npt
 from refspec import drafter_meta, native
 from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft
-from refspec.engine import Context, Model, RowBatch, check_pair, drafter_config, lib
+from refspec.engine import Context, Lender, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
-from refspec.engine.chain import NativeChain
+from refspec.engine.cycle import NativeChain, possible
 from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -34,17 +33,6 @@ from refspec.sampling import Sampler
 ONE_PASS = 32  # rows up to which all logits are computed to keep those of the last; above it, the last row goes alone
 OUTPUT_FLOATS = 1 << 24  # llama.cpp reserves logits for every encoded row: 64 MiB at most
 MARGIN = 64  # positions beyond the target's context, for drafts at its end
-
-
-class Lender(Protocol):
-    """What a drafter needs to know of its target, and the context it may borrow embedding and head from."""
-
-    info: GgufInfo
-    hidden_size: int
-    n_vocab: int
-    n_layer: int
-    n_ctx: int
-    context: Context
 
 
 class LlamaEagle3Drafter:
@@ -100,7 +88,7 @@ class LlamaEagle3Drafter:
         self._last_g = np.empty((1, c.hidden_size), np.float32)  # state of the last true row, to run it again
         self._last_token = 0
         self._chain: NativeChain | None = None
-        if NativeChain.possible():
+        if possible():
             self._chain = NativeChain(
                 self._encoder, self.context, self._features, self._steps, self._last_g[0], fc_norm=fc_norm,
                 output_norm=output_norm, n_states=c.n_states, vocab=c.vocab_size, eps=c.rms_eps,

@@ -3,8 +3,8 @@
 from refspec.engine.checks import check_boundaries, check_target
 from refspec.engine.context import Context, RowBatch, default_threads
 from refspec.engine.model import Model
-from refspec.engine.pairing import check_pair, drafter_config
+from refspec.engine.pairing import Lender, check_pair, drafter_config
 
 __all__ = [
-    "Context", "Model", "RowBatch", "check_boundaries", "check_pair", "check_target", "default_threads", "drafter_config",
+    "Context", "Lender", "Model", "RowBatch", "check_boundaries", "check_pair", "check_target", "default_threads", "drafter_config",
 ]  # fmt: skip

@@ -6,14 +6,28 @@ wrong result there (llama.cpp 0c1e57098).
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from refspec import drafter_meta
 from refspec.config import DrafterConfig, FeatureNorm, weight_shapes
 from refspec.engine.checks import check_boundaries, check_sizes, check_tensor_types
+from refspec.engine.context import Context
 from refspec.errors import BackendError, CheckpointError, RefspecError, ShapeError
 from refspec.gguf_header import GgufInfo
 from refspec.gguf_io import read_tensor
+
+
+class Lender(Protocol):
+    """What a drafter needs to know of its target, and the context it may borrow embedding and head from."""
+
+    info: GgufInfo
+    hidden_size: int
+    n_vocab: int
+    n_layer: int
+    n_ctx: int
+    context: Context
 
 
 def drafter_config(info: GgufInfo) -> DrafterConfig:

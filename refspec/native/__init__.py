@@ -11,6 +11,7 @@ from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
 from refspec.native.tree import top_probs, verify_tree_deterministic, verify_tree_rejection, without
 from refspec.native.verify import (
+    MatchRule,
     coin,
     invert_cdf,
     p_target,
@@ -23,6 +24,7 @@ from refspec.native.verify import (
 __all__ = [
     "BACKENDS",
     "Eagle3Rows",
+    "MatchRule",
     "StepResult",
     "all_finite",
     "argmax",

@@ -69,16 +69,43 @@ def verify_deterministic(logits: Rows, draft: ArrayLike, sampler: Sampler, coins
     """verify.verify_deterministic: logits [k+1, V], draft int [k], coins [k+1] -> Verdict."""
     proposed, u = _tokens(draft), np.ascontiguousarray(coins, dtype=np.float64)
     rows = _rows(logits, np.float32)
-    if lib is not None and proposed is not None and rows and len(rows) == len(proposed) + 1 == len(u):
-        tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
-        p, order = _scratch(len(rows[0]))
-        accepted = lib.rs_verify_deterministic(
-            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _sampler(sampler)[0], to_c(u), to_c(p), to_c(order),
-            len(proposed), len(rows[0]),
-        )  # fmt: skip
-        if accepted >= 0:
-            return Verdict(accepted, tokens[: accepted + 1].tolist())
+    if lib is not None and proposed is not None and rows:
+        return MatchRule(sampler)(rows, proposed, u)
     return verify.verify_deterministic(logits, draft, sampler, coins)
+
+
+class MatchRule:
+    """`verify_deterministic` for one sampler, with everything C needs prepared once: the rule of every decode cycle."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self._rows, self._vocab = 0, 0
+        self._c = None if lib is None else _sampler(sampler)
+        if lib is not None:
+            self._floats, self._ints, self._doubles = map(ffi.typeof, ("float[]", "int32_t[]", "double[]"))
+
+    def __call__(self, logits: Sequence[NDArray[np.float32]], draft: NDArray[np.int32], coins: NDArray[np.float64]) -> Verdict:
+        """logits k+1 rows [V], draft int32 [k], coins float64 [k+1] -> Verdict; raises what `verify_deterministic` raises."""
+        rows, vocab = len(logits), len(logits[0])
+        if self._c is None or rows != len(draft) + 1 or rows != len(coins):
+            return verify.verify_deterministic(logits, draft, self.sampler, coins)
+        if rows > self._rows or vocab != self._vocab:
+            self._rows, self._vocab = rows, vocab
+            self._pointers, self._tokens = ffi.new("float *[]", rows), ffi.new("int32_t[]", rows)
+            self._p, self._order = ffi.new("double[]", vocab), ffi.new("int32_t[]", vocab)
+        pointers = self._pointers
+        for i, row in enumerate(logits):
+            if row.dtype != np.float32 or len(row) != vocab:
+                return verify.verify_deterministic(logits, draft, self.sampler, coins)
+            pointers[i] = ffi.from_buffer(self._floats, row)
+        tokens = self._tokens
+        accepted = lib.rs_verify_deterministic(
+            tokens, pointers, ffi.from_buffer(self._ints, draft), self._c[0], ffi.from_buffer(self._doubles, coins), self._p, self._order,
+            rows - 1, vocab,
+        )  # fmt: skip
+        if accepted < 0:  # Python says in words what is wrong
+            return verify.verify_deterministic(logits, draft, self.sampler, coins)
+        return Verdict(accepted, ffi.unpack(tokens, accepted + 1))
 
 
 def verify_rejection(

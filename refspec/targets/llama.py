@@ -14,9 +14,11 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
+from refspec import native
 from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, lib
 from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, Views
 from refspec.engine.checks import STAGED_ARCHS
+from refspec.engine.cycle import NativeTarget, possible
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
@@ -80,6 +82,9 @@ class LlamaTarget:
         self.n_past = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._batch = RowBatch(self.context.n_batch)
+        self._fast: NativeTarget | None = None
+        if possible() and not isinstance(self._capture, CallbackCapture):
+            self._fast = NativeTarget(self.context, self._batch, self.capture_layers, width=self.hidden_size, vocab=self.n_vocab)
         self._features = np.empty((0, len(self.capture_layers), self.hidden_size), np.float32)  # [>=T, N, Ht]
         self._n_rows = 0  # rows of the last decode
         self._first_logits = 0  # the first of them that has logits
@@ -104,6 +109,8 @@ class LlamaTarget:
             self._features = np.empty((n, *self._features.shape[1:]), np.float32)
         self._n_rows = 0  # nothing to read until this call has succeeded
         try:
+            if self._fast is not None and logits == "all":
+                return self._decode_c(self._fast, tokens, start)
             for i in range(0, n, size):
                 part = tokens[i : i + size]
                 outputs = logits if i + size >= n else "none"
@@ -125,16 +132,30 @@ class LlamaTarget:
             self._first_logits = n - wanted
             if not math.isfinite(self._logits[-1].max()):  # NaN wins every max; -inf entries alone are legal
                 self.rollback(start)
-                raise BackendError(f"{self.path}: the logits at position {start + n - 1} are not finite; the weights are damaged")
+                raise self._not_finite(start + n - 1)
         else:
             self._first_logits = n
         self._n_rows = n
         return n
 
+    def _decode_c(self, fast: NativeTarget, tokens: Sequence[int] | Ids, start: int) -> int:
+        """`decode` with logits "all" in one call of C."""
+        n = len(tokens)
+        if not self._batch.put(tokens):
+            raise self._bad_token()
+        lib.forget_errors()
+        status, address, seconds = fast.run(n, start, self._features if self._capturing else None)
+        self.seconds += seconds
+        if status:
+            raise self._not_finite(start + n - 1) if status == native.lib.RS_NOT_FINITE else self._failure(fast.c.code, n, start)
+        self._logits = self._views.at(address, n, self.n_vocab)
+        self.n_past, self._first_logits, self._n_rows = start + n, 0, n
+        return n
+
     def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
         batch, n = self._batch, len(tokens)
         if not batch.put(tokens):
-            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
+            raise self._bad_token()
         if self._capturing and self._capture is not None:
             self._capture.begin()
         lib.forget_errors()
@@ -143,10 +164,19 @@ class LlamaTarget:
         code = lib.decode(handle, struct)
         self.seconds += perf_counter() - began
         if code:
-            outside = [t for t in batch.tokens[:n].tolist() if not 0 <= t < self.n_vocab]
-            if outside:  # llama.cpp has refused them; here they get a name
-                raise ShapeError(f"{self.path}: token id {outside[0]} is outside 0..{self.n_vocab - 1}")
-            raise self.context.failure(code, f"run {n} tokens at position {first}")
+            raise self._failure(code, n, first)
+
+    def _failure(self, code: int, n: int, first: int) -> Exception:
+        outside = [t for t in self._batch.tokens[:n].tolist() if not 0 <= t < self.n_vocab]
+        if outside:  # llama.cpp has refused them; here they get a name
+            return ShapeError(f"{self.path}: token id {outside[0]} is outside 0..{self.n_vocab - 1}")
+        return self.context.failure(code, f"run {n} tokens at position {first}")
+
+    def _bad_token(self) -> ShapeError:
+        return ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
+
+    def _not_finite(self, position: int) -> BackendError:
+        return BackendError(f"{self.path}: the logits at position {position} are not finite; the weights are damaged")
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """Logits [V] of row i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""

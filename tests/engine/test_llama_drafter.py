@@ -191,3 +191,18 @@ def test_closing_the_target_first_is_safe(tmp_path: Path) -> None:
         drafter.draft(1)
     drafter.close()
     drafter.close()
+
+
+@pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
+@pytest.mark.parametrize("switches", [NORMED, dict(feature_norm="concat"), {}])
+def test_the_cycle_in_c_drafts_what_python_drafts(make: Make, features: np.ndarray, switches: dict[str, Any]) -> None:
+    in_c, in_python = make(**switches), make(**switches)
+    in_python._chain = None
+    for rows in (slice(0, 30), slice(30, 33), slice(33, 34), slice(34, 40)):
+        drafts = []
+        for drafter in (in_c, in_python):
+            drafter.extend(IDS[1:][rows], features[rows])
+            drafts.append(drafter.draft(5))
+        assert drafts[0].tokens.tolist() == drafts[1].tokens.tolist()
+        np.testing.assert_allclose(drafts[0].confidence, drafts[1].confidence, rtol=1e-5)
+    assert in_c._chain is not None and in_c.n_rows == in_python.n_rows == 40 and in_c.seconds > 0

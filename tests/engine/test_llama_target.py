@@ -207,3 +207,19 @@ def test_capturing_can_be_switched_off_and_on(make: Make, monkeypatch: pytest.Mo
     target.reset()
     target.capturing = True
     assert np.array_equal(states(target), before)
+
+
+@pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
+@pytest.mark.parametrize("layers", [(), tiny.LAYERS])
+def test_the_run_in_c_gives_the_bits_python_gives(make: Make, layers: tuple[int, ...]) -> None:
+    in_c, in_python = make(capture_layers=layers), make(capture_layers=layers)
+    assert in_c._fast is not None
+    in_python._fast = None
+    for part in (IDS[:7], IDS[7:8], IDS[8:20], IDS[20:21]):
+        for target in (in_c, in_python):
+            assert target.decode(part) == len(part)
+        for i in range(len(part)):
+            np.testing.assert_array_equal(in_c.logits(i), in_python.logits(i))
+        if layers:
+            np.testing.assert_array_equal(in_c.features(), in_python.features())
+    assert in_c.n_past == in_python.n_past == 21 and in_c.seconds > 0

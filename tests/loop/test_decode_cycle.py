@@ -111,7 +111,8 @@ def test_every_coin_of_a_run_decides_at_most_once(monkeypatch, sampling):
     target = ToyTarget(end=(), n_ctx=100, sharpness=1.0)
     used = []
     monkeypatch.setattr("refspec.speculate.coins", lambda seed, position, n, stream: _labels(position, n, stream))
-    monkeypatch.setattr("refspec.speculate.verify_deterministic", _recording(used, lambda coins, tokens: coins[: len(tokens)]))
+    monkeypatch.setattr("refspec.speculate.verify_deterministic", lambda rows, draft, sampler, coins: _recording(used)(rows, draft, coins))
+    monkeypatch.setattr("refspec.speculate.MatchRule", lambda sampler: _recording(used))
     monkeypatch.setattr("refspec.speculate.verify_rejection", _recording_rejection(used))
     drafter = Noisy(target)
     draft = drafter.draft
@@ -131,8 +132,8 @@ def _labels(position, n, stream):
     return np.array([stream + (position + i) / 1000 for i in range(n)])  # one number per (stream, position)
 
 
-def _recording(used, which):
-    def verify(logits, draft, sampler, coins):
+def _recording(used):
+    def verify(logits, draft, coins):
         tokens = [int(np.argmax(logits[0]))]
         used.extend(coins[:1])
         return Verdict(0, tokens)

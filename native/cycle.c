@@ -1,12 +1,13 @@
-/* chain.c: the drafter's part of a decode cycle, through llama.cpp's own functions.
+/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target, extend the drafter, draft.
  *
- * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses in rs_chain, the batch is a mirror of
- * `struct llama_batch` that refspec/engine/chain.py compares with llama-cpp-python's before the first call. The Python twin
- * of both functions is in refspec/drafters/llama.py; this file exists because a cycle of a small model is shorter than the
- * interpreter's share of it.
+ * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of
+ * `struct llama_batch` that refspec/engine/cycle.py compares with llama-cpp-python's before the first call. The Python twins
+ * are in refspec/targets/llama.py and refspec/drafters/llama.py; this file exists because in a cycle of a small model
+ * the interpreter's share is not small.
  */
 #include "refspec.h"
 
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -16,13 +17,33 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Run one call of llama.cpp under the clock; RS_ENGINE keeps its code. */
-static int32_t timed(rs_chain *c, int32_t (*call)(void *, rs_batch), void *context, rs_batch batch) {
+/* Run one call of llama.cpp under the clock; RS_ENGINE leaves llama.cpp's own answer in *code. */
+static int32_t timed(int32_t *code, double *seconds, int32_t (*call)(void *, rs_batch), void *context, rs_batch batch) {
     double began = now(), took;
-    c->code = call(context, batch);
+    *code = call(context, batch);
     took = now() - began;
-    if (took > 0) c->seconds += took; /* the wall clock may be set back in between */
-    return c->code ? RS_ENGINE : RS_OK;
+    if (took > 0) *seconds += took; /* the wall clock may be set back in between */
+    return *code ? RS_ENGINE : RS_OK;
+}
+
+int32_t rs_target_run(rs_target *t, size_t rows, int32_t first) {
+    if (rows == 0 || rows > t->capacity) return RS_BAD_CONFIG;
+    t->logits = NULL;
+    t->batch.n_tokens = (int32_t)rows;
+    for (size_t i = 0; i < rows; i++) t->batch.pos[i] = first + (int32_t)i;
+    int32_t status = timed(&t->code, &t->seconds, t->decode, t->context, t->batch);
+    if (status != RS_OK) return status;
+    for (size_t s = 0; s < t->n_states; s++) {
+        const float *from = t->layer_input(t->context, t->layers[s]);
+        for (size_t i = 0; i < rows; i++)
+            memcpy(t->features + (i * t->n_states + s) * t->width, from + i * t->width, t->width * sizeof *from);
+    }
+    t->logits = t->logits_ith(t->context, -(int32_t)rows);
+    if (!t->logits) return RS_ENGINE;
+    /* A NaN or an infinity somewhere has reached the newest row, which looks at all others; -inf alone is legal. */
+    const float *last = t->logits + (rows - 1) * t->vocab;
+    int64_t best = rs_argmax(last, t->vocab);
+    return best >= 0 && isfinite(last[best]) ? RS_OK : RS_NOT_FINITE;
 }
 
 /* DECODE rows of the steps' batch at positions first..; leaves the newest row's outputs in logits and state. */
@@ -30,7 +51,7 @@ static int32_t decode(rs_chain *c, size_t rows, int32_t first) {
     c->logits = c->state = NULL;
     c->steps.n_tokens = (int32_t)rows;
     for (size_t i = 0; i < rows; i++) c->steps.pos[i] = first + (int32_t)i;
-    int32_t status = timed(c, c->decode, c->decoder, c->steps);
+    int32_t status = timed(&c->code, &c->seconds, c->decode, c->decoder, c->steps);
     if (status != RS_OK) return status;
     c->logits = c->logits_ith(c->decoder, -1);
     c->state = c->states(c->decoder) + (rows - 1) * c->width;
@@ -47,7 +68,7 @@ int32_t rs_chain_extend(rs_chain *c, const int32_t *tokens, const float *feature
     rs_gather_features(c->features.embd, c->sources, c->fc_norm, c->eps, rows, c->n_states, c->target_width, width, width);
     c->features.n_tokens = (int32_t)rows;
     for (size_t i = 0; i < rows; i++) c->features.pos[i] = (int32_t)i; /* ENCODE keeps nothing, so positions are its own */
-    int32_t status = timed(c, c->encode, c->encoder, c->features);
+    int32_t status = timed(&c->code, &c->seconds, c->encode, c->encoder, c->features);
     if (status != RS_OK) return status;
     memcpy(c->steps.embd, c->states(c->encoder), rows * c->width * sizeof(float));
     memcpy(c->last_g, c->steps.embd + (rows - 1) * c->width, c->width * sizeof(float));
