@@ -28,8 +28,10 @@ from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
+from refspec.speculate_tree import speculate_tree
 from refspec.targets.base import Target
 from refspec.text import Utf8Stream
+from refspec.tree import TreeShape
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
 DRAFT_LIMIT = 64  # more rows than a hybrid model can take back, and far more than pays
@@ -48,22 +50,26 @@ def load(
     flash_attn: str | None = None,
     strict: bool = False,
     draft_max: int | None = None,
+    tree: str | TreeShape | None = None,
 ) -> Session:
     """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
-    is all of them. `draft_max` is draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
+    is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
+    per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec.drafters.llama import LlamaEagle3Drafter
+    from refspec.drafters.llama_tree import LlamaEagle3TreeDrafter
     from refspec.engine import drafter_config
     from refspec.gguf_io import read_gguf_header
     from refspec.recast import is_f32, recast
     from refspec.targets.llama import LlamaTarget
+    from refspec.targets.llama_tree import LlamaTreeTarget
 
     for name, named in (("model", model), ("drafter", drafter)):
         if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
@@ -73,6 +79,13 @@ def load(
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
     length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
+    shape = TreeShape.parse(tree) if isinstance(tree, str) else tree.checked() if tree is not None else None
+    if shape is not None:
+        if draft_max is not None:
+            raise UsageError(f"draft_max = {draft_max} is for chains and tree = {tree!r} for trees; give one of them")
+        if drafter is None:
+            raise UsageError(f"tree = {tree!r}: there is no drafter to grow it; name one")
+        length = shape.nodes
     threads_draft = threads_draft or threads or chosen.get("threads_draft")
     if threads is None:
         threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
@@ -87,16 +100,24 @@ def load(
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
     capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
-    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
+    target: LlamaTarget
+    if shape is None:
+        target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
+    else:
+        target = LlamaTreeTarget(model, leaves=shape.nodes, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
         if threads_draft:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
-        loaded = LlamaEagle3Drafter(drafter, target, **settings) if drafter else None
+        loaded: LlamaEagle3Drafter | None = None
+        if drafter and shape is not None:
+            loaded = LlamaEagle3TreeDrafter(drafter, target, top_k=shape.top_k, **settings)
+        elif drafter:
+            loaded = LlamaEagle3Drafter(drafter, target, **settings)
     except BaseException:
         target.close()
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
-    return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"})
+    return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, tree=shape)
 
 
 def _draft_length(draft_max: int) -> int:
@@ -156,7 +177,8 @@ class Generation(Iterator[Event]):
                 return
         statistics.prompt_seconds = perf_counter() - began
         stream = Utf8Stream()
-        steps = speculate(target, self._drafter, self.prompt[-1], **self._options)  # type: ignore[arg-type]
+        cycle: Any = speculate if self._drafter is None or session.tree is None else speculate_tree
+        steps: Iterator[Step] = cycle(target, self._drafter, self.prompt[-1], **self._options)
         for step in steps:
             began = perf_counter()
             text = stream.push(b"".join([target.token_to_bytes(t) for t in step.tokens if t not in target.end_tokens]))
@@ -184,18 +206,21 @@ class Session:
     target, drafter   the models (`targets.base`, `drafters.base`); drafter None means plain decoding
     draft_max         draft tokens per verify step where `generate` does not say otherwise
     name              the target's file, for messages
+    tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
     bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
     current           the last generation; starting the next one ends it
     """
 
     def __init__(
-        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False
-    ) -> None:
+        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False,
+        tree: TreeShape | None = None,
+    ) -> None:  # fmt: skip
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
         self.name = name
         self.bit_strict = bit_strict
+        self.tree = tree
         self.current: Generation | None = None
 
     def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -274,9 +299,12 @@ class Session:
             "sampler": sampler,
             "seed": seed,
             "max_tokens": max_tokens,
-            "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
+        if self.tree is None or drafter is None:
+            options["draft_max"] = draft_max
+        else:
+            options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
         self.target.capturing = drafter is not None  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current

@@ -53,7 +53,8 @@ def measure(
     foreign = load.cores()
     own = fast.other_seconds / fast.verify_steps
     own_plain = plain.other_seconds / plain.verify_steps
-    predicted = predict(fast.accepted_by_position, costs, own, own_plain)
+    # The formula is for chains: a tree's draft is not one token after the other, nor are its rows.
+    predicted = [] if session.tree is not None else predict(fast.accepted_by_position, costs, own, own_plain)
     k = len(predicted)
     return {
         "model": session.name,
@@ -61,6 +62,7 @@ def measure(
         "repeat": repeat,
         "max_tokens": max_tokens,
         "draft_max": session.draft_max,
+        "tree": None if session.tree is None else str(session.tree),
         "plain_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[False]),
         "speculative_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[True]),
         "speedup": median(ratios),
@@ -189,12 +191,14 @@ class ForeignLoad:
 def table(m: dict[str, Any]) -> list[str]:
     """The numbers of `measure` as lines of text."""
     verify, low_high = m["verify_seconds"], m["speedup_range"]
+    draft = f"trees {m['tree']}" if m["tree"] else f"draft length {m['draft_max']}"
+    predicted = "" if m["tree"] else f"predicted        {m['predicted_speedup'] or 0:8.2f} x (from tau and the costs below)"
     out = [
-        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, draft length {m['draft_max']}",
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, {draft}",
         f"plain            {m['plain_tokens_per_second']:8.1f} tokens/s (median)",
         f"speculative      {m['speculative_tokens_per_second']:8.1f} tokens/s (median)",
         f"speedup          {m['speedup']:8.2f} x (median of pairs, {low_high[0]:.2f} to {low_high[1]:.2f})",
-        f"predicted        {m['predicted_speedup'] or 0:8.2f} x (from tau and the costs below)",
+        *([predicted] if predicted else []),
         f"tau              {m['tau']:8.2f} tokens per verify step over {m['verify_steps']} steps",
         "accepted         " + _row(m["accepted_by_position"], "8.2f") + "  by position",
         f"text             {'identical in every pair' if m['identical'] else 'differs in some pair (rounding; see generate --compare)'}",

@@ -36,6 +36,7 @@ class Step(NamedTuple):
     tokens: Sequence[int]  # [accepted + 1] tokens decided; [accepted] when an accepted draft token ended the text
     seconds: Seconds
     stop: str | None = None  # on the last step: length | end | context
+    nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
 
 
 @dataclass

@@ -19,7 +19,7 @@ from refspec.errors import ShapeError, UsageError
 from refspec.ops import Array
 
 ROOT = -1  # the parent of the nodes that follow the pending token
-NODES_LIMIT = 255  # llama.cpp knows 256 sequences; a tree of n nodes has at most n leaves
+NODES_LIMIT = 64  # as for chains: more rows than pay anywhere; llama.cpp knows 256 sequences, a tree has at most so many leaves
 
 Law = npt.NDArray[np.float64]
 
@@ -108,6 +108,9 @@ class TreeShape(NamedTuple):
     nodes: int  # N, draft tokens judged by one run of the target
     top_k: int = 4  # children per node, and nodes expanded per level
     depth: int = 8  # tokens on the longest path
+
+    def __str__(self) -> str:
+        return f"{self.nodes}:{self.top_k}:{self.depth}"
 
     @classmethod
     def parse(cls, text: str) -> TreeShape:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt
+from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt, tree_option
 
 if TYPE_CHECKING:
     from refspec.api import Generation, Session
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 64),
     help="Draft tokens per verify step, 0 for plain decoding; the default was measured (embedded pair) or is 3.",
 )
+@tree_option
 @click.option(
     "--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 always takes the likeliest token."
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import load, main, model_options, note, options
+from refspec.cli.group import load, main, model_options, note, options, tree_option
 from refspec.errors import UsageError
 from refspec.perturb import PERTURBATIONS
 
@@ -43,6 +43,7 @@ def bench() -> None:
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per run.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@tree_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
 @json_option
@@ -63,9 +64,8 @@ def speed(
 @model_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
-@click.option(
-    "--draft-max", type=click.IntRange(1, 64), default=5, show_default=True, help="Draft tokens per verify step."
-)
+@click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.  [default: 5]")
+@tree_option
 @click.option(
     "--temp", type=float, default=0.0, show_default=True, help="Temperature; the seed is the prompt's number."
 )
@@ -89,6 +89,8 @@ def acceptance(
     from refspec.prompts import read
     from refspec.sampling import Sampler
 
+    if o["draft_max"] is None and o["tree"] is None:
+        o["draft_max"] = 5
     chosen = counting.first_of_each(read(prompts, families), count)
     wanted = list(PERTURBATIONS) if "all" in perturbations else list(dict.fromkeys(perturbations)) or ["none"]
     length = len(chosen) * len(wanted)

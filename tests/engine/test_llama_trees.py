@@ -138,7 +138,7 @@ def test_a_recurrent_target_runs_no_trees(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="draft chains, not trees"):
         LlamaTreeTarget(tiny.target(tmp_path / "x.gguf", "lfm2"), leaves=4, n_ctx=64, **STRICT)
     for leaves in (0, 257):
-        with pytest.raises(UsageError, match="outside 1..256"):
+        with pytest.raises(UsageError, match=r"outside 1\.\.256"):
             LlamaTreeTarget(tmp_path / "x.gguf", leaves=leaves)
 
 

@@ -1,0 +1,46 @@
+"""`--tree` on tiny random models: the same text, counted as trees are, and its errors."""
+
+import pytest
+from cli_models import call, one_line_error, record, write_pair
+
+
+@pytest.fixture(scope="module")
+def on(tmp_path_factory):
+    pair = write_pair(tmp_path_factory.mktemp("models"))
+    return ["-m", pair[0], "-d", pair[1], "-t", "1"]
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.9"])
+def test_generate_with_a_tree_gives_the_plain_text(on, temperature):
+    common = ["generate", *on, "-p", "hi", "-n", "30", "--strict", "--json", "--temp", temperature, "--seed", "4"]
+    got = record(call(*common, "--tree", "8:3:4", "--compare"))
+    assert got["identical"] is True and got["draft_max"] == 8 and len(got["accepted_by_position"]) <= 4
+
+
+def test_sampled_trees_are_one_more_option(on):
+    result = call("generate", *on, "-p", "hi", "-n", "20", "--tree", "8", "--draft-sampling", "--temp", "1")
+    assert result.exit_code == 0 and "tau " in result.stderr
+
+
+def test_acceptance_and_speed_take_trees(on):
+    got = record(call("bench", "acceptance", *on, "-n", "8", "--count", "1", "--tree", "6:2:3", "--json"))
+    assert 0 < len(got["all"]["accepted_by_position"]) <= 3
+    measured = record(call("bench", "speed", *on, "-n", "12", "--count", "1", "--repeat", "1", "--tree", "6:2:3", "--json"))
+    assert measured["predicted_speedup"] is None and measured["speedup"] > 0
+    table = call("bench", "speed", *on, "-n", "12", "--count", "1", "--repeat", "1", "--tree", "6:2:3")
+    assert table.exit_code == 0 and "trees 6:2:3" in table.stdout and "predicted" not in table.stdout
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--tree", "x"], "is not N, N:topk or N:topk:depth"),
+    (["--tree", "0"], "nodes = 0 is outside 1..64"),
+    (["--tree", "4:99"], "top_k = 99 is outside 1..64"),
+    (["--tree", "4", "--draft-max", "2"], "give one of them"),
+])  # fmt: skip
+def test_a_wrong_tree_is_one_line(on, arguments, words):
+    result = call("generate", *on, "-p", "hi", *arguments)
+    assert words in one_line_error(result, 2)
+
+
+def test_a_tree_without_a_drafter_is_one_line(on):
+    assert "no drafter to grow it" in one_line_error(call("generate", "-m", on[1], "-p", "hi", "--tree", "4"), 2)
