@@ -79,9 +79,9 @@ int64_t rs_argmax(const float *x, size_t n);
 /* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then untouched. */
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
-/* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax. Returns how many there are:
- * less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN, +inf or all -inf. */
-int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, size_t k, size_t n);
+/* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature), temperature > 0.
+ * Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN, +inf or all -inf. */
+int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n);
 
 /* True when x [n] holds neither NaN nor infinity. */
 bool rs_all_finite(const float *x, size_t n);

@@ -9,6 +9,7 @@ Legend: N nodes, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Tree(NamedTuple):
 
     tokens: npt.NDArray[np.int32]  # [N] target ids
     parents: npt.NDArray[np.int32]  # [N] index of the node before, ROOT (-1) where that is the pending token
-    confidence: Array  # [N] draft probability of each token after its parent; NaN where not computed
+    confidence: Array  # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
     laws: Sequence[Law | None] | None = None  # [N+1] law [V] from which the children of each row were drawn; None = deterministic
 
     def children(self, node: int) -> list[int]:
@@ -108,6 +109,7 @@ class TreeShape(NamedTuple):
     nodes: int  # N, draft tokens judged by one run of the target
     top_k: int = 4  # children per node, and nodes expanded per level
     depth: int = 8  # tokens on the longest path
+    temperature: float = 1.0  # > 0, of the draft law by which nodes are valued; 1 is EAGLE-2's; a sampler brings its own
 
     def __str__(self) -> str:
         return f"{self.nodes}:{self.top_k}:{self.depth}"
@@ -125,4 +127,6 @@ class TreeShape(NamedTuple):
         for name, value, high in (("nodes", self.nodes, NODES_LIMIT), ("top_k", self.top_k, 64), ("depth", self.depth, 64)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= high:
                 raise UsageError(f"tree: {name} = {value!r} is outside 1..{high}")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"tree: temperature = {self.temperature} is not a positive number")
         return self

@@ -1,7 +1,9 @@
 """Growing a draft tree: which nodes are worth a row of the target.
 
 Not a drafter: `Likeliest` and `Laws` ask one for what may follow nodes that were found already, level by level. The value of a node is
-its cumulative draft probability, the product along its path, the drafter's own estimate that the target gets there (EAGLE-2, Li 2024).
+its cumulative draft probability, the product along its path, the drafter's own estimate that the target gets there (EAGLE-2, Li 2024). The target gets to x with p(x), its law at its own temperature,
+so a drafter should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted
+far more often than the softmax says, and a tree valued by the softmax is too broad.
 
 - `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded, and in the
   end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and ties go to the smaller depth,
@@ -94,10 +96,12 @@ def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
     return tokens
 
 
-def top_probs(logits: npt.NDArray[np.floating[Any]], k: int) -> tuple[npt.NDArray[np.int32], Array]:
-    """The k largest of logits [D], the lowest index first on ties, and their softmax: [k] each, fewer where the rest is -inf.
+def top_probs(
+    logits: npt.NDArray[np.floating[Any]], k: int, temperature: float = 1.0
+) -> tuple[npt.NDArray[np.int32], Array]:
+    """The k largest of logits [D], the lowest index first on ties, and their softmax(logits / temperature): [k] each.
 
-    Raises BackendError when the largest is not finite.
+    Fewer where the rest is -inf. Raises BackendError when the largest is not finite.
     """
     x = np.asarray(logits, np.float32)
     top = x[np.argmax(x)]  # NumPy's argmax stops at a NaN
@@ -109,8 +113,9 @@ def top_probs(logits: npt.NDArray[np.floating[Any]], k: int) -> tuple[npt.NDArra
         candidates = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])  # ascending, with every tie of the last one
     order = candidates[np.argsort(-x[candidates], kind="stable")][:k]
     order = order[x[order] > -np.inf]
-    total = np.exp(x - top).sum(dtype=np.float32)
-    return order.astype(np.int32), np.asarray(np.exp(x[order] - top) / total, np.float32)
+    with np.errstate(over="ignore"):  # a huge negative quotient is -inf, whose weight is the 0 we want
+        weights = np.exp((x - top) / np.float32(temperature))  # [D]
+    return order.astype(np.int32), np.asarray(weights[order] / weights.sum(dtype=np.float32), np.float32)
 
 
 def _best(found: Sequence[Found], nodes: Any, n: int) -> list[int]:

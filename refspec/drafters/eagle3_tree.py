@@ -101,7 +101,8 @@ def draft_tree(d: Eagle3Drafter, shape: TreeShape, coins: npt.NDArray[np.float64
         ready(found, nodes)
         logits = [rows.logits(node) for node in nodes]  # F x [D]
         ids = [top_probs(x, shape.top_k)[0] for x in logits]  # F x [k]
-        return [(d.d2t[i], d.ops.softmax(x)[i]) for i, x in zip(ids, logits, strict=True)]
+        at = np.float32(shape.temperature)
+        return [(d.d2t[i], d.ops.softmax(x / at)[i]) for i, x in zip(ids, logits, strict=True)]
 
     if sampler is None or coins is None:
         return grow(likeliest, shape)

@@ -65,7 +65,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._begin()
         try:
             if sampler is None or coins is None:
-                return grow(lambda found, nodes: self._likeliest(found, nodes, shape.top_k), shape)
+                return grow(lambda found, nodes: self._likeliest(found, nodes, shape), shape)
             given = iter(coins.tolist())
             return grow_sampled(
                 lambda found, nodes: self._laws(found, nodes, sampler), shape, lambda q: native.invert_cdf(q, next(given))
@@ -92,11 +92,14 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
             self._end()
         return logits, h
 
-    def _likeliest(self, found: Sequence[Found], nodes: Sequence[int], k: int) -> list[tuple[Ids, Array]]:
+    def _likeliest(self, found: Sequence[Found], nodes: Sequence[int], shape: TreeShape) -> list[tuple[Ids, Array]]:
         self._run(found, nodes)
         nothing: tuple[Ids, Array] = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         try:
-            return [native.top_probs(self._outputs[node], k) if node in self._outputs else nothing for node in nodes]
+            return [
+                native.top_probs(self._outputs[node], shape.top_k, shape.temperature) if node in self._outputs else nothing
+                for node in nodes
+            ]
         except BackendError as error:
             raise BackendError(f"{self.path}: {error}") from None
 

@@ -74,15 +74,15 @@ def without(q: Law, token: int) -> Law:
     return rest
 
 
-def top_probs(logits: NDArray[np.floating[Any]], k: int) -> tuple[NDArray[np.int32], Array]:
+def top_probs(logits: NDArray[np.floating[Any]], k: int, temperature: float = 1.0) -> tuple[NDArray[np.int32], Array]:
     """tree_grow.top_probs: the k likeliest of logits [D] and their probabilities, [k] each."""
     row = _row(logits)
     if lib is not None and row is not None and 0 <= k <= len(row):
         ids, probs = np.empty(k, np.int32), np.empty(k, np.float32)
-        n = lib.rs_top_probs(to_c(ids), to_c(probs), to_c(row), k, len(row))
+        n = lib.rs_top_probs(to_c(ids), to_c(probs), to_c(row), temperature, k, len(row))
         if n >= 0:
             return ids[:n], probs[:n]
-    return tree_grow.top_probs(logits, k)
+    return tree_grow.top_probs(logits, k, temperature)
 
 
 def _given(logits: Rows, tree: Tree) -> tuple[list[NDArray[Any]], NDArray[np.int32], NDArray[np.int32]] | None:

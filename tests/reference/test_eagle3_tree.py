@@ -127,6 +127,16 @@ def test_a_tree_holds_the_most_probable_nodes(nodes: int, top_k: int, depth: int
     assert min(values[t] for t in kept) >= max((values[t] for t in offered - kept.keys()), default=0.0) * (1 - 1e-5)
 
 
+def test_a_colder_value_makes_a_deeper_tree_of_the_same_tokens() -> None:
+    shapes = [TreeShape(9, 3, 6, temperature) for temperature in (3.0, 1.0, 0.2, 0.02)]
+    trees = [primed().draft_tree(shape) for shape in shapes]
+    heights = [tree.height for tree in trees]
+    assert heights == sorted(heights) and heights[0] < heights[-1] == 6
+    assert trees[-1].tokens.tolist()[:1] == primed().draft(1).tokens.tolist()
+    with pytest.raises(UsageError, match=r"temperature = 0\.0 is not a positive number"):
+        primed().draft_tree(TreeShape(9, temperature=0.0))
+
+
 def test_ties_go_to_the_smaller_depth_and_the_lower_token() -> None:
     config = small_config(**EVERYTHING_ON)
     weights = small_weights(config) | {"output": np.zeros((config.draft_vocab_size, config.hidden_size), np.float32)}
