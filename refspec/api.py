@@ -86,7 +86,8 @@ def load(
         if drafter is None:
             raise UsageError(f"tree = {tree!r}: there is no drafter to grow it; name one")
         length = shape.nodes
-    threads_draft = threads_draft or threads or chosen.get("threads_draft")
+    if threads_draft is None:
+        threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
         threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
     if strict:
@@ -106,7 +107,7 @@ def load(
     else:
         target = LlamaTreeTarget(model, leaves=shape.nodes, n_ctx=n_ctx, capture_layers=capture, **settings)
     try:
-        if threads_draft:
+        if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         loaded: LlamaEagle3Drafter | None = None
         if drafter and shape is not None:

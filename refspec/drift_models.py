@@ -1,6 +1,6 @@
-"""The models a drift measurement needs: a target that captures for several drafters, and the drafters as reference code.
+"""The models of a comparison: a target that captures for several drafters, and the drafters, as reference code or on llama.cpp.
 
-Not a session: llama.cpp runs the target only. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
+Not a session. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
 """
 
 from __future__ import annotations
@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from refspec import embedded, native
 from refspec.drafter_meta import SHARED
 from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.engine import drafter_config
 from refspec.errors import CheckpointError, UsageError
+from refspec.gguf_io import read_gguf_header
+from refspec.journal import fingerprint
 from refspec.recast import is_f32, recast
 from refspec.targets.llama import LlamaTarget
 
@@ -25,10 +30,14 @@ def load_pairs(
     threads: int | None = None,
     gpu_layers: int = 0,
     strict: bool = False,
-) -> tuple[LlamaTarget, dict[str, Eagle3Drafter]]:
-    """Target and drafters by name (the file's, or the path's where two are alike); without a model, the embedded pair.
+    anchors: Sequence[float] = (),
+    engine: str = "reference",
+) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
+    """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
 
-    `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter. The drafters are F32 always.
+    Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
+    `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (LlamaEagle3Drafter), or "" for llama.cpp unless
+    a directory or an anchor needs the reference. Each `anchors` value adds every drafter once more, with that bonus.
     Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
@@ -37,15 +46,38 @@ def load_pairs(
         paths = list(paths) or _embedded_drafters()
     if not paths:
         raise UsageError("this command measures drafters: name one or more with -d")
-    drafters = {name: read(path, model) for name, path in zip(names(paths), paths, strict=True)}
+    directories = [path for path in paths if Path(path).is_dir()]
+    engine = engine or ("reference" if directories or anchors else "llama")
+    if engine == "llama" and (directories or anchors):
+        what = f"{directories[0]} is a directory" if directories else "--anchor changes the attention"
+        raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
+    files = dict(zip(names(paths), paths, strict=True))
+    if engine == "llama":
+        layers = {layer for path in paths for layer in drafter_config(read_gguf_header(path)).capture_layers}
+        read_drafters: dict[str, Any] = {}
+    else:
+        read_drafters = {name: read(path, model) for name, path in files.items()}
+        layers = {layer for drafter in read_drafters.values() for layer in drafter.capture_layers}
+        for name, drafter in list(read_drafters.items()):
+            for bonus in sorted(set(anchors)):
+                read_drafters[f"{name}+anchor{bonus:g}"] = drafter.with_anchor(bonus)
+    prints = {name: fingerprint(path) for name, path in {"target": model, **files}.items()}
     if strict and not is_f32(model):
         model = str(recast(model, "f32"))
-    layers = sorted({layer for drafter in drafters.values() for layer in drafter.capture_layers})
-    target = LlamaTarget(
-        model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, capture_layers=layers,
-        kv_type="f32" if strict else "f16", flash_attn="off" if strict else "auto",
-    )  # fmt: skip
-    return target, drafters
+    settings: dict[str, Any] = {
+        "n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": gpu_layers, "kv_type": "f32" if strict else "f16",
+        "flash_attn": "off" if strict else "auto",
+    }  # fmt: skip
+    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), **settings)
+    if engine == "llama":
+        try:
+            for name, path in files.items():
+                weights = str(recast(path, "f32")) if strict and not is_f32(path) else path
+                read_drafters[name] = LlamaEagle3Drafter(weights, target, **settings)
+        except BaseException:
+            target.close()
+            raise
+    return target, read_drafters, prints
 
 
 def read(path: str, model: str) -> Eagle3Drafter:
@@ -53,7 +85,7 @@ def read(path: str, model: str) -> Eagle3Drafter:
     from refspec.convert import read_checkpoint
     from refspec.convert.facts import target_facts
     from refspec.engine import check_pair
-    from refspec.gguf_io import read_drafter, read_gguf_header
+    from refspec.gguf_io import read_drafter
 
     if Path(path).is_dir():
         config, weights, _, _ = read_checkpoint(path, model)

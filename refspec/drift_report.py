@@ -1,8 +1,7 @@
 """Drift tallies -> means with intervals, as the record for `--json` and the table for a terminal.
 
-Not a measurement and not a figure. Every mean is a ratio of sums over chains; its interval is the percentile bootstrap over prompts
-(Efron 1979), because chains of one prompt are not independent. All drafters use the same resamples, so the interval of a difference
-is that of a paired comparison. Legend: P prompts, B resamples, K depth, C columns of the heat map.
+Not a measurement and not a figure. Every mean is a ratio of sums over chains, its interval that of `bootstrap.py`. All drafters use the
+same resamples, so the interval of a difference is that of a paired comparison. Legend: P prompts, B resamples, K depth, C columns.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from refspec.drift import FIGURES, Floats, Tally, heat_columns
+from refspec.bootstrap import LEVEL, RESAMPLES, Floats, intervals, ratios, resamples, summaries
+from refspec.drift import FIGURES, Tally, heat_columns
 from refspec.errors import CheckpointError
 
-RESAMPLES = 2000
-LEVEL = 0.95
 FORMAT = "refspec-drift-1"
 TITLES = {
     "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
@@ -34,49 +31,19 @@ MEANINGS = (
 )
 
 
-def intervals(sums: Floats, counts: Floats, draws: Floats) -> list[dict[str, float | None]]:
-    """Ratio of sums and its interval for each of K entries: sums and counts [P, K], draws [B, P] how often a prompt is drawn.
-
-    None stands where nothing was counted, and for the interval of fewer than two prompts.
-    """
-    means, again = _ratios(sums, counts, draws)
-    return _summaries(means, again, np.count_nonzero(counts, axis=0) > 1)
-
-
 def differences(
     one: Sequence[Tally], other: Sequence[Tally], name: str, draws: Floats
 ) -> list[dict[str, float | None]]:
     """One drafter's mean minus another's at each depth of a figure, on the same prompts and so the same resamples."""
     (sums, counts), (its_sums, its_counts) = _stacked(one, name), _stacked(other, name)
-    means, again = _ratios(sums, counts, draws)
-    its_means, its_again = _ratios(its_sums, its_counts, draws)
+    means, again = ratios(sums, counts, draws)
+    its_means, its_again = ratios(its_sums, its_counts, draws)
     enough = (np.count_nonzero(counts, axis=0) > 1) & (np.count_nonzero(its_counts, axis=0) > 1)
-    return _summaries(means - its_means, again - its_again, enough)
+    return summaries(means - its_means, again - its_again, enough)
 
 
 def _stacked(tallies: Sequence[Tally], name: str) -> tuple[Floats, Floats]:
     return np.array([t.sums[name] for t in tallies]), np.array([t.counts[name] for t in tallies])  # [P, K] each
-
-
-def _ratios(sums: Floats, counts: Floats, draws: Floats) -> tuple[Floats, Floats]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums.sum(0) / counts.sum(0), (draws @ sums) / (draws @ counts)  # [K], [B, K]
-
-
-def _summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> list[dict[str, float | None]]:
-    tail = 100 * (1 - LEVEL) / 2
-    out: list[dict[str, float | None]] = []
-    for i, mean in enumerate(means):
-        known = again[:, i][np.isfinite(again[:, i])]
-        low, high = np.percentile(known, [tail, 100 - tail]) if enough[i] else (np.nan, np.nan)
-        out.append({"mean": _number(mean), "low": _number(low), "high": _number(high)})
-    return out
-
-
-def resamples(prompts: int, seed: int) -> Floats:
-    """How often each of P prompts is drawn in each of B resamples, float64 [B, P]; the seed decides."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES).astype(np.float64)
 
 
 def record(
@@ -156,8 +123,3 @@ def cell(value: Mapping[str, float | None], digits: int | None = None) -> str:
     if low is None or high is None:
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f}±{(high - low) / 2:.{digits}f}"
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return round(float(value), 6) if np.isfinite(value) else None

@@ -97,10 +97,12 @@ def built_in(count: int = 200) -> list[str]:
 
 
 class Prompt(NamedTuple):
-    """A prompt and the family it belongs to."""
+    """A prompt, the family it belongs to, and what the user says after each answer."""
 
     family: str
-    text: str
+    text: str  # the first turn
+    later: tuple[str, ...] = ()  # the turns after it
+    id: str = ""  # of its row in the file
 
 
 def fit(tokens: Sequence[int], room: int) -> list[int]:
@@ -111,14 +113,14 @@ def fit(tokens: Sequence[int], room: int) -> list[int]:
 def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
     """Prompts of a file, or the built-in list without one: JSONL rows (`turns`, `benchmark`) or one prompt a line.
 
-    Only the first turn of a row is taken. Raises PromptError for a file that cannot be read or has nothing to give.
+    Raises PromptError for a file that cannot be read or has nothing to give.
     """
     if path is None:
         if families:
             raise UsageError("--family chooses among the prompts of a JSONL file; name one with --prompts")
         return [Prompt("built-in", text) for text in built_in()]
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8").split("\n")  # not splitlines: JSON texts may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: {error}; name a UTF-8 text or JSONL file") from None
     out = []
@@ -130,7 +132,10 @@ def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
             continue
         try:
             row = json.loads(line)
-            out.append(Prompt(str(row.get("benchmark", "file")), str(row["turns"][0])))
+            if not isinstance(row["turns"], list):
+                raise TypeError
+            first, *later = (str(turn) for turn in row["turns"])
+            out.append(Prompt(str(row.get("benchmark", "file")), first, tuple(later), str(row.get("id", number))))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of texts") from None
     kept = [p for p in out if not families or p.family in families]

@@ -16,7 +16,7 @@ OWNERS = {
     "llama_cpp": ("refspec/engine/lib.py",),
     "gguf": ("refspec/gguf_io.py",),
     "refspec._native": ("refspec/native/module.py",),
-    "matplotlib": ("refspec/drift_plots.py",),
+    "matplotlib": ("refspec/drift_plots.py", "refspec/findings_plots.py"),
     "torch": ("refspec/train/",),
     "tokenizers": ("refspec/train/",),
     "safetensors": ("refspec/train/",),

@@ -4,11 +4,14 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 """
 
 # Importing a module of commands is what registers them with the group.
+import refspec.cli.acceptance
 import refspec.cli.check
 import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
+import refspec.cli.findings
 import refspec.cli.generate
+import refspec.cli.grid
 import refspec.cli.measure
 import refspec.cli.stock
 import refspec.cli.train  # noqa: F401

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
 
 from refspec.cli.group import main, note
 from refspec.cli.measure import json_option, prompt_options
+from refspec.cli.pairs import about, pair_options
 from refspec.errors import UsageError
 from refspec.perturb import PERTURBATIONS
 
 
 @main.command()
-@click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair is measured.")
-@click.option(
-    "-d", "--drafter", "drafters", metavar="PATH", multiple=True,
-    help="Drafter: a GGUF, or a directory with config.json and safetensors. May be repeated.",
-)  # fmt: skip
+@pair_options
 @prompt_options
 @click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many prompts.")
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per prompt.")
@@ -33,17 +31,9 @@ from refspec.perturb import PERTURBATIONS
 @click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap and the first prompt.")
 @click.option(
-    "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own."
-)
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target.")
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all.")
-@click.option(
     "--perturb", type=click.Choice([*PERTURBATIONS]), metavar="NAME", default="none", show_default=True,
     help="Change the chat template around each prompt, see refspec bench acceptance -h.",
 )  # fmt: skip
-@click.option(
-    "--strict", is_flag=True, help="The target in F32, no flash attention: its rounding depends on nothing else."
-)
 @click.option("-o", "--out", metavar="DIR", help="Also write drift.json, figures (PNG) and one page (HTML) there.")
 @click.option("--from", "source", metavar="JSON", help="Measure nothing: show this record of an earlier run.")
 @json_option
@@ -57,9 +47,11 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
     """
     from refspec import drift_report
 
+    began = perf_counter()
     if out is not None:
         _ready_for_figures(out)
-    measured = drift_report.read(source) if source is not None else _measure(o)
+    measured = drift_report.read(source) if source is not None else measure(o)
+    note(f"{perf_counter() - began:.0f} s{_peak()}")
     click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
     if out is not None:
         from refspec import drift_plots
@@ -68,25 +60,21 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
             note(f"wrote {path}")
 
 
-def _measure(o: dict[str, Any]) -> dict[str, Any]:
+def measure(o: dict[str, Any]) -> dict[str, Any]:
     from refspec import drift as measuring
     from refspec import drift_report
-    from refspec.acceptance import perturbed
     from refspec.api import Session
+    from refspec.conversation import perturbed
     from refspec.drift_models import load_pairs
     from refspec.prompts import fit, read
     from refspec.sampling import Sampler
 
     sampler = Sampler(temperature=o["temp"])
     texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
-    target, drafters = load_pairs(
-        o["model"],
-        o["drafters"],
-        n_ctx=o["n_ctx"],
-        threads=o["threads"],
-        gpu_layers=o["gpu_layers"],
-        strict=o["strict"],
-    )
+    target, drafters, _ = load_pairs(
+        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
+        anchors=o["anchors"],
+    )  # fmt: skip
     with Session(target, name=str(target.path)) as session:
         room = target.n_ctx - o["max_tokens"]
         if room < 2:
@@ -99,16 +87,22 @@ def _measure(o: dict[str, Any]) -> dict[str, Any]:
                 target, drafters, prompts, target.capture_layers, depth=o["depth"], max_tokens=o["max_tokens"],
                 sampler=sampler, seed=o["seed"], every=o["every"], progress=lambda: bar.update(1),
             )  # fmt: skip
-    about = {
-        name: {key: getattr(d.config, key).value for key in ("feature_norm", "feedback", "residual")}
-        for name, d in drafters.items()
-    }
     settings = {
         "target": Path(o["model"] or target.path).name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
         "families": list(o["families"]),
         **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "perturb", "strict")},
     }  # fmt: skip
-    return drift_report.record(found, about, settings, o["seed"])
+    return drift_report.record(found, about(drafters), settings, o["seed"])
+
+
+def _peak() -> str:
+    """The most memory this process has held, in words; nothing where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f", at most {size / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MB of memory"
 
 
 def _ready_for_figures(out: str) -> None:

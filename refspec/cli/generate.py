@@ -99,6 +99,8 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
             interrupted = compare(session, generation, sampler, o, record, lines)
         else:
             note("--compare: nothing to compare, the run above is plain decoding")
+            record |= {"plain": {"text": generation.text} | generation.statistics.as_dict(), "speedup": 1.0}
+            record |= {"identical": True, "first_difference": None}
     if as_json:
         click.echo(json.dumps(record, ensure_ascii=False))
     else:

@@ -10,7 +10,6 @@ import click
 
 from refspec.cli.group import load, main, model_options, note, options, tree_option
 from refspec.errors import UsageError
-from refspec.perturb import PERTURBATIONS
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 prompt_options = options(
@@ -58,64 +57,6 @@ def speed(
     with drafting(o) as session:
         measured = benchmark.measure(session, texts, max_tokens=max_tokens, repeat=repeat, progress=note)
     click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))
-
-
-@bench.command()
-@model_options
-@prompt_options
-@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
-@click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.  [default: 5]")
-@tree_option
-@click.option(
-    "--temp", type=float, default=0.0, show_default=True, help="Temperature; the seed is the prompt's number."
-)
-@click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
-@click.option(
-    "--perturb", "perturbations", multiple=True, type=click.Choice([*PERTURBATIONS, "all"]), metavar="NAME",
-    help="Change the chat template around each prompt; may be repeated, `all` is every one. Listed below.",
-)  # fmt: skip
-@json_option
-def acceptance(
-    max_tokens: int,
-    prompts: str | None,
-    families: tuple[str, ...],
-    temp: float,
-    count: int | None,
-    perturbations: tuple[str, ...],
-    as_json: bool,
-    **o: Any,
-) -> None:
-    from refspec import acceptance as counting
-    from refspec.prompts import read
-    from refspec.sampling import Sampler
-
-    if o["draft_max"] is None and o["tree"] is None:
-        o["draft_max"] = 5
-    chosen = counting.first_of_each(read(prompts, families), count)
-    wanted = list(PERTURBATIONS) if "all" in perturbations else list(dict.fromkeys(perturbations)) or ["none"]
-    length = len(chosen) * len(wanted)
-    with drafting(o) as session, click.progressbar(length=length, label="prompts", file=sys.stderr) as bar:
-        found = {
-            name: counting.measure(
-                session, chosen, Sampler(temperature=temp), max_tokens=max_tokens, progress=lambda: bar.update(1),
-                perturbation=name,
-            )
-            for name in wanted
-        }  # fmt: skip
-    if as_json:
-        records = {name: counting.as_dict(by_family) for name, by_family in found.items()}
-        click.echo(json.dumps(records if perturbations else records["none"]))
-        return
-    for name, by_family in found.items():
-        if perturbations:
-            click.echo(f"{name}: {PERTURBATIONS[name].about}")
-        click.echo("\n".join(counting.table(by_family)))
-
-
-acceptance.help = "\n".join(
-    ["Tau and acceptance by position, for each family of prompts and over all.", "", "\b", "Perturbations of the template:",
-     *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items())]
-)  # fmt: skip
 
 
 @main.command()

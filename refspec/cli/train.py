@@ -23,6 +23,9 @@ run_options = options(
     ),
     click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
 )
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where drafters are trained."
+)  # fmt: skip
 
 
 @main.group()
@@ -92,6 +95,11 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
 )
 @click.option("--feedback", type=click.Choice(["pre_norm", "post_norm"]), default="post_norm", show_default=True)
 @click.option("--residual", type=click.Choice(["raw", "normed"]), default="raw", show_default=True)
+@click.option(
+    "--attention-reg", type=click.FloatRange(0), default=0.0, show_default=True,
+    help="Weight of the attention that chained rows give the chain's own tokens, added to the loss.",
+)  # fmt: skip
+@device_option
 @click.option("--init", type=folder, help="Run folder of trained drafters of the same names and sizes to start from.")
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
@@ -103,6 +111,7 @@ def drafter(
     feature_norm: str,
     feedback: str,
     residual: str,
+    attention_reg: float,
     layer_ids: str | None,
     twin: bool,
     out: Path,
@@ -116,7 +125,7 @@ def drafter(
     except ValueError:
         raise UsageError(f"--layer-ids {layer_ids!r}: give numbers with commas, such as 2,7,11") from None
     switches = {"feature_norm": feature_norm, "feedback": feedback, "residual": residual}
-    variants = {feedback: drafter_for(target_run, draft_vocab, ids, **switches)}
+    variants = {feedback: drafter_for(target_run, draft_vocab, ids, attention_reg=attention_reg, **switches)}
     if twin:
         plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
         if plain == switches:

@@ -6,6 +6,7 @@ and lives only until the next call. Chains are here, trees in `eagle3_tree.py`. 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from time import perf_counter
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
 from refspec.drafters.base import Draft, Ops, Probe, RowRecord, check_tree_arguments
-from refspec.drafters.eagle3_forward import block, feedback, head, output_norm, project
+from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
 from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
@@ -37,10 +38,15 @@ class Rows(NamedTuple):
 class Eagle3Drafter:
     """The Drafter of this forward pass; `probe`, when set, is told attention and states of every row that runs."""
 
-    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops) -> None:
-        """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs."""
+    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0) -> None:
+        """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs.
+
+        `anchor` > 0 is an experiment: that bonus goes to the scores chained rows give true rows (`eagle3_forward.anchored`).
+        """
         check_weights(config, weights)
-        self.config, self.ops = config, ops
+        if not (np.isfinite(anchor) and anchor >= 0):
+            raise UsageError(f"anchor = {anchor} must be 0 (none) or more")
+        self.config, self.ops, self.anchor = config, ops, float(anchor)
         folded = fold_rope_attention(config, weights)
         self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in folded.items() if k != "d2t"}
         identity = np.arange(config.draft_vocab_size)
@@ -49,6 +55,13 @@ class Eagle3Drafter:
         self.probe: Probe | None = None
         self.seconds = 0.0
         self.reset()
+
+    def with_anchor(self, bonus: float) -> Eagle3Drafter:
+        """The same drafter, weights shared, without rows and with another anchor."""
+        other = copy(self)
+        other.anchor = bonus
+        other.reset()
+        return other
 
     def reset(self) -> None:
         """Forget every row; the time spent stays counted."""
@@ -131,7 +144,8 @@ class Eagle3Drafter:
             self.rollback(self.n_rows)
         first = len(self.cache)
         g = project(c, w, states, ops) if is_target_feature else states  # [T, H]
-        h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None)  # [T, H], [nh, T, S]
+        anchor = Anchor(self.n_rows, self.anchor) if self.anchor and not is_target_feature else None
+        h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H], [nh, T, S]
         n = output_norm(c, w, h, ops)  # [T, H]
         self.hidden.append(h)
         depth = 0 if is_target_feature else first - self.n_rows + 1

@@ -11,6 +11,8 @@ nkv key/value heads, hd head size, F feed-forward width, D draft vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from refspec.cache import KVCache
@@ -35,7 +37,7 @@ def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
 
 
 def block(
-    c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool
+    c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool, anchor: Anchor | None = None
 ) -> tuple[Array, Array | None]:
     """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, attention weights [nh, T, S].
 
@@ -57,12 +59,36 @@ def block(
     q = ops.rope(q, positions, c.rope_theta, c.rope_style, w.get("rope_freqs"))  # [T, nh, hd]
     k = ops.rope(k, positions, c.rope_theta, c.rope_style, w.get("rope_freqs"))  # [T, nkv, hd]
     cache.append(k, v)
-    a, weights = ops.attention(q, cache.keys, cache.values, positions + 1, want_attention)  # [T, nh*hd], [nh, T, S]
+    a, weights = ops.attention(q, cache.keys, cache.values, positions + 1, want_attention or anchor is not None)
+    # a [T, nh*hd], weights [nh, T, S]
+    if anchor is not None and weights is not None:
+        a, weights = anchored(weights, cache.values, anchor)  # [T, nh*hd], [nh, T, S]
 
     y = residual(c, g, s) + ops.matvec(w["attn_output"], a)  # [T, H]
     z = ops.rms_norm(y, w["ffn_norm"], eps)  # [T, H]
     f = ops.swiglu(ops.matvec(w["ffn_gate"], z), ops.matvec(w["ffn_up"], z))  # [T, F]
     return y + ops.matvec(w["ffn_down"], f), weights  # [T, H], [nh, T, S]
+
+
+class Anchor(NamedTuple):
+    """An experiment, part of no drafter's definition: a bonus on the true rows' scores, against attention drift."""
+
+    n_true: int  # rows made from target features
+    bonus: float  # in units of a score, after the 1/sqrt(hd)
+
+
+def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Array]:
+    """Attention with `bonus` added to the scores of rows 0..n_true-1: weights [nh, T, S], values [S, nkv, hd] -> ([T, nh*hd], weights).
+
+    softmax(score + bonus [s < n_true]) is weights * exp(bonus [s < n_true]) / its sum, so the odds of true rows against the chain's own
+    grow by the factor exp(bonus) in every head; order and ratios inside either part stay.
+    """
+    own = np.exp(np.float32(-anchor.bonus))  # the chain's own rows lose what the true ones gain: nothing overflows
+    scaled = weights * np.where(np.arange(weights.shape[-1]) < anchor.n_true, np.float32(1), own)  # [nh, T, S]
+    new: Array = scaled / scaled.sum(-1, keepdims=True)  # [nh, T, S]
+    group = len(weights) // values.shape[1]
+    out = np.stack([p @ values[:, h // group] for h, p in enumerate(new)], axis=1)  # [T, nh, hd]
+    return out.reshape(out.shape[0], -1), new
 
 
 def residual(c: DrafterConfig, g: Array, s: Array) -> Array:

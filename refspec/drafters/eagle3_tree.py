@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.cache import KVCache
-from refspec.drafters.eagle3_forward import block, feedback, head, output_norm
+from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
 from refspec.tree import ROOT, Law, Tree, TreeShape, empty_tree
@@ -76,7 +76,8 @@ class TreeRows:
         d, above = self.drafter, self.rows[parent]
         g = feedback(d.config, above.h, above.n)  # [1, H]
         view = PathView(d.cache, above.seen)
-        h, _ = block(d.config, d.weights, np.array([token]), g, view, d.ops, False)  # [1, H]
+        anchor = Anchor(d.n_rows, d.anchor) if d.anchor else None
+        h, _ = block(d.config, d.weights, np.array([token]), g, view, d.ops, False, anchor)  # [1, H]
         d.hidden.append(h)
         self.rows[node] = NodeRow(view.seen, h, output_norm(d.config, d.weights, h, d.ops), g)
 

@@ -8,7 +8,9 @@ mathematics are those of `refspec.drafters.eagle3`; tests hold the two equal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +38,22 @@ class TrainedDrafter:
     feature_norm: str = "per_state"
     feedback: str = "post_norm"
     residual: str = "raw"
+    attention_reg: float = 0.0  # weight of the attention regularizer in the loss (`drafter_loss.chain_losses`)
 
     def to_dict(self) -> dict:
-        """Plain values, for a checkpoint's identity."""
-        return asdict(self) | {"capture_layers": list(self.capture_layers)}
+        """Plain values, for a checkpoint's identity; a regularizer that is off is not named."""
+        values = asdict(self) | {"capture_layers": list(self.capture_layers)}
+        if not self.attention_reg:
+            del values["attention_reg"]
+        return values
+
+
+class ChainStep(NamedTuple):
+    """One TTT step of the chosen rows."""
+
+    normed: Tensor  # [B, R, H] what the head reads
+    state_out: Tensor  # [B, R, H] what the next step starts from
+    own_mass: Tensor  # [B, R] attention on the chain's own tokens, mean over heads, float32; 0 at step 0
 
 
 class Eagle3(nn.Module):
@@ -98,8 +112,10 @@ class Eagle3(nn.Module):
         h = y + self.down(F.silu(gate) * up)
         return h, self.norm(h)
 
-    def chain(self, tokens: Tensor, states: list[Tensor], mask: Tensor, rows: Tensor, depth: int):
-        """Unroll `depth` TTT steps; yields n [B, R, H] of the chosen rows at each step.
+    def chain(
+        self, tokens: Tensor, states: list[Tensor], mask: Tensor, rows: Tensor, depth: int
+    ) -> Iterator[ChainStep]:
+        """Unroll `depth` TTT steps; yields a ChainStep of the chosen rows at each.
 
         tokens [B, T+depth], states each [B, T, Ht], mask [B, 1, T, T], rows int64 [B, R] ascending row numbers: keys
         of later steps are seen by their own row only, so rows that carry no loss need no later steps at all.
@@ -110,7 +126,7 @@ class Eagle3(nn.Module):
         def pick(x: Tensor) -> Tensor:  # [B, heads, T, hd] -> [B, heads, R, hd]
             return x.gather(2, rows[:, None, :, None].expand(-1, heads, -1, c.head_dim))
 
-        cos, sin = rope_tables(torch.arange(t + depth), c.head_dim, c.rope_theta)
+        cos, sin = rope_tables(torch.arange(t + depth, device=tokens.device), c.head_dim, c.rope_theta)
         residual, q, keys, values = self.project(tokens[:, 1 : t + 1], self.encode(states), cos[:t], sin[:t])
         row_mask = mask[:, 0].gather(1, rows[:, :, None].expand(-1, -1, t))[:, None]  # [B, 1, R, T]
         q, residual = pick(q), residual.gather(1, rows[:, :, None].expand(-1, -1, c.hidden_size))
@@ -118,14 +134,15 @@ class Eagle3(nn.Module):
         for i in range(depth):
             scores = [(q * scale) @ keys.transpose(-1, -2) + row_mask]
             scores += [((q * scale) * k).sum(-1, keepdim=True) for k, _ in own]
-            weights = torch.softmax(torch.cat(scores, -1).float(), -1).to(values.dtype)
+            exact = torch.softmax(torch.cat(scores, -1).float(), -1)  # [B, heads, R, T + i]
+            weights = exact.to(values.dtype)
             attended = weights[..., :t] @ values
             for j, (_, v) in enumerate(own):
                 attended = attended + weights[..., t + j : t + j + 1] * v
             h, normed = self.finish(residual, attended)
-            yield normed
+            fed = normed if c.feedback == "post_norm" else h
+            yield ChainStep(normed, fed, exact[..., t:].sum(-1).mean(1))
             if i + 1 < depth:
-                fed = normed if c.feedback == "post_norm" else h
                 at = rows + i + 1
                 picked_cos, picked_sin = cos[at][:, None], sin[at][:, None]  # [B, 1, R, hd]
                 residual, q, k, v = self.project(tokens.gather(1, at + 1), fed, picked_cos, picked_sin)
@@ -150,10 +167,10 @@ class Eagle3(nn.Module):
             out |= {f"fc_norm.{i}.weight": norm.weight for i, norm in enumerate(self.fc_norm)}
         elif c.feature_norm == "concat":
             out["input_norm.weight"] = self.fc_norm[0].weight
-        member = torch.zeros(c.vocab_size, dtype=torch.bool)
-        member[self.draft_ids] = True
-        tensors = {name: w.detach().float().contiguous() for name, w in out.items()}
-        return tensors | {"d2t": self.draft_ids - torch.arange(c.draft_vocab_size), "t2d": member}
+        member, ids = torch.zeros(c.vocab_size, dtype=torch.bool), self.draft_ids.cpu()
+        member[ids] = True
+        tensors = {name: w.detach().float().cpu().contiguous() for name, w in out.items()}
+        return tensors | {"d2t": ids - torch.arange(c.draft_vocab_size), "t2d": member}
 
     def checkpoint_config(self) -> dict:
         """config.json of the speculators EAGLE 3.1 layout."""

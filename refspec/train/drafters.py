@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert import convert_drafter
 from ..errors import CheckpointError, UsageError
 from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
+from .drafter_loss import Lesson, Teacher, chain_losses
 from .loop import Optimizers, run_steps, tune_allocator
-from .model import document_mask
 from .target import load_target
 from .tokenizer import BOS, load_tokenizer
 
 ROWS, LENGTH = 8, 512  # one step: 4096 tokens
-DEPTH_WEIGHT = 0.8  # loss_i counts 0.8^i (EAGLE-3; SafeAILab, SpecForge and TorchSpec agree)
 
 
 def draft_vocabulary(data: Path, size: int, vocab_size: int) -> np.ndarray:
@@ -34,7 +33,7 @@ def draft_vocabulary(data: Path, size: int, vocab_size: int) -> np.ndarray:
 
 
 def drafter_for(
-    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, **switches: str
+    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, **switches: Any
 ) -> TrainedDrafter:
     """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect."""
     c = load_target(target_run).config
@@ -66,30 +65,95 @@ class Separately:
             part.load_state_dict(value)
 
 
-def choose_rows(valid: Tensor, count: int) -> Tensor:
-    """`count` rows of each sequence, those that carry loss first, chosen evenly: bool [B, T] -> int64 [B, R] ascending."""
-    order = torch.rand(valid.shape, generator=torch.Generator().manual_seed(int(valid.sum()))) + valid.float()
-    return order.topk(count, 1).indices.sort(1).values
+class Training:
+    """Variants of a drafter on the same batches, as a step loop wants them: `loss_of(step)`, `validate()`, `together`, `optimizers`."""
+
+    def __init__(
+        self,
+        data: Path,
+        target_run: Path,
+        variants: dict[str, TrainedDrafter],
+        *,
+        depth: int,
+        seed: int,
+        threads: int | None = None,
+        muon_lr: float = 0.02,
+        adam_lr: float = 0.002,
+        lr_scale: float = 1.0,
+        compiled: bool = False,
+        init: Path | None = None,
+        device: str = "auto",
+    ) -> None:
+        """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device)."""
+        tune_allocator()
+        if threads:
+            torch.set_num_threads(threads)
+        self.depth, self.device = depth, choose_device(device)
+        target = load_target(target_run).to(self.device)
+        bos = load_tokenizer(data / "tokenizer.json").token_to_id(BOS)
+        sizes = {(v.draft_vocab_size, v.capture_layers) for v in variants.values()}
+        if len(sizes) != 1:
+            raise UsageError("variants trained together share their draft vocabulary and captured layers")
+        if depth < 2 and any(v.attention_reg for v in variants.values()):
+            raise UsageError("--attention-reg needs --depth 2 or more: the first step has no draft tokens to look at")
+        ((draft_size, capture),) = sizes
+        draft_ids = torch.from_numpy(draft_vocabulary(data, draft_size, target.config.vocab_size)).to(self.device)
+        self.drafters: dict[str, Eagle3] = {}
+        for name, config in variants.items():
+            torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
+            self.drafters[name] = Eagle3(config, target.embed.weight.cpu(), draft_ids.cpu()).to(self.device)
+        self.together = nn.ModuleDict(self.drafters)
+        if init is not None:
+            _start_from(self.together, init)
+        self.optimizers = Separately(
+            [
+                Optimizers(d, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=_hidden_matrix)
+                for d in self.drafters.values()
+            ]
+        )
+        self.teacher = Teacher(target, capture, draft_ids, bos, depth)
+        self.batches = Batches(data, "train", length=LENGTH, rows=ROWS, seed=seed)
+        self.held_out = Batches(data, "val", length=LENGTH, rows=ROWS, seed=0)
+        loss = self._variant_loss
+        self.losses = {n: torch.compile(loss, dynamic=False) if compiled else loss for n in self.drafters}
+
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The sum of the variants' losses on batch `step`, and each of them."""
+        tokens, mask = self.batches[step]
+        lesson = self.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
+        each = {name: self.losses[name](d, lesson) for name, d in self.drafters.items()}
+        return sum(each.values()), {f"loss_{n}": round(float(v.detach()), 4) for n, v in each.items()}  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss, agreement by depth and tau of forced tokens on held-out text, for each variant."""
+        figures: dict[str, float] = {}
+        count, depth = min(16, self.held_out.per_epoch), self.depth
+        for name, drafter in self.drafters.items():
+            loss, hits, scored = 0.0, np.zeros((depth, 2)), np.zeros(depth)
+            for i in range(count):
+                tokens, mask = self.held_out[i]
+                lesson = self.teacher.lesson(tokens[:, :-1], mask[:, :-1], 1.0)
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    value, right, rows = chain_losses(drafter, lesson, depth)
+                loss, hits, scored = loss + float(value) / count, hits + np.asarray(right), scored + np.asarray(rows)
+            figures[f"{name}_loss"] = loss
+            for i in range(depth):
+                figures[f"{name}_agree_{i}"] = hits[i, 0] / scored[i]
+            # Forced tokens are the corpus', not the target's own: a lower bound that training can watch.
+            figures[f"{name}_forced_tau"] = 1 + float((hits[:, 1] / scored).sum())
+        return figures
+
+    def _variant_loss(self, drafter: Eagle3, lesson: Lesson) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return chain_losses(drafter, lesson, self.depth)[0]
 
 
-def chain_losses(drafter: Eagle3, batch: dict[str, Tensor | list[Tensor]], depth: int) -> tuple[Tensor, list, list]:
-    """Weighted TTT loss, and per depth the number of argmax agreements and of scored rows."""
-    total, hits, scored = torch.zeros(()), [], []
-    alive = None
-    steps = drafter.chain(batch["tokens"], batch["states"], batch["mask"], batch["rows"], depth)  # type: ignore[arg-type]
-    for i, normed in enumerate(steps):
-        valid, law, best = batch["valid"][i], batch["law"][i], batch["best"][i]
-        logits = drafter.head(normed).float()
-        loss = -(law * F.log_softmax(logits, -1)).sum(-1)
-        in_vocabulary = batch["in_vocabulary"][i]
-        counted = valid & in_vocabulary
-        total = total + DEPTH_WEIGHT**i * (loss * counted).sum() / counted.sum().clamp(min=1)
-        if not torch.is_grad_enabled():
-            right = drafter.draft_ids[logits.argmax(-1)] == best
-            alive = right if alive is None else alive & right
-            hits.append((int((right & valid).sum()), int((alive & valid).sum())))
-            scored.append(int(valid.sum()))
-    return total, hits, scored
+def choose_device(name: str) -> torch.device:
+    """`auto` is an accelerator torch sees, else the processor; UsageError for `cuda` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no such accelerator here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def train_drafters(
@@ -101,106 +165,15 @@ def train_drafters(
     steps: int,
     depth: int,
     seed: int,
-    threads: int | None = None,
-    muon_lr: float = 0.02,
-    adam_lr: float = 0.002,
     lr_scale: float = 1.0,
-    compiled: bool = False,
     outtype: str = "f16",
     init: Path | None = None,
+    **how: Any,
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
     layout) and `out/NAME.gguf`. `init` is the run folder of earlier drafters to start from (weights only, fresh
-    optimizer). Raises CheckpointError."""  # fmt: skip
-    tune_allocator()
-    if threads:
-        torch.set_num_threads(threads)
-    target = load_target(target_run)
-    tokenizer = load_tokenizer(data / "tokenizer.json")
-    bos = tokenizer.token_to_id(BOS)
-    sizes = {(v.draft_vocab_size, v.capture_layers) for v in variants.values()}
-    if len(sizes) != 1:
-        raise UsageError("variants trained together share their draft vocabulary and captured layers")
-    ((draft_size, capture),) = sizes
-    draft_ids = torch.from_numpy(draft_vocabulary(data, draft_size, target.config.vocab_size))
-    member = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill_(0, draft_ids, True)
-    drafters: dict[str, Eagle3] = {}
-    for name, config in variants.items():
-        torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
-        drafters[name] = Eagle3(config, target.embed.weight, draft_ids)
-    together = nn.ModuleDict(drafters)
-    if init is not None:
-        _start_from(together, init)
-
-    def hidden_matrix(name: str) -> bool:
-        return "head" not in name
-
-    optimizers = Separately(
-        [
-            Optimizers(d, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=hidden_matrix)
-            for d in drafters.values()
-        ]
-    )
-    batches = Batches(data, "train", length=LENGTH, rows=ROWS, seed=seed)
-    held_out = Batches(data, "val", length=LENGTH, rows=ROWS, seed=0)
-
-    @torch.no_grad()
-    def prepare(tokens: np.ndarray, mask: np.ndarray, share: float) -> dict:
-        """Everything the variants share: target states, its law per depth, and which rows count."""
-        ids, mine = torch.from_numpy(tokens), torch.from_numpy(mask).bool()
-        document = (ids == bos).cumsum(-1)
-        pad = lambda x: F.pad(x, (0, depth + 1))  # noqa: E731
-        seen, t = document_mask(ids, bos), ids.shape[1]
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden, states = target(ids, seen, capture)
-            logits = target.head(hidden.bfloat16())  # [B, T, V]
-        best = logits.argmax(-1)
-
-        def valid_at(i: int) -> Tensor:  # row s predicts x_{s+2+i}: the assistant's, in the same document
-            shift = slice(2 + i, 2 + i + t)
-            return pad(mine)[:, shift] & (F.pad(document, (0, depth + 2), value=-1)[:, shift] == document)
-
-        rows = choose_rows(valid_at(0), int(t * share))
-        where = [(rows + 1 + i).clamp(max=t - 1) for i in range(depth)]
-        over_draft = torch.softmax(logits.index_select(-1, draft_ids).float(), -1)  # [B, T, D]
-        law = [over_draft.gather(1, at[:, :, None].expand(-1, -1, draft_size)) for at in where]
-        agreed = [best.gather(1, at) for at in where]
-        return {
-            "tokens": F.pad(ids, (0, depth + 1)), "states": states, "mask": seen, "rows": rows, "law": law,
-            "best": agreed, "in_vocabulary": [member[b] for b in agreed],
-            "valid": [valid_at(i).gather(1, rows) for i in range(depth)],
-        }  # fmt: skip
-
-    def variant_loss(drafter: Eagle3, batch: dict) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return chain_losses(drafter, batch, depth)[0]
-
-    losses = {n: torch.compile(variant_loss, dynamic=False) if compiled else variant_loss for n in drafters}
-
-    def loss_of(step: int):
-        tokens, mask = batches[step]
-        batch = prepare(tokens[:, :-1], mask[:, :-1], 0.5)
-        each = {name: losses[name](d, batch) for name, d in drafters.items()}
-        return sum(each.values()), {f"loss_{n}": round(float(v.detach()), 4) for n, v in each.items()}
-
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        figures: dict[str, float] = {}
-        count = min(16, held_out.per_epoch)
-        for name, drafter in drafters.items():
-            loss, hits, scored = 0.0, np.zeros((depth, 2)), np.zeros(depth)
-            for i in range(count):
-                tokens, mask = held_out[i]
-                with torch.autocast("cpu", torch.bfloat16):
-                    value, right, rows = chain_losses(drafter, prepare(tokens[:, :-1], mask[:, :-1], 1.0), depth)
-                loss, hits, scored = loss + float(value) / count, hits + np.asarray(right), scored + np.asarray(rows)
-            figures[f"{name}_loss"] = loss
-            for i in range(depth):
-                figures[f"{name}_agree_{i}"] = hits[i, 0] / scored[i]
-            # Forced tokens are the corpus', not the target's own: a lower bound that training can watch.
-            figures[f"{name}_forced_tau"] = 1 + float((hits[:, 1] / scored).sum())
-        return figures
-
+    optimizer); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
+    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, **how)
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     if lr_scale != 1:
@@ -208,13 +181,17 @@ def train_drafters(
     if init is not None:
         identity["init"] = str(init)
     figures = run_steps(
-        out, identity, together, optimizers, steps=steps, loss_of=loss_of, validate=validate,  # type: ignore[arg-type]
-        tokens_per_step=ROWS * LENGTH,
+        out, identity, training.together, training.optimizers, steps=steps, loss_of=training.loss_of,  # type: ignore[arg-type]
+        validate=training.validate, tokens_per_step=ROWS * LENGTH,
     )  # fmt: skip
-    for name, drafter in drafters.items():
+    for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name)
         convert_drafter(out / name, target_run / "hf", out / f"{name}.gguf", outtype)
     return figures
+
+
+def _hidden_matrix(name: str) -> bool:
+    return "head" not in name
 
 
 def _start_from(together: nn.ModuleDict, init: Path) -> None:

@@ -40,7 +40,7 @@ class TargetConfig:
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, each [T, head_dim], half-split layout."""
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim)
     angle = positions.float()[:, None] * inverse[None, :]
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
@@ -56,7 +56,7 @@ def document_mask(tokens: Tensor, bos: int) -> Tensor:
     """Additive [B, 1, T, T] bf16 mask: causal, and no row sees a document before its own (a BOS starts a document)."""
     document = (tokens == bos).cumsum(-1)
     seen = (document[:, :, None] == document[:, None, :]).tril()
-    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, float("-inf"))
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16, device=seen.device).masked_fill_(~seen, float("-inf"))
     return mask[:, None]
 
 
@@ -130,7 +130,7 @@ class Target(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, capture: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
         """tokens [B, T], mask [B, 1, T, T] -> (normed last hidden [B, T, H], captured boundaries, each [B, T, H])."""
         c = self.config
-        cos, sin = rope_tables(torch.arange(tokens.shape[1]), c.head_dim, c.rope_theta)
+        cos, sin = rope_tables(torch.arange(tokens.shape[1], device=tokens.device), c.head_dim, c.rope_theta)
         x = self.embed(tokens)
         states = {}
         for i, block in enumerate(self.layers):

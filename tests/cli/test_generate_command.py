@@ -9,6 +9,7 @@ from cli_models import call, one_line_error, record, spawn, tiny, toys, write_pa
 
 import refspec
 from refspec.api import Session
+from refspec.errors import UsageError
 
 REPLACED = "\ufffd"
 
@@ -249,3 +250,13 @@ def test_exit_codes_of_the_real_program(on):
     process = spawn("generate", "-m", "nowhere.gguf", "-p", "x")
     out, errors = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, b"") and errors.count(b"\n") == 1
+
+
+def test_comparing_a_plain_run_gives_the_same_keys_as_any_comparison(pair):
+    got = record(call("generate", "-m", pair[0], "-t", "1", "-p", "x", "-n", "3", "--compare", "--json"))
+    assert got["identical"] is True and got["plain"]["text"] == got["text"] and got["speedup"] == 1.0
+
+
+def test_zero_threads_for_the_drafter_are_refused_not_replaced(pair):
+    with pytest.raises(UsageError, match="n_threads = 0"):
+        refspec.load(*pair, threads=1, threads_draft=0)

@@ -51,11 +51,13 @@ def test_acceptance_counts_families_and_their_sum(pair, tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"benchmark": b, "turns": [t]}) + "\n" for b, t in rows))
     common = ["bench", "acceptance", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "16", "--draft-max", "2"]
     counted = [*common, "--prompts", tmp_path / "p.jsonl", "--count", "2"]
-    found = json.loads(call(*counted, "--json").stdout)
+    (condition,) = json.loads(call(*counted, "--json").stdout)["conditions"]
+    found = condition["families"]
     assert list(found) == ["math", "chat", "all"]
-    for key in ("generated_tokens", "verify_steps"):
-        assert found["all"][key] == found["math"][key] + found["chat"][key] > 0
-    assert found["chat"]["generated_tokens"] == 32 and len(found["all"]["accepted_by_position"]) == 2
+    assert found["all"]["generated_tokens"] == found["math"]["generated_tokens"] + found["chat"]["generated_tokens"] > 0
+    steps = {family: row["drafters"]["drafter"]["2"] for family, row in found.items()}
+    assert steps["all"]["verify_steps"] == steps["math"]["verify_steps"] + steps["chat"]["verify_steps"] > 0
+    assert found["chat"]["generated_tokens"] == 32 and len(steps["all"]["accepted_by_position"]) == 2
     assert "chat" in call(*counted, "--family", "chat").stdout
     assert "families there: chat, math" in one_line_error(call(*counted, "--family", "news"))
     assert "--prompts" in one_line_error(call(*common, "--family", "chat"), code=2)

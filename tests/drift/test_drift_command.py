@@ -38,10 +38,11 @@ def test_acceptance_agrees_with_the_bench_that_runs_llama_cpp(models):
     # strict: with an F16 cache the rounding of a batch reaches the states, and this random drafter has near ties
     same = ("-m", models["target"], "-d", models["post"], "-t", "1", "-n", "24", "--count", "6", "--strict", "--json")
     (one,) = record(call("drift", *same, "--depth", "2"))["drafters"]
-    bench = record(call("bench", "acceptance", *same, "--draft-max", "2"))["all"]
-    assert (one["tokens"], one["verify_steps"]) == (bench["generated_tokens"], bench["verify_steps"])
+    bench = record(call("bench", "acceptance", *same, "--draft-max", "2"))["conditions"][0]["families"]["all"]
+    counted = bench["drafters"]["drafter"]["2"]
+    assert (one["tokens"], one["verify_steps"]) == (bench["generated_tokens"], counted["verify_steps"])
     ours = [row["accepted"]["mean"] for row in one["depths"]]
-    assert ours == pytest.approx(bench["accepted_by_position"], abs=1e-6) and ours[0] > 0
+    assert ours == pytest.approx(counted["accepted_by_position"], abs=1e-6) and ours[0] > 0
 
 
 def test_the_same_call_gives_the_same_record_and_another_seed_other_intervals(models):
@@ -66,6 +67,7 @@ def test_a_text_table_goes_to_stdout_and_figures_to_the_folder(models, tmp_path)
     pytest.importorskip("matplotlib")
     result = call("drift", "-m", models["target"], "-d", models["post"], *SMALL, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert "MB of memory" in result.stderr and "MB" not in result.stdout
     assert "magnitude" in result.stdout and "wrote" in result.stderr and "wrote" not in result.stdout
     saved = tmp_path / "out" / "drift.json"
     assert str(tmp_path) not in saved.read_text("utf-8")  # names of files, not places

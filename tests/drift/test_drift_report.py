@@ -1,10 +1,12 @@
 """From tallies to the record: means, intervals, table, figures."""
 
+import base64
 import json
 import math
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -127,6 +129,42 @@ def test_figures_and_page_need_no_other_file_and_repeat(measured, tmp_path):
     for path, again in zip(written, drift_plots.write(drift_report.read(str(written[0])), tmp_path / "again"), strict=True):
         assert path.read_bytes() == again.read_bytes(), path.name
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
+
+
+class Strict(HTMLParser):
+    """Every element is closed in its order, and nothing is fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.images = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        for name, value in attributes:
+            assert name not in ("href", "srcset", "data", "action") and (name != "src" or value.startswith("data:image/png;base64,"))
+            if name == "src":
+                self.images.append(base64.b64decode(value.partition(",")[2], validate=True))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_holds_its_images(measured, tmp_path):
+    pytest.importorskip("matplotlib")
+    from refspec import drift_plots
+
+    drift_plots.write(measured, tmp_path)
+    page, parser = (tmp_path / "drift.html").read_text("utf-8"), Strict()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == [] and page.startswith("<!doctype html>")
+    assert parser.images == [(tmp_path / f"{name}.png").read_bytes() for name in drift_plots.FIGURES]
+    for tag in ("script", "link", "iframe", "object"):
+        assert tag not in parser.seen
+    assert "url(" not in page and "@import" not in page and "http" not in re.sub(r"base64,[^']*", "", page)
+    assert parser.seen.count("tr") == 2 * (1 + 3) and parser.seen.count("td") == 2 * 3 * (2 + len(FIGURES))
 
 
 def test_figures_are_drawn_where_depths_are_empty_and_prompts_single(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 from drift_toys import cli_models, toys
 
 from refspec import chat
-from refspec.acceptance import perturbed
 from refspec.api import Session
+from refspec.conversation import perturbed
 from refspec.errors import UsageError
 from refspec.perturb import CHATML, FOREIGN_SYSTEM, PERTURBATIONS, around, messages, misspelt, other_template, renamed
 
@@ -91,10 +91,11 @@ def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
     target, drafter = cli_models.write_pair(tmp_path)
     args = ("bench", "acceptance", "-m", target, "-d", drafter, "-t", "1", "-n", "6", "--count", "2")
     got = cli_models.record(cli_models.call(*args, "--perturb", "raw", "--perturb", "renamed-roles", "--json"))
-    assert list(got) == ["raw", "renamed-roles"] and 0 < got["raw"]["all"]["generated_tokens"] <= 12
+    assert [c["perturb"] for c in got["conditions"]] == ["raw", "renamed-roles"]
+    assert 0 < got["conditions"][0]["families"]["all"]["generated_tokens"] <= 12
     text = cli_models.call(*args, "--perturb", "raw").stdout
     assert text.startswith("raw: the text alone") and "tau" in text
-    assert "families" not in cli_models.record(cli_models.call(*args, "--json"))  # as before without the option
+    assert [c["perturb"] for c in cli_models.record(cli_models.call(*args, "--json"))["conditions"]] == ["none"]
 
 
 def test_the_help_lists_every_perturbation():

@@ -13,6 +13,7 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 pytest.importorskip("safetensors", reason="training needs the `train` extra (safetensors)")
 
 from click.testing import CliRunner  # noqa: E402
+from toy_training import CONFIG, STEPS  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.convert.files import read_tensors  # noqa: E402
@@ -20,43 +21,11 @@ from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError  # noqa: E402
 from refspec.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop  # noqa: E402
-from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
+from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
 from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
-from refspec.train.model import Target, TargetConfig, document_mask  # noqa: E402
+from refspec.train.model import Target, document_mask  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
-
-CONFIG = TargetConfig(
-    vocab_size=320, hidden_size=32, n_layers=6, n_heads=2, n_kv_heads=1, head_dim=16, intermediate_size=48
-)
-STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    words = ["the", "cat", "dog", "sees", "a", "tree", "12", "runs", "home", "def f(x):", "return", "\n"]
-    path = tmp_path_factory.mktemp("corpus") / "chat.jsonl"
-    with open(path, "w", encoding="utf-8") as out:
-        for _ in range(500):
-            talk = [" ".join(rng.choice(words, 60)) for _ in range(2)]
-            messages = [{"role": r, "content": t} for r, t in zip(("user", "assistant"), talk, strict=True)]
-            out.write(json.dumps({"messages": messages, "source": "toy", "domain": "chat"}) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(corpus, tmp_path_factory):
-    out = tmp_path_factory.mktemp("data")
-    prepare(corpus, out, vocab_size=320, seed=1, val_every=4)
-    return out
-
-
-@pytest.fixture(scope="module")
-def target_run(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("target")
-    train_target(data, out, config=CONFIG, steps=STEPS, seed=3, threads=1)
-    return out
 
 
 def weights(run):

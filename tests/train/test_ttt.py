@@ -68,7 +68,7 @@ def test_each_ttt_row_equals_the_forced_chain_of_the_reference(feature_norm, fee
     mask = document_mask(ids[:, :ROWS], BOS).float()
     with torch.no_grad():
         steps = drafter.chain(ids, [torch.from_numpy(s) for s in states], mask, rows, DEPTH)
-        logits = [drafter.head(n).numpy()[0] for n in steps]  # DEPTH x [R, D]
+        logits = [drafter.head(step.normed).numpy()[0] for step in steps]  # DEPTH x [R, D]
     features = np.concatenate([s[0] for s in states], -1)  # [T, 3*Ht]
     for at, row in enumerate(rows[0].tolist()):
         numpy_drafter = reference(drafter, config)
@@ -93,7 +93,7 @@ def test_a_row_sees_no_other_document():
             seen[1][0, changed] += 1.0
         mask = document_mask(torch.from_numpy(tokens)[None, :ROWS], BOS).float()
         with torch.no_grad():
-            return torch.stack(list(drafter.chain(ids, seen, mask, rows, DEPTH))).numpy()
+            return torch.stack([step.normed for step in drafter.chain(ids, seen, mask, rows, DEPTH)]).numpy()
 
     np.testing.assert_array_equal(run(None), run(2))  # a row of the document before
     assert np.abs(run(None) - run(4)).max() > 1e-3  # a row of its own document

@@ -1,0 +1,112 @@
+"""`refspec bench acceptance`: tau and acceptance by position of several drafters over the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refspec.cli.measure import bench, json_option, prompt_options
+from refspec.cli.pairs import about, pair_options, whole_numbers
+from refspec.errors import UsageError
+from refspec.perturb import PERTURBATIONS
+
+KIND = "refspec-acceptance-run-1"
+
+
+@bench.command()
+@pair_options
+@prompt_options
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per answer.")
+@click.option(
+    "--draft-max", default="5", show_default=True, metavar="K[,K...]", help="Draft tokens per verify step, trained for or not."
+)
+@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt, the next ones count up; and of the bootstrap.")
+@click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
+@click.option("--turns", type=click.IntRange(1), help="At most so many turns of a conversation; all without it.")
+@click.option(
+    "--perturb", "perturbations", multiple=True, type=click.Choice([*PERTURBATIONS, "all"]), metavar="NAME",
+    help="Change the chat template around each prompt; may be repeated, `all` is every one. Listed below.",
+)  # fmt: skip
+@click.option(
+    "--context", metavar="N[,N...]",
+    help="Pad first turns to N tokens with a document made of the other prompts; only prompts that fit into the smallest N.",
+)  # fmt: skip
+@click.option("--baseline", metavar="NAME", help="Drafter the ratios are to; the last one without it.")
+@click.option(
+    "--engine", type=click.Choice(["llama", "reference"]), help="Who runs the drafters; llama.cpp where it can."
+)
+@click.option("-o", "--out", metavar="JSONL", help="Keep finished prompts there; the same call goes on after a kill.")
+@json_option
+def acceptance(as_json: bool, **o: Any) -> None:
+    from refspec import acceptance_report
+
+    measured = run(o)
+    click.echo(json.dumps(measured) if as_json else "\n".join(acceptance_report.table(measured)))
+
+
+acceptance.help = "\n".join(
+    ["Tau and acceptance by position of drafters over the same text of the target.", "",
+     "The target decides its text once; the drafters are led over it, so ratios between them are paired. Later turns of a conversation "
+     "follow the target's own answers.", "", "\b", "Perturbations of the template:",
+     *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items())]
+)  # fmt: skip
+
+
+def run(o: dict[str, Any]) -> dict[str, Any]:
+    """Measure what the options say, or go on measuring it; the record of `acceptance_report`."""
+    from refspec import acceptance as measuring
+    from refspec import acceptance_report
+    from refspec.api import Session
+    from refspec.drift_models import load_pairs
+    from refspec.journal import Journal
+    from refspec.prompts import read
+    from refspec.sampling import Sampler
+
+    lengths, buckets = whole_numbers(o["draft_max"], "--draft-max"), whole_numbers(o["context"], "--context")
+    sampler = Sampler(temperature=o["temp"])
+    prompts = measuring.first_of_each(read(o["prompts"], o["families"]), o["count"])
+    given = o["perturbations"]
+    wanted = list(PERTURBATIONS) if "all" in given else list(dict.fromkeys(given)) or ["none"]
+    target, drafters, files = load_pairs(
+        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
+        anchors=o["anchors"], engine=o["engine"] or "",
+    )  # fmt: skip
+    with ExitStack() as stack:
+        session = stack.enter_context(Session(target, name=str(target.path)))
+        for drafter in drafters.values():
+            stack.callback(drafter.close)
+        baseline = o["baseline"] or [name for name, d in drafters.items() if not getattr(d, "anchor", 0)][-1]
+        if baseline not in drafters:
+            raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
+        measuring.room_for(session, o["max_tokens"], buckets[-1] if buckets else None)
+        numbers = measuring.fitting(session, prompts, wanted, buckets[0]) if buckets else list(range(len(prompts)))
+        if not numbers:
+            raise UsageError(f"--context {buckets[0]}: no prompt is short enough; give a longer context")
+        settings = {
+            "target": Path(o["model"] or target.path).name, "prompt_file": Path(o["prompts"] or "built-in").name,
+            "prompts": len(numbers), "left_out": len(prompts) - len(numbers), "draft_max": lengths, "perturb": wanted, "context": buckets,
+            **{key: o[key] for key in ("max_tokens", "temp", "seed", "turns", "strict")}, "n_ctx": target.n_ctx,
+            "texts": hashlib.sha256(repr(prompts).encode()).hexdigest()[:16], "files": files,
+        }  # fmt: skip
+        journal = stack.enter_context(Journal(o["out"], KIND, settings))
+        found: dict[tuple[str, int | None], list[Any]] = {}
+        every: list[int | None] = [*buckets] or [None]
+        work = [(name, length, i) for name in wanted for length in every for i in numbers]
+        bar = stack.enter_context(click.progressbar(work, label="prompts", file=sys.stderr))
+        for name, length, i in bar:
+            key = f"{name}/{length or '-'}/{i}"
+            if key not in journal.done:
+                turns = measuring.measure(
+                    session, drafters, prompts, i, (name, length), layers=target.capture_layers, lengths=lengths,
+                    max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"], turns=o["turns"],
+                )  # fmt: skip
+                journal.add(key, {"family": prompts[i].family, "id": prompts[i].id, "turns": turns})
+            found.setdefault((name, length), []).append(journal.done[key])
+        return acceptance_report.record(found, about(drafters), settings, baseline, o["seed"])
