@@ -1,9 +1,10 @@
 """Growing a draft tree: which nodes are worth a row of the target.
 
 Not a drafter: `Likeliest` and `Laws` ask one for what may follow nodes that were found already, level by level. The value of a node is
-its cumulative draft probability, the product along its path, the drafter's own estimate that the target gets there (EAGLE-2, Li 2024). The target gets to x with p(x), its law at its own temperature,
-so a drafter should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted
-far more often than the softmax says, and a tree valued by the softmax is too broad.
+its cumulative draft probability, the product along its path, the drafter's own estimate that the target gets there (EAGLE-2, Li 2024).
+The target gets to x with p(x), its law at its own temperature, so a drafter should be asked at that temperature too
+(`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far more often than the softmax says, and a tree valued by
+the softmax is too broad.
 
 - `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded, and in the
   end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and ties go to the smaller depth,

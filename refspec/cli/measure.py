@@ -64,6 +64,7 @@ def speed(
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@tree_option
 @click.option(
     "--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, help="May be repeated."
 )

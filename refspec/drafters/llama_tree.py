@@ -85,7 +85,10 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         try:
             for depth in range(1, max(depths, default=0) + 1):
                 level = [i for i, d in enumerate(depths) if d == depth]
-                h[level] = self._run(found, level)
+                states = self._run(found, level)
+                if len(states) < len(level):
+                    raise ShapeError(f"{self.path}: {len(found)} nodes after {self.n_rows} rows do not fit into the drafter's context")
+                h[level] = states
                 for node in level:
                     logits[node] = self._outputs[node]
         finally:

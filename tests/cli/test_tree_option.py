@@ -29,6 +29,11 @@ def test_bench_speed_takes_trees(on):
     assert table.exit_code == 0 and "trees 6:2:3" in table.stdout and "predicted" not in table.stdout
 
 
+def test_verify_proves_trees_on_the_users_pair(on):
+    result = call("verify", *on, "-n", "20", "--count", "2", "--tree", "6:2:3", "--strict")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--tree", "x"], "is not N, N:topk or N:topk:depth"),
     (["--tree", "0"], "nodes = 0 is outside 1..64"),

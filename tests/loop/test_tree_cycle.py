@@ -235,3 +235,17 @@ def test_sampled_trees_emit_exactly_the_law_of_the_target(
         for i, token in enumerate(text):
             expected *= Fraction(3 if token == target.likely([*PROMPT, *text[:i]]) else 1, 4)
         assert probability == expected
+
+
+@pytest.mark.parametrize("temperature, asked_at", [(0.0, 0.4), (0.2, 0.4), (0.8, 0.8), (2.0, 2.0)])
+def test_a_drafter_is_asked_at_the_temperature_of_the_target(temperature: float, asked_at: float) -> None:
+    target, seen = ToyTreeTarget(end=(), n_ctx=60), []
+
+    class Listening(with_trees(Perfect)):  # type: ignore[misc]
+        def draft_tree(self, shape: TreeShape, **options: Any) -> Tree:
+            seen.append(shape.temperature)
+            tree: Tree = super().draft_tree(shape, **options)
+            return tree
+
+    run(target, Listening(target), [1, 2], sampler=Sampler(temperature=temperature), max_tokens=8)
+    assert set(seen) == {asked_at}
