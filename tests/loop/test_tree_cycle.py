@@ -222,8 +222,9 @@ def law_of_texts(monkeypatch: pytest.MonkeyPatch, target: Any, n: int, shape: Tr
         branch[-1] += 1
 
 
-@pytest.mark.parametrize("salt", [0, 1, 2])
-@pytest.mark.parametrize("n, shape", [(2, (1, 1, 1)), (2, (2, 2, 1)), (3, (2, 1, 2)), (3, (3, 2, 2))])
+@pytest.mark.parametrize("n, shape, salt", [
+    (2, (1, 1, 1), 0), (2, (2, 2, 1), 0), (2, (2, 2, 1), 1), (3, (2, 2, 1), 2), (3, (2, 1, 2), 1), (3, (3, 2, 2), 2),
+])  # fmt: skip
 def test_sampled_trees_emit_exactly_the_law_of_the_target(
     monkeypatch: pytest.MonkeyPatch, salt: int, n: int, shape: tuple[int, int, int]
 ) -> None:
