@@ -14,7 +14,7 @@ from typing import Any
 
 from refspec.api import Session
 from refspec.conversation import encode, padded, perturbed
-from refspec.drafters.base import Drafter
+from refspec.drafters.base import Drafter, SeesFirst
 from refspec.drift import CHUNK, Text, record, select
 from refspec.errors import UsageError
 from refspec.metrics import Seconds, Statistics, Step
@@ -107,6 +107,8 @@ def measure(
 def follow(drafter: Drafter, text: Text, features: Array, lengths: Sequence[int]) -> dict[int, Statistics]:
     """The decode cycle's counts at each draft length over a text; features [N-1, n_states*Ht] of this drafter's own layers."""
     drafter.reset()
+    if isinstance(drafter, SeesFirst):
+        drafter.begin(int(text.tokens[0]))
     found = {k: Statistics() for k in lengths}
     for position, wanted in _visits(text, found):
         n = text.n_prompt - 1 + position  # index of the pending token: rows 0..n-1 are true

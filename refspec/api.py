@@ -24,6 +24,7 @@ import numpy as np
 
 from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
+from refspec.drafters.deferred import DeferredDrafter
 from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.sampling import Sampler
@@ -32,8 +33,11 @@ from refspec.speculate_tree import speculate_tree
 from refspec.targets.base import Target
 from refspec.text import Utf8Stream
 from refspec.tree import TreeShape
+from refspec.tune_store import Found
+from refspec.window import Window, seeded
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
+ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
 DRAFT_LIMIT = 64  # more rows than a hybrid model can take back, and far more than pays
 GREEDY = Sampler()
 
@@ -50,26 +54,28 @@ def load(
     flash_attn: str | None = None,
     strict: bool = False,
     draft_max: int | None = None,
+    lookup: bool = False,
+    adaptive: bool = False,
+    kv_type: str | None = None,
+    repack: bool | None = None,
+    tuned: bool = False,
     tree: str | TreeShape | None = None,
 ) -> Session:
-    """Load a target GGUF and, if named, an EAGLE-3 drafter GGUF for it; without a model, the embedded pair.
+    """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
     is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
     per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
-    then rounds alike whatever stands beside it. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
+    `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
+    where no setting is given here. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
-    from refspec.drafters.llama import LlamaEagle3Drafter
-    from refspec.drafters.llama_tree import LlamaEagle3TreeDrafter
-    from refspec.engine import drafter_config
-    from refspec.gguf_io import read_gguf_header
+    from refspec import kinds, tune_store
     from refspec.recast import is_f32, recast
-    from refspec.targets.llama import LlamaTarget
-    from refspec.targets.llama_tree import LlamaTreeTarget
 
     for name, named in (("model", model), ("drafter", drafter)):
         if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
@@ -78,14 +84,12 @@ def load(
     if model is None:
         chosen = embedded.defaults()
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
-    length = _draft_length(int(chosen.get("draft_max", DRAFT_MAX)) if draft_max is None else draft_max)
-    shape = TreeShape.parse(tree) if isinstance(tree, str) else tree.checked() if tree is not None else None
-    if shape is not None:
-        if draft_max is not None:
-            raise UsageError(f"draft_max = {draft_max} is for chains and tree = {tree!r} for trees; give one of them")
-        if drafter is None:
-            raise UsageError(f"tree = {tree!r}: there is no drafter to grow it; name one")
-        length = shape.nodes
+    found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
+    if found.record:
+        chosen = chosen | found.record["chosen"]
+    shape = _shape(tree, draft_max, adaptive)
+    default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
+    length = _draft_length(default if draft_max is None else draft_max)
     if threads_draft is None:
         threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
@@ -97,28 +101,37 @@ def load(
         "n_threads": threads,
         "n_threads_batch": threads if threads_batch is None else threads_batch,
         "n_gpu_layers": gpu_layers,
-        "kv_type": "f32" if strict else "f16",
+        "kv_type": "f32" if strict else kv_type or chosen.get("kv_type", "f16"),
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
-    capture = drafter_config(read_gguf_header(drafter)).capture_layers if drafter else ()
-    target: LlamaTarget
-    if shape is None:
-        target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=capture, **settings)
-    else:
-        target = LlamaTreeTarget(model, leaves=shape.nodes, n_ctx=n_ctx, capture_layers=capture, **settings)
+    capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
+    target = kinds.make_target(
+        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
+    )  # fmt: skip
     try:
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
-        loaded: LlamaEagle3Drafter | None = None
-        if drafter and shape is not None:
-            loaded = LlamaEagle3TreeDrafter(drafter, target, top_k=shape.top_k, **settings)
-        elif drafter:
-            loaded = LlamaEagle3Drafter(drafter, target, **settings)
+        settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
+        loaded = kinds.make_drafter(drafter, target, lookup=lookup, tree=shape, **settings)
     except BaseException:
         target.close()
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
-    return Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, tree=shape)
+    session = Session(
+        target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, adaptive=adaptive, tree=shape
+    )  # fmt: skip
+    session.tuned = found
+    return session
+
+
+def _shape(tree: str | TreeShape | None, draft_max: int | None, adaptive: bool) -> TreeShape | None:
+    """The shape asked for; UsageError where something else asks for chains."""
+    if tree is None:
+        return None
+    if draft_max is not None or adaptive:
+        other = "adaptive" if adaptive else f"draft_max = {draft_max}"
+        raise UsageError(f"{other} is for chains and tree = {str(tree)!r} for trees; give one of them")
+    return TreeShape.parse(tree) if isinstance(tree, str) else tree.checked()
 
 
 def _draft_length(draft_max: int) -> int:
@@ -209,18 +222,24 @@ class Session:
     name              the target's file, for messages
     tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
     bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
+    adaptive          the draft length is chosen every step where `generate` does not say otherwise; draft_max is its limit
+    tuned             what `refspec tune` stored for this pair, if `load` was asked for it
+    window            the policy that chooses, with all it has learned
     current           the last generation; starting the next one ends it
     """
 
     def __init__(
-        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target", bit_strict: bool = False,
-        tree: TreeShape | None = None,
+        self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target",
+        bit_strict: bool = False, adaptive: bool = False, tree: TreeShape | None = None,
     ) -> None:  # fmt: skip
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
         self.name = name
         self.bit_strict = bit_strict
+        self.adaptive = adaptive
+        self.tuned = Found(None, "")
+        self.window: Window | None = None
         self.tree = tree
         self.current: Generation | None = None
 
@@ -272,6 +291,8 @@ class Session:
         draft_max: int | None = None,
         speculate: bool = True,
         draft_sampling: bool = False,
+        adaptive: bool | None = None,
+        window: Window | None = None,
         system: str | None = None,
         raw: bool = False,
     ) -> Generation:
@@ -281,7 +302,8 @@ class Session:
         `seed` its coins, one per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`)
         the tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding; `draft_sampling` is
         Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly.
-        `system` and `raw` are as in `encode`.
+        `adaptive` chooses the draft length every step, at most draft_max, by the session's window or the one given, which need not be a
+        `Window`: any policy with its methods keeps the text. `system` and `raw` are as in `encode`.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat template); iterating
         it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -295,20 +317,33 @@ class Session:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
             raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)")
-        drafter = self.drafter if speculate and draft_max > 0 else None
-        options = {
+        drafter: Drafter | None = self.drafter if speculate and draft_max > 0 else None
+        options: dict[str, object] = {
             "sampler": sampler,
             "seed": seed,
             "max_tokens": max_tokens,
+            "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
-        if self.tree is None or drafter is None:
-            options["draft_max"] = draft_max
-        else:
+        wants_window = window is not None or (self.adaptive if adaptive is None else adaptive)
+        if self.tree is not None and drafter is not None:
+            if wants_window:
+                raise UsageError(f"adaptive chooses the length of chains, and this session drafts trees ({self.tree}); choose one of them")
+            del options["draft_max"]
             options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
-        self.target.capturing = drafter is not None  # plain decoding is measured without what only a drafter needs
+        elif drafter is not None and wants_window:
+            window = self._window(draft_max) if window is None else window
+            window.begin()
+            drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window
+        self.target.capturing = drafter is not None and bool(drafter.capture_layers)  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current
+
+    def _window(self, most: int) -> Window:
+        """The session's policy; a new one when the limit changes."""
+        if self.window is None or self.window.most != most:
+            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else None)
+        return self.window
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         for token in tokens:

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from refspec.api import Generation, Session
+from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, Generation, Session
+from refspec.drafters.fallback import FallbackDrafter
+from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import RefspecError
 from refspec.metrics import Statistics
 from refspec.prompts import built_in
@@ -32,29 +34,40 @@ FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
 
 
 def measure(
-    session: Session, prompts: Sequence[str], *, max_tokens: int, repeat: int, progress: Callable[[str], None]
+    session: Session,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    repeat: int,
+    progress: Callable[[str], None],
+    rival: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the benchmark on a session with a drafter and return every number `table` prints; times in seconds."""
+    """Run the benchmark on a session with a drafter and return every number `table` prints; times in seconds.
+
+    `rival`, if given, runs another program on a prompt and returns an object with its `tokens_per_second`.
+    """
     load = ForeignLoad()
-    runs: dict[bool, list[Generation]] = {False: [], True: []}
+    variants = kinds_of(session)
+    session = variants["chain"][0]
+    runs: dict[str, list[Generation]] = {name: [] for name in variants}
+    rivals: list[Any] = []
     for i, prompt in enumerate(prompts):
         progress(f"bench: prompt {i + 1} of {len(prompts)}")
-        _run(session, prompt, True, 8)  # pages in what the first timed run would otherwise pay for
+        _run(session, prompt, {}, 8)  # pages in what the first timed run would otherwise pay for
         for turn in range(repeat):
-            for speculate in (turn % 2 == 0, turn % 2 == 1):
-                runs[speculate].append(_run(session, prompt, speculate, max_tokens))
-    ratios = [
-        fast.statistics.tokens_per_second / plain.statistics.tokens_per_second
-        for fast, plain in zip(runs[True], runs[False], strict=True)
-    ]
-    fast, plain = (total([run.statistics for run in runs[kind]]) for kind in (True, False))
+            names = list(variants) if turn % 2 else list(variants)[::-1]  # who goes first changes
+            for name in names:
+                runs[name].append(_run(variants[name][0], prompt, variants[name][1], max_tokens))
+            if rival is not None:
+                rivals.append(rival(prompt))
+    ratios = _ratios(runs["chain"], runs["plain"])
+    fast, plain = (total([run.statistics for run in runs[name]]) for name in ("chain", "plain"))
     progress("bench: cost curve")
-    costs = cost_curve(session, runs[False][-1].prompt + runs[False][-1].tokens)
+    costs = cost_curve(session, runs["plain"][-1].prompt + runs["plain"][-1].tokens)
     foreign = load.cores()
     own = fast.other_seconds / fast.verify_steps
     own_plain = plain.other_seconds / plain.verify_steps
-    # The formula is for chains: a tree's draft is not one token after the other, nor are its rows.
-    predicted = [] if session.tree is not None else predict(fast.accepted_by_position, costs, own, own_plain)
+    predicted = predict(fast.accepted_by_position, costs, own, own_plain)
     k = len(predicted)
     return {
         "model": session.name,
@@ -62,14 +75,16 @@ def measure(
         "repeat": repeat,
         "max_tokens": max_tokens,
         "draft_max": session.draft_max,
-        "tree": None if session.tree is None else str(session.tree),
-        "plain_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[False]),
-        "speculative_tokens_per_second": median(run.statistics.tokens_per_second for run in runs[True]),
+        "plain_tokens_per_second": median(run.statistics.tokens_per_second for run in runs["plain"]),
+        "speculative_tokens_per_second": median(run.statistics.tokens_per_second for run in runs["chain"]),
         "speedup": median(ratios),
         "speedup_range": [min(ratios), max(ratios)],
         "predicted_speedup": predicted[-1] if k else None,
         "predicted_by_draft_length": predicted,
-        "identical": all(a.tokens == b.tokens for a, b in zip(runs[True], runs[False], strict=True)),
+        "identical": all(a.tokens == b.tokens for a, b in zip(runs["chain"], runs["plain"], strict=True)),
+        "kinds": {name: _about(found, runs["plain"]) for name, found in runs.items()},
+        "llama_cpp": _about_rival(rivals, runs["plain"]),
+        "inflated": session.target.metadata.get("refspec.inflated"),
         "tau": fast.tau,
         "accepted_by_position": fast.accepted_by_position,
         "verify_steps": fast.verify_steps,
@@ -83,8 +98,51 @@ def measure(
     }
 
 
-def _run(session: Session, prompt: str, speculate: bool, max_tokens: int) -> Generation:
-    generation = session.generate(prompt, max_tokens=max_tokens, speculate=speculate)
+def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
+    """What is compared: a session, on the one target, and the options of its runs, by name."""
+    trained, shaped = session.drafter, session
+    if shaped.tree is not None:  # what runs trees runs chains too
+        session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
+        session.tuned = shaped.tuned
+    lookup = Session(session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name)
+    found: dict[str, tuple[Session, dict[str, Any]]] = {
+        "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": max(ADAPTIVE_MAX, session.draft_max)}),
+        "lookup": (lookup, {}),
+    }  # fmt: skip
+    if trained is not None and trained.capture_layers and not isinstance(trained, FallbackDrafter):
+        both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
+        found["chain + lookup"] = (both, {})
+    if shaped.tree is not None:
+        found[f"tree {shaped.tree}"] = (shaped, {})
+    return found
+
+
+def _ratios(fast: Sequence[Generation], plain: Sequence[Generation]) -> list[float]:
+    return [a.statistics.tokens_per_second / b.statistics.tokens_per_second for a, b in zip(fast, plain, strict=True)]
+
+
+def _about(runs: Sequence[Generation], plain: Sequence[Generation]) -> dict[str, Any]:
+    """One kind in numbers, beside plain decoding of the same prompts."""
+    ratios, everything = _ratios(runs, plain), total([run.statistics for run in runs])
+    return {
+        "tokens_per_second": median(run.statistics.tokens_per_second for run in runs), "speedup": median(ratios),
+        "speedup_range": [min(ratios), max(ratios)], "tau": everything.tau, "windows": everything.windows,
+        "own_share": everything.own_share, "identical": all(a.tokens == b.tokens for a, b in zip(runs, plain, strict=True)),
+    }  # fmt: skip
+
+
+def _about_rival(runs: Sequence[Any], plain: Sequence[Generation]) -> dict[str, Any] | None:
+    if not runs:
+        return None
+    ratios = [a.tokens_per_second / b.statistics.tokens_per_second for a, b in zip(runs, plain, strict=True)]
+    return {
+        "tokens_per_second": median(run.tokens_per_second for run in runs), "speedup": median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+    }  # fmt: skip
+
+
+def _run(session: Session, prompt: str, options: dict[str, Any], max_tokens: int) -> Generation:
+    generation = session.generate(prompt, max_tokens=max_tokens, **options)
     for _ in generation:
         pass
     if generation.statistics.verify_steps == 0:
@@ -191,14 +249,12 @@ class ForeignLoad:
 def table(m: dict[str, Any]) -> list[str]:
     """The numbers of `measure` as lines of text."""
     verify, low_high = m["verify_seconds"], m["speedup_range"]
-    draft = f"trees {m['tree']}" if m["tree"] else f"draft length {m['draft_max']}"
-    predicted = "" if m["tree"] else f"predicted        {m['predicted_speedup'] or 0:8.2f} x (from tau and the costs below)"
     out = [
-        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, {draft}",
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, draft length {m['draft_max']}",
         f"plain            {m['plain_tokens_per_second']:8.1f} tokens/s (median)",
         f"speculative      {m['speculative_tokens_per_second']:8.1f} tokens/s (median)",
         f"speedup          {m['speedup']:8.2f} x (median of pairs, {low_high[0]:.2f} to {low_high[1]:.2f})",
-        *([predicted] if predicted else []),
+        f"predicted        {m['predicted_speedup'] or 0:8.2f} x (from tau and the costs below)",
         f"tau              {m['tau']:8.2f} tokens per verify step over {m['verify_steps']} steps",
         "accepted         " + _row(m["accepted_by_position"], "8.2f") + "  by position",
         f"text             {'identical in every pair' if m['identical'] else 'differs in some pair (rounding; see generate --compare)'}",
@@ -212,6 +268,18 @@ def table(m: dict[str, Any]) -> list[str]:
     ]
     if by_length := m["predicted_by_draft_length"]:
         out.append("predicted for k  " + _row(by_length, "8.2f") + "  k = 1, 2, ...")
+    for name, kind in m["kinds"].items():
+        low, high = kind["speedup_range"]
+        out.append(
+            f"{name:16} {kind['tokens_per_second']:8.1f} tokens/s {kind['speedup']:6.2f} x ({low:.2f} to {high:.2f}), tau {kind['tau']:.2f}"
+            + ("" if name == "plain" else f", drafted 0, 1, ... tokens in {' '.join(map(str, kind['windows']))} steps")
+            + ("" if kind["identical"] else ", text differs somewhere")
+        )
+    if rival := m["llama_cpp"]:
+        low, high = rival["speedup_range"]
+        out.append(f"llama.cpp's own  {rival['tokens_per_second']:8.1f} tokens/s {rival['speedup']:6.2f} x ({low:.2f} to {high:.2f})")
+    if m["inflated"]:
+        out.append(f"target           {m['inflated']}")
     foreign = m["foreign_cores"]
     out.append("other processes  " + ("unknown" if foreign is None else f"{foreign:8.2f} of {m['cores']} cores"))
     if foreign is not None and foreign > FOREIGN_LIMIT:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, RowRecord, magnitude
+from refspec.drafters.base import Draft, RowRecord, Stop, magnitude
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import UsageError
 from refspec.ops import Array, Ids
@@ -86,7 +86,7 @@ class Recorder:
         self.features.append(np.array(features, np.float32))  # a copy: the target reuses its buffer
         self.n_rows += len(tokens)
 
-    def draft(self, k: int, *, coins: Floats | None = None, sampler: Sampler | None = None) -> Draft:
+    def draft(self, k: int, *, coins: Floats | None = None, sampler: Sampler | None = None, stop: Stop | None = None) -> Draft:
         return NO_DRAFT
 
     def rollback(self, n_rows: int) -> None:
@@ -143,6 +143,8 @@ def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, eve
 
 def select(features: Array, recorded: Sequence[int], wanted: Sequence[int]) -> Array:
     """Columns of features [T, len(recorded)*Ht] that belong to the `wanted` layers, in their order: [T, len(wanted)*Ht]."""
+    if not wanted:  # a drafter that reads tokens only
+        return np.empty((len(features), 0), np.float32)
     states = features.reshape(len(features), len(recorded), -1)  # [T, n_states, Ht]
     return states[:, [list(recorded).index(layer) for layer in wanted]].reshape(len(features), -1)
 

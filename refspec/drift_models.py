@@ -10,11 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refspec import embedded, native
+from refspec import embedded, kinds, native
 from refspec.drafter_meta import SHARED
 from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.engine import drafter_config
+from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf_io import read_gguf_header
 from refspec.journal import fingerprint
@@ -32,19 +31,20 @@ def load_pairs(
     strict: bool = False,
     anchors: Sequence[float] = (),
     engine: str = "reference",
+    lookup: bool = False,
 ) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
     """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
 
     Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
-    `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (LlamaEagle3Drafter), or "" for llama.cpp unless
-    a directory or an anchor needs the reference. Each `anchors` value adds every drafter once more, with that bonus.
+    `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for llama.cpp unless
+    a directory or an anchor needs the reference. `lookup` adds prompt lookup. Each `anchors` value adds every drafter once more, with that bonus.
     Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
     if model is None:
         model = str(embedded.path(embedded.TARGET))
         paths = list(paths) or _embedded_drafters()
-    if not paths:
+    if not paths and not lookup:
         raise UsageError("this command measures drafters: name one or more with -d")
     directories = [path for path in paths if Path(path).is_dir()]
     engine = engine or ("reference" if directories or anchors else "llama")
@@ -53,7 +53,7 @@ def load_pairs(
         raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
     files = dict(zip(names(paths), paths, strict=True))
     if engine == "llama":
-        layers = {layer for path in paths for layer in drafter_config(read_gguf_header(path)).capture_layers}
+        layers = {layer for path in paths for layer in kinds.capture_layers(path)}
         read_drafters: dict[str, Any] = {}
     else:
         read_drafters = {name: read(path, model) for name, path in files.items()}
@@ -73,10 +73,12 @@ def load_pairs(
         try:
             for name, path in files.items():
                 weights = str(recast(path, "f32")) if strict and not is_f32(path) else path
-                read_drafters[name] = LlamaEagle3Drafter(weights, target, **settings)
+                read_drafters[name] = kinds.make_drafter(weights, target, lookup=False, **settings)
         except BaseException:
             target.close()
             raise
+    if lookup:
+        read_drafters["lookup"] = LookupDrafter()
     return target, read_drafters, prints
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 
@@ -87,6 +88,12 @@ class Statistics:
         return [stood / judged for stood, judged in zip(self.stood, self.judged, strict=True)]
 
     @property
+    def windows(self) -> list[int]:
+        """[K+1] verify steps that judged exactly 0, 1, ..., K draft tokens."""
+        more = [self.verify_steps, *self.judged, 0]  # more[k]: steps with at least k
+        return [a - b for a, b in pairwise(more)]
+
+    @property
     def tokens_per_second(self) -> float:
         """Generated tokens per second of decoding; reading the prompt is not in it."""
         return self.generated_tokens / self.seconds.total if self.seconds.total > 0 else 0.0
@@ -105,6 +112,7 @@ class Statistics:
             "verify_steps": self.verify_steps,
             "tau": self.tau,
             "accepted_by_position": self.accepted_by_position,
+            "windows": self.windows,
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds._asdict(),
             "stop": self.stop,

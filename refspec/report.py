@@ -26,6 +26,8 @@ def describe(statistics: Statistics, name: str) -> list[str]:
     ]
     if s.accepted_by_position:
         lines.append("  accepted by position: " + " ".join(f"{share:.2f}" for share in s.accepted_by_position))
+    if len(s.windows) - s.windows.count(0) > 1:
+        lines.append("  drafted per step: " + ", ".join(f"{k} in {n}" for k, n in enumerate(s.windows) if n))
     if total := s.seconds.total:
         parts = zip(("target", "drafter", "refspec itself"), s.seconds, strict=True)
         lines.append("  time: " + ", ".join(f"{who} {part:.3f} s ({part / total:.0%})" for who, part in parts))
@@ -57,6 +59,13 @@ def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: boo
             + ("within the noise (--strict avoids it with F32 weights)" if d.within_noise else "NOT within the noise: please report this")
         )
     return lines
+
+
+def describe_prediction(predicted: float | None, measured: float) -> str:
+    """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one measured."""
+    if predicted is None:
+        return "predicted: unknown; `refspec tune` measures what steps cost here"
+    return f"predicted: {predicted:.2f}x by the costs of `refspec tune` and this run's acceptance, measured {measured:.2f}x"
 
 
 def speedup(fast: Statistics, plain: Statistics) -> float:

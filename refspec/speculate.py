@@ -20,13 +20,14 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.drafters.base import Draft, Drafter
+from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
 from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Target
 from refspec.verify import Rows, Verdict
+from refspec.window import Window
 
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
@@ -36,12 +37,14 @@ def prefill(target: Target, drafter: Drafter | None, prompt: Sequence[int], chun
     target.reset()
     if drafter is not None:
         drafter.reset()
+        if isinstance(drafter, SeesFirst):
+            drafter.begin(int(prompt[0]))
     tokens = np.asarray(prompt, dtype=np.int32)  # [N]
     for start in range(0, len(tokens) - 1, chunk):
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
-            drafter.extend(tokens[start + 1 : stop + 1], target.features())  # row P wants the NEXT token, x_{P+1}
+            drafter.extend(tokens[start + 1 : stop + 1], _features(target, drafter, stop - start))  # row P wants the NEXT token, x_{P+1}
         yield stop
 
 
@@ -55,9 +58,11 @@ def speculate(
     max_tokens: int,
     draft_max: int,
     draft_sampling: bool = False,
+    window: Window | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
 
+    `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never from a coin.
     Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the text depends on the target,
     the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
     """
@@ -74,8 +79,12 @@ def speculate(
 
         # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends it
         k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
-        draft = rule.draft(drafter, k, position) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
+        if window is not None:
+            k = window.plan(k if drafter and drafter.n_rows else 0)
+        draft = rule.draft(drafter, k, position, window.stop if window else None) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
         draft = _cut_after_end(draft, end_tokens)
+        if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
+            draft = _first(draft, window.keep(len(draft.tokens)))
         drafted = draft.tokens.tolist()
 
         # verify: one run of the target over the pending token and the draft; row i decides output position + i
@@ -86,7 +95,7 @@ def speculate(
         # commit: keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
         target.rollback(start + accepted + 1)
         if drafter is not None:
-            drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[: accepted + 1])
+            drafter.extend(np.asarray(tokens, dtype=np.int32), _features(target, drafter, accepted + 1))
         pending = tokens[-1]
 
         if accepted and tokens[accepted - 1] in end_tokens:
@@ -100,8 +109,16 @@ def speculate(
         in_target = target.seconds - target_before
         in_drafter = drafter.seconds - drafter_before if drafter else 0.0
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
-        yield Step(position, drafted, accepted, tokens, seconds, stop)
+        step = Step(position, drafted, accepted, tokens, seconds, stop)
+        if window is not None:
+            window.learn(step)
+        yield step
         position += len(tokens)
+
+
+def _features(target: Target, drafter: Drafter, rows: int) -> Array:
+    """States of the first rows of the last decode; [rows, 0] for a drafter that reads tokens only, whose target captures none."""
+    return target.features()[:rows] if drafter.capture_layers else np.empty((rows, 0), np.float32)
 
 
 class _OneCoin:
@@ -110,8 +127,8 @@ class _OneCoin:
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.rule = sampler, seed, MatchRule(sampler)
 
-    def draft(self, drafter: Drafter, k: int, position: int) -> Draft:
-        return drafter.draft(k)
+    def draft(self, drafter: Drafter, k: int, position: int, stop: Stop | None) -> Draft:
+        return drafter.draft(k, stop=stop) if stop else drafter.draft(k)
 
     def verify(self, logits: list[Array], draft: Draft, position: int) -> Verdict:
         n = len(logits)
@@ -130,14 +147,14 @@ class _SampledDrafts:
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.cycle = sampler, seed, 0
 
-    def draft(self, drafter: Drafter, k: int, position: int) -> Draft:
+    def draft(self, drafter: Drafter, k: int, position: int, stop: Stop | None) -> Draft:
         self.cycle += 1
-        return drafter.draft(k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler)
+        return drafter.draft(k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler, stop=stop)
 
     def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
         k = len(draft.tokens)
         residual = coins(self.seed, position, k + 1, RESIDUAL)
-        if draft.q_draft is None:  # nothing was drafted: the target's law decides
+        if draft.q_draft is None:  # nothing was drafted, or by no coin (lookup): the target's own sample decides
             return verify_deterministic(logits, draft.tokens, self.sampler, residual)
         accept = coins(self.seed, position, k, ACCEPT)
         return verify_rejection(logits, draft.tokens, draft.q_draft, self.sampler, accept, residual)
@@ -147,6 +164,12 @@ def _cut_after_end(draft: Draft, end_tokens: Container[int]) -> Draft:
     """Drop what was drafted after an end-of-generation token: it could only cost time."""
     for i, token in enumerate(draft.tokens.tolist()):
         if token in end_tokens:
-            q_draft = None if draft.q_draft is None else draft.q_draft[: i + 1]
-            return Draft(draft.tokens[: i + 1], q_draft, draft.confidence[: i + 1])
+            return _first(draft, i + 1)
     return draft
+
+
+def _first(draft: Draft, n: int) -> Draft:
+    """The first n tokens of a draft."""
+    if n == len(draft.tokens):
+        return draft
+    return Draft(draft.tokens[:n], None if draft.q_draft is None else draft.q_draft[:n], draft.confidence[:n])

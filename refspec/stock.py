@@ -19,7 +19,7 @@ from refspec.api import Session
 from refspec.bench import total
 from refspec.check_live import complete_weights, reference_drafter
 from refspec.convert import stock as folding
-from refspec.drafters.base import Draft, Drafter
+from refspec.drafters.base import Draft, Drafter, Stop
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.engine import drafter_config
 from refspec.errors import BackendError, UsageError
@@ -59,9 +59,11 @@ class Recorder:
             self.kept += len(tokens)
         self.inner.extend(tokens, features)
 
-    def draft(self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None) -> Draft:
+    def draft(
+        self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
         """Draft up to k tokens."""
-        return self.inner.draft(k, coins=coins, sampler=sampler)
+        return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def rollback(self, n_rows: int) -> None:
         """Keep only the first n_rows true rows."""

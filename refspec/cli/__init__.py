@@ -12,9 +12,11 @@ import refspec.cli.export
 import refspec.cli.findings
 import refspec.cli.generate
 import refspec.cli.grid
+import refspec.cli.inflate
 import refspec.cli.measure
 import refspec.cli.stock
-import refspec.cli.train  # noqa: F401
+import refspec.cli.train
+import refspec.cli.tune  # noqa: F401
 from refspec.cli.group import main
 
 __all__ = ["main"]

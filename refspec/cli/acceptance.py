@@ -42,6 +42,7 @@ KIND = "refspec-acceptance-run-1"
 @click.option(
     "--engine", type=click.Choice(["llama", "reference"]), help="Who runs the drafters; llama.cpp where it can."
 )
+@click.option("--lookup", is_flag=True, help="Measure prompt lookup too.")
 @click.option("-o", "--out", metavar="JSONL", help="Keep finished prompts there; the same call goes on after a kill.")
 @json_option
 def acceptance(as_json: bool, **o: Any) -> None:
@@ -76,7 +77,7 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
     wanted = list(PERTURBATIONS) if "all" in given else list(dict.fromkeys(given)) or ["none"]
     target, drafters, files = load_pairs(
         o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"], engine=o["engine"] or "",
+        anchors=o["anchors"], engine=o["engine"] or "", lookup=o["lookup"],
     )  # fmt: skip
     with ExitStack() as stack:
         session = stack.enter_context(Session(target, name=str(target.path)))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--draft-max",
     type=click.IntRange(0, 64),
-    help="Draft tokens per verify step, 0 for plain decoding; the default was measured (embedded pair) or is 3.",
+    help="Draft tokens per verify step, 0 for plain decoding; the default was measured or is 3. With --adaptive the most.",
 )
 @tree_option
 @click.option(
@@ -74,7 +74,7 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
 
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
     """Generate, print and compare; returns the exit code."""
-    from refspec import report
+    from refspec import kinds, report
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
     wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
@@ -82,7 +82,7 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
         text, system=o["system"], raw=o["raw"], speculate=speculating, draft_sampling=o["draft_sampling"], **wanted
     )
     if session.drafter is None and not o["no_spec"]:
-        note("no drafter (-d): plain decoding")
+        note("no drafter (-d, --lookup): plain decoding")
     elif not speculating:
         note("plain decoding: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
     if session.chat_template is None and not o["raw"]:
@@ -92,6 +92,8 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
+    record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record["tree"] = str(session.tree) if speculating and session.tree is not None else None
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
@@ -143,6 +145,13 @@ def compare(
         return session.target.token_to_bytes(token, special=True).decode("utf-8", "replace")
 
     lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
+    if session.tree is not None:
+        return False  # costs and windows of chains predict nothing here
+    if tuned := session.tuned.record:
+        from refspec.tune import predict
+
+        record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
+    lines.append(report.describe_prediction(record.get("predicted_speedup"), record["speedup"]))
     return False
 
 

@@ -88,7 +88,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 model_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
-    click.option("-d", "--drafter", metavar="GGUF", help="EAGLE-3 drafter made for the target."),
+    click.option("-d", "--drafter", metavar="GGUF", help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary."),
     click.option(
         "-c",
         "--ctx",
@@ -109,6 +109,13 @@ model_options = options(
         type=click.Choice(["off", "on", "auto"]),
         help="Flash attention; the default was measured or is auto.",
     ),
+    click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
+    click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
+    click.option("--lookup", is_flag=True, help="Draft from the text itself: alone, or where the drafter is unsure."),
+    click.option(
+        "--adaptive/--no-adaptive", default=None, help="Choose the draft length every step, at most --draft-max (8)."
+    ),
+    click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair."),
     click.option(
         "--strict",
         is_flag=True,
@@ -126,7 +133,7 @@ def load(o: dict[str, Any]) -> Session:
     """The session that the model options ask for."""
     import refspec
 
-    return refspec.load(
+    session = refspec.load(
         o["model"],
         o["drafter"],
         n_ctx=o["n_ctx"],
@@ -138,7 +145,19 @@ def load(o: dict[str, Any]) -> Session:
         strict=o["strict"],
         draft_max=o.get("draft_max"),
         tree=o.get("tree"),
+        lookup=o["lookup"],
+        adaptive=bool(o["adaptive"]),
+        kv_type=o["kv_type"],
+        repack=o["repack"],
+        tuned=not o["no_tune"],
     )
+    if session.tuned.record:
+        from refspec.tune_report import settings
+
+        note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
+    elif session.tuned.why:
+        note(session.tuned.why)
+    return session
 
 
 def read_bias(pairs: Sequence[str]) -> dict[int, float]:

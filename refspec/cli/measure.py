@@ -45,17 +45,33 @@ def bench() -> None:
 @tree_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
+@click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair.")
 @json_option
 def speed(
-    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, as_json: bool, **o: Any
+    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
 ) -> None:
-    """Plain and speculative decoding in turn, cost curves, refspec's own share of a verify step."""
+    """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
     from refspec import bench as benchmark
+    from refspec import bench_rival
+    from refspec.api import DRAFT_MAX
     from refspec.prompts import read
 
     texts = [p.text for p in read(prompts, families)][:count]
     with drafting(o) as session:
-        measured = benchmark.measure(session, texts, max_tokens=max_tokens, repeat=repeat, progress=note)
+        other = None
+        if rival is not None:
+            program = bench_rival.Rival(rival, session.name, getattr(session.drafter, "path", ""))
+            as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
+            settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
+            length = session.draft_max if session.tree is None else DRAFT_MAX  # as benchmark.kinds_of
+            settings |= {"max_tokens": max_tokens, "draft_max": length, "n_ctx": session.target.n_ctx}
+
+            def other(prompt: str) -> bench_rival.Run:
+                return program.run(as_text[prompt], **settings)
+
+        measured = benchmark.measure(
+            session, texts, max_tokens=max_tokens, repeat=repeat, progress=note, rival=other
+        )  # fmt: skip
     click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))
 
 
@@ -85,13 +101,16 @@ def verify(
     as_json: bool,
     **o: Any,
 ) -> None:
-    """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it."""  # fmt: skip
-    from refspec import equality
+    """Is speculative text the plain text? Every difference against the engine's rounding; exit 1 if one exceeds it.
+
+    At a temperature above 0 also: do sampled drafts emit exactly the target's law, on logits observed here?
+    """
+    from refspec import equality, law
     from refspec.prompts import read
     from refspec.sampling import Sampler
 
     texts = [p.text for p in read(prompts, families)][:count]
-    results = []
+    results, laws = [], []
     with drafting(o) as session:
         for temp in temps:
             label = f"temperature {temp:g}"
@@ -102,11 +121,16 @@ def verify(
                         progress=lambda: bar.update(1),
                     )
                 )  # fmt: skip
+            if temp > 0:
+                laws.append(law.check(session, texts, Sampler(temperature=temp), max_tokens=max_tokens, seed=seed))
     if as_json:
-        click.echo(json.dumps({"model": session.name, "results": [r.as_dict() for r in results]}))
+        found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
+        click.echo(json.dumps({"model": session.name, **found}))
     else:
-        click.echo("\n".join(line for r in results for line in equality.describe(r)))
+        lines = [line for r in results for line in equality.describe(r)]
+        click.echo("\n".join(lines + [line for each in laws for line in law.describe(each)]))
     broken = session.bit_strict and any(r.differences for r in results)
+    broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
 
 

@@ -46,6 +46,9 @@ def about(drafters: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The switches of each drafter, and its anchor where it has one."""
     out: dict[str, dict[str, Any]] = {}
     for name, drafter in drafters.items():
+        if not drafter.capture_layers:  # a draft model or lookup: no switches
+            out[name] = {}
+            continue
         out[name] = {key: getattr(drafter.config, key).value for key in ("feature_norm", "feedback", "residual")}
         if anchor := getattr(drafter, "anchor", 0.0):
             out[name]["anchor"] = anchor

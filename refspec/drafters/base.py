@@ -7,7 +7,7 @@ predicts x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `refspec/conf
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,35 @@ class Draft(NamedTuple):
 
     tokens: npt.NDArray[np.int32]  # [k] target ids
     q_draft: npt.NDArray[np.float64] | None  # [k, V] law each token was drawn from; None = drafted deterministically
-    confidence: Array  # [k] draft probability of each drafted token; NaN where not computed
+    confidence: Array  # [k] draft probability of each drafted token, or a score in 0..1; NaN where not computed
+
+
+# Asked before draft token i is drafted, with the probability of the likeliest token there: True ends the draft before it.
+# What it is told depends on the tokens drafted so far only, never on token i or a coin for it: a draft ended so is lossless
+# under rejection too, where dropping a token because of its own value would not be.
+Stop = Callable[[int, float], bool]
 
 
 class Drafter(Protocol):
     """A drafter holds true rows (made from target features) followed, after `draft`, by drafted rows."""
 
     capture_layers: tuple[int, ...]  # boundaries of the target it wants features from
-    n_rows: int  # true rows committed
-    seconds: float  # time spent inside the drafter so far
+
+    @property
+    def n_rows(self) -> int:
+        """True rows committed."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the drafter so far."""
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Drop drafted rows, then append true rows n_rows..n_rows+T-1 from tokens [T] and features [T, n_states*Ht]."""
 
-    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
-        """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given."""
+    def draft(
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
+        """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given; `stop` may end it."""
 
     def rollback(self, n_rows: int) -> None:
         """Keep only the first n_rows true rows and no drafted row."""
@@ -63,6 +77,14 @@ def check_tree_arguments(shape: TreeShape, coins: npt.NDArray[np.float64] | None
     shape.checked()
     if (sampler is None) != (coins is None) or (coins is not None and len(coins) < shape.nodes):
         raise UsageError(f"draft_tree: a sampler needs a coin for each of {shape.nodes} nodes, and coins a sampler")
+
+
+@runtime_checkable
+class SeesFirst(Protocol):
+    """A drafter that wants x_0 too, which no row holds: one that reads the text itself, not the target's states."""
+
+    def begin(self, token: int) -> None:
+        """Take x_0 [a token id], right after `reset` and before any row."""
 
 
 class RowRecord(NamedTuple):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
-from refspec.drafters.base import Draft, Ops, Probe, RowRecord, check_tree_arguments
+from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_tree_arguments
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
 from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
@@ -91,8 +91,10 @@ class Eagle3Drafter:
         g, h, n = self._run(tokens, states, is_target_feature)
         return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
 
-    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law."""
+    def draft(
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it."""
         if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
             raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
         start = perf_counter()
@@ -110,10 +112,16 @@ class Eagle3Drafter:
             logits = head(self.config, self.weights, h, n, self.ops)[0]  # [D]
             if sampler is None or coins is None:
                 best = self.ops.argmax(logits)
+                probability = float(self.ops.softmax(logits)[best])
+                if stop is not None and stop(i, probability):
+                    break
                 tokens.append(int(self.d2t[best]))
-                confidence.append(float(self.ops.softmax(logits)[best]))
+                confidence.append(probability)
             else:
-                laws.append(self.law(logits, sampler))  # [V]
+                law = self.law(logits, sampler)  # [V]
+                if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
+                    break
+                laws.append(law)
                 tokens.append(invert_cdf(laws[-1], float(coins[i])))
                 confidence.append(float(laws[-1][tokens[-1]]))
             if i + 1 < k:  # the last draft token needs no row of its own

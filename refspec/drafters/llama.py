@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from refspec import drafter_meta, native
 from refspec.config import FeatureNorm, Feedback
-from refspec.drafters.base import Draft
+from refspec.drafters.base import Draft, Stop
 from refspec.engine import Context, Lender, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
 from refspec.engine.cycle import NativeChain, possible
@@ -132,8 +132,10 @@ class LlamaEagle3Drafter:
             self._logits = self._state = 0
             raise
 
-    def draft(self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law.
+    def draft(
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it.
 
         Fewer when there is no row to start from or the context is full. BackendError when the logits are not finite.
         """
@@ -149,7 +151,7 @@ class LlamaEagle3Drafter:
         if k and (self._held != self.n_rows or not self._logits):
             self._run_last_again()
         position = self.n_rows
-        if self._chain is not None and sampler is None and self.probe is None:
+        if self._chain is not None and sampler is None and self.probe is None and stop is None:
             self._draft_c(self._chain, tokens, confidence)
             return Draft(tokens, None, confidence)
         for i in range(k):
@@ -159,8 +161,12 @@ class LlamaEagle3Drafter:
                 token, confidence[i] = self._best(self._logits)
                 if token < 0:
                     raise self._not_finite()
+                if stop is not None and stop(i, float(confidence[i])):
+                    return Draft(tokens[:i], None, confidence[:i])
             else:
                 q_draft[i] = q = native.p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
+                if stop is not None and stop(i, float(q.max())):  # before the coin: see `base.Stop`
+                    return Draft(tokens[:i], q_draft[:i], confidence[:i])
                 token = native.invert_cdf(q, float(coins[i]))
                 confidence[i] = q[token]
             tokens[i] = token

@@ -21,10 +21,12 @@ from refspec.errors import BackendError
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 try:
+    from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
 except Exception as error:  # a missing or broken shared library raises OSError, RuntimeError or FileNotFoundError
     raise BackendError(f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'") from None
 
+VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
 
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
@@ -190,11 +192,14 @@ if _set_abort is not None:
 api.llama_backend_init()
 
 
-def model_params(*, n_gpu_layers: int, check_tensors: bool, arch_override: str | None) -> tuple[Any, Any]:
+def model_params(
+    *, n_gpu_layers: int, check_tensors: bool, arch_override: str | None, repack: bool = True
+) -> tuple[Any, Any]:
     """Parameters for `load_model` and the object that must stay alive during the call."""
     params = api.llama_model_default_params()
     params.n_gpu_layers = n_gpu_layers
     params.check_tensors = check_tensors
+    params.use_extra_bufts = repack  # weights laid out anew for this processor's instructions, where llama.cpp can
     overrides: Any = (api.llama_model_kv_override * 2)()  # the second one, with an empty key, ends the list
     if arch_override is not None:
         overrides[0].tag = 3  # LLAMA_KV_OVERRIDE_TYPE_STR

@@ -29,10 +29,12 @@ _NO_VOCAB = 0  # LLAMA_VOCAB_TYPE_NONE
 class Model:
     """Weights and vocabulary of one file; freed when the last context on them is gone, or by `close`."""
 
-    def __init__(self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None) -> None:
+    def __init__(
+        self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, repack: bool = True
+    ) -> None:
         """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason."""
         self.info = info
-        params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override)
+        params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
         lib.forget_errors()
         with lib.quietly():
             handle = lib.load_model(os.fsencode(info.path), params)

@@ -45,16 +45,19 @@ class LlamaTarget:
         capture_layers: Sequence[int] = (),
         capture: str = "auto",
         n_seq_max: int = 1,
+        rewind: bool | None = None,
+        repack: bool = True,
     ) -> None:
         """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
 
-        capture_layers are boundaries: k is the residual stream entering layer k. Verify batches run on n_threads_batch.
+        capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as with any drafter
+        (None: with one that captures). `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
         Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers)
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack)
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
@@ -64,14 +67,15 @@ class LlamaTarget:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         self._capture = self._choose_capture(capture, min(n_batch, n_ctx))
         self._capturing = self._capture is not None
+        rewind = bool(self.capture_layers) if rewind is None else rewind
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
         self.context = Context(
             self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
-            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max, n_rs_seq=MAX_REWIND if recurrent and self.capture_layers else 0,
+            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max, n_rs_seq=MAX_REWIND if recurrent and rewind else 0,
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
-        if recurrent and self.capture_layers and lib.context_n_rs_seq(self.context.handle) == 0:
+        if recurrent and rewind and lib.context_n_rs_seq(self.context.handle) == 0:
             self.close()
             raise BackendError(
                 f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it without a drafter"

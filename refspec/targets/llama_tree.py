@@ -31,10 +31,6 @@ class LlamaTreeTarget(LlamaTarget):
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
         super().__init__(path, n_seq_max=leaves, **settings)
-        recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
-        if recurrent or self.arch in UNSHARED_ARCHS:
-            self.close()
-            raise BackendError(f"{self.path}: architecture {self.arch!r} cannot run several continuations at once; draft chains, not trees")
         self.leaves = leaves
         self._tree_batch = TreeBatch(min(self.context.n_batch, MAX_SEQUENCES))
         self._rows: list[list[int]] | None = None  # sequences of the rows of a tree not settled yet
@@ -124,3 +120,9 @@ class LlamaTreeTarget(LlamaTarget):
         if self._rows is not None:
             self._rows = None
             settle(self.context.memory, 0, self.n_past, self.n_past)
+
+    def _check_kind(self) -> None:
+        super()._check_kind()
+        recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
+        if recurrent or self.arch in UNSHARED_ARCHS:
+            raise BackendError(f"{self.path}: architecture {self.arch!r} cannot run several continuations at once; draft chains, not trees")

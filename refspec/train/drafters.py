@@ -18,7 +18,7 @@ from ..errors import CheckpointError, UsageError
 from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .drafter_loss import Lesson, Teacher, chain_losses
-from .loop import Optimizers, run_steps, tune_allocator
+from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .target import load_target
 from .tokenizer import BOS, load_tokenizer
 
@@ -199,7 +199,7 @@ def _start_from(together: nn.ModuleDict, init: Path) -> None:
     file = init / "checkpoint.pt"
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; name the run folder of trained drafters with --init")
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = read_checkpoint(file)
     if state["identity"]["kind"] != "drafters":
         raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
     trained = {name for name, parameter in together.named_parameters() if parameter.requires_grad}

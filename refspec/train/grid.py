@@ -18,6 +18,7 @@ from ..errors import CheckpointError, UsageError
 from ..journal import fingerprint
 from .drafter import TrainedDrafter
 from .drafters import LENGTH, ROWS, Training, drafter_for, train_drafters
+from .loop import read_checkpoint
 from .plan import Job, Plan
 
 JOB = "refspec-grid-job-1"
@@ -116,7 +117,7 @@ def _now(training: Training) -> float:
 def _steps_done(folder: Path) -> int:
     """Steps a kill would not lose: the last checkpoint's."""
     file = folder / "checkpoint.pt"
-    return int(torch.load(file, map_location="cpu", weights_only=True)["step"]) if file.is_file() else 0
+    return int(read_checkpoint(file)["step"]) if file.is_file() else 0
 
 
 def _same(folder: Path, about: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,18 @@ def schedule(step: int, steps: int, *, warmup: int = 50, decay_from: float = 0.3
     return 1.0 if progress < decay_from else (1.0 - progress) / (1.0 - decay_from)
 
 
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of `run_steps`, tensors and plain values only; CheckpointError for anything else."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the damage happens to trigger: EOFError, RuntimeError, UnpicklingError
+        why = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{file}: not a checkpoint this version can read ({why}); delete it or name another folder") from None
+    if not isinstance(state, dict) or not {"identity", "model", "step"} <= state.keys():
+        raise CheckpointError(f"{file}: not a checkpoint of refspec train; delete it or name another folder")
+    return state
+
+
 def save_atomic(value: dict, path: Path) -> None:
     """A kill during the write leaves the previous checkpoint whole."""
     temporary = path.with_suffix(".tmp")
@@ -104,7 +117,7 @@ def run_steps(
     out.mkdir(parents=True, exist_ok=True)
     file, start, figures = out / "checkpoint.pt", 0, {}
     if file.exists():
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_checkpoint(file)
         for key, value in identity.items():
             if state["identity"].get(key) != value:
                 raise CheckpointError(

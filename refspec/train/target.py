@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ..convert import convert_target
 from ..errors import CheckpointError
 from .data import Batches
-from .loop import Optimizers, run_steps, tune_allocator
+from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 
@@ -129,7 +129,7 @@ def load_target(run: Path) -> Target:
     """The trained target of a run folder, in evaluation mode."""
     if not (run / "checkpoint.pt").is_file():
         raise CheckpointError(f"{run / 'checkpoint.pt'}: no such file; train the target first, or name its run folder")
-    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = read_checkpoint(run / "checkpoint.pt")
     fields = {k: v for k, v in state["identity"].items() if k in TargetConfig.__dataclass_fields__}
     model = Target(TargetConfig(**fields))
     model.load_state_dict(state["model"])

@@ -73,7 +73,7 @@ def test_compare_with_sampled_drafts_promises_the_law_only(on):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ([], "no drafter (-d): plain decoding"),
+        ([], "no drafter (-d, --lookup): plain decoding"),
         (["--no-spec"], "plain decoding: --no-spec"),
         (["-d", "DRAFTER", "--draft-max", "0"], "plain decoding: --draft-max is 0"),
         (["--compare"], "nothing to compare"),
@@ -153,7 +153,6 @@ def test_input_that_cannot_be_used_is_one_line(pair, tmp_path):
         ("junk.gguf", ["-m", tmp_path / "junk.gguf", "-p", "x"], None),
         ("cut.gguf", ["-m", tmp_path / "cut.gguf", "-p", "x"], None),
         ("is a drafter", ["-m", drafter, "-p", "x"], None),
-        ("not a drafter", ["-m", target, "-d", target, "-p", "x"], None),
         ("30", ["-m", target, "-d", wide, "-p", "x"], None),
         ("nothing.txt", ["-m", target, "-f", tmp_path / "nothing.txt"], None),
         ("bytes.txt: byte 0xff at offset 2", ["-m", target, "-f", tmp_path / "bytes.txt"], None),

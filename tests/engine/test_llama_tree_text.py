@@ -99,9 +99,11 @@ def test_accepted_branches_leave_the_plain_text(pair: tuple[Path, Path], plain: 
 
 
 def test_a_tree_needs_a_drafter_and_no_draft_length(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(UsageError, match="no drafter to grow it"):
+    with pytest.raises(UsageError, match="there is no drafter; trees are grown"):
         refspec.load(pair[0], tree="4")
     with pytest.raises(UsageError, match="give one of them"):
         session(pair, tree="4", draft_max=3)
+    with session(pair, tree="4") as opened, pytest.raises(UsageError, match="this session drafts trees"):
+        run(opened, adaptive=True)
     with pytest.raises(UsageError, match="is not N, N:topk or N:topk:depth"):
         session(pair, tree="4x")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refspec.drafters.base import Draft
-from refspec.sampling import invert_cdf, p_target
+from refspec.sampling import Sampler, invert_cdf, p_target
 
 N_STATES = 2
 
@@ -110,13 +110,16 @@ class ToyDrafter:
                 assert own == self.tokens[-1], "feature a_P must be the target's state at x_P"
             self.tokens.append(int(token))
 
-    def draft(self, k, *, coins=None, sampler=None):
+    def draft(self, k, *, coins=None, sampler=None, stop=None):
         assert k > 0 and self.n_rows > 0
         k = k if self.at_most is None else min(k, self.at_most)
         text = [self.first, *self.tokens]
         drafted, laws = [], []
         for i in range(k):
             logits = self.guess(text + drafted)
+            if stop is not None and stop(i, float(p_target(logits, sampler or Sampler(temperature=1.0)).max())):
+                k = i
+                break
             if coins is None:
                 drafted.append(int(np.argmax(logits)))
             else:

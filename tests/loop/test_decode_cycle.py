@@ -117,7 +117,7 @@ def test_every_coin_of_a_run_decides_at_most_once(monkeypatch, sampling):
     drafter = Noisy(target)
     draft = drafter.draft
 
-    def recorded_draft(k, *, coins=None, sampler=None):
+    def recorded_draft(k, *, coins=None, sampler=None, stop=None):
         if coins is None:
             return draft(k)
         used.extend(coins)

@@ -22,7 +22,7 @@ from refspec.errors import CheckpointError  # noqa: E402
 from refspec.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
-from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
+from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.model import Target, document_mask  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
@@ -200,3 +200,23 @@ def test_commands_say_in_one_line_what_is_missing(tmp_path, data):
 def test_load_target_names_the_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="train the target first"):
         load_target(tmp_path)
+
+
+def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
+    earlier = weights(drafter_run[0])
+    variants = {"post_norm": drafter_for(target_run, 200, (1, 2, 4))}
+    begun = Training(data, target_run, variants, depth=2, seed=5, threads=1, init=drafter_run[0])
+    for name, value in begun.together.named_parameters():
+        assert torch.equal(value, earlier[name]), name
+    with pytest.raises(CheckpointError, match="same variants"):
+        Training(data, target_run, {"other": variants["post_norm"]}, depth=2, seed=5, threads=1, init=drafter_run[0])
+    with pytest.raises(CheckpointError, match="a target run; --init wants drafters"):
+        Training(data, target_run, variants, depth=2, seed=5, threads=1, init=target_run)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a checkpoint") as error:
+        load_target(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,68 @@
+"""How likely a drafted token is to stand: the drafter's own confidence, calibrated on what was accepted, and acceptance by depth.
+
+A drafter's probability says what it believes, not how often it is right, and it is trusted less the deeper the chain. So the chance that
+a token stands, given that those before it do, is counted in cells of confidence and depth, each cell leaning on its whole bin, the bin
+on the confidence itself:
+
+    bin(b)      =  (hits_b + 2 c) / (n_b + 2)                  c the drafter's probability (1/2 where it gives none)
+    cell(b, d)  =  (hits_bd + 8 bin(b)) / (n_bd + 8)           d = 0, 1, 2, 3 and deeper
+
+Depth alone, where no confidence is known yet:  depth(d) = (hits_d + 6 depth(d - 1)) / (n_d + 6). A token that was not drafted because its
+confidence was low counts there with its chance, or the depths would be judged by the sure tokens only. Counts decay: drift is followed.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+UNKNOWN = len(EDGES) + 1  # the bin of drafters that give no confidence
+DEEPEST = 3
+FIRST = 0.6  # acceptance of a first token before anything was seen
+KEEP = 1 - 1 / 500  # of every count, per count added to the same cell
+
+
+class Belief:
+    """Counts and the chances that follow from them."""
+
+    def __init__(self, most: int) -> None:
+        self._bins = [[0.0, 0.0] for _ in range(UNKNOWN + 1)]  # [n, hits]
+        self._cells = [[[0.0, 0.0] for _ in range(DEEPEST + 1)] for _ in range(UNKNOWN + 1)]
+        self._depths = [[0.0, 0.0] for _ in range(most)]
+
+    def chance(self, confidence: float, depth: int) -> float:
+        """Probability that the token drafted at `depth` (0 = first) stands if all before it do."""
+        b = _bin(confidence)
+        n, hits = self._bins[b]
+        guess = (hits + 2 * (0.5 if b == UNKNOWN else confidence)) / (n + 2)
+        n, hits = self._cells[b][min(depth, DEEPEST)]
+        return (hits + 8 * guess) / (n + 8)
+
+    def by_depth(self) -> list[float]:
+        """[most] the same without a confidence."""
+        out, before = [], FIRST
+        for n, hits in self._depths:
+            before = (hits + 6 * before) / (n + 6)
+            out.append(before)
+        return out
+
+    def learn(self, confidences: Sequence[float], drafted: int, accepted: int, refused: float | None = None) -> None:
+        """Count one step: the accepted tokens stood, the next one, if drafted, did not; what follows it was not judged.
+
+        `refused` is the confidence of the token the draft was ended before, if it was.
+        """
+        if refused is not None and drafted == accepted == len(confidences) < len(self._depths):
+            cell = self._depths[drafted]
+            cell[:] = cell[0] * KEEP + 1, cell[1] * KEEP + self.chance(refused, drafted)
+        for i in range(min(drafted, accepted + 1)):
+            hit = float(i < accepted)
+            b = _bin(confidences[i]) if i < len(confidences) else UNKNOWN
+            for cell in (self._bins[b], self._cells[b][min(i, DEEPEST)], self._depths[i]):
+                cell[0] = cell[0] * KEEP + 1
+                cell[1] = cell[1] * KEEP + hit
+
+
+def _bin(confidence: float) -> int:
+    return UNKNOWN if math.isnan(confidence) else bisect_right(EDGES, confidence)

@@ -1,0 +1,34 @@
+"""`refspec inflate`: a small target at a large one's cost, for benchmarks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from refspec.cli.group import main
+from refspec.cli.measure import json_option
+
+
+@main.command()
+@click.argument("target", metavar="TARGET")
+@click.option("-o", "--output", "out", required=True, metavar="GGUF", help="The file to write.")
+@click.option("--params", required=True, metavar="N", help="Parameters to reach, such as 300M or 1B.")
+@click.option("--layers", type=click.IntRange(1), help="Layers of the result; twice as many as TARGET has if not given.")
+@json_option
+def inflate(target: str, out: str, params: str, layers: int | None, as_json: bool) -> None:
+    """Pad TARGET with zeros and identity layers: the same function, the same drafters, a large model's memory traffic."""
+    from refspec import inflate as inflating
+    from refspec.gguf_io import read_gguf_header
+
+    wanted = inflating.parameters(params)
+    read_gguf_header(target)
+    with click.progressbar(length=1, label="bytes written", file=sys.stderr) as bar:
+
+        def show(nbytes: int, total: int) -> None:
+            bar.length = total
+            bar.update(nbytes)
+
+        made = inflating.inflate(target, out, params=wanted, layers=layers, progress=show)
+    click.echo(json.dumps(made) if as_json else f"{made['file']}: {made['params'] / 1e6:.0f} M parameters; {made['label']}")

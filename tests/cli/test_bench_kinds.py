@@ -1,0 +1,94 @@
+"""`bench speed` compares every way to draft on one target, and llama.cpp's own program where it is given."""
+
+import json
+import os
+import sys
+
+import pytest
+from cli_models import call, tiny, write_pair
+
+from refspec import bench, bench_rival
+from refspec.errors import BackendError
+
+OUTPUT = """encoded   24 tokens in    0.010 seconds, speed: 2400.000 t/s
+decoded   33 tokens in    0.110 seconds, speed:  300.000 t/s
+
+n_draft   = 3
+n_drafted = 60
+n_accept  = 12
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    target, normalized = write_pair(folder)
+    return target, normalized, str(tiny.drafter(folder / "prenorm.gguf"))
+
+
+def program(folder, body):
+    """A stand-in for llama.cpp's program: what is tested is how it is called and read."""
+    folder.mkdir(exist_ok=True)
+    path = folder / bench_rival.PROGRAM
+    path.write_text(f"#!{sys.executable}\nimport sys\n{body}")
+    path.chmod(0o755)
+    return folder
+
+
+def test_every_kind_is_run_as_often_as_plain_decoding_and_says_whether_its_text_differs(pair):
+    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "24", "--repeat", "2", "--count", "1", "--strict"]
+    result = call(*arguments, "--json", "--draft-max", "2")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert list(measured["kinds"]) == ["plain", "chain", "adaptive", "lookup", "chain + lookup"]
+    for name, kind in measured["kinds"].items():
+        assert kind["identical"] is True, name
+        assert kind["tokens_per_second"] > 0 and kind["speedup_range"][0] <= kind["speedup"] <= kind["speedup_range"][1]
+    assert measured["kinds"]["plain"]["speedup"] == 1.0 and sum(measured["kinds"]["plain"]["windows"][1:]) == 0
+    assert measured["kinds"]["chain"]["speedup"] == measured["speedup"]
+    assert measured["llama_cpp"] is None and measured["inflated"] is None
+    text = "\n".join(bench.table(measured))
+    for name in measured["kinds"]:
+        assert f"\n{name:16} " in text
+
+
+def test_a_draft_model_is_benchmarked_like_any_drafter(pair, tmp_path):
+    small = tiny.target(tmp_path / "small.gguf", "qwen3", seed=4)
+    result = call("bench", "speed", "-m", pair[0], "-d", small, "-t", "1", "-n", "24", "--repeat", "1", "--count", "1", "--json")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["kinds"]) == ["plain", "chain", "adaptive", "lookup"]
+    counted = call("bench", "acceptance", "-m", pair[0], "-d", pair[1], "-d", small, "--lookup", "-t", "1", "-n", "24", "--count", "1", "--json")
+    assert counted.exit_code == 0, counted.output
+    assert [d["name"] for d in json.loads(counted.stdout)["drafters"]] == ["drafter", "small", "lookup"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_settings(pair, tmp_path):
+    log = tmp_path / "calls.txt"
+    body = f"open({str(log)!r}, 'a').write(repr((sys.argv[1:], open(sys.argv[sys.argv.index('-f') + 1]).read())) + chr(10))\nprint({OUTPUT!r})"
+    folder = program(tmp_path / "bin", body)
+    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[2], "-t", "1", "-n", "24", "--repeat", "2", "--count", "1", "--draft-max", "3"]
+    measured = json.loads(call(*arguments, "--llama-cpp-bin", folder, "--json").stdout)
+    assert measured["llama_cpp"]["tokens_per_second"] == pytest.approx(300)
+    assert "llama.cpp's own" in "\n".join(bench.table(measured))
+    calls = [eval(line) for line in log.read_text().splitlines()]
+    assert len(calls) == 2
+    for argv, text in calls:
+        said = dict(zip(argv[::2], argv[1::2], strict=True))
+        assert (said["-m"], said["-md"], said["--spec-type"], said["-n"], said["-t"]) == (pair[0], pair[2], "draft-eagle3", "24", "1")
+        assert said["--spec-draft-n-max"] == "3" and said["--temp"] == "0" and "[user]" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+def test_what_cannot_be_compared_is_one_line(pair, tmp_path):
+    common = ["bench", "speed", "-m", pair[0], "-t", "1", "-n", "8", "--repeat", "1", "--count", "1", "--llama-cpp-bin"]
+    result = call(*common, tmp_path, "-d", pair[2])
+    assert result.exit_code == 2 and "no such program" in result.stderr
+    folder = program(tmp_path / "bin", "sys.exit('cannot load')")
+    result = call(*common, folder, "-d", pair[1])
+    assert result.exit_code == 2 and "stock llama.cpp cannot run" in result.stderr
+    result = call(*common, folder, "-d", pair[2])
+    assert result.exit_code == 1 and "cannot load" in result.stderr
+    with pytest.raises(BackendError, match="no output"):
+        bench_rival.read("x", "", 0)
+    assert bench_rival.read("x", OUTPUT, 0) == bench_rival.Run(33, 0.11, 60, 12)

@@ -1,0 +1,98 @@
+"""`refspec tune` on a tiny pair: what it tries, keeps and says; `generate` takes it over until something changes."""
+
+import json
+import os
+
+import pytest
+from cli_models import call, one_line_error, record, write_pair
+
+from refspec import tune, tune_report, tune_store
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    before = os.environ.get("REFSPEC_CACHE")
+    os.environ["REFSPEC_CACHE"] = str(folder / "cache")
+    pair = write_pair(folder)
+    found = record(call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--json"))
+    yield pair, found
+    if before is None:
+        del os.environ["REFSPEC_CACHE"]
+    else:
+        os.environ["REFSPEC_CACHE"] = before
+
+
+def test_every_setting_is_measured_and_one_is_chosen(tuned):
+    _, found = tuned
+    forms = {(s["flash_attn"], s["kv_type"], s["repack"]) for s in found["settings"]}
+    assert len(forms) == 6 and {s["threads"] for s in found["settings"]} == {1}
+    assert len(found["refused"]) == 2 and all("q8_0" in line for line in found["refused"]), "heads of 8 do not fill a block"
+    for s in found["settings"]:
+        assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(t > 0 for t in s["target"].values())
+    assert found["chosen"]["kv_type"] != "q8_0" and 1 <= found["chosen"]["draft_max"] <= tune.MOST
+    assert len(found["accepted"]) == len(found["predicted"]) == tune.MOST
+    text = "\n".join(tune_report.table(found))
+    for word in ("chosen: threads", "flash attention", "accepted by position", "pay", found["file"]):
+        assert word in text
+
+
+def test_generate_takes_the_setting_over_says_so_and_options_win(tuned):
+    pair, found = tuned
+    arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10"]
+    result = call(*arguments, "--compare")
+    assert result.exit_code == 0
+    assert result.stderr.count("as tuned: threads") == 1 and "predicted: " in result.stderr and "measured" in result.stderr
+    assert record(call(*arguments, "--json"))["draft_max"] == found["chosen"]["draft_max"]
+    assert record(call(*arguments, "--json", "--draft-max", "5"))["draft_max"] == 5
+    assert record(call(*arguments, "--json", "--compare"))["predicted_speedup"] > 0
+    result = call(*arguments, "--no-tune", "--compare")
+    assert "as tuned" not in result.stderr and "predicted: unknown" in result.stderr
+    assert "as tuned" not in call(*arguments, "--strict").stderr, "strict runs have settings of their own"
+    adaptive = call(*arguments, "--adaptive")
+    assert adaptive.exit_code == 0 and "as tuned" in adaptive.stderr
+
+
+def test_a_record_is_stale_when_a_file_or_the_engine_changes(tuned, monkeypatch):
+    pair, _ = tuned
+    assert tune_store.find(*pair).record is not None
+    assert tune_store.find(pair[0], None) == (None, "")
+    monkeypatch.setattr("refspec.engine.lib.VERSION", "0.0")
+    assert "llama.cpp has changed" in tune_store.find(*pair).why
+    monkeypatch.undo()
+    stat = os.stat(pair[1])
+    os.utime(pair[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    found = tune_store.find(*pair)
+    assert found.record is None and "a model file has changed" in found.why
+    result = call("generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "3")
+    assert result.exit_code == 0 and "stale" in result.stderr
+    os.utime(pair[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    tune_store.path(*pair).write_text("{", "utf-8")
+    assert "damaged" in tune_store.find(*pair).why
+
+
+def test_the_verdict_is_the_formula():
+    rows = {1: 1.0, 2: 1.5, 3: 2.0}
+    got = tune.verdict(rows, 0.05, 0.1, [0.5, 0.25])
+    assert got["by_length"] == pytest.approx([1.5 / 1.55, 1.75 / 2.15]) and (got["best"], got["speedup"]) == (0, 1.0)
+    cheap = tune.verdict({1: 1.0, 2: 1.1}, 0.0, 0.0, [0.5])
+    assert cheap["best"] == 1 and cheap["speedup"] == pytest.approx(1.5 / 1.1)
+    costs = {"target": {"1": 1.0, "2": 1.5, "3": 2.0}, "feed": 0.05, "draft": 0.1}
+    assert tune.predict({"costs": costs}, [2, 0, 3], 11) == pytest.approx(11 / (2 * 1.05 + 3 * 2.15))
+    assert tune.predict({"costs": costs}, [0, 0, 0, 1], 4) is None
+    lost = {"accepted": [0.1], "speedup": 1.0, "predicted": [0.6], "chosen": {}}
+    assert "does not pay" in tune_report.verdict(lost)
+
+
+def test_a_target_alone_gives_costs_and_no_verdict(tuned, tmp_path):
+    pair, _ = tuned
+    result = call("tune", "-m", pair[0], "-c", "64", "-t", "1", "--rounds", "1")
+    assert result.exit_code == 0 and "no drafter was named" in result.stdout
+
+
+def test_what_cannot_be_tuned_is_one_line(tmp_path):
+    assert "gone.gguf" in one_line_error(call("tune", "-m", tmp_path / "gone.gguf"))
+
+
+def test_the_record_is_json(tuned):
+    assert json.loads(json.dumps(tuned[1])) == tuned[1]

@@ -1,0 +1,255 @@
+"""Adaptive windows: they change neither text nor law, and they pay. Times are simulated; nothing here measures."""
+
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from loop_toys import TEMPERS, Noisy, Perfect, ToyTarget
+from test_sampled_law import PROMPT, Halves, Quarters, Tape
+from window_simulation import MOST, Machine, best_fixed, boastful, flat, sure, tokens_per_second
+
+from refspec import speculate as module
+from refspec.api import Session
+from refspec.belief import Belief
+from refspec.costs import Costs
+from refspec.drafters.deferred import BACKLOG, DeferredDrafter
+from refspec.sampling import Sampler
+from refspec.speculate import prefill, speculate
+from refspec.window import RESERVE, WATCH, Window
+
+
+class Whim(Window):
+    """Chooses at random: no choice of a window may show in the text."""
+
+    def __init__(self, seed, most=6):
+        super().__init__(most)
+        self.dice = np.random.default_rng(seed)
+
+    def plan(self, room):
+        self.off = self.dice.random() < 0.3
+        self._running = True
+        return int(self.dice.integers(0, min(room, self.most) + 1))
+
+    def stop(self, i, confidence):
+        return self.dice.random() < 0.25
+
+    def keep(self, drafted):
+        return int(self.dice.integers(0, drafted + 1))
+
+    def learn(self, step):
+        pass
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 999), st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from(TEMPERS), st.integers(0, 99), st.integers(3, 60),
+    st.sampled_from([(), (6,)]),
+)  # fmt: skip
+def test_whatever_window_is_chosen_the_text_of_a_seed_is_the_plain_one(whim, temperature, temper, seed, n_ctx, end):
+    target = ToyTarget(n_ctx=n_ctx, end=end, sharpness=2.0)
+    session = Session(target, temper(target), draft_max=6)
+    options = {"tokens": [1, 2, 3], "sampler": Sampler(temperature=temperature), "seed": seed, "max_tokens": 50}
+    runs = [session.generate(window=Whim(whim), **options), session.generate(adaptive=True, **options), session.generate(speculate=False, **options)]
+    texts = []
+    for run in runs:
+        session.current = run
+        list(run)
+        texts.append((run.tokens, run.statistics.stop))
+    assert texts[0] == texts[1] == texts[2]
+
+
+class Shrinking(Window):
+    """Ends a draft by confidence and by what was accepted before: all a window may look at."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.last = 0
+
+    def plan(self, room):
+        self._running = True
+        return min(room, 2 if self.last else 1)
+
+    def stop(self, i, confidence):
+        return confidence > 0.6
+
+    def learn(self, step):
+        self.last = step.accepted
+
+
+class Moody(Halves):
+    """Sometimes sure (probability 3/4), sometimes not, by the text so far."""
+
+    def guess(self, text):
+        return np.log([0.75, 0.25] if sum(text) % 2 else [0.5, 0.5]).astype(np.float32)
+
+
+@pytest.mark.parametrize("salt", [1])
+def test_a_window_that_looks_at_confidence_and_at_the_past_keeps_the_law_of_sampled_drafts(monkeypatch, salt):
+    target = Quarters(n_vocab=2, end=(), salt=salt)
+    law, branch, n = Counter(), [], 3
+    while True:
+        tape = FineTape(branch)
+        monkeypatch.setattr(module, "coins", tape.coins)
+        drafter = Moody(target)
+        list(prefill(target, drafter, PROMPT))
+        options = {"sampler": Sampler(temperature=1.0), "seed": 0, "max_tokens": n, "draft_max": 2, "draft_sampling": True}
+        text = [t for s in speculate(target, drafter, PROMPT[-1], window=Shrinking(), **options) for t in s.tokens]
+        law[tuple(text)] += Fraction(1, int(np.prod(tape.sizes)))
+        branch = tape.branch
+        while branch and branch[-1] + 1 == tape.sizes[len(branch) - 1]:
+            branch.pop()
+        if not branch:
+            break
+        branch[-1] += 1
+    assert len(law) == 2**n and sum(law.values()) == 1
+    for text, probability in law.items():
+        expected = Fraction(1)
+        for i, token in enumerate(text):
+            expected *= Fraction(3 if token == target.likely([*PROMPT, *text[:i]]) else 1, 4)
+        assert probability == expected
+
+
+class FineTape(Tape):
+    """Quarters for the residual and draft coins; acceptance ratios are 1, 1/3, 1/2 and 3/2: sixths."""
+
+    def coin(self, name):
+        if name not in self.index:
+            self.index[name] = len(self.sizes)
+            self.sizes.append(6 if name[0] == module.ACCEPT else 4)
+            self.branch += [0] * (len(self.sizes) - len(self.branch))
+        i = self.index[name]
+        return (self.branch[i] + 0.5) / self.sizes[i]
+
+
+machines = st.builds(
+    lambda steps, switch, draft, noise: Machine([0.0, *np.cumsum([1.0, *steps]).tolist()], switch=switch, draft=draft, noise=noise),
+    st.lists(st.sampled_from([0.02, 0.05, 0.1, 0.2, 0.3, 0.8]), min_size=MOST, max_size=MOST),
+    st.sampled_from([0.0, 0.2, 0.5, 0.8]), st.sampled_from([0.02, 0.1, 0.2]), st.sampled_from([0.02, 0.1]),
+)  # fmt: skip
+drafters = st.one_of(
+    st.floats(0.05, 0.95).map(flat), st.floats(0.2, 0.9).map(sure), st.floats(0.2, 0.9).map(boastful),
+    st.lists(st.floats(0.2, 0.95), min_size=2, max_size=5).map(lambda a: flat(*sorted(a, reverse=True))),
+)  # fmt: skip
+TOKENS = 8000
+# Of the best fixed length, on any curve hypothesis makes up; everyday ones are below. What is lost is experiments (1 %), the watch (1.5 %)
+# and the beginning; without `tune` there is more to learn.
+TUNED, UNTUNED, PLAIN = 0.95, 0.90, 0.97
+
+
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(machines, drafters, st.integers(0, 9))
+def test_the_window_is_near_the_best_fixed_length_and_never_below_plain_decoding(machine, drafter, seed):
+    best, plain = best_fixed(machine, drafter, TOKENS, seed)
+    known = Costs({r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed)
+    for costs, share in ((known, TUNED), (None, UNTUNED)):
+        got = tokens_per_second(Window(MOST, costs), machine, drafter, TOKENS, seed)
+        assert got >= PLAIN * plain and got >= share * best
+
+
+def test_on_everyday_curves_the_window_is_within_five_percent_of_the_best_fixed_length():
+    embedded = [0, 1, 1.11, 1.27, 1.31, 1.87, 2.13, 2.32, 2.42, 2.6]  # the shapes of the README and of design notes
+    steps = [0, 1, 1.8, 1.85, 1.9, 2.6, 2.8, 3.0, 3.3, 4.0]
+    for rows in (embedded, steps):
+        for drafter in (flat(0.8, 0.7, 0.6, 0.5), sure(0.7), flat(0.1)):
+            machine = Machine(rows)
+            best, _ = best_fixed(machine, drafter, TOKENS, 1)
+            assert tokens_per_second(Window(MOST), machine, drafter, TOKENS, 1) >= 0.95 * best
+
+
+def test_a_drafter_that_never_pays_costs_the_reserve_once_and_the_watch_of_the_rest():
+    machine = Machine([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], noise=0.0)
+    window = Window(MOST)
+    _, plain = best_fixed(machine, flat(0.02), TOKENS, 0)
+    lost = TOKENS / tokens_per_second(window, machine, flat(0.02), TOKENS, 0) - TOKENS / plain
+    most = RESERVE + WATCH * TOKENS + 9  # one step may overdraw the account
+    assert window.off and 0 < lost * plain <= most
+
+
+def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
+    machine = Machine([0, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8])
+    window = Window(MOST)
+    tokens_per_second(window, machine, flat(0.02), 2000, 0)
+    assert window.off
+    good = tokens_per_second(window, machine, flat(0.9), 6000, 0)
+    assert not window.off and good > 1.5
+    tokens_per_second(window, machine, flat(0.02), 1500, 0)
+    assert window.off
+
+
+def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
+    changes = []
+    for switch in (0.0, 2.0):
+        window, sizes = Window(MOST), []
+        learn = window.learn
+        window.learn = lambda step, learn=learn, sizes=sizes: (sizes.append(len(step.draft)), learn(step))
+        tokens_per_second(window, Machine([0, 1, 1.1, 1.3, 1.4, 1.9, 2, 2.1, 2.2, 2.6], switch=switch), sure(0.6), 4000, 3)
+        late = sizes[len(sizes) // 2 :]
+        changes.append(sum(a != b for a, b in pairwise(late)) / len(late))
+    assert changes[1] < changes[0] / 2
+
+
+def test_beliefs_follow_what_was_accepted_not_what_the_drafter_says():
+    belief = Belief(4)
+    assert belief.chance(0.9, 0) == pytest.approx(0.9)
+    for _ in range(300):
+        belief.learn([0.9], 1, 0)
+        belief.learn([0.35], 1, 1)
+    assert belief.chance(0.92, 0) < 0.05 and belief.chance(0.35, 0) > 0.95
+    assert belief.chance(0.92, 2) < 0.3, "a depth not seen leans on its bin"
+    assert 0.4 < belief.by_depth()[0] < 0.6
+    assert Belief(1).chance(float("nan"), 0) == 0.5
+
+
+def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
+    costs, before = Costs(), 0
+    for i in range(400):
+        k = (0, 0, 3, 3, 3, 1)[i % 6]
+        costs.learn(k, before, (1.0, 1.2, 0.0, 1.5)[k] + (0.4 if before != k + 1 else 0.0), 0.05 + 0.1 * max(k - 1, 0), 0.02)
+        before = k + 1
+    assert costs.target(1) == pytest.approx(1.0, rel=0.05) and costs.target(4) == pytest.approx(1.5, rel=0.05)
+    assert costs.switch == pytest.approx(0.4, abs=0.1)
+    assert costs.drafter == pytest.approx((0.05, 0.1), abs=0.02)
+    assert costs.target(3) == pytest.approx((costs.target(2) + costs.target(4)) / 2), "unknown sizes are interpolated"
+    assert costs.target(6) > costs.target(4) and costs.step(3, 2) == pytest.approx(costs.step(3) + costs.switch)
+
+
+def test_all_sizes_drift_together():
+    costs = Costs({1: 1.0, 4: 1.5})
+    for _ in range(100):
+        costs.learn(3, 4, 3.0, 0.1, 0.0)  # the machine is half as fast
+    assert costs.target(1) > 1.4
+
+
+def test_rows_wait_while_speculation_is_off_and_the_newest_are_kept():
+    target = ToyTarget(end=(), n_ctx=2000)
+    waiting = [False]
+    inner = Noisy(target)
+    drafter = DeferredDrafter(inner, lambda: waiting[0])
+    row = lambda i: (np.array([i % 5], np.int32), np.array([[i, (i - 1) % 5]], np.float32))  # noqa: E731
+    drafter.extend(*row(0))
+    waiting[0] = True
+    for i in range(1, 10):
+        drafter.extend(*row(i))
+    assert inner.n_rows == 1 and drafter.n_rows == 10
+    drafter.draft(1)
+    assert inner.n_rows == 10 and inner.tokens == [i % 5 for i in range(10)]
+    for i in range(10, 10 + BACKLOG + 50):
+        drafter.extend(*row(i))
+    assert drafter.n_rows == 10 + BACKLOG and inner.n_rows == 10
+    drafter.reset()
+    assert drafter.n_rows == inner.n_rows == 0
+
+
+def test_the_distribution_of_windows_is_in_the_statistics():
+    target = ToyTarget(end=(), n_ctx=300)
+    session = Session(target, Perfect(target), draft_max=4, adaptive=True)
+    run = session.generate(tokens=[1, 2, 3], max_tokens=120)
+    steps = [event.step for event in run]
+    counts = Counter(len(step.draft) for step in steps)
+    assert run.statistics.windows == [counts.get(k, 0) for k in range(len(run.statistics.windows))]
+    assert sum(run.statistics.windows) == run.statistics.verify_steps == run.statistics.as_dict()["verify_steps"]
+    assert session.window is not None and session.window.most == 4

@@ -1,0 +1,101 @@
+"""A decode cycle made of numbers: what steps cost and how likely draft tokens stand is given, time is simulated, nothing is measured."""
+
+import math
+import random
+
+from refspec.metrics import Seconds, Step
+
+MOST = 8
+
+
+class Machine:
+    """`rows[r]` seconds of a target run over r rows, the drafter's and refspec's shares, the price of changing the batch size."""
+
+    def __init__(self, rows, *, switch=0.0, draft=0.1, feed=0.05, other=0.02, noise=0.05):
+        self.rows, self.switch, self.draft, self.feed, self.other, self.noise = rows, switch, draft, feed, other, noise
+
+
+class Fixed:
+    """Always the same length: the policies to beat."""
+
+    off = False
+
+    def __init__(self, k):
+        self.k = k
+
+    def begin(self):
+        self.off = self.k == 0
+
+    def plan(self, room):
+        return min(self.k, room)
+
+    def stop(self, i, confidence):
+        return False
+
+    def keep(self, drafted):
+        return drafted
+
+    def learn(self, step):
+        pass
+
+
+def flat(*shares):
+    """A drafter without confidence whose i-th token stands with the i-th probability (the last one from there on)."""
+    return lambda i, dice: (math.nan, shares[min(i, len(shares) - 1)])
+
+
+def sure(mean, spread=1.5):
+    """A drafter that knows how often it is right; its confidences are drawn around `mean`."""
+
+    def token(i, dice):
+        p = min(max(dice.betavariate(mean * spread, (1 - mean) * spread), 0.001), 0.999)
+        return p, p
+
+    return token
+
+
+def boastful(mean):
+    """A drafter that is right half as often as it says."""
+    token = sure(mean)
+
+    def halved(i, dice):
+        confidence, p = token(i, dice)
+        return confidence, p / 2
+
+    return halved
+
+
+def tokens_per_second(policy, machine, drafter, tokens, seed):
+    """Run a policy until `tokens` tokens are decided."""
+    dice = random.Random(seed)
+    policy.begin()
+    seconds, decided, before = 0.0, 0, 0
+    while decided < tokens:
+        k = policy.plan(MOST)
+        idle = policy.off
+        shares, asked = [], 0
+        while len(shares) < k:
+            confidence, share = drafter(len(shares), dice)
+            asked += 1
+            if policy.stop(len(shares), confidence):
+                break
+            shares.append(share)
+        drafted = policy.keep(len(shares))
+        accepted = 0
+        while accepted < drafted and dice.random() < shares[accepted]:
+            accepted += 1
+        rows = drafted + 1
+        target = (machine.rows[rows] + machine.switch * (before != rows)) * math.exp(machine.noise * dice.gauss(0, 1))
+        in_drafter = 0.0 if idle else machine.feed + machine.draft * max(asked - 1, 0)
+        spent = Seconds(target, in_drafter, machine.other)
+        policy.learn(Step(decided, range(drafted), accepted, range(accepted + 1), spent))
+        before = rows
+        decided += accepted + 1
+        seconds += spent.total
+    return decided / seconds
+
+
+def best_fixed(machine, drafter, tokens, seed):
+    """(tokens per second, length) of the best fixed length, and those of plain decoding."""
+    rates = [tokens_per_second(Fixed(k), machine, drafter, tokens, seed) for k in range(MOST + 1)]
+    return max(rates), rates[0]
