@@ -209,6 +209,25 @@ RS_FAST int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
     return best;
 }
 
+RS_FAST int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n) {
+    int64_t best = rs_argmax(x, n);
+    if (best < 0 || !isfinite(x[best])) return RS_NOT_FINITE;
+    float lane[LANES] = {0}, top = x[best];
+    size_t i = 0, held = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
+    for (size_t j = 0; i + j < n; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
+    float total = fold(lane);
+    for (i = 0; i < n && k > 0; i++) { /* sorted insertion: k is small, and few x[i] pass the comparison */
+        if (!(x[i] > -INFINITY) || (held == k && !(x[i] > x[ids[k - 1]]))) continue;
+        size_t at = held < k ? held++ : k - 1;
+        for (; at > 0 && x[ids[at - 1]] < x[i]; at--) ids[at] = ids[at - 1];
+        ids[at] = (int32_t)i;
+    }
+    for (size_t j = 0; j < held; j++) probs[j] = exp_one((x[ids[j]] - top) / temperature) / total;
+    return (int32_t)held;
+}
+
 RS_FAST bool rs_all_finite(const float *x, size_t n) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) bad += !(x[i] - x[i] == 0.0f); /* inf - inf and NaN - NaN are NaN */

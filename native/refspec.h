@@ -79,6 +79,10 @@ int64_t rs_argmax(const float *x, size_t n);
 /* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then untouched. */
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
+/* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature), temperature > 0.
+ * Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN, +inf or all -inf. */
+int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n);
+
 /* True when x [n] holds neither NaN nor infinity. */
 bool rs_all_finite(const float *x, size_t n);
 
@@ -250,7 +254,8 @@ int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size
 
 enum rs_sampling_status {
     RS_BAD_LAW = -6,  /* not a law: a sum that is not 1, a negative probability, or a drafted token with q = 0 */
-    RS_BAD_COIN = -7  /* a coin outside [0, 1) */
+    RS_BAD_COIN = -7, /* a coin outside [0, 1) */
+    RS_BAD_TREE = -8  /* a parent that does not stand before its child */
 };
 
 /* refspec.sampling.Sampler, already validated there. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
@@ -291,6 +296,28 @@ int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, con
 int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const int32_t *draft,
                             const double *const *q_draft, const rs_sampler *sampler, const double *accept_coins,
                             const double *residual_coins, double *p, int32_t *order, size_t k, size_t vocab);
+
+/* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
+bool rs_is_law(const double *q, size_t vocab);
+
+/* ---- tree.c: refspec/tree_verify.py --------------------------------------------------------------------------------- */
+
+/* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V], row 0 the
+ * pending token's, row i + 1 node i's; path [h] receives the nodes that stand, tokens [h+1] their tokens and one more, h the height
+ * of the tree. They return the number of nodes that stand or a status. coins [h+1], one per level. */
+int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
+                                     const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
+                                     int32_t *order, size_t n_nodes, size_t vocab);
+
+/* Siblings drawn without replacement from laws[row of the parent], N+1 pointers to [V], NULL where nothing follows;
+ * accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is working space. */
+int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
+                                 const int32_t *parents, const double *const *laws, const rs_sampler *sampler,
+                                 const double *accept_coins, const double *residual_coins, double *p, double *q,
+                                 int32_t *order, size_t n_nodes, size_t width, size_t vocab);
+
+/* q [V] = q without `token`, normalised; all 0 when nothing is left. */
+void rs_without(double *q, int32_t token, size_t vocab);
 
 /* cdef end */
 

@@ -233,7 +233,7 @@ int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, con
     }
 }
 
-static bool is_law(const double *q, size_t vocab)
+bool rs_is_law(const double *q, size_t vocab)
 {
     double total = 0.0;
     bool negative = false;
@@ -253,7 +253,7 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
         const double *q = q_draft[i];
         const int32_t status = rs_p_target(p, order, logits[i], sampler, vocab);
         if (status < 0) return status;
-        if (!is_law(q, vocab) || !(q[draft[i]] > 0.0)) return RS_BAD_LAW;
+        if (!rs_is_law(q, vocab) || !(q[draft[i]] > 0.0)) return RS_BAD_LAW;
         tokens[i] = draft[i];
         if (accept_coins[i] * q[draft[i]] < p[draft[i]]) continue; /* u < p/q without the division */
         rs_residual(p, p, q, vocab);

@@ -29,8 +29,10 @@ from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
+from refspec.speculate_tree import speculate_tree
 from refspec.targets.base import Target
 from refspec.text import Utf8Stream
+from refspec.tree import TreeShape
 from refspec.tune_store import Found
 from refspec.window import Window, seeded
 
@@ -57,12 +59,14 @@ def load(
     kv_type: str | None = None,
     repack: bool | None = None,
     tuned: bool = False,
+    tree: str | TreeShape | None = None,
 ) -> Session:
     """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a model, the embedded pair.
 
     n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
     several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
-    is all of them. `draft_max` is draft tokens per verify step, 0..64. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
+    is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
+    per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
     `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
@@ -72,7 +76,6 @@ def load(
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec import kinds, tune_store
     from refspec.recast import is_f32, recast
-    from refspec.targets.llama import LlamaTarget
 
     for name, named in (("model", model), ("drafter", drafter)):
         if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
@@ -84,7 +87,8 @@ def load(
     found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
     if found.record:
         chosen = chosen | found.record["chosen"]
-    default = ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
+    shape = _shape(tree, draft_max, adaptive)
+    default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
     length = _draft_length(default if draft_max is None else draft_max)
     if threads_draft is None:
         threads_draft = chosen.get("threads_draft") if threads is None else threads
@@ -101,21 +105,33 @@ def load(
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
-    target = LlamaTarget(
-        model, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
+    target = kinds.make_target(
+        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
     )  # fmt: skip
     try:
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
-        loaded = kinds.make_drafter(drafter, target, lookup=lookup, **settings)
+        loaded = kinds.make_drafter(drafter, target, lookup=lookup, tree=shape, **settings)
     except BaseException:
         target.close()
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
-    session = Session(target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, adaptive=adaptive)
+    session = Session(
+        target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, adaptive=adaptive, tree=shape
+    )  # fmt: skip
     session.tuned = found
     return session
+
+
+def _shape(tree: str | TreeShape | None, draft_max: int | None, adaptive: bool) -> TreeShape | None:
+    """The shape asked for; UsageError where something else asks for chains."""
+    if tree is None:
+        return None
+    if draft_max is not None or adaptive:
+        other = "adaptive" if adaptive else f"draft_max = {draft_max}"
+        raise UsageError(f"{other} is for chains and tree = {str(tree)!r} for trees; give one of them")
+    return TreeShape.parse(tree) if isinstance(tree, str) else tree.checked()
 
 
 def _draft_length(draft_max: int) -> int:
@@ -175,7 +191,8 @@ class Generation(Iterator[Event]):
                 return
         statistics.prompt_seconds = perf_counter() - began
         stream = Utf8Stream()
-        steps = speculate(target, self._drafter, self.prompt[-1], **self._options)  # type: ignore[arg-type]
+        cycle: Any = speculate if self._drafter is None or session.tree is None else speculate_tree
+        steps: Iterator[Step] = cycle(target, self._drafter, self.prompt[-1], **self._options)
         for step in steps:
             began = perf_counter()
             text = stream.push(b"".join([target.token_to_bytes(t) for t in step.tokens if t not in target.end_tokens]))
@@ -203,6 +220,7 @@ class Session:
     target, drafter   the models (`targets.base`, `drafters.base`); drafter None means plain decoding
     draft_max         draft tokens per verify step where `generate` does not say otherwise
     name              the target's file, for messages
+    tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
     bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
     adaptive          the draft length is chosen every step where `generate` does not say otherwise; draft_max is its limit
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
@@ -212,7 +230,7 @@ class Session:
 
     def __init__(
         self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target",
-        bit_strict: bool = False, adaptive: bool = False,
+        bit_strict: bool = False, adaptive: bool = False, tree: TreeShape | None = None,
     ) -> None:  # fmt: skip
         self.target = target
         self.drafter = drafter
@@ -222,6 +240,7 @@ class Session:
         self.adaptive = adaptive
         self.tuned = Found(None, "")
         self.window: Window | None = None
+        self.tree = tree
         self.current: Generation | None = None
 
     def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -306,7 +325,13 @@ class Session:
             "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
-        if drafter is not None and (window is not None or (self.adaptive if adaptive is None else adaptive)):
+        wants_window = window is not None or (self.adaptive if adaptive is None else adaptive)
+        if self.tree is not None and drafter is not None:
+            if wants_window:
+                raise UsageError(f"adaptive chooses the length of chains, and this session drafts trees ({self.tree}); choose one of them")
+            del options["draft_max"]
+            options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
+        elif drafter is not None and wants_window:
             window = self._window(draft_max) if window is None else window
             window.begin()
             drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window

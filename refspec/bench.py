@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refspec.api import ADAPTIVE_MAX, Generation, Session
+from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, Generation, Session
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import RefspecError
@@ -48,6 +48,7 @@ def measure(
     """
     load = ForeignLoad()
     variants = kinds_of(session)
+    session = variants["chain"][0]
     runs: dict[str, list[Generation]] = {name: [] for name in variants}
     rivals: list[Any] = []
     for i, prompt in enumerate(prompts):
@@ -99,7 +100,10 @@ def measure(
 
 def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     """What is compared: a session, on the one target, and the options of its runs, by name."""
-    trained = session.drafter
+    trained, shaped = session.drafter, session
+    if shaped.tree is not None:  # what runs trees runs chains too
+        session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
+        session.tuned = shaped.tuned
     lookup = Session(session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name)
     found: dict[str, tuple[Session, dict[str, Any]]] = {
         "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": max(ADAPTIVE_MAX, session.draft_max)}),
@@ -108,6 +112,8 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if trained is not None and trained.capture_layers and not isinstance(trained, FallbackDrafter):
         both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
         found["chain + lookup"] = (both, {})
+    if shaped.tree is not None:
+        found[f"tree {shaped.tree}"] = (shaped, {})
     return found
 
 

@@ -7,14 +7,19 @@ states, any other that may run as a target is a draft model with the target's vo
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refspec import drafter_meta
 from refspec.drafters.base import Drafter
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.engine import drafter_config
+from refspec.errors import UsageError
 from refspec.gguf_io import read_gguf_header
+from refspec.tree import TreeShape
+
+if TYPE_CHECKING:
+    from refspec.targets.llama import LlamaTarget
 
 
 def is_eagle3(path: str | os.PathLike[str]) -> bool:
@@ -29,17 +34,34 @@ def capture_layers(path: str | os.PathLike[str] | None) -> tuple[int, ...]:
     return drafter_config(read_gguf_header(path), in_graph=False).capture_layers
 
 
-def make_drafter(path: str | os.PathLike[str] | None, target: Any, *, lookup: bool, **settings: Any) -> Drafter | None:
+def make_target(path: str | os.PathLike[str], *, tree: TreeShape | None, **settings: Any) -> LlamaTarget:
+    """The target of a file, able to run trees of a shape if one is given. Errors: LlamaTarget, LlamaTreeTarget."""
+    from refspec.targets.llama import LlamaTarget
+    from refspec.targets.llama_tree import LlamaTreeTarget
+
+    return LlamaTarget(path, **settings) if tree is None else LlamaTreeTarget(path, leaves=tree.nodes, **settings)
+
+
+def make_drafter(
+    path: str | os.PathLike[str] | None, target: Any, *, lookup: bool, tree: TreeShape | None = None, **settings: Any
+) -> Drafter | None:
     """The drafter of a file, of the text itself (`lookup`), or both; None for neither. `settings` are the engine's.
 
     An EAGLE-3 drafter that llama.cpp's graph cannot compute runs on refspec's own kernels; `note` says so.
 
-    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp refuses.
+    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp refuses, UsageError
+    for a tree that nothing can grow.
     """
     # Imported here: lookup needs no llama.cpp.
+    from refspec.drafters.llama_tree import LlamaEagle3TreeDrafter
     from refspec.drafters.model import LlamaModelDrafter
     from refspec.drafters.own import open_drafter
 
+    if tree is not None:
+        if path is None or lookup or not is_eagle3(path):
+            what = "lookup drafts chains" if lookup else "there is no drafter" if path is None else f"{path} is a draft model"
+            raise UsageError(f"tree = {str(tree)!r}: {what}; trees are grown by an EAGLE-3 drafter alone")
+        return LlamaEagle3TreeDrafter(path, target, top_k=tree.top_k, **settings)
     if path is None:
         return LookupDrafter() if lookup else None
     trained: Drafter = (open_drafter if is_eagle3(path) else LlamaModelDrafter)(path, target, **settings)

@@ -37,6 +37,8 @@ class Step(NamedTuple):
     tokens: Sequence[int]  # [accepted + 1] tokens decided; [accepted] when an accepted draft token ended the text
     seconds: Seconds
     stop: str | None = None  # on the last step: length | end | context
+    nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
+    depth: int = 0  # of a tree: draft tokens on its longest path, which may be another one than `draft`
 
 
 @dataclass
@@ -58,10 +60,11 @@ class Statistics:
         """Count one verify step."""
         self.verify_steps += 1
         self.generated_tokens += len(step.tokens)
-        while len(self.judged) < len(step.draft):
+        depth = max(len(step.draft), step.depth)
+        while len(self.judged) < depth:
             self.judged.append(0)
             self.stood.append(0)
-        for i in range(len(step.draft)):
+        for i in range(depth):
             self.judged[i] += 1
         for i in range(step.accepted):
             self.stood[i] += 1

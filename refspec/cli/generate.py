@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt
+from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt, tree_option
 
 if TYPE_CHECKING:
     from refspec.api import Generation, Session
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 64),
     help="Draft tokens per verify step, 0 for plain decoding; the default was measured or is 3. With --adaptive the most.",
 )
+@tree_option
 @click.option(
     "--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 always takes the likeliest token."
 )
@@ -92,6 +93,7 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
     record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record["tree"] = str(session.tree) if speculating and session.tree is not None else None
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
@@ -143,6 +145,8 @@ def compare(
         return session.target.token_to_bytes(token, special=True).decode("utf-8", "replace")
 
     lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
+    if session.tree is not None:
+        return False  # costs and windows of chains predict nothing here
     if tuned := session.tuned.record:
         from refspec.tune import predict
 

@@ -124,6 +124,11 @@ model_options = options(
 )
 
 
+tree_option = click.option(
+    "--tree", metavar="N[:TOPK[:DEPTH]]", help="Draft trees of N nodes, not chains; TOPK after each (4), DEPTH on a path (8)."
+)
+
+
 def load(o: dict[str, Any]) -> Session:
     """The session that the model options ask for."""
     import refspec
@@ -139,6 +144,7 @@ def load(o: dict[str, Any]) -> Session:
         flash_attn=o["flash_attn"],
         strict=o["strict"],
         draft_max=o.get("draft_max"),
+        tree=o.get("tree"),
         lookup=o["lookup"],
         adaptive=bool(o["adaptive"]),
         kv_type=o["kv_type"],

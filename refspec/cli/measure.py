@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import load, main, model_options, note, options
+from refspec.cli.group import load, main, model_options, note, options, tree_option
 from refspec.errors import UsageError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -42,6 +42,7 @@ def bench() -> None:
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per run.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@tree_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
 @click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair.")
@@ -52,6 +53,7 @@ def speed(
     """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
     from refspec import bench as benchmark
     from refspec import bench_rival
+    from refspec.api import DRAFT_MAX
     from refspec.prompts import read
 
     texts = [p.text for p in read(prompts, families)][:count]
@@ -61,7 +63,8 @@ def speed(
             program = bench_rival.Rival(rival, session.name, getattr(session.drafter, "path", ""))
             as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
             settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-            settings |= {"max_tokens": max_tokens, "draft_max": session.draft_max, "n_ctx": session.target.n_ctx}
+            length = session.draft_max if session.tree is None else DRAFT_MAX  # as benchmark.kinds_of
+            settings |= {"max_tokens": max_tokens, "draft_max": length, "n_ctx": session.target.n_ctx}
 
             def other(prompt: str) -> bench_rival.Run:
                 return program.run(as_text[prompt], **settings)
@@ -77,6 +80,7 @@ def speed(
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per prompt.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
+@tree_option
 @click.option(
     "--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, help="May be repeated."
 )

@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from refspec.errors import UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
+from refspec.tree import Tree, TreeShape
 
 
 class Draft(NamedTuple):
@@ -59,6 +61,22 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Release what the drafter holds; calling it twice is harmless."""
+
+
+class TreeDrafter(Drafter, Protocol):
+    """A drafter that can also propose several continuations at once."""
+
+    def draft_tree(
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+    ) -> Tree:
+        """Draft a tree after the last true row: the likeliest nodes, or drawn without replacement by coins [shape.nodes]."""
+
+
+def check_tree_arguments(shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> None:
+    """Raise UsageError for a shape outside its range, or a sampler without a coin for each node."""
+    shape.checked()
+    if (sampler is None) != (coins is None) or (coins is not None and len(coins) < shape.nodes):
+        raise UsageError(f"draft_tree: a sampler needs a coin for each of {shape.nodes} nodes, and coins a sampler")
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """The EAGLE-3 drafter: the rows of `eagle3_forward.py` over a KV cache, chained into draft tokens.
 
 A row made from target features is a true row; a row whose state is the output of the row before it is a chained row,
-and lives only until the next call. No tree: one chain. Shape legend: T rows, k draft tokens, the rest in `config.py`.
+and lives only until the next call. Chains are here, trees in `eagle3_tree.py`. Shape legend: T rows, k draft tokens, the rest in `config.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import numpy.typing as npt
 from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
-from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop
+from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_tree_arguments
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
+from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.tree import Tree, TreeShape
 
 
 class Rows(NamedTuple):
@@ -98,7 +100,7 @@ class Eagle3Drafter:
         start = perf_counter()
         self.rollback(self.n_rows)
         if sampler is not None:
-            sampler = self._restricted(sampler)
+            sampler = self.restricted(sampler)
             forbidden = np.count_nonzero(np.isneginf(sampler.bias_values))
             k = 0 if forbidden == self.config.draft_vocab_size else k  # nothing may be drafted
         tokens: list[int] = []
@@ -116,7 +118,7 @@ class Eagle3Drafter:
                 tokens.append(int(self.d2t[best]))
                 confidence.append(probability)
             else:
-                law = self._law(logits, sampler)  # [V]
+                law = self.law(logits, sampler)  # [V]
                 if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
                     break
                 laws.append(law)
@@ -127,6 +129,16 @@ class Eagle3Drafter:
         self.seconds += perf_counter() - start
         q_draft = None if sampler is None else np.array(laws).reshape(-1, self.config.vocab_size)  # [k, V]
         return Draft(np.array(tokens, np.int32), q_draft, np.array(confidence, np.float32))
+
+    def draft_tree(
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+    ) -> Tree:
+        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes] `grow_sampled`."""
+        check_tree_arguments(shape, coins, sampler)
+        start = perf_counter()
+        tree = draft_tree(self, shape, coins, sampler)
+        self.seconds += perf_counter() - start
+        return tree
 
     def close(self) -> None:
         """Release the rows held."""
@@ -151,12 +163,12 @@ class Eagle3Drafter:
             self.probe(RowRecord(depth, first, attention, g, feedback(c, h, n)))
         return g, h, n
 
-    def _restricted(self, sampler: Sampler) -> Sampler:
+    def restricted(self, sampler: Sampler) -> Sampler:
         """The sampler with its logit bias keyed by draft ids instead of target ids."""
         bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(self.d2t == t)}
         return replace(sampler, logit_bias=bias)
 
-    def _law(self, logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:
+    def law(self, logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:
         """A restricted sampler's law of draft logits [D] as q_draft [V]: exactly zero outside the draft vocabulary."""
         q = np.zeros(self.config.vocab_size)  # [V]
         q[self.d2t] = p_target(logits, sampler)  # [D]

@@ -48,8 +48,9 @@ class LlamaEagle3Drafter:
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
         flash_attn: str = "auto",
+        n_seq_max: int = 1,
     ) -> None:
-        """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
+        """Load a drafter made for `target`; n_seq_max > 1 is for trees. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
         info = read_gguf_header(path)
         self.path = info.path
         self.config = c = drafter_config(info)
@@ -65,7 +66,7 @@ class LlamaEagle3Drafter:
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
             "flash_attn": flash_attn, "lender": target.context if borrows else None,
         }  # fmt: skip
-        self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, **settings)
+        self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, n_seq_max=n_seq_max, **settings)
         # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one before.
         self._encoder = Context(self.model, n_ctx=rows, **settings)
         lib.set_nextn(self.context.handle, True, True)

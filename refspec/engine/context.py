@@ -1,6 +1,6 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, always sequence 0, positions contiguous from 0. Not a decoder loop. Every limit whose violation ends the process
+One sequence, sequence 0, positions contiguous from 0; others exist only inside `tree.py`. Not a decoder loop. Every limit whose violation ends the process
 is checked here: rows above the batch size, thread counts, a context used after it was closed.
 """
 
@@ -43,6 +43,7 @@ class Context:
         kv_type: str = "f16",
         flash_attn: str = "auto",
         n_rs_seq: int = 0,
+        n_seq_max: int = 1,
         eval_callback: Any = None,
         eval_data: int = 0,
         lender: Context | None = None,
@@ -59,8 +60,10 @@ class Context:
             values = {"cb_eval": eval_callback, "cb_eval_user_data": eval_data}
         if lender is not None:
             values["ctx_other"] = lender.alive()
+        if n_seq_max > 1:  # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
+            values["kv_unified"] = True
         params = lib.context_params(
-            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=1, n_rs_seq=n_rs_seq, n_threads=n_threads,
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq, n_threads=n_threads,
             n_threads_batch=n_threads_batch, flash_attn_type=lib.FLASH_ATTN[flash_attn], type_k=lib.KV_TYPES[kv_type],
             type_v=lib.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from refspec.native.eagle3 import Eagle3Rows, StepResult
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
 from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
+from refspec.native.tree import top_probs, verify_tree_deterministic, verify_tree_rejection, without
 from refspec.native.verify import (
     MatchRule,
     coin,
@@ -46,6 +47,10 @@ __all__ = [
     "sample",
     "softmax",
     "swiglu",
+    "top_probs",
     "verify_deterministic",
     "verify_rejection",
+    "verify_tree_deterministic",
+    "verify_tree_rejection",
+    "without",
 ]

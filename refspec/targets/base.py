@@ -66,3 +66,17 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Release the model; calling it twice is harmless."""
+
+
+class TreeTarget(Target, Protocol):
+    """A target that can also judge several continuations at once."""
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes a tree may have here."""
+
+    def decode_tree(self, tokens: Ids | Sequence[int], parents: Ids | Sequence[int]) -> int:
+        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token; logits and features of all N+1 rows."""
+
+    def keep_path(self, nodes: Sequence[int]) -> None:
+        """Append the pending token and these nodes, a path from the root, to the rows held; the other nodes are forgotten."""

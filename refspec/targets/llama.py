@@ -44,10 +44,11 @@ class LlamaTarget:
         flash_attn: str = "auto",
         capture_layers: Sequence[int] = (),
         capture: str = "auto",
+        n_seq_max: int = 1,
         rewind: bool | None = None,
         repack: bool = True,
     ) -> None:
-        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback.
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
 
         capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as with any drafter
         (None: with one that captures). `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
@@ -70,7 +71,7 @@ class LlamaTarget:
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
         self.context = Context(
             self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
-            kv_type=kv_type, flash_attn=flash_attn, n_rs_seq=MAX_REWIND if recurrent and rewind else 0,
+            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max, n_rs_seq=MAX_REWIND if recurrent and rewind else 0,
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
