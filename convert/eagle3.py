@@ -27,11 +27,11 @@ from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
-from refspec.drafter_meta import ROTATED, graph_reasons, stock_reasons
 from refspec.errors import CheckpointError, ShapeError, UsageError
-from refspec.gguf_blocks import Progress
-from refspec.gguf_io import interleaved, write_drafter
-from refspec.lazy import Lazy
+from refspec.formats.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.formats.gguf_blocks import Progress
+from refspec.formats.gguf_io import interleaved, write_drafter
+from refspec.formats.lazy import Lazy
 
 Resolution = dict[str, Resolved]
 

@@ -11,10 +11,10 @@ from typing import Any
 from refspec.convert.files import read_tensors
 from refspec.convert.safetensors_io import read_json
 from refspec.convert.tokenizer import tokenizer_metadata
-from refspec.drafter_meta import ARCHS
 from refspec.errors import CheckpointError
-from refspec.gguf_io import copy_metadata, read_gguf_header, tensor_rows
-from refspec.lazy import Lazy
+from refspec.formats.drafter_meta import ARCHS
+from refspec.formats.gguf_io import copy_metadata, read_gguf_header, tensor_rows
+from refspec.formats.lazy import Lazy
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 
 from refspec.config import DrafterConfig, weight_shapes
 from refspec.convert.lending import Tensors
-from refspec.drafter_meta import SHARED
 from refspec.errors import CheckpointError, ShapeError
+from refspec.formats.drafter_meta import SHARED
 
 
 def check_tensors(c: DrafterConfig, tensors: Tensors, names: Mapping[str, str], where: str) -> None:

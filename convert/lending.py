@@ -10,7 +10,7 @@ import numpy as np
 from refspec.config import DrafterConfig
 from refspec.convert.facts import TargetFacts
 from refspec.errors import CheckpointError, ShapeError
-from refspec.lazy import Lazy
+from refspec.formats.lazy import Lazy
 
 Tensors = dict[str, np.ndarray | Lazy]
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from refspec import ops
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
-from refspec.drafter_meta import STOCK_STATES
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
+from refspec.formats.drafter_meta import STOCK_STATES
 
 BIAS_ROWS = 256  # rows whose inputs a bias is folded for
 Candidate = tuple[DrafterConfig, dict[str, np.ndarray]]

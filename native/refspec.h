@@ -300,7 +300,7 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_law(const double *q, size_t vocab);
 
-/* ---- tree.c: refspec/tree_verify.py --------------------------------------------------------------------------------- */
+/* ---- tree.c: refspec/trees/tree_verify.py --------------------------------------------------------------------------------- */
 
 /* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V], row 0 the
  * pending token's, row i + 1 node i's; path [h] receives the nodes that stand, tokens [h+1] their tokens and one more, h the height

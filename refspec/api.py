@@ -29,12 +29,12 @@ from refspec.errors import PromptError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
-from refspec.speculate_tree import speculate_tree
 from refspec.targets.base import Target
 from refspec.text import Utf8Stream
-from refspec.tree import TreeShape
-from refspec.tune_store import Found
-from refspec.window import Window, seeded
+from refspec.trees.speculate_tree import speculate_tree
+from refspec.trees.tree import TreeShape
+from refspec.windows.tune_store import Found
+from refspec.windows.window import Window, seeded
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
 ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
@@ -74,8 +74,9 @@ def load(
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
-    from refspec import kinds, tune_store
-    from refspec.recast import is_f32, recast
+    from refspec import kinds
+    from refspec.formats.recast import is_f32, recast
+    from refspec.windows import tune_store
 
     for name, named in (("model", model), ("drafter", drafter)):
         if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"

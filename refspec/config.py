@@ -1,6 +1,6 @@
 """DrafterConfig: what an EAGLE-3 drafter is, and the one table of its tensors.
 
-Not a file reader: `gguf_io.py` and `refspec.convert` turn files into these two things. Every rule is checked when the
+Not a file reader: `formats/gguf_io.py` and `refspec.convert` turn files into these two things. Every rule is checked when the
 object is built, so that nothing later has to. Source of the switches: EAGLE-3 (Li 2025) and the EAGLE 3.1 variants of
 the public trainers, where one flag name means different things; here each meaning has its own name.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from refspec import drafter_meta
 from refspec.drafters.base import Drafter
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.engine import drafter_config
 from refspec.errors import UsageError
-from refspec.gguf_io import read_gguf_header
-from refspec.tree import TreeShape
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.trees.tree import TreeShape
 
 if TYPE_CHECKING:
     from refspec.targets.llama import LlamaTarget

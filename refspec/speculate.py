@@ -27,7 +27,7 @@ from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Target
 from refspec.verify import Rows, Verdict
-from refspec.window import Window
+from refspec.windows.window import Window
 
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 

@@ -14,9 +14,9 @@ FILES = sorted([*ROOT.glob("refspec/**/*.py"), *ROOT.glob("convert/*.py")])
 OWNERS = {
     "click": ("refspec/cli/",),
     "llama_cpp": ("refspec/engine/lib.py",),
-    "gguf": ("refspec/gguf_io.py",),
+    "gguf": ("refspec/formats/gguf_io.py",),
     "refspec._native": ("refspec/native/module.py",),
-    "matplotlib": ("refspec/drift_plots.py", "refspec/findings_plots.py"),
+    "matplotlib": ("refspec/measure/drift_plots.py", "refspec/measure/findings_plots.py"),
     "torch": ("refspec/train/",),
     "tokenizers": ("refspec/train/",),
     "safetensors": ("refspec/train/",),
@@ -32,6 +32,10 @@ NEVER = {
     "refspec/speculate.py": ("refspec.engine", "refspec.api", "refspec.cli", "refspec.train", "refspec.convert"),
     "refspec/verify.py": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.speculate"),
     "refspec/sampling.py": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.speculate"),
+    "refspec/formats/": ("refspec.targets", "refspec.speculate", "refspec.api", "refspec.cli", "refspec.measure"),
+    "refspec/trees/tree": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.api", "refspec.cli", "refspec.measure"),
+    "refspec/windows/window": ("refspec.targets", "refspec.engine", "refspec.api", "refspec.cli", "refspec.measure"),
+    "refspec/measure/": ("refspec.cli", "refspec.train"),
     "convert/": ("refspec.targets", "refspec.engine", "refspec.speculate", "refspec.api", "refspec.cli", "refspec.train"),
     "refspec/train/": ("refspec.cli", "refspec.api", "refspec.engine"),
 }

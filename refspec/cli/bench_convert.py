@@ -20,7 +20,7 @@ from refspec.cli.stock import OUTTYPES
 @click.pass_context
 def bench_convert(ctx: click.Context, size: float, outtype: str, repeat: int, folder: str | None, as_json: bool) -> None:
     """Memory and speed of `refspec convert` beside copying the file; exit 1 below the bars."""
-    from refspec import bench_convert as converting
+    from refspec.measure import bench_convert as converting
 
     measured = converting.measure(size=size * 1e9, outtype=outtype, repeat=repeat, folder=folder, progress=note)
     click.echo(json.dumps(measured) if as_json else "\n".join(converting.table(measured)))

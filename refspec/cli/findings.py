@@ -68,8 +68,8 @@ def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path,
 @click.option("-o", "--out", type=folder, default=Path("docs"), show_default=True, help="Folder of findings.md and its figures.")
 def write(records: Path, out: Path) -> None:
     """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""
-    from refspec import findings as deriving
-    from refspec import findings_plots, findings_text
+    from refspec.measure import findings as deriving
+    from refspec.measure import findings_plots, findings_text
 
     found = deriving.derive(deriving.read(records))
     out.mkdir(parents=True, exist_ok=True)

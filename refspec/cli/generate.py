@@ -74,7 +74,8 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
 
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
     """Generate, print and compare; returns the exit code."""
-    from refspec import kinds, report
+    from refspec import kinds
+    from refspec.measure import report
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
     wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
@@ -115,8 +116,8 @@ def compare(
     session: Session, fast: Generation, sampler: Sampler, o: dict[str, Any], record: dict[str, Any], lines: list[str]
 ) -> bool:
     """Run the same prompt without speculation and add the outcome to record and lines; True when interrupted."""
-    from refspec import report
-    from refspec.compare import explain
+    from refspec.measure import report
+    from refspec.measure.compare import explain
 
     plain = session.generate(
         tokens=fast.prompt, speculate=False, max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"]
@@ -148,7 +149,7 @@ def compare(
     if session.tree is not None:
         return False  # costs and windows of chains predict nothing here
     if tuned := session.tuned.record:
-        from refspec.tune import predict
+        from refspec.windows.tune import predict
 
         record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
     lines.append(report.describe_prediction(record.get("predicted_speedup"), record["speedup"]))

@@ -156,7 +156,7 @@ def load(o: dict[str, Any]) -> Session:
     if said := kinds.note(session.drafter):  # what runs it is not what the user would expect
         note(said)
     if session.tuned.record:
-        from refspec.tune_report import settings
+        from refspec.windows.tune_report import settings
 
         note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
     elif session.tuned.why:

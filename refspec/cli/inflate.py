@@ -19,8 +19,8 @@ from refspec.cli.measure import json_option
 @json_option
 def inflate(target: str, out: str, params: str, layers: int | None, as_json: bool) -> None:
     """Pad TARGET with zeros and identity layers: the same function, the same drafters, a large model's memory traffic."""
-    from refspec import inflate as inflating
-    from refspec.gguf_io import read_gguf_header
+    from refspec.formats.gguf_io import read_gguf_header
+    from refspec.measure import inflate as inflating
 
     wanted = inflating.parameters(params)
     read_gguf_header(target)

@@ -26,7 +26,7 @@ prompt_options = options(
 @json_option
 def inspect(file: str, target: str | None, as_json: bool) -> None:
     """Say what a GGUF or checkpoint directory is, every normalization flag in words."""
-    from refspec import inspect as inspector
+    from refspec.formats import inspect as inspector
 
     about = inspector.describe(file, target)
     click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))
@@ -51,10 +51,10 @@ def speed(
     max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
 ) -> None:
     """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
-    from refspec import bench as benchmark
-    from refspec import bench_rival
     from refspec.api import DRAFT_MAX
-    from refspec.prompts import read
+    from refspec.measure import bench as benchmark
+    from refspec.measure import bench_rival
+    from refspec.measure.prompts import read
 
     texts = [p.text for p in read(prompts, families)][:count]
     with drafting(o) as session:
@@ -105,8 +105,8 @@ def verify(
 
     At a temperature above 0 also: do sampled drafts emit exactly the target's law, on logits observed here?
     """
-    from refspec import equality, law
-    from refspec.prompts import read
+    from refspec.measure import equality, law
+    from refspec.measure.prompts import read
     from refspec.sampling import Sampler
 
     texts = [p.text for p in read(prompts, families)][:count]

@@ -21,8 +21,8 @@ from refspec.cli.measure import json_option
 @json_option
 def tune(model: str | None, drafter: str | None, n_ctx: int, gpu_layers: int, threads: int | None, rounds: int, as_json: bool) -> None:
     """Will speculation pay here? Cost curves over threads, flash attention, cache type and repacked weights; the best is kept."""
-    from refspec import tune as measuring
-    from refspec import tune_report
+    from refspec.windows import tune as measuring
+    from refspec.windows import tune_report
 
     measuring.check(model, drafter)  # before the bar, so that an error is one line
     with click.progressbar(length=1, label="settings", file=sys.stderr, item_show_func=lambda what: what) as bar:

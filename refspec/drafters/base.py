@@ -15,7 +15,7 @@ import numpy.typing as npt
 from refspec.errors import UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
-from refspec.tree import Tree, TreeShape
+from refspec.trees.tree import Tree, TreeShape
 
 
 class Draft(NamedTuple):

@@ -23,7 +23,7 @@ from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.tree import Tree, TreeShape
+from refspec.trees.tree import Tree, TreeShape
 
 
 class Rows(NamedTuple):

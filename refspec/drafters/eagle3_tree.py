@@ -2,7 +2,7 @@
 
 Every node of a tree gets one row of the cache, and reads the true rows, its ancestors' rows and itself: the tree attention mask,
 written as the list of rows seen, so that a node's numbers are bit for bit those of a chain forced onto its path. Its RoPE
-position is its depth after the last true row. Growing itself is `refspec/tree_grow.py`.
+position is its depth after the last true row. Growing itself is `refspec/trees/tree_grow.py`.
 
 Shape legend: T rows, S rows seen, F nodes run together, N nodes, the rest in `config.py`.
 """
@@ -19,8 +19,8 @@ from refspec.cache import KVCache
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
-from refspec.tree import ROOT, Law, Tree, TreeShape, empty_tree
-from refspec.tree_grow import Found, grow, grow_sampled, top_probs
+from refspec.trees.tree import ROOT, Law, Tree, TreeShape, empty_tree
+from refspec.trees.tree_grow import Found, grow, grow_sampled, top_probs
 
 if TYPE_CHECKING:
     from refspec.drafters.eagle3 import Eagle3Drafter

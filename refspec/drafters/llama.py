@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refspec import drafter_meta, native
+from refspec import native
 from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft, Stop
 from refspec.engine import Context, Lender, Model, RowBatch, check_pair, drafter_config, lib
@@ -26,7 +26,8 @@ from refspec.engine.capture import Floats, Views
 from refspec.engine.cycle import NativeChain, possible
 from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.gguf_io import read_gguf_header, read_tensor
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 

@@ -2,7 +2,7 @@
 
 Each expanded node is a row in a sequence of its own that holds its path; a node's first expanded child takes that sequence over, its
 siblings get copies, so no more sequences live than nodes are expanded together. The state of every row is kept and handed to
-its children by the host, normed where the drafter is (`Feedback.POST_NORM`). Growing is `refspec/tree_grow.py`.
+its children by the host, normed where the drafter is (`Feedback.POST_NORM`). Growing is `refspec/trees/tree_grow.py`.
 
 Shape legend: F nodes expanded together, H drafter width, V vocabulary, D draft vocabulary.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refspec import drafter_meta, native
+from refspec import native
 from refspec.config import Feedback
 from refspec.drafters.base import check_tree_arguments
 from refspec.drafters.llama import Lender, LlamaEagle3Drafter
@@ -25,11 +25,12 @@ from refspec.engine import lib
 from refspec.engine.capture import Floats
 from refspec.engine.tree import TreeBatch, branch, settle
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.gguf_io import read_gguf_header, read_tensor
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
-from refspec.tree import ROOT, Law, Tree, TreeShape, empty_tree
-from refspec.tree_grow import Found, grow, grow_sampled
+from refspec.trees.tree import ROOT, Law, Tree, TreeShape, empty_tree
+from refspec.trees.tree_grow import Found, grow, grow_sampled
 
 
 class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):

@@ -23,7 +23,7 @@ from refspec.engine.capture import Views
 from refspec.engine.steps import argmax_prob
 from refspec.engine.vocabulary import check_vocabulary
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.gguf_io import read_gguf_header
+from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 

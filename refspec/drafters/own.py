@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from refspec import drafter_meta as meta
 from refspec import native
 from refspec.config import DrafterConfig
 from refspec.drafters.base import Drafter
@@ -20,8 +19,9 @@ from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.engine import Lender, check_pair, drafter_config
 from refspec.errors import CheckpointError
-from refspec.gguf_header import GgufInfo
-from refspec.gguf_io import read_drafter, read_gguf_header, read_tensor
+from refspec.formats import drafter_meta as meta
+from refspec.formats.gguf_header import GgufInfo
+from refspec.formats.gguf_io import read_drafter, read_gguf_header, read_tensor
 
 
 class OwnEagle3Drafter(Eagle3Drafter):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from refspec import drafter_meta
 from refspec.errors import CheckpointError, ShapeError
-from refspec.gguf_header import GgufInfo
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_header import GgufInfo
 
 DRAFTER_ARCHS = (*drafter_meta.ARCHS, "dflash", "gemma4-assistant")
 

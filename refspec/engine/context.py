@@ -1,6 +1,6 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, positions contiguous from 0; others exist only inside `tree.py`. Not a decoder loop. Every limit whose violation ends the process
+One sequence, sequence 0, positions contiguous from 0; others exist only inside `trees/tree.py`. Not a decoder loop. Every limit whose violation ends the process
 is checked here: rows above the batch size, thread counts, a context used after it was closed.
 """
 

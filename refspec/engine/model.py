@@ -18,7 +18,7 @@ import numpy as np
 
 from refspec.engine import lib
 from refspec.errors import BackendError, CheckpointError, ShapeError
-from refspec.gguf_header import GgufInfo
+from refspec.formats.gguf_header import GgufInfo
 
 MAX_TEXT = 1 << 30  # bytes; llama.cpp counts in 32 bits
 SHALLOW = 1000  # characters any thread's stack has room for

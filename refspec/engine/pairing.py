@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from refspec import drafter_meta
 from refspec.config import DrafterConfig, FeatureNorm, weight_shapes
 from refspec.engine.checks import check_boundaries, check_sizes, check_tensor_types
 from refspec.engine.context import Context
 from refspec.errors import BackendError, CheckpointError, RefspecError, ShapeError
-from refspec.gguf_header import GgufInfo
-from refspec.gguf_io import read_tensor
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_header import GgufInfo
+from refspec.formats.gguf_io import read_tensor
 
 
 class Lender(Protocol):

@@ -7,7 +7,7 @@ token, and nobody would be told why speculation loses.
 from __future__ import annotations
 
 from refspec.errors import CheckpointError, ShapeError
-from refspec.gguf_header import GgufInfo
+from refspec.formats.gguf_header import GgufInfo
 
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED: converters pad a vocabulary to the width of the head with these
 _TOKENS, _TYPES, _MODEL = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.model"

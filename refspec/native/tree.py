@@ -1,4 +1,4 @@
-"""The functions of `refspec/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says how errors travel.
+"""The functions of `refspec/trees/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says how errors travel.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refspec import tree_grow, tree_verify
 from refspec.native.module import ffi, lib, to_c
 from refspec.native.verify import _pointers, _row, _rows, _sampler, _scratch, _tokens
 from refspec.ops import Array
 from refspec.sampling import Sampler
-from refspec.tree import ROOT, Law, Tree
-from refspec.tree_verify import TreeVerdict
+from refspec.trees import tree_grow, tree_verify
+from refspec.trees.tree import ROOT, Law, Tree
+from refspec.trees.tree_verify import TreeVerdict
 from refspec.verify import Rows
 
 

@@ -20,7 +20,7 @@ from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, View
 from refspec.engine.checks import STAGED_ARCHS
 from refspec.engine.cycle import NativeTarget, possible
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
-from refspec.gguf_io import read_gguf_header
+from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
 
 DEFAULT_N_CTX = 8192  # cap of n_ctx = 0: models trained for 128k positions would ask for gigabytes of memory

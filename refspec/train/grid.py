@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, UsageError
-from ..journal import fingerprint
+from ..measure.journal import fingerprint
 from .drafter import TrainedDrafter
 from .drafters import LENGTH, ROWS, Training, drafter_for, train_drafters
 from .loop import read_checkpoint

@@ -25,7 +25,7 @@ from refspec.config import FeatureNorm, Feedback, Residual
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.eagle3_forward import output_norm
 from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.gguf_io import read_drafter
+from refspec.formats.gguf_io import read_drafter
 from refspec.targets.llama import LlamaTarget
 
 PREFIX, DEPTH = 40, 6

@@ -13,7 +13,7 @@ from table import DEPTH, STRICT, TOLERANCE, Row, apart, by_llama, by_reference
 from refspec import ops
 from refspec.config import Feedback
 from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.gguf_io import read_drafter
+from refspec.formats.gguf_io import read_drafter
 from refspec.targets.llama import LlamaTarget
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cli_models import call, one_line_error
 
-from refspec import bench_convert
 from refspec.convert import convert_drafter
+from refspec.measure import bench_convert
 
 
 @pytest.mark.parametrize("size", [20e6, 300e6, 2e9, 6e9])

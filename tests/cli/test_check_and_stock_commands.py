@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from cli_models import call, one_line_error, record, tiny, write_pair
 
-from refspec.check_live import judge
 from refspec.config import DrafterConfig
-from refspec.gguf_io import read_drafter, read_gguf_header
+from refspec.formats.gguf_io import read_drafter, read_gguf_header
+from refspec.measure.check_live import judge
+from refspec.measure.prompts import halves
 from refspec.metrics import Seconds, Statistics, Step
-from refspec.prompts import halves
 
 
 @pytest.fixture(scope="module")

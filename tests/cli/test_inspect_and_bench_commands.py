@@ -1,11 +1,11 @@
-"""`refspec inspect` and `refspec bench`: thin commands over `inspect.py` and `bench.py`."""
+"""`refspec inspect` and `refspec bench`: thin commands over `formats/inspect.py` and `measure/bench.py`."""
 
 import json
 
 import pytest
 from cli_models import call, one_line_error, write_pair
 
-from refspec import bench
+from refspec.measure import bench
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_verify_finds_no_difference_on_f32_weights_and_counts_what_it_compared(p
 
 def test_verify_reports_a_difference_that_rounding_does_not_explain(pair, monkeypatch):
     """A speculative run that ends early, or says another token, must not pass as equal."""
-    from refspec import equality
+    from refspec.measure import equality
 
     finish = equality._finish
 

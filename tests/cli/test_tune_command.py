@@ -6,7 +6,7 @@ import os
 import pytest
 from cli_models import call, one_line_error, record, write_pair
 
-from refspec import tune, tune_report, tune_store
+from refspec.windows import tune, tune_report, tune_store
 
 
 @pytest.fixture(scope="module")

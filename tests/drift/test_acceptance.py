@@ -5,14 +5,14 @@ import json
 import pytest
 from drift_toys import LAYERS, cli_models, drafter, target, toys
 
-from refspec import acceptance, acceptance_report
 from refspec.api import Session
-from refspec.bootstrap import resamples
-from refspec.conversation import encode, padded
-from refspec.drift import record as record_text
 from refspec.errors import UsageError
-from refspec.perturb import CHATML
-from refspec.prompts import Prompt, read
+from refspec.measure import acceptance, acceptance_report
+from refspec.measure.bootstrap import resamples
+from refspec.measure.conversation import encode, padded
+from refspec.measure.drift import record as record_text
+from refspec.measure.perturb import CHATML
+from refspec.measure.prompts import Prompt, read
 from refspec.sampling import Sampler
 
 PROMPT = [1, 2, 3, 0, 2]

@@ -8,8 +8,8 @@ from drift_toys import LAYERS, drafter, target
 
 from refspec.api import Session
 from refspec.drafters.base import RowRecord
-from refspec.drift import FIGURES, MASSES, WINDOW, Tally, add_rows, heat_columns, measure, over, record, select
 from refspec.errors import UsageError
+from refspec.measure.drift import FIGURES, MASSES, WINDOW, Tally, add_rows, heat_columns, measure, over, record, select
 from refspec.sampling import Sampler
 
 GREEDY = Sampler()

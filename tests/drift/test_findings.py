@@ -7,8 +7,8 @@ import pytest
 from drift_toys import cli_models
 from findings_toys import K, P, acceptance_record, write_records
 
-from refspec import findings, findings_text
 from refspec.errors import CheckpointError
+from refspec.measure import findings, findings_text
 
 call, one_line_error = cli_models.call, cli_models.one_line_error
 

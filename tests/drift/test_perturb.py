@@ -5,9 +5,18 @@ from drift_toys import cli_models, toys
 
 from refspec import chat
 from refspec.api import Session
-from refspec.conversation import perturbed
 from refspec.errors import UsageError
-from refspec.perturb import CHATML, FOREIGN_SYSTEM, PERTURBATIONS, around, messages, misspelt, other_template, renamed
+from refspec.measure.conversation import perturbed
+from refspec.measure.perturb import (
+    CHATML,
+    FOREIGN_SYSTEM,
+    PERTURBATIONS,
+    around,
+    messages,
+    misspelt,
+    other_template,
+    renamed,
+)
 
 WORDS = "Tell the user: is [INST] a tag?\nAnd <|user|>?"
 LLAMA2 = "[INST] {% for m in messages %}{{ m.content }}\n{% endfor %} [/INST]"

@@ -17,11 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 import refspec
-from refspec import embedded, equality, prompts
+from refspec import embedded
 from refspec.cli import main
 from refspec.embedded import DRAFTER, DRAFTER_PRENORM, TARGET
-from refspec.gguf_io import read_gguf_header
-from refspec.inspect import describe
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.formats.inspect import describe
+from refspec.measure import equality, prompts
 
 FOLDER = embedded.folder()
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,7 @@ import numpy as np
 import tiny
 from bad_tools import IDS, good, load, plain, raw, registry, run, with_nan
 
-from refspec.gguf_io import read_gguf_header
+from refspec.formats.gguf_io import read_gguf_header
 from refspec.targets.llama import LlamaTarget
 
 CASES, case = registry()

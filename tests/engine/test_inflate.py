@@ -8,8 +8,8 @@ import tiny
 
 import refspec
 from refspec.errors import UsageError
-from refspec.gguf_io import read_gguf_header
-from refspec.inflate import KEY, inflate, parameters
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.measure.inflate import KEY, inflate, parameters
 from refspec.targets.llama import LlamaTarget
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)

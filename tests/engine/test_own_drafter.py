@@ -10,12 +10,12 @@ import tiny
 import refspec
 from refspec import ops
 from refspec.config import BIASED, weight_shapes
-from refspec.drafter_meta import TENSORS, from_metadata
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
 from refspec.errors import BackendError, CheckpointError, ShapeError
-from refspec.gguf_io import read_gguf_header
+from refspec.formats.drafter_meta import TENSORS, from_metadata
+from refspec.formats.gguf_io import read_gguf_header
 from refspec.targets.llama import LlamaTarget
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)

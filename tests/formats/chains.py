@@ -10,7 +10,7 @@ import numpy as np
 from refspec import native
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.gguf_io import read_drafter
+from refspec.formats.gguf_io import read_drafter
 from refspec.targets.llama import LlamaTarget
 
 ATOL = 1e-4

@@ -16,11 +16,11 @@ from refspec.convert import convert_drafter, open_checkpoint, read_checkpoint
 from refspec.convert.export import export_drafter
 from refspec.convert.safetensors_io import read_safetensors
 from refspec.convert.stock import calibrate, candidates
-from refspec.drafter_meta import stock_reasons
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
-from refspec.gguf_io import interleave_rows, read_drafter, read_gguf_header
-from refspec.inspect import describe, lines
+from refspec.formats.drafter_meta import stock_reasons
+from refspec.formats.gguf_io import interleave_rows, read_drafter, read_gguf_header
+from refspec.formats.inspect import describe, lines
 
 ATTENTION, MLP = BIASED[1:5], BIASED[5:8]
 # layout, flags of config.json (None: absent), matrices with a bias

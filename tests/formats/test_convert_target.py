@@ -10,7 +10,7 @@ from formats_toys import TEMPLATE, VECTORS, target_config, target_tensors, write
 
 from refspec.convert import convert_target
 from refspec.errors import CheckpointError, UsageError
-from refspec.gguf_io import read_gguf_header, read_tensor
+from refspec.formats.gguf_io import read_gguf_header, read_tensor
 
 llama_cpp = pytest.importorskip("llama_cpp")
 ENCODINGS = json.loads((VECTORS / "encodings.json").read_text())

@@ -15,7 +15,7 @@ from refspec.convert.export_hf import export_target
 from refspec.convert.rope import rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import read_safetensors
-from refspec.gguf_io import write_drafter
+from refspec.formats.gguf_io import write_drafter
 
 eagle3 = pytest.importorskip("speculators.models.eagle3", reason="speculators is not installed", exc_type=ImportError)
 SCALINGS: dict[str, dict[str, Any]] = {

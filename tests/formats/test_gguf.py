@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refspec.errors import CheckpointError
-from refspec.gguf_io import (
+from refspec.formats.gguf_io import (
     TensorOut,
     Typed,
     copy_metadata,

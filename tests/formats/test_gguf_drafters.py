@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights
 
-from refspec import drafter_meta
 from refspec.config import BIASED, FeatureNorm, Feedback, Residual
 from refspec.errors import CheckpointError, RefspecError, UsageError
-from refspec.gguf_io import (
+from refspec.formats import drafter_meta
+from refspec.formats.gguf_io import (
     TensorOut,
     copy_metadata,
     interleave_rows,

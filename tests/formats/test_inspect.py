@@ -15,8 +15,8 @@ from formats_toys import (
 
 from refspec.convert import convert_drafter, convert_target
 from refspec.errors import CheckpointError
-from refspec.gguf_io import write_drafter
-from refspec.inspect import describe, lines
+from refspec.formats.gguf_io import write_drafter
+from refspec.formats.inspect import describe, lines
 
 pytest.importorskip("llama_cpp")
 

@@ -18,7 +18,7 @@ from refspec.convert import convert_drafter, open_checkpoint, read_checkpoint
 from refspec.convert.rope import rope_settings
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, RefspecError
-from refspec.gguf_io import interleave_rows, read_drafter, read_gguf_header
+from refspec.formats.gguf_io import interleave_rows, read_drafter, read_gguf_header
 
 
 def golden(c: Any) -> dict[str, np.ndarray]:

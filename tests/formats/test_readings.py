@@ -12,10 +12,10 @@ import pytest
 from formats_toys import drafter_config, drafter_weights
 
 from refspec import ops
-from refspec.check_readings import Compared, Reading, boundaries, compare, readings, verdict
 from refspec.config import DrafterConfig
 from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.replay import Gain, Recording, accepted, gain, log_softmax, scores
+from refspec.measure.check_readings import Compared, Reading, boundaries, compare, readings, verdict
+from refspec.measure.replay import Gain, Recording, accepted, gain, log_softmax, scores
 
 N_LAYER, DEPTH = 12, 4
 RECORDED = tuple(range(1, N_LAYER))

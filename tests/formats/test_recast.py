@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refspec import recast as module
 from refspec.errors import CheckpointError, UsageError
-from refspec.gguf_io import TensorOut, read_gguf_header, read_tensor, write_gguf
-from refspec.recast import is_f32, recast
+from refspec.formats import recast as module
+from refspec.formats.gguf_io import TensorOut, read_gguf_header, read_tensor, write_gguf
+from refspec.formats.recast import is_f32, recast
 
 
 @pytest.fixture

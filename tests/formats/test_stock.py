@@ -8,9 +8,9 @@ from formats_toys import drafter_config, drafter_weights
 
 from refspec.config import FeatureNorm
 from refspec.convert.stock import calibrate, candidates
-from refspec.drafter_meta import stock_reasons
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
+from refspec.formats.drafter_meta import stock_reasons
 
 ATOL = 2e-4  # float32 on both sides, logits up to about 10
 

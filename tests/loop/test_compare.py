@@ -5,7 +5,7 @@ import pytest
 from loop_toys import Perfect, ToyTarget
 
 from refspec.api import Session
-from refspec.compare import explain, first_difference
+from refspec.measure.compare import explain, first_difference
 from refspec.sampling import TARGET, Sampler, coin, p_target
 
 GREEDY = Sampler()

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from loop_toys import Noisy, ToyTarget
 
-from refspec import law
 from refspec.api import Session
 from refspec.drafters.lookup import LookupDrafter
+from refspec.measure import law
 from refspec.sampling import Sampler
 from refspec.verify import verify_rejection
 

@@ -12,13 +12,13 @@ from loop_toys import TEMPERS, Adversarial, Perfect, ToyTarget, feature
 from test_decode_cycle import prompts, samplers
 from test_sampled_law import PROMPT, Halves, Quarters, Tape
 
-from refspec import speculate_tree as module
 from refspec.metrics import Statistics
 from refspec.sampling import ACCEPT, RESIDUAL, Sampler, invert_cdf, p_target
 from refspec.speculate import prefill, speculate
-from refspec.speculate_tree import SIBLING, cut_after_end, speculate_tree
-from refspec.tree import ROOT, Tree, TreeShape
-from refspec.tree_grow import grow, grow_sampled, top_probs
+from refspec.trees import speculate_tree as module
+from refspec.trees.speculate_tree import SIBLING, cut_after_end, speculate_tree
+from refspec.trees.tree import ROOT, Tree, TreeShape
+from refspec.trees.tree_grow import grow, grow_sampled, top_probs
 
 
 class ToyTreeTarget(ToyTarget):

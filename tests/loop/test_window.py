@@ -14,12 +14,12 @@ from window_simulation import MOST, Machine, best_fixed, boastful, flat, sure, t
 
 from refspec import speculate as module
 from refspec.api import Session
-from refspec.belief import Belief
-from refspec.costs import Costs
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
-from refspec.window import RESERVE, WATCH, Window
+from refspec.windows.belief import Belief
+from refspec.windows.costs import Costs
+from refspec.windows.window import RESERVE, WATCH, Window
 
 
 class Whim(Window):

@@ -22,8 +22,8 @@ from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.eagle3_tree import forward_tree
 from refspec.errors import UsageError
 from refspec.sampling import Sampler, p_target
-from refspec.tree import ROOT, Tree, TreeShape
-from refspec.tree_verify import without
+from refspec.trees.tree import ROOT, Tree, TreeShape
+from refspec.trees.tree_verify import without
 
 N = 6
 PARENTS = np.array([-1, -1, 0, 0, 1, 2, 2, 4, 5])

@@ -12,8 +12,8 @@ from verify_steps import LOSSLESS, LOSSY, variation
 from verify_toys import ToyDrafter, ToyModel
 
 from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.tree import ROOT, Tree
-from refspec.tree_verify import TreeVerdict, verify_tree_rejection, without
+from refspec.trees.tree import ROOT, Tree
+from refspec.trees.tree_verify import TreeVerdict, verify_tree_rejection, without
 from refspec.verify import residual
 
 TARGET = ToyModel(3, 1, 1.0, False, False)

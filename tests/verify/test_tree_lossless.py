@@ -23,9 +23,9 @@ from verify_steps import LOSSLESS, targets_law, variation
 from verify_toys import ToyDrafter, ToyModel, drafters, models, samplers
 
 from refspec.sampling import Sampler, coins, p_target
-from refspec.tree import ROOT, Tree, TreeShape, chain
-from refspec.tree_grow import grow_sampled
-from refspec.tree_verify import TreeVerdict
+from refspec.trees.tree import ROOT, Tree, TreeShape, chain
+from refspec.trees.tree_grow import grow_sampled
+from refspec.trees.tree_verify import TreeVerdict
 from refspec.verify import verify_deterministic, verify_rejection
 
 few = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

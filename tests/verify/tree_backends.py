@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from verify_backends import SOURCES, _address, _checked, _pointers, _sampler, compiler
 
-from refspec import native, tree_verify
+from refspec import native
 from refspec.sampling import Sampler
-from refspec.tree import Tree
-from refspec.tree_verify import TreeVerdict
+from refspec.trees import tree_verify
+from refspec.trees.tree import Tree
+from refspec.trees.tree_verify import TreeVerdict
 
 BAD_TREE = -8
 

@@ -9,9 +9,9 @@ from verify_enumeration import Law, Tokens, path_law
 from verify_toys import ToyDrafter, ToyModel
 
 from refspec.sampling import Sampler, p_target
-from refspec.tree import ROOT, Tree
-from refspec.tree_grow import draw_siblings
-from refspec.tree_verify import TreeVerdict, without
+from refspec.trees.tree import ROOT, Tree
+from refspec.trees.tree_grow import draw_siblings
+from refspec.trees.tree_verify import TreeVerdict, without
 from refspec.verify import residual
 
 Draw = Callable[[np.ndarray], int]

@@ -1,0 +1,1 @@
+"""Files: GGUF and checkpoints read, written, described. No model runs here."""

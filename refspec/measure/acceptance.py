@@ -1,0 +1,140 @@
+"""Acceptance of several drafters over the same text of the target: what a drafter is worth, apart from the machine's speed.
+
+Not a report and not the decode cycle. With one coin per output position the text does not depend on the drafter, so the target decides
+it once, without speculation, and every drafter is led over it: what the cycle would have drafted, judged and accepted at each of
+its verify positions follows exactly (up to the engine's rounding between batch shapes). A chain of k draft tokens is the beginning
+of every longer one, so several draft lengths share their chains.
+Tau is generated tokens per verify step, the bonus token included; it is summed over prompts, not averaged over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from refspec.api import Session
+from refspec.drafters.base import Drafter, SeesFirst
+from refspec.errors import UsageError
+from refspec.measure.conversation import encode, padded, perturbed
+from refspec.measure.drift import CHUNK, Text, record, select
+from refspec.measure.prompts import Prompt, fit
+from refspec.metrics import Seconds, Statistics, Step
+from refspec.ops import Array
+from refspec.sampling import Sampler
+
+__all__ = ["Condition", "first_of_each", "fitting", "follow", "measure", "perturbed", "room_for"]
+FREE = Seconds(0.0, 0.0, 0.0)  # nothing here is timed
+Condition = tuple[str, int | None]  # a perturbation, and the length in tokens prompts are padded to
+TURN_SEED = 1_000_003  # later turns get coins of their own
+
+
+def first_of_each(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
+    """At most `count` prompts of each family, in order."""
+    seen: dict[str, int] = {}
+    out = []
+    for prompt in prompts:
+        seen[prompt.family] = seen.get(prompt.family, 0) + 1
+        if count is None or seen[prompt.family] <= count:
+            out.append(prompt)
+    return out
+
+
+def fitting(session: Session, prompts: Sequence[Prompt], perturbations: Sequence[str], length: int) -> list[int]:
+    """Numbers of the prompts that have at most `length` tokens under every perturbation, so that all buckets ask the same."""
+    return [
+        i for i, prompt in enumerate(prompts)
+        if all(len(encode(session, [prompt.text], name)) <= length for name in perturbations)
+    ]  # fmt: skip
+
+
+def room_for(session: Session, max_tokens: int, length: int | None) -> int:
+    """Tokens a prompt may have; UsageError when a prompt, or one padded to `length`, does not fit beside `max_tokens`."""
+    room = session.target.n_ctx - max_tokens
+    if room < max(2, length or 0):
+        what = "a prompt" if length is None else f"--context {length}"
+        raise UsageError(
+            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or lower -n"
+        )
+    return room
+
+
+def measure(
+    session: Session,
+    drafters: Mapping[str, Drafter],
+    prompts: Sequence[Prompt],
+    number: int,
+    condition: Condition,
+    *,
+    layers: Sequence[int],
+    lengths: Sequence[int],
+    max_tokens: int,
+    sampler: Sampler,
+    seed: int,
+    turns: int | None = None,
+) -> list[dict[str, Any]]:
+    """Counts of every drafter at every draft length over the answers to one prompt; one entry a turn.
+
+    The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of prompt i has seed
+    seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first token and its end.
+    Raises as `room_for` and `conversation.encode`.
+    """
+    name, length = condition
+    room = room_for(session, max_tokens, length)
+    prompt = prompts[number]
+    said = [prompt.text, *prompt.later][: 1 if length is not None else turns]
+    conversation: list[str] = []
+    out = []
+    for t, turn in enumerate(said):
+        conversation.append(turn)
+        tokens = encode(session, conversation, name) if length is None else padded(session, prompts, number, length, name)
+        text = record(
+            session.target, fit(tokens, room), layers, max_tokens=max_tokens, sampler=sampler, seed=seed + number + TURN_SEED * t
+        )  # fmt: skip
+        output = text.tokens[text.n_prompt :].tolist()
+        counts = {
+            drafter: follow(model, text, select(text.features, layers, model.capture_layers), lengths)
+            for drafter, model in drafters.items()
+        }
+        out.append({
+            "prompt_tokens": text.n_prompt, "tokens": len(output),
+            "counts": {d: {str(k): [s.verify_steps, s.judged, s.stood] for k, s in by.items()} for d, by in counts.items()},
+        })  # fmt: skip
+        words = b"".join(session.target.token_to_bytes(i) for i in output if i not in session.target.end_tokens)
+        conversation.append(words.decode("utf-8", "replace"))
+    return out
+
+
+def follow(drafter: Drafter, text: Text, features: Array, lengths: Sequence[int]) -> dict[int, Statistics]:
+    """The decode cycle's counts at each draft length over a text; features [N-1, n_states*Ht] of this drafter's own layers."""
+    drafter.reset()
+    if isinstance(drafter, SeesFirst):
+        drafter.begin(int(text.tokens[0]))
+    found = {k: Statistics() for k in lengths}
+    for position, wanted in _visits(text, found):
+        n = text.n_prompt - 1 + position  # index of the pending token: rows 0..n-1 are true
+        longest = min(max(wanted), text.max_tokens - position - 1, text.n_ctx - n - 1)
+        drafted: list[int] = []
+        if n and longest > 0:
+            for start in range(drafter.n_rows, n, CHUNK):
+                stop = min(start + CHUNK, n)
+                drafter.extend(text.tokens[start + 1 : stop + 1], features[start:stop])
+            drafted = drafter.draft(longest).tokens.tolist()
+        ends = [i for i, token in enumerate(drafted) if token in text.end_tokens]
+        drafted = drafted[: ends[0] + 1] if ends else drafted  # as the cycle: nothing after an end
+        decided = text.tokens[n + 1 :].tolist()
+        agree = [a == b for a, b in zip(drafted, decided, strict=False)]
+        stands = agree.index(False) if False in agree else len(agree)
+        for k in wanted:
+            accepted = min(k, stands)
+            found[k].add(Step(position, drafted[:k], accepted, decided[: accepted + 1], FREE))
+    return found
+
+
+def _visits(text: Text, found: Mapping[int, Statistics]) -> Iterator[tuple[int, list[int]]]:
+    """Output positions at which the cycle of some draft length verifies, ascending, and which lengths those are."""
+    length = len(text.tokens) - text.n_prompt
+    while True:
+        position = min((s.generated_tokens for s in found.values()), default=length)
+        if position >= length:
+            return
+        yield position, [k for k, s in found.items() if s.generated_tokens == position]

@@ -1,0 +1,120 @@
+"""The models of a comparison: a target that captures for several drafters, and the drafters, as reference code or on llama.cpp.
+
+Not a session. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from refspec import embedded, kinds, native
+from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.drafters.lookup import LookupDrafter
+from refspec.errors import CheckpointError, UsageError
+from refspec.formats.drafter_meta import SHARED
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.formats.recast import is_f32, recast
+from refspec.measure.journal import fingerprint
+from refspec.targets.llama import LlamaTarget
+
+
+def load_pairs(
+    model: str | None,
+    paths: Sequence[str],
+    *,
+    n_ctx: int = 0,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+    strict: bool = False,
+    anchors: Sequence[float] = (),
+    engine: str = "reference",
+    lookup: bool = False,
+) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
+    """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
+
+    Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
+    `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for llama.cpp unless
+    a directory or an anchor needs the reference. `lookup` adds prompt lookup. Each `anchors` value adds every drafter once more, with that bonus.
+    Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
+    """
+    native.check()
+    if model is None:
+        model = str(embedded.path(embedded.TARGET))
+        paths = list(paths) or _embedded_drafters()
+    if not paths and not lookup:
+        raise UsageError("this command measures drafters: name one or more with -d")
+    directories = [path for path in paths if Path(path).is_dir()]
+    engine = engine or ("reference" if directories or anchors else "llama")
+    if engine == "llama" and (directories or anchors):
+        what = f"{directories[0]} is a directory" if directories else "--anchor changes the attention"
+        raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
+    files = dict(zip(names(paths), paths, strict=True))
+    if engine == "llama":
+        layers = {layer for path in paths for layer in kinds.capture_layers(path)}
+        read_drafters: dict[str, Any] = {}
+    else:
+        read_drafters = {name: read(path, model) for name, path in files.items()}
+        layers = {layer for drafter in read_drafters.values() for layer in drafter.capture_layers}
+        for name, drafter in list(read_drafters.items()):
+            for bonus in sorted(set(anchors)):
+                read_drafters[f"{name}+anchor{bonus:g}"] = drafter.with_anchor(bonus)
+    prints = {name: fingerprint(path) for name, path in {"target": model, **files}.items()}
+    if strict and not is_f32(model):
+        model = str(recast(model, "f32"))
+    settings: dict[str, Any] = {
+        "n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": gpu_layers, "kv_type": "f32" if strict else "f16",
+        "flash_attn": "off" if strict else "auto",
+    }  # fmt: skip
+    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), **settings)
+    if engine == "llama":
+        try:
+            for name, path in files.items():
+                weights = str(recast(path, "f32")) if strict and not is_f32(path) else path
+                read_drafters[name] = kinds.make_drafter(weights, target, lookup=False, **settings)
+        except BaseException:
+            target.close()
+            raise
+    if lookup:
+        read_drafters["lookup"] = LookupDrafter()
+    return target, read_drafters, prints
+
+
+def read(path: str, model: str) -> Eagle3Drafter:
+    """The drafter at `path` on the reference code, with what it leaves to the target taken from there."""
+    from refspec.convert import read_checkpoint
+    from refspec.convert.facts import target_facts
+    from refspec.engine import check_pair
+    from refspec.formats.gguf_io import read_drafter
+
+    if Path(path).is_dir():
+        config, weights, _, _ = read_checkpoint(path, model)
+    else:
+        config, weights = read_drafter(path)
+        info, facts = read_gguf_header(model), target_facts(model)
+        check_pair(read_gguf_header(path), config, info, facts.hidden_size, facts.vocab_size, facts.n_layer)
+        for name in (n for n in SHARED if n not in weights):
+            weights[name] = facts.matrix(name).load()
+    try:
+        return Eagle3Drafter(config, weights, native)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """Short names of files or directories that tell them apart."""
+    stems = [Path(path).stem if not Path(path).is_dir() else Path(path).name for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = [f"{Path(path).parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+    if len(set(stems)) < len(stems):
+        raise UsageError("two drafters have the same name; name each file once, or rename one")
+    return stems
+
+
+def _embedded_drafters() -> list[str]:
+    found = [str(embedded.path(embedded.DRAFTER))]
+    with suppress(CheckpointError):  # the twin may be left out of an installation
+        found.append(str(embedded.path(embedded.DRAFTER_PRENORM)))
+    return found

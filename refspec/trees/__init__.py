@@ -1,0 +1,1 @@
+"""Draft trees: structure, growth, the lossless rules, the decode cycle over them."""

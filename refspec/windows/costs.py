@@ -1,0 +1,129 @@
+"""What a decode step costs here, by the rows verified and the tokens drafted: measured beforehand (`tune`), or learned as it runs.
+
+The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
+
+    seconds = target(r) * drift + switch (only if the step before verified another number of rows) + feed + draft * c + other
+
+llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. `drift` is one factor
+for all sizes, because a longer context, a hotter processor or another program slows them alike, and only some sizes are seen.
+Averages are exponential. An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones
+add. Not a policy: `windows/window.py` decides. Times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before any is measured
+SLOWEST = 0.03  # weight of a new observation in an old average
+TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
+DRIFT = 0.1  # weight of a new observation in the drift
+OUTLIER = 3.0  # an observation counts as at most so many times what was expected
+
+
+class Costs:
+    """The learned model; `seen[r]` counts the observations of r rows."""
+
+    def __init__(self, target: Mapping[int, float] | None = None, *, switch: float = 0.0, draft: float = 0.0, feed: float = 0.0) -> None:
+        """Nothing known, or what was measured: `target` seconds by rows, and the seconds of the other terms."""
+        self.rows: dict[int, float] = dict(target or {})
+        self.seen: dict[int, int] = {r: 4 for r in self.rows}
+        self._clean = set(self.rows)  # sizes seen without a switch
+        self.switch, self.drift = switch, 1.0
+        self.other: dict[bool, float] = {}  # by whether anything was drafted
+        self._switches = 1 if target else 0
+        # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
+        self._drafter = [0.0] * 5
+        self._given = (feed, draft) if feed or draft else None
+
+    @property
+    def known(self) -> bool:
+        """Whether one token's cost has been measured, without which nothing can be compared."""
+        return self.seen.get(1, 0) > 0
+
+    def target(self, r: int) -> float:
+        """Seconds of a run over r rows, the batch size being that of the run before."""
+        return self._shape(r) * self.drift
+
+    def _shape(self, r: int) -> float:
+        known = self.rows
+        if r in known:
+            return known[r]
+        if not known:
+            return 1.0 + ROW_SHARE * (r - 1)
+        below, above = max((x for x in known if x < r), default=None), min((x for x in known if x > r), default=None)
+        if below is None:
+            assert above is not None
+            return known[above] * (1 + ROW_SHARE * (r - 1)) / (1 + ROW_SHARE * (above - 1))
+        if above is None:
+            first = min(known)
+            slope = (known[below] - known[first]) / (below - first) if below > first else ROW_SHARE * known[below] / (1 + ROW_SHARE * (below - 1))
+            return known[below] + max(slope, 0.0) * (r - below)
+        return known[below] + (known[above] - known[below]) * (r - below) / (above - below)
+
+    @property
+    def drafter(self) -> tuple[float, float]:
+        """(seconds fed back per step, seconds per chained row), by decayed least squares."""
+        n, c, y, cc, cy = self._drafter
+        if n == 0:
+            return self._given or (0.0, 0.0)
+        c, y, cc, cy = c / n, y / n, cc / n, cy / n
+        guess = self._given[1] if self._given else y / (c + 1)  # a row fed back costs like a chained one, until lengths vary
+        slope = (cy - c * y + 0.1 * guess) / (cc - c * c + 0.1)
+        slope = min(max(slope, 0.0), y / c if c else guess)
+        return max(y - slope * c, 0.0), slope
+
+    def plain(self) -> float:
+        """Seconds of a step of plain decoding, the drafter left alone."""
+        return self.target(1) + self.other.get(False, 0.0)
+
+    def step(self, k: int, before: int = 0) -> float:
+        """Seconds of a step that drafts k tokens, after a step of `before` rows (0: of as many)."""
+        feed, draft = self.drafter
+        switch = self.switch if before and before != k + 1 else 0.0
+        return self.target(k + 1) + switch + feed + draft * max(k - 1, 0) + self.other.get(k > 0, self.other.get(False, 0.0))
+
+    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float, chained: int | None = None) -> None:
+        """One step: k verified, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec.
+
+        `chained` rows the drafter ran, k - 1 if not given.
+        """
+        r, target = k + 1, max(target, TICK)
+        switched = before != r
+        expected = self.target(r)
+        count = self.seen.get(r, 0)
+        if not switched and count and r not in self._clean:
+            self.rows[r] = target / self.drift  # what was seen before was with the switch
+            self.switch += (max(expected - target, 0.0) - self.switch) / (self._switches + 1)
+            self._switches += 1
+        elif switched and r in self._clean:
+            extra = min(max(target - expected, 0.0), OUTLIER * expected)
+            self._switches += 1
+            self.switch += (extra - self.switch) * max(1 / self._switches, SLOWEST)
+        else:
+            value = max(target - self.switch, 0.3 * target) if switched else target
+            if not count:
+                self.rows[r] = value / self.drift
+            else:
+                ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
+                self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else SLOWEST)
+                if count >= 3:
+                    self.drift *= ratio**DRIFT
+        if not switched:
+            self._clean.add(r)
+        self.seen[r] = count + 1
+        if drafter is not None:
+            self._add_drafter(max(k - 1, 0) if chained is None else chained, drafter)
+        drafted = k > 0
+        self.other[drafted] = self.other[drafted] + SLOWEST * 2 * (other - self.other[drafted]) if drafted in self.other else other
+
+    def _add_drafter(self, c: int, y: float) -> None:
+        for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):
+            self._drafter[i] = self._drafter[i] * (1 - SLOWEST) + value
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known, for records."""
+        feed, draft = self.drafter
+        rows = {str(r): t * self.drift for r, t in sorted(self.rows.items())}
+        return {"target": rows, "switch": self.switch, "draft": draft, "feed": feed}

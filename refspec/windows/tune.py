@@ -1,0 +1,239 @@
+"""Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best setting chosen.
+
+Not a benchmark of text: `bench` runs prompts. The settings are tried one after another, not every combination: first flash attention,
+cache type and repacked weights on all threads, then the numbers of threads on the best of them. Acceptance is counted once, because no
+setting changes it beyond rounding. For a setting with costs c(r) of r rows together, and the drafter's per cycle (`costs.Costs`),
+
+    predicted speedup of draft length k  =  tau(k) c(1) / (c(k+1) + feed + draft (k - 1)),    tau(k) = 1 + sum of accepted shares
+
+A cache in q8_0 rounds keys and values: it is shown, and never chosen without being asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from refspec import embedded, kinds
+from refspec.api import Session
+from refspec.drafters.base import Drafter
+from refspec.engine import default_threads
+from refspec.errors import BackendError, RefspecError
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.measure import bench
+from refspec.measure.prompts import built_in
+from refspec.speculate import prefill
+from refspec.windows import tune_store
+
+MOST = 8  # the longest draft considered
+ROUNDS, SAMPLES = 3, 3
+PROMPTS, TOKENS = 4, 48  # for the acceptance
+CONTEXT = 128  # tokens the costs are measured after
+NEVER_CHOSEN = ("q8_0",)
+
+Setting = dict[str, Any]
+
+
+def run(
+    model: str | None = None,
+    drafter: str | None = None,
+    *,
+    n_ctx: int = 0,
+    gpu_layers: int = 0,
+    threads: int | None = None,
+    rounds: int = ROUNDS,
+    progress: Callable[[int, int, str], None] = lambda done, all, what: None,
+) -> dict[str, Any]:
+    """Measure, choose and store; returns the record: `settings` tried, `refused`, `chosen`, `costs` of it, `accepted`, `predicted` by length.
+
+    `threads` is the most to try, every processor if not given. A form llama.cpp refuses for this model is left out, with its reason.
+
+    Raises what `api.load` raises, and RefspecError where the context is too small to measure in.
+    """
+    if model is None:
+        model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
+    names = {"model": model, "drafter": drafter, "n_ctx": n_ctx, "gpu_layers": gpu_layers}
+    cores = threads or default_threads()
+    forms = [
+        {"flash_attn": flash, "kv_type": kv, "repack": repack}
+        for repack in (True, False)
+        for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16"), ("on", "q8_0"))
+    ]
+    counts = sorted({1, *(n for n in (2, 4, 6, 8, 12, 16, 24, 32) if n < cores), cores})
+    total, load = len(forms) + len(counts), bench.ForeignLoad()
+    tried: list[Setting] = []
+    accepted: list[float] = []
+    refused: list[str] = []
+    for i, form in enumerate(forms):
+        progress(i, total, describe_form(form))
+        try:
+            session = _session(names, form | {"threads": cores, "threads_batch": cores})
+        except BackendError as error:
+            if not tried:  # the plainest form: this is not about the form
+                raise
+            refused.append(f"{describe_form(form)}: {error}")
+            continue
+        with session:
+            if not tried and session.drafter is not None:
+                accepted = _acceptance(session)
+            tried.append(form | {"threads": cores, "threads_batch": cores} | _costs(session, _text(session), rounds, accepted))
+    best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
+    form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
+    by_count: dict[int, Setting] = {}
+    for i, n in enumerate(counts, start=len(forms)):
+        progress(i, total, f"{n} threads")
+        with _session(names, form | {"threads": n, "threads_batch": n}) as session:
+            by_count[n] = form | {"threads": n, "threads_batch": n} | _costs(session, _text(session), rounds, accepted)
+            tried.append(by_count[n])
+    one = min(counts, key=lambda n: by_count[n]["target"][1])
+    several = max(counts, key=lambda n: by_count[n]["tokens_per_second"])
+    costs = by_count[several]
+    rows = {**costs["target"], 1: by_count[one]["target"][1]}
+    final = verdict(rows, costs["feed"], costs["draft"], accepted)
+    chosen = form | {"threads": one, "threads_batch": several, "threads_draft": several}
+    if accepted:
+        chosen["draft_max"] = max(final["best"], 1)
+    record = {
+        "chosen": chosen,
+        "costs": {"target": {str(r): t for r, t in rows.items()}, **{n: costs[n] for n in ("switch", "feed", "draft")}},
+        "settings": tried, "refused": refused, "accepted": accepted, "predicted": final["by_length"], "speedup": final["speedup"],
+        "foreign_cores": load.cores(), "cores": os.cpu_count(),
+    }  # fmt: skip
+    record["file"] = str(tune_store.save(model, drafter, record))
+    progress(total, total, "done")
+    return record
+
+
+def check(model: str | None, drafter: str | None) -> None:
+    """Raise what is wrong with the files, before anything is measured."""
+    for name in (model, drafter):
+        if name is not None:
+            read_gguf_header(name)
+
+
+def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequence[float]) -> dict[str, Any]:
+    """{by_length: predicted speedup of draft lengths 1..K, best: length (0 = plain decoding), speedup, tokens_per_second}."""
+    out, tau = [], 1.0
+    for k, share in enumerate(accepted, start=1):
+        tau += share
+        if k + 1 in rows:
+            out.append(tau * rows[1] / (rows[k + 1] + feed + draft * (k - 1)))
+    speedup = max([1.0, *out])
+    best = out.index(speedup) + 1 if speedup > 1.0 else 0
+    return {"by_length": out, "best": best, "speedup": speedup, "tokens_per_second": speedup / rows[1]}
+
+
+def _session(names: dict[str, Any], setting: Setting) -> Session:
+    from refspec.api import load
+
+    return load(**names, **setting, draft_max=MOST)
+
+
+def _text(session: Session) -> list[int]:
+    """Tokens to measure on: a built-in prompt and what the model says, or any ids for a file without a tokenizer."""
+    room = min(session.target.n_ctx - MOST - 2, CONTEXT)
+    if room < 8:
+        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in; raise it (-c)")
+    tokens: list[int] = []
+    try:
+        for prompt in built_in(64):
+            tokens += session.encode(prompt, raw=True)
+            if len(tokens) > room + MOST:
+                break
+    except RefspecError:
+        tokens = []
+    while len(tokens) <= room + MOST:
+        tokens.append(5 + len(tokens) % max(session.target.n_vocab - 8, 1))
+    return tokens[: room + MOST + 1]
+
+
+def _acceptance(session: Session) -> list[float]:
+    """[MOST] share of steps that accept at least i + 1 draft tokens, over a few prompts."""
+    runs = []
+    for prompt in built_in(PROMPTS):
+        try:
+            tokens = session.encode(prompt)
+        except RefspecError:
+            tokens = _text(session)[:32]
+        room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
+        generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room)
+        for _ in generation:
+            pass
+        runs.append(generation.statistics)
+    return bench.total(runs).accepted_by_position
+
+
+def _costs(session: Session, text: Sequence[int], rounds: int, accepted: Sequence[float]) -> Setting:
+    """Medians for one setting: target {rows: seconds}, switch, feed and draft seconds, and the verdict on them."""
+    target, drafter = session.target, session.drafter
+    base = len(text) - MOST - 1
+    target.capturing = drafter is not None and bool(drafter.capture_layers)
+    for _ in prefill(target, drafter, text[: base + 1]):
+        pass
+    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}
+    switches: list[float] = []
+    feeds: list[float] = []
+    drafts: list[float] = []
+    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
+        for r, seen in times.items():
+            steady = []
+            for sample in range(SAMPLES + 1):
+                began = perf_counter()
+                target.decode(text[base : base + r], logits="all")
+                steady.append(perf_counter() - began)
+                if r <= MOST or sample < SAMPLES:
+                    target.rollback(base)
+            seen += steady[1:]
+            switches.append(steady[0] - median(steady[1:]))  # the first run of a size builds llama.cpp's graph anew
+        features = target.features().copy()
+        target.rollback(base)
+        if drafter is not None:
+            feed, draft = _drafter_costs(drafter, text, base, features)
+            feeds.append(feed)
+            drafts.append(draft)
+    rows = {r: median(seen) for r, seen in times.items()}
+    costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
+    if drafter is not None:
+        costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
+    return costs | verdict(rows, costs["feed"], costs["draft"], accepted)  # type: ignore[arg-type]
+
+
+def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Any) -> tuple[float, float]:
+    """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
+    began = perf_counter()
+    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
+    drafter.draft(1)
+    first = perf_counter()
+    drafter.draft(1)
+    again = perf_counter()
+    drafted = len(drafter.draft(MOST).tokens)
+    many = perf_counter()
+    drafter.rollback(base)
+    return first - began, ((many - again) - (again - first)) / max(drafted - 1, 1)
+
+
+def describe_form(form: Setting) -> str:
+    """A form in a few words, for the progress bar."""
+    return f"flash {form['flash_attn']}, {form['kv_type']}, {'repacked' if form['repack'] else 'as stored'}"
+
+
+def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:
+    """Predicted speedup of a run that decided `tokens` tokens with windows[k] steps of k drafted tokens; None where unknown."""
+    costs = record["costs"]
+    rows = {int(r): t for r, t in costs["target"].items()}
+    if not tokens or len(windows) > max(rows):
+        return None
+    spent = sum(n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0)) for k, n in enumerate(windows))
+    return tokens * rows[1] / spent if spent else None
+
+
+def kind(model: str | None, drafter: str | None) -> str:
+    """What was measured, in words."""
+    if drafter is None and model is not None:
+        return "no drafter"
+    return "EAGLE-3 drafter" if drafter is None or kinds.is_eagle3(drafter) else "draft model"

@@ -1,0 +1,218 @@
+"""How many tokens to draft, chosen every step: the length that decides most tokens per second here and now.
+
+A policy without models or clocks: it is told what steps cost and accepted (`learn`), asked how many tokens to draft at most (`plan`),
+asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). It never sees a coin, so whatever it
+chooses the text stays lossless, and in the one-coin mode the same.
+
+With L the rate of tokens to beat (the better of plain decoding and the steps so far), a step of length k is worth tokens - L seconds,
+which a renewal process maximizes exactly when L is its best rate. Token i + 1 is drafted while the chance S that tokens 0..i all stand
+reaches
+
+    threshold(i)  =  min over j > i of  L (cost(j) - cost(i)) / (1 + expected tokens from i + 1 to j - 1, given that i stands)
+
+so a step of the cost curve may be climbed if what lies behind it pays. The drafter runs a row before it can say how sure it is of
+token i, so that is asked only if what came of it so far was worth the row. A change of batch size costs extra, now and on the way back
+to `home`, the best fixed length. Chances are `windows/belief.py`'s, costs `windows/costs.py`'s.
+
+Speculation has an account in units of plain tokens. A step adds the tokens it was expected to decide (less noise than those it did) and
+pays what it took, in tokens that plain decoding would have decided meanwhile. At zero speculation goes off. Off, the account gains WATCH
+of each token decided; at STAKE one more try is made. A second account, with RESERVE to begin with, adds the tokens really decided: were
+the chances wrong, it ends the losses. A drafter that never pays thus costs at most RESERVE tokens once and WATCH of the rest. Experiments
+with lengths that are little known are paid from EXPLORE of the tokens decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from refspec.metrics import Step
+from refspec.windows.belief import Belief
+from refspec.windows.costs import Costs
+
+START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 16.0  # plain tokens
+WATCH, EXPLORE = 0.015, 0.01  # of the tokens decided
+REFRESH = 8  # steps between two computations of the thresholds
+RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
+FEW = 3  # observations of a length that make it known, and weight of the model in the rate
+TRIAL = 4  # steps of a trial
+ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
+MOVE = 1.02  # how much better another fixed length must be to move home
+AGAIN = 500  # steps after which each length is tried once more
+
+
+class Window:
+    """The policy for one pair; keep it from one generation to the next, and call `begin` for each.
+
+    most     the longest draft, 1 or more
+    off      speculation is not paying; `plan` gives 0 until the account allows another try
+    account  plain tokens that speculation may still lose by expectation; `reserve` by what really was decided
+    """
+
+    def __init__(self, most: int, costs: Costs | None = None) -> None:
+        self.most = most
+        self.costs = costs or Costs()
+        self.belief = Belief(most)
+        self.off, self.account, self.reserve = False, START, RESERVE
+        self._explore = 1.0  # plain tokens left for experiments
+        self._tokens = self._seconds = 0.0  # decayed sums over the speculating steps
+        self._chances: list[float] = []  # S of the tokens asked about in this step
+        self._confidences: list[float] = []
+        self._refused: float | None = None  # of the token that ended the draft
+        self._limits: list[float] = []
+        self._gains: list[float] = []  # tokens expected for one of chance, by the best continuation
+        self._surplus: list[tuple[int, float]] = [(0, 0.0)] * most  # (times asked, average gain of having asked about token i)
+        self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
+        self._cost: list[float] = []
+        self._home, self._guess, self._trial = 0, 1, TRIAL
+        self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
+        self._age = self._steps = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A new generation: no step came before, and its prompt's rows do not wait."""
+        self._before = 0  # rows of the step before
+        self._planned, self._forced, self._woke, self._running = 0, False, False, False
+
+    def waiting(self) -> bool:
+        """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
+        return self.off and self._running
+
+    def plan(self, room: int) -> int:
+        """The most tokens to draft in this step, at most `room`; 0 verifies the pending token alone."""
+        self._chances, self._confidences, self._refused = [], [], None
+        self._forced, self._woke, self._running = False, False, True
+        room = min(room, self.most)
+        self._planned = 0
+        if room <= 0 or self.costs.seen.get(1, 0) < 2:
+            return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
+        if self.off:
+            if min(self.account, self.reserve) < STAKE:
+                return 0
+            self.off, self._woke, self._trial = False, True, TRIAL
+        if self._age >= REFRESH or not self._cost:
+            self._refresh()
+        key = (room, self._before)
+        self._limits, self._gains = self._known.get(key) or self._known.setdefault(key, self._thresholds(*key))
+        self._planned = self._forced_length(room) or self._worth_asking(room)
+        return self._planned
+
+    def stop(self, i: int, confidence: float) -> bool:
+        """Whether to draft no token i (0 = first), its likeliest candidate having this probability; see `base.Stop`."""
+        chance = self.belief.chance(confidence, i) * (self._chances[i - 1] if i else 1.0)
+        surplus = chance - self._limits[i]
+        asked, average = self._surplus[i]
+        self._surplus[i] = asked + 1, average + (max(surplus, 0.0) * self._gains[i] - average) * max(1 / (asked + 1), ASKED)
+        if surplus < 0 and not self._forced:
+            self._refused = confidence
+            return True
+        self._chances.append(chance)
+        self._confidences.append(confidence)
+        return False
+
+    def keep(self, drafted: int) -> int:
+        """How many of the drafted tokens to verify: fewer where the last ones climbed a step of the cost curve for too little."""
+        if self._forced or drafted < 2 or drafted > len(self._chances):
+            return drafted
+        best, value, tokens = 0, -math.inf, 0.0
+        for j in range(drafted + 1):
+            tokens += self._chances[j - 1] if j else 0.0
+            worth = tokens - self._rate * self._cost_after(self._before, j)
+            if worth > value:
+                best, value = j, worth
+        return best
+
+    def learn(self, step: Step) -> None:
+        """Take in what a step drafted, accepted and cost."""
+        drafted, tokens, (target, drafter, other) = len(step.draft), len(step.tokens), step.seconds
+        asked = len(self._chances) + (self._refused is not None)
+        self.costs.learn(drafted, self._before, target, None if self.off or self._woke else drafter, other, max(asked - 1, 0))
+        self.belief.learn(self._confidences, drafted, step.accepted, self._refused)
+        if self._planned:
+            spent = step.seconds.total / self.costs.plain()
+            self.account = min(self.account + 1 + sum(self._chances[:drafted]) - spent, CAP)
+            self.reserve = min(self.reserve + tokens - spent, CAP)
+            if not self._forced:
+                self._tokens = self._tokens * RATE_KEEP + tokens
+                self._seconds = self._seconds * RATE_KEEP + step.seconds.total
+            self.off = min(self.account, self.reserve) < 0
+        elif self.off:
+            self.account = min(self.account + WATCH * tokens, CAP)
+            self.reserve = min(self.reserve + WATCH * tokens, CAP)
+        self._explore = min(self._explore + EXPLORE * tokens, 2 * START)
+        self._before = drafted + 1
+        self._age += 1
+        self._steps += 1
+
+    def _refresh(self) -> None:
+        """Costs, chances by depth and the rate to beat, as they are known now."""
+        self._age, self._known = 0, {}
+        self._cost = [self.costs.step(k) for k in range(self.most + 1)]  # without a change of size
+        self._draft = self.costs.drafter[1]
+        self._depth, self._value, chance = self.belief.by_depth(), [1.0], 1.0
+        for share in self._depth:
+            chance *= share
+            self._value.append(self._value[-1] + chance)
+        self._guess = max(range(1, self.most + 1), key=lambda k: self._value[k] / self._cost[k])
+        best = max(0, self._guess, key=lambda k: self._value[k] / self._cost[k])
+        if self._value[best] / self._cost[best] > MOVE * self._value[self._home] / self._cost[self._home]:
+            self._home = best
+        tokens, seconds = self._tokens + FEW * self._value[best], self._seconds + FEW * self._cost[best]
+        self._rate = max(1 / self.costs.plain(), tokens / seconds)
+
+    def _cost_after(self, before: int, k: int) -> float:
+        changes = (before not in (0, k + 1)) + (k != self._home)
+        return self._cost[k] + self.costs.switch * changes
+
+    def _thresholds(self, room: int, before: int) -> tuple[list[float], list[float]]:
+        """[room] the chance of standing that token i needs to be drafted, by the formula in the head of this file, and the gain."""
+        cost = [self._cost_after(before, k) for k in range(room + 1)]
+        limits, gains = [], []
+        for i in range(room):
+            least, gain, more, chance = math.inf, 1.0, 1.0, 1.0
+            for j in range(i + 1, room + 1):
+                if j > i + 1:
+                    chance *= self._depth[j - 1]
+                    more += chance
+                run = self._draft if i else 0.0  # its own row has run when token i is asked about
+                limit = self._rate * (cost[j] - cost[i] - run) / more
+                if limit < least:
+                    least, gain = limit, more
+            limits.append(least)
+            gains.append(gain)
+        return limits, gains
+
+    def _worth_asking(self, room: int) -> int:
+        """The longest draft whose every token is worth the row that tells how sure the drafter is of it; 1 at least."""
+        price = self._rate * self._draft
+        for i in range(max(self._home, 1), room):
+            asked, average = self._surplus[i]
+            if asked >= ENOUGH and average < price:
+                return i
+        return room
+
+    def _forced_length(self, room: int) -> int:
+        """A length to draft in full, whatever its chances: of a trial, or because too little is known of it; 0 for none."""
+        if self._trial:  # evidence for the best guess, or a low belief would never be found wrong
+            self._trial -= 1
+            self._forced = True
+            return min(self._guess, room)
+        wanted = min(range(1, room + 1), key=self._tried.__getitem__)
+        if self._tried[wanted] >= FEW + self._steps // AGAIN:
+            return 0
+        loss = self._cost_after(self._before, wanted) * self._rate - self._value[wanted]
+        if loss > self._explore:
+            return 0
+        self._explore -= max(loss, 0.0)
+        self._tried[wanted] += 1
+        self._forced = True
+        return wanted
+
+
+def seeded(most: int, costs: Mapping[str, object] | None) -> Window:
+    """A Window that begins with the costs of a record of `tune`, or with nothing."""
+    if not costs:
+        return Window(most)
+    rows = {int(r): float(t) for r, t in dict(costs["target"]).items()}  # type: ignore[call-overload]
+    terms = {name: float(costs[name]) for name in ("switch", "draft", "feed")}  # type: ignore[arg-type]
+    return Window(most, Costs(rows, **terms))
