@@ -100,7 +100,7 @@ def _options(
     shared = {
         "model": target, "drafters": drafters, "prompts": prompts, "threads": threads, "n_ctx": 0, "gpu_layers": 0, "strict": False,
         "families": tuple(entry.get("families", ())), "count": entry.get("count"), "temp": float(entry.get("temp", 0.0)),
-        "seed": int(entry.get("seed", 0)), "anchors": tuple(entry.get("anchor", ())), "max_tokens": int(entry.get("max_tokens", 96)),
+        "seed": int(entry.get("seed", 0)), "lookup": False, "anchors": tuple(entry.get("anchor", ())), "max_tokens": int(entry.get("max_tokens", 96)),
     }  # fmt: skip
     if entry["kind"] == "drift":
         own = {"depth": int(entry.get("depth", 8)), "every": entry.get("every"), "perturb": entry.get("perturb", "none")}
