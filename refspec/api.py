@@ -107,7 +107,8 @@ def load(
     }
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
     target = kinds.make_target(
-        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, **settings
+        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack,
+        pair_rows=strict, **settings,
     )  # fmt: skip
     try:
         if threads_draft is not None:
@@ -119,7 +120,7 @@ def load(
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
     session = Session(
-        target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"}, adaptive=adaptive, tree=shape
+        target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"} and shape is None, adaptive=adaptive, tree=shape
     )  # fmt: skip
     session.tuned = found
     return session
@@ -222,7 +223,7 @@ class Session:
     draft_max         draft tokens per verify step where `generate` does not say otherwise
     name              the target's file, for messages
     tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
-    bit_strict        F32 weights and strict settings: the batch shape moves a logit by no more than 1e-5
+    bit_strict        F32 weights and strict settings: a row's logits are the same bits in every batch of a chain
     adaptive          the draft length is chosen every step where `generate` does not say otherwise; draft_max is its limit
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
     window            the policy that chooses, with all it has learned

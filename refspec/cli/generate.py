@@ -145,6 +145,8 @@ def compare(
     def show(token: int) -> str:
         return session.target.token_to_bytes(token, special=True).decode("utf-8", "replace")
 
+    if o["strict"]:
+        note("--strict is for equality, not for speed: plain decoding runs each token beside a second row, thrown away")
     lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
     if session.tree is not None:
         return False  # costs and windows of chains predict nothing here

@@ -68,7 +68,7 @@ def load_pairs(
         "n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": gpu_layers, "kv_type": "f32" if strict else "f16",
         "flash_attn": "off" if strict else "auto",
     }  # fmt: skip
-    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), **settings)
+    target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), pair_rows=strict, **settings)
     if engine == "llama":
         try:
             for name, path in files.items():

@@ -47,6 +47,7 @@ class LlamaTarget:
         n_seq_max: int = 1,
         rewind: bool | None = None,
         repack: bool = True,
+        pair_rows: bool = False,
     ) -> None:
         """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
 
@@ -83,6 +84,9 @@ class LlamaTarget:
         if self._capture is not None:
             self._capture.attach(self.context.handle)
         self.n_ctx = self.context.n_ctx
+        # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, F32 weights give
+        # a row the same bits in every batch (tests/embedded). A recurrent state could not take the second row back.
+        self.pair_rows = pair_rows and not recurrent
         self.n_past = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._batch = RowBatch(self.context.n_batch)
@@ -100,6 +104,14 @@ class LlamaTarget:
         Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
         or logits that are not finite; the positions held before stay held.
         """
+        if not self.pair_rows or len(tokens) != 1 or logits != "all" or self.n_past + 2 > self.n_ctx:
+            return self._decode(tokens, logits)
+        self._decode([tokens[0], tokens[0]], logits)
+        self.rollback(self.n_past - 1)
+        self._n_rows = 1
+        return 1
+
+    def _decode(self, tokens: Sequence[int] | Ids, logits: str) -> int:
         handle, n = self.context.alive(), len(tokens)
         if n == 0 or n > self.n_ctx - self.n_past:
             raise ShapeError(

@@ -5,6 +5,7 @@ Prompts are the built-in ones. Nothing here measures time; most runs take one th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -130,6 +132,26 @@ def test_its_answers_are_text(shipped: refspec.Session) -> None:
 def test_the_twin_drafts_for_the_same_target() -> None:
     got = call("generate", "-d", str(FOLDER / DRAFTER_PRENORM), "-t", "1", "-p", PROBLEM, "-n", str(TOKENS))
     assert got["tau"] > 1.2
+
+
+def test_strict_logits_are_the_same_bits_in_every_batch(strict: refspec.Session) -> None:
+    target, text = strict.target, np.random.default_rng(1).integers(100, 4000, 120).tolist()
+
+    def rows(sizes: list[int]) -> np.ndarray:
+        target.reset()
+        target.decode(text[:20], logits="none")
+        found, start = [], 20
+        for size in itertools.cycle(sizes):
+            if start + size > len(text):
+                return np.array(found[:90])
+            target.decode(text[start : start + size], logits="all")
+            found += [target.logits(i).copy() for i in range(size)]
+            start += size
+        raise AssertionError
+
+    alone = rows([1])
+    for sizes in ([4], [2, 3, 1], [8, 5]):
+        np.testing.assert_array_equal(rows(sizes), alone, err_msg=str(sizes))
 
 
 @pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
