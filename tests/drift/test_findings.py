@@ -107,6 +107,7 @@ def test_one_command_writes_page_numbers_and_figures_and_repeats_them(tmp_path):
 
 
 def test_records_that_are_none_are_named(tmp_path):
+    pytest.importorskip("matplotlib")
     assert "holds no */job.json" in one_line_error(call("findings", "write", tmp_path, "-o", tmp_path / "out"))
     records = write_records(tmp_path / "records", seeds=(1,), only=("depth",))
     (records / "depth-ttt1-seed1" / "drift.json").write_text("{}")
