@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 # Generate from a built-in prompt with the embedded pair, the plain run beside it.
 run: install
-	$(BIN)/refspec generate --compare -n 128 -p "Tom has 5 apples and buys 7 more. How many apples does he have now?"
+	$(BIN)/refspec generate --compare -n 128 -p "A bag contains 3 red, 4 blue and 5 green marbles. One marble is drawn at random. What is the probability that it is red?"
 
 # The package, its C module and llama.cpp (compiled by pip: about five minutes on two cores, once).
 install: $(VENV)/.installed
