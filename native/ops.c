@@ -246,3 +246,25 @@ void rs_gather_features(float *out, const float *const *src, const float *const 
                 memmove(to, from, width * sizeof *to);
         }
 }
+
+RS_FAST void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks) {
+    for (size_t b = 0; b < blocks; b++) {
+        const float *from = x + 32 * b;
+        float top = 0.0f;
+        for (size_t i = 0; i < 32; i++) {
+            float a = fabsf(from[i]);
+            top = a > top ? a : top;
+        }
+        float d = top / 127.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        int8_t q[32];
+        for (size_t i = 0; i < 32; i++) {
+            float v = from[i] * inverse, a = fabsf(v);
+            a = a < 127.0f ? a : 127.0f; /* a scale so small that its inverse overflows must not leave the range */
+            int32_t whole = (int32_t)a;
+            whole += a - (float)whole >= 0.5f;
+            q[i] = (int8_t)(v < 0.0f ? -whole : whole);
+        }
+        memcpy(out + 34 * b + 2, q, 32);
+        scale[b] = d;
+    }
+}

@@ -93,6 +93,10 @@ bool rs_all_finite(const float *x, size_t n);
 void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
                         size_t n_states, size_t width, size_t src_stride, size_t out_stride);
 
+/* Q8_0 as ggml has it, without its scales: x [n, 32] finite -> out [n, 34] bytes, of which the last 32 of each block are written, and
+ * scale [n] = max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
+void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks);
+
 /* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
 
 typedef struct rs_eagle3_config {

@@ -18,6 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
+from refspec import native
 from refspec.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
 from refspec.errors import CheckpointError, UsageError
 from refspec.formats import drafter_meta as meta
@@ -208,6 +209,13 @@ def write_gguf(
     return path
 
 
+def _quantized(array: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Rows [R, W] float32 in a quantized type; Q8_0 in C where it is built, four times faster and the same bytes."""
+    if kind == GGMLQuantizationType.Q8_0 and native.lib is not None and array.ndim == 2:
+        return native.quantize_q8_0(array)
+    return cast(np.ndarray, quantize(array, kind))
+
+
 def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) -> Blocks:
     kind, stored = OUTTYPES[t.type], None
     if isinstance(t.load, Lazy):
@@ -215,7 +223,7 @@ def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) ->
         arrays: Iterable[np.ndarray] = t.load.blocks(as_bits=stored is not None)
     else:
         arrays = (np.asarray(load()) for load in [t.load])
-    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: quantize(array, kind), progress, stored)
+    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: _quantized(array, kind), progress, stored)
 
 
 def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:

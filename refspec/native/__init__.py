@@ -8,7 +8,7 @@ neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3D
 from refspec.native.eagle3 import Eagle3Rows, StepResult
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
 from refspec.native.module import BACKENDS, backend, check, ffi, lib
-from refspec.native.ops import argmax, attention, gather_rows, matvec, rms_norm, rope, softmax, swiglu
+from refspec.native.ops import argmax, attention, gather_rows, matvec, quantize_q8_0, rms_norm, rope, softmax, swiglu
 from refspec.native.tree import top_probs, verify_tree_deterministic, verify_tree_rejection, without
 from refspec.native.verify import (
     MatchRule,
@@ -41,6 +41,7 @@ __all__ = [
     "lib",
     "matvec",
     "p_target",
+    "quantize_q8_0",
     "residual",
     "rms_norm",
     "rope",

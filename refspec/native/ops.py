@@ -7,6 +7,7 @@ H query heads, Hkv key/value heads, hd head size, S cached rows, V vocabulary.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec import ops
 from refspec.native.module import ffi, floats, lib, require, to_c
@@ -121,3 +122,14 @@ def argmax(x: Array) -> int:
     require(x.size > 0, "argmax: empty row")
     best = int(lib.rs_argmax(to_c(x), x.size))
     return best if best >= 0 else -1 - best  # C reports a NaN as -1 - index; NumPy stops there
+
+
+def quantize_q8_0(x: Array) -> npt.NDArray[np.uint8]:
+    """Rows [R, W] float32, W a multiple of 32 -> their Q8_0 bytes [R, W / 32 * 34], bit for bit those of `gguf`; needs C."""
+    x = floats(x)
+    require(x.ndim == 2 and x.shape[1] % 32 == 0, f"quantize_q8_0: shape {x.shape} is not rows of blocks of 32")
+    blocks = x.size // 32
+    out, scale = np.empty((blocks, 34), np.uint8), np.empty(blocks, np.float32)
+    lib.rs_quantize_q8_0(ffi.cast("uint8_t *", out.ctypes.data), to_c(scale), to_c(x), blocks)
+    out[:, :2] = scale.astype(np.float16).view(np.uint8).reshape(blocks, 2)
+    return out.reshape(len(x), -1)

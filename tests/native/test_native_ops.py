@@ -148,3 +148,15 @@ def test_all_finite(x: list[float], finite: bool) -> None:
 def test_sizes_that_do_not_fit_are_refused_before_c_sees_them(call: object) -> None:
     with pytest.raises(ShapeError):
         call()  # type: ignore[operator]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 4), st.sampled_from([1e-30, 1e-3, 1.0, 1e4]))
+def test_q8_0_in_c_gives_the_bytes_of_gguf(seed: int, rows: int, blocks: int, size: float) -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    rng = np.random.default_rng(seed)
+    x = (size * rng.normal(size=(rows, 32 * blocks))).astype(np.float32)
+    x[0, :32] = np.round(127 * rng.uniform(-1, 1, 32) * 2) / 2  # halves: the rounding rule decides
+    x[0, 0], x[-1, -32:] = 127.0, 0.0
+    np.testing.assert_array_equal(native.quantize_q8_0(x), quantize(x, GGMLQuantizationType.Q8_0))
