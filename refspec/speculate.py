@@ -98,14 +98,7 @@ def speculate(
             drafter.extend(np.asarray(tokens, dtype=np.int32), _features(target, drafter, accepted + 1))
         pending = tokens[-1]
 
-        if accepted and tokens[accepted - 1] in end_tokens:
-            tokens = tokens[:accepted]  # the text ended inside the draft: plain decoding never decides the bonus token
-        if tokens[-1] in end_tokens:
-            stop = "end"
-        elif position + len(tokens) >= max_tokens:
-            stop = "length"
-        elif target.n_past >= target.n_ctx:
-            stop = "context"
+        tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
         in_target = target.seconds - target_before
         in_drafter = drafter.seconds - drafter_before if drafter else 0.0
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
@@ -119,6 +112,17 @@ def speculate(
 def _features(target: Target, drafter: Drafter, rows: int) -> Array:
     """States of the first rows of the last decode; [rows, 0] for a drafter that reads tokens only, whose target captures none."""
     return target.features()[:rows] if drafter.capture_layers else np.empty((rows, 0), np.float32)
+
+
+def close_text(tokens: list[int], accepted: int, target: Target, room: int) -> tuple[list[int], str | None]:
+    """The tokens of a step that belong to the text, of which `room` may still be decided, and why it ends here, if it does."""
+    if accepted and tokens[accepted - 1] in target.end_tokens:
+        tokens = tokens[:accepted]  # the text ended inside the draft: plain decoding never decides the bonus token
+    if tokens[-1] in target.end_tokens:
+        return tokens, "end"
+    if len(tokens) >= room:
+        return tokens, "length"
+    return tokens, "context" if target.n_past >= target.n_ctx else None
 
 
 class _OneCoin:

@@ -12,19 +12,20 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.base import Draft, Drafter, Stop
+from refspec.drafters.wrapped import WrappedDrafter
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 
 BACKLOG = 256  # rows
 
 
-class DeferredDrafter:
+class DeferredDrafter(WrappedDrafter):
     """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner` does."""
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
-        self.inner, self.waiting = inner, waiting
-        self.capture_layers = inner.capture_layers
+        super().__init__(inner)
+        self.waiting = waiting
         self._queue: deque[tuple[npt.NDArray[np.int32], Array]] = deque()
         self._queued = 0
 
@@ -32,16 +33,6 @@ class DeferredDrafter:
     def n_rows(self) -> int:
         """True rows committed or waiting."""
         return self.inner.n_rows + self._queued
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the drafter."""
-        return self.inner.seconds
-
-    def begin(self, token: int) -> None:
-        """Take x_0."""
-        if isinstance(self.inner, SeesFirst):
-            self.inner.begin(token)
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Queue rows while waiting, else append what waits and then these."""
@@ -71,10 +62,6 @@ class DeferredDrafter:
         self._queue.clear()
         self._queued = 0
         self.inner.reset()
-
-    def close(self) -> None:
-        """Release the drafter."""
-        self.inner.close()
 
     def _flush(self) -> None:
         if self._queue:

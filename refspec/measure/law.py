@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.api import Session
-from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.base import Draft, Drafter, Stop
+from refspec.drafters.wrapped import WrappedDrafter
 from refspec.native import invert_cdf, p_target, residual, verify_rejection
-from refspec.ops import Array, Ids
+from refspec.ops import Array
 from refspec.sampling import Sampler
 
 ROWS, COUNTED, DRAWS = 64, 4, 4000
@@ -63,31 +64,12 @@ class Law:
         }  # fmt: skip
 
 
-class Watching:
+class Watching(WrappedDrafter):
     """A Drafter that keeps each draft with its laws, so that the rows of the next verification can be put beside them."""
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner, self.capture_layers = inner, inner.capture_layers
+        super().__init__(inner)
         self.last: Draft | None = None
-
-    @property
-    def n_rows(self) -> int:
-        """True rows committed."""
-        return self.inner.n_rows
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the drafter."""
-        return self.inner.seconds
-
-    def begin(self, token: int) -> None:
-        """Take x_0."""
-        if isinstance(self.inner, SeesFirst):
-            self.inner.begin(token)
-
-    def extend(self, tokens: Ids, features: Array) -> None:
-        """Append true rows."""
-        self.inner.extend(tokens, features)
 
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
@@ -95,14 +77,6 @@ class Watching:
         """Draft, and keep it."""
         self.last = self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
         return self.last
-
-    def rollback(self, n_rows: int) -> None:
-        """Keep the first n_rows true rows."""
-        self.inner.rollback(n_rows)
-
-    def reset(self) -> None:
-        """Forget every row."""
-        self.inner.reset()
 
     def close(self) -> None:
         """Nothing: the session closes the drafter."""

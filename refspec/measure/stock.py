@@ -16,39 +16,28 @@ import numpy as np
 
 from refspec.api import Session
 from refspec.convert import stock as folding
-from refspec.drafters.base import Draft, Drafter, Stop
+from refspec.drafters.base import Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import complete_weights, open_drafter
+from refspec.drafters.wrapped import WrappedDrafter
 from refspec.errors import UsageError
 from refspec.formats import drafter_meta as meta
 from refspec.formats.gguf_io import copy_metadata, read_gguf_header, write_drafter
 from refspec.measure.bench import total
 from refspec.metrics import Statistics
-from refspec.sampling import Sampler
 from refspec.targets.llama import LlamaTarget
 
 ROWS = 4096  # calibration rows kept
 
 
-class Recorder:
+class Recorder(WrappedDrafter):
     """A Drafter that keeps the first ROWS true rows another one is given."""
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner = inner
-        self.capture_layers = inner.capture_layers
+        super().__init__(inner)
         self.tokens: list[np.ndarray] = []
         self.features: list[np.ndarray] = []
         self.kept = 0
-
-    @property
-    def n_rows(self) -> int:
-        """True rows committed."""
-        return self.inner.n_rows
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the drafter."""
-        return self.inner.seconds
 
     def extend(self, tokens: np.ndarray, features: np.ndarray) -> None:
         """Append true rows, and keep a copy of them."""
@@ -57,24 +46,6 @@ class Recorder:
             self.features.append(np.array(features))
             self.kept += len(tokens)
         self.inner.extend(tokens, features)
-
-    def draft(
-        self, k: int, *, coins: np.ndarray | None = None, sampler: Sampler | None = None, stop: Stop | None = None
-    ) -> Draft:
-        """Draft up to k tokens."""
-        return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
-
-    def rollback(self, n_rows: int) -> None:
-        """Keep only the first n_rows true rows."""
-        self.inner.rollback(n_rows)
-
-    def reset(self) -> None:
-        """Forget every row."""
-        self.inner.reset()
-
-    def close(self) -> None:
-        """Release the drafter."""
-        self.inner.close()
 
 
 def make_stock(

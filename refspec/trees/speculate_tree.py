@@ -18,6 +18,7 @@ from refspec.drafters.base import TreeDrafter
 from refspec.metrics import Seconds, Step
 from refspec.native import verify_tree_deterministic, verify_tree_rejection
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
+from refspec.speculate import close_text
 from refspec.targets.base import TreeTarget
 from refspec.trees.tree import ROOT, Tree, TreeShape, empty_tree
 from refspec.trees.tree_verify import TreeVerdict
@@ -71,14 +72,7 @@ def speculate_tree(
         drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[[0, *(node + 1 for node in verdict.path)]])
         pending = tokens[-1]
 
-        if accepted and tokens[accepted - 1] in end_tokens:
-            tokens = tokens[:accepted]  # the text ended inside the tree: plain decoding never decides the bonus token
-        if tokens[-1] in end_tokens:
-            stop = "end"
-        elif position + len(tokens) >= max_tokens:
-            stop = "length"
-        elif target.n_past >= target.n_ctx:
-            stop = "context"
+        tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
         in_target, in_drafter = target.seconds - target_before, drafter.seconds - drafter_before
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
         yield Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
