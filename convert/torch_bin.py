@@ -84,6 +84,8 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]
         """(offset, bytes) of an entry, which torch.save never compresses."""
         if (info := entries.get(name)) is None:
             raise CheckpointError(f"{path}: {name} is missing in the zip file; get it again")
+        if not 0 <= info.header_offset < size:  # what a seek would refuse in other words
+            raise CheckpointError(f"{path}: {name} begins at byte {info.header_offset}, the file has {size}; damaged")
         file.seek(info.header_offset)
         local = file.read(30)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or local[:4] != b"PK\x03\x04" or len(local) < 30:

@@ -169,6 +169,23 @@ def test_damaged_files_are_refused_or_read_never_worse(tmp_path: Path, data: st.
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("offset", [2**63 + 7, 2**40])
+def test_an_entry_that_begins_outside_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(ORACLE.read_bytes())
+    listed = zipfile.ZipFile.infolist
+
+    def moved(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        entries = listed(archive)
+        for entry in entries:
+            entry.header_offset = offset  # as a damaged zip64 record says it
+        return entries
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", moved)
+    with pytest.raises(CheckpointError, match=f"begins at byte {offset}"):
+        read_torch_bin(path)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60))
 def test_any_bytes_as_a_pickle_are_refused(tmp_path: Path, body: bytes) -> None:
