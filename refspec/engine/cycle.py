@@ -26,8 +26,9 @@ def possible() -> bool:
     if native.lib is None:
         return False
     ffi, theirs = native.ffi, lib.api.llama_batch
-    names = [name for name, *_ in theirs._fields_]
-    return names == [name for name, _ in ffi.typeof("rs_batch").fields] and ffi.sizeof("rs_batch") == ctypes.sizeof(theirs)
+    fields = [(name, getattr(theirs, name).offset) for name, *_ in theirs._fields_]
+    ours = [(name, field.offset) for name, field in ffi.typeof("rs_batch").fields]
+    return fields == ours and bool(ffi.sizeof("rs_batch") == ctypes.sizeof(theirs))
 
 
 def _set_functions(struct: Any, **functions: Any) -> None:
