@@ -55,11 +55,20 @@ def _installed(name: str) -> bool:
 @click.option("-o", "--out", type=folder, required=True, help="Folder for tokenizer.json and token arrays.")
 @click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
 @click.option("--seed", type=int, default=1, show_default=True)
-def data(corpus: Path, out: Path, vocab: int, seed: int) -> None:
+@click.option(
+    "--mix", type=click.Choice(["broad", "chat"]), default="broad", show_default=True,
+    help="How often each source is seen: broad to learn the language, chat for the last part of a training.",
+)  # fmt: skip
+@click.option(
+    "--tokenizer", "tokenizer_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A tokenizer.json to keep instead of training one.",
+)  # fmt: skip
+def data(corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_file: Path | None) -> None:
     """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
-    from refspec.train.data import prepare
+    from refspec.train.data import MIXES, prepare
 
-    for split, counts in prepare(corpus, out, vocab_size=vocab, seed=seed).items():
+    made = prepare(corpus, out, vocab_size=vocab, seed=seed, weights=MIXES[mix], tokenizer_file=tokenizer_file)
+    for split, counts in made.items():
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
 
@@ -71,6 +80,10 @@ def data(corpus: Path, out: Path, vocab: int, seed: int) -> None:
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
 @click.option("--init", type=folder, help="Hugging Face directory to start from: the same sizes, weights only.")
+@click.option(
+    "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
+    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
+)  # fmt: skip
 def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
     from refspec.train.model import TargetConfig

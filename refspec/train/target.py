@@ -13,11 +13,13 @@ from ..errors import CheckpointError
 from .data import Batches
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
+from .packing import WholeDocuments
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 
 TOKENS_PER_STEP = 4096
-# Rows of 256 while the model learns words (attention is cheap), of 1024 for the last quarter (context).
-PHASES = ((0.75, 256), (1.0, 1024))
+# (until this share of the run, tokens in a row). Cut rows of 256 while the model learns words (attention is cheap), of 1024 for
+# the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from the start.
+PHASES = {"cut": ((0.75, 256), (1.0, 1024)), "whole": ((0.85, 512), (1.0, 1024))}
 
 
 def is_hidden_matrix(name: str) -> bool:
@@ -39,11 +41,12 @@ def train_target(
     compiled: bool = False,
     outtype: str = "f16",
     init: Path | None = None,
+    rows: str = "cut",
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
     `init` is a Hugging Face directory of the same sizes to start from (weights only, fresh optimizer). `compiled` fuses
-    each block with torch.compile (a fifth faster; needs a C++ compiler). Raises CheckpointError."""  # fmt: skip
+    each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`. Raises CheckpointError."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -59,10 +62,13 @@ def train_target(
     optimizers = Optimizers(
         model, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=is_hidden_matrix
     )
-    batches = [
-        (until, Batches(data, "train", length=length, rows=TOKENS_PER_STEP // length, seed=seed))
-        for until, length in PHASES
-    ]
+    def source(length: int) -> Batches | WholeDocuments:
+        many = TOKENS_PER_STEP // length
+        if rows == "whole":
+            return WholeDocuments(data, "train", length=length, rows=many, seed=seed, bos=bos)
+        return Batches(data, "train", length=length, rows=many, seed=seed)
+
+    batches = [(until, source(length)) for until, length in PHASES[rows]]
     held_out = Batches(data, "val", length=512, rows=8, seed=0)
 
     def cross_entropy(tokens) -> torch.Tensor:
@@ -75,8 +81,8 @@ def train_target(
         return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
     def loss_of(step: int):
-        rows = next(b for until, b in batches if step < until * steps)
-        return cross_entropy(rows[step][0]), {}
+        now = next(b for until, b in batches if step < until * steps)
+        return cross_entropy(now[step][0]), {}
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -88,6 +94,8 @@ def train_target(
         identity["lr_scale"] = lr_scale
     if init is not None:
         identity["init"] = str(init)
+    if rows != "cut":
+        identity["rows"] = rows
     figures = run_steps(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
         tokens_per_step=TOKENS_PER_STEP,

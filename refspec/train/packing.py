@@ -1,0 +1,77 @@
+"""Rows of whole documents: no answer is trained without the question it answers.
+
+Cutting the packed stream at fixed steps (`data.Batches`) tears most conversations apart when rows are as short as the
+conversations themselves: the second half of an answer is then learned as if nothing had been asked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+
+
+class WholeDocuments:
+    """Batches of whole documents, packed into rows of `length` + 1 tokens; a longer document is cut into such rows.
+
+    The same interface as `data.Batches`: any step is reachable directly, and an epoch's packing is a function of the
+    seed and the epoch. Rows are filled up with BOS, which is never a label and is not the assistant's.
+    """
+
+    def __init__(self, folder: Path, split: str, *, length: int, rows: int, seed: int, bos: int):
+        self.tokens = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
+        self.mask = np.load(folder / f"{split}.mask.npy", mmap_mode="r")
+        self.length, self.rows, self.seed, self.bos = length, rows, seed, bos
+        starts = np.flatnonzero(np.asarray(self.tokens) == bos)
+        ends = np.append(starts[1:], self.tokens.size)
+        # (first token, one past the last) of every piece; a cut piece begins with the last token of the one before it,
+        # so that every token but a document's first is some row's label.
+        self.pieces = [
+            (at, min(at + length + 1, end))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for at in range(start, max(start + 1, end - 1), length)
+        ]
+        self._epoch, self._packed = -1, list[list[int]]()
+        self._pack(0)
+        self.per_epoch = len(self._packed) // rows
+        if self.per_epoch < 1:
+            raise UsageError(f"{folder}: {split} fills {len(self._packed)} rows of {length} tokens, fewer than {rows}")
+
+    def _pack(self, epoch: int) -> None:
+        """Best fit in a seeded order: each piece goes to the fullest row that still has room for it."""
+        rng = np.random.default_rng([self.seed, epoch])
+        rows: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+        for piece in rng.permutation(len(self.pieces)).tolist():
+            start, end = self.pieces[piece]
+            at = bisect_left(room, (end - start, -1))
+            if at == len(room):
+                left, row = self.length + 1, len(rows)
+                rows.append([])
+            else:
+                left, row = room.pop(at)
+            rows[row].append(piece)
+            if left > end - start:
+                insort(room, (left - (end - start), row))
+        self._packed = [rows[i] for i in rng.permutation(len(rows)).tolist()]
+        self._epoch = epoch
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [rows, length+1] tokens and uint8 [rows, length+1] mask of batch `step`."""
+        epoch, index = divmod(step, self.per_epoch)
+        # Epochs differ by a row or two in how well they pack; the last batch of one may begin again at its first rows.
+        if epoch != self._epoch:
+            self._pack(epoch)
+        tokens = np.full((self.rows, self.length + 1), self.bos, np.int64)
+        mask = np.zeros((self.rows, self.length + 1), np.uint8)
+        for row in range(self.rows):
+            filled = 0
+            for piece in self._packed[(index * self.rows + row) % len(self._packed)]:
+                start, end = self.pieces[piece]
+                tokens[row, filled : filled + end - start] = self.tokens[start:end]
+                mask[row, filled : filled + end - start] = self.mask[start:end]
+                filled += end - start
+        return tokens, mask
