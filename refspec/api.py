@@ -349,7 +349,9 @@ class Session:
     def _window(self, most: int) -> Window:
         """The session's policy; a new one when the limit changes."""
         if self.window is None or self.window.most != most:
-            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else None)
+            from refspec.windows import measured
+
+            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else measured.quick(self))
         return self.window
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
