@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="training needs the train extra")
 pytest.importorskip("tokenizers", reason="training needs the train extra")
 
+import itertools
+
 from refspec.errors import UsageError
 from refspec.train.data import Batches, weight_of
 from refspec.train.packing import InTurn, WholeDocuments
@@ -55,7 +57,7 @@ def test_a_document_that_fits_is_whole_and_rows_are_filled_with_bos(folder: Path
         assert np.array_equal(mask, (tokens % 2 == 1) & (tokens != BOS))  # padding is nobody's text
         for row in tokens:
             starts = [*np.flatnonzero(row == BOS), LENGTH + 1]
-            seen |= {tuple(row[a:b].tolist()) for a, b in zip(starts, starts[1:], strict=False)}
+            seen |= {tuple(row[a:b].tolist()) for a, b in itertools.pairwise(starts)}
     missing = fits - seen
     assert len(missing) <= ROWS * 8  # those of the rows that do not fill the epoch's last batch
     assert len(seen & fits) > 0.7 * len(fits)
