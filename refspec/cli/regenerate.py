@@ -11,16 +11,30 @@ from refspec.cli.train import folder, train
 
 
 @train.command()
-@click.option("--data", type=folder, required=True, help="Folder made by `train data` with the target's tokenizer: the prompts.")
-@click.option("-m", "--model", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="GGUF", help="The target.")
+@click.option(
+    "--data", type=folder, required=True, help="Folder made by `train data` with the target's tokenizer: the prompts."
+)
+@click.option(
+    "-m", "--model", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="GGUF", help="The target."
+)
 @click.option("-o", "--out", type=folder, required=True, help="Folder for the new data set.")
 @click.option("--tokens", type=click.IntRange(1), required=True, help="Size of the train split, prompts included.")
-@click.option("--temp", "temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="Of the sampled answers.")
 @click.option(
-    "--greedy-share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of the prompts answered by argmax."
+    "--temp", "temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="Of the sampled answers."
 )
-@click.option("--max-new", type=click.IntRange(1), default=192, show_default=True, help="Tokens after which an answer is cut.")
-@click.option("--max-prompt", type=click.IntRange(1), default=600, show_default=True, help="Longer prompts are left out.")
+@click.option(
+    "--greedy-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the prompts answered by argmax.",
+)
+@click.option(
+    "--max-new", type=click.IntRange(1), default=192, show_default=True, help="Tokens after which an answer is cut."
+)
+@click.option(
+    "--max-prompt", type=click.IntRange(1), default=600, show_default=True, help="Longer prompts are left out."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--parallel", type=click.IntRange(1, 256), default=32, show_default=True, help="Texts decoded at once.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp.")
@@ -61,4 +75,6 @@ def regenerate(
         if m["generated"]:
             note(f"{split}: {m['generated']} tokens generated in this run, {m['tokens_per_second']:.0f} per second")
     if made["train"]["tokens"] < tokens:
-        note(f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second answer to each")
+        note(
+            f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second answer to each"
+        )

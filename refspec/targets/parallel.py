@@ -38,9 +38,9 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The tokens after the prompt of request `key`; the last one is a stop token, or the answer was cut at `max_new`."""
+    """The tokens after a request's prompt; the last one is a stop token, or the answer was cut at `max_new`."""
 
-    key: int
+    request: Request
     tokens: list[int]
 
 
@@ -77,8 +77,12 @@ class ParallelTarget:
         self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack)
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
-            raise UsageError(f"{self.path}: {n_ctx} positions for a prompt and its answer are outside 1..{self.model.n_ctx_train}, its context")
-        self.parallel, self.n_ctx, self.n_vocab, self.end_tokens = parallel, n_ctx, self.model.n_vocab, self.model.end_tokens
+            limit = self.model.n_ctx_train
+            raise UsageError(
+                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones"
+            )
+        self.parallel, self.n_ctx = parallel, n_ctx
+        self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
         self.context = Context(
             self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch, n_threads=n_threads,
@@ -97,8 +101,10 @@ class ParallelTarget:
         the inverse-CDF draw with coin i from softmax(logits / temperature): what a request gets does not depend on its neighbours
         but for the rounding of llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
         """
-        if max_new < 1 or temperature < 0:
-            raise UsageError(f"max_new = {max_new} and temperature = {temperature}: give at least 1 and 0")
+        if max_new < 1 or not 0 <= temperature < np.inf:
+            raise UsageError(
+                f"max_new = {max_new}, temperature = {temperature}: give at least 1, and a finite number from 0 on"
+            )
         self.context.clear()
         queue = iter(requests)
         slots: dict[int, _Slot] = {}
@@ -107,7 +113,9 @@ class ParallelTarget:
         while slots:
             ready = self._run(slots)
             coins = np.array([_coin(slots[s]) for s in ready])
-            for sequence, token in zip(ready, choose(self._logits(len(ready)), coins, temperature).tolist(), strict=True):
+            for sequence, token in zip(
+                ready, choose(self._logits(len(ready)), coins, temperature).tolist(), strict=True
+            ):
                 slot = slots[sequence]
                 slot.answer.append(token)
                 if token not in stop and len(slot.answer) < max_new:
@@ -115,7 +123,7 @@ class ParallelTarget:
                     continue
                 drop(self.context.memory, sequence)
                 del slots[sequence]
-                yield Answer(slot.request.key, slot.answer)
+                yield Answer(slot.request, slot.answer)
                 self._admit(slots, sequence, queue, max_new)
 
     def _admit(self, slots: dict[int, _Slot], sequence: int, queue: Iterator[Request], max_new: int) -> None:

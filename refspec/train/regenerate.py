@@ -43,18 +43,26 @@ class Source:
         """Raises CheckpointError for files that are missing or damaged, ShapeError for ids outside the vocabulary."""
         self.tokens, self.mask = (_load(folder / f"{split}.{name}.npy") for name in ("tokens", "mask"))
         if self.tokens.shape != self.mask.shape or self.tokens.ndim != 1 or not len(self.tokens):
-            raise CheckpointError(f"{folder}: {split}.tokens.npy and {split}.mask.npy differ in length or are empty; make the folder again")
+            raise CheckpointError(
+                f"{folder}: {split}.tokens.npy and {split}.mask.npy differ in length or are empty; make the folder again"
+            )
         if self.tokens.max() >= vocab:
-            raise ShapeError(f"{folder}: {split}.tokens.npy has token {self.tokens.max()}, its tokenizer.json only {vocab}; make the folder again")
+            raise ShapeError(
+                f"{folder}: {split}.tokens.npy has token {self.tokens.max()}, its tokenizer.json only {vocab}; make the folder again"
+            )
         starts, answers = np.flatnonzero(self.tokens == bos), np.flatnonzero(self.mask)
         ends = np.append(starts[1:], len(self.tokens))
         first = np.append(answers, len(self.tokens))[np.searchsorted(answers, starts)]
         kept = (first < ends) & (first > starts)
         self.starts, self.firsts = starts[kept], first[kept]
         if not len(self.starts):
-            raise CheckpointError(f"{folder}: {split} has no document with an answer; make the folder with `refspec train data`")
+            raise CheckpointError(
+                f"{folder}: {split} has no document with an answer; make the folder with `refspec train data`"
+            )
 
-    def prompts(self, order: npt.NDArray[np.int64], *, key: list[int], greedy: float, max_new: int, longest: int) -> Iterator[Prompt]:
+    def prompts(
+        self, order: npt.NDArray[np.int64], *, key: list[int], greedy: float, max_new: int, longest: int
+    ) -> Iterator[Prompt]:
         """Prompts of at most `longest` tokens in the order given; a greedy answer to the same prompt comes only once.
 
         Mixes repeat documents, and a repeated argmax would be the same text twice.
@@ -96,6 +104,8 @@ def regenerate(
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")
+    if not 0 <= greedy_share <= 1:
+        raise UsageError(f"--greedy-share {greedy_share} is outside 0..1")
     tokenizer = load_tokenizer(source / "tokenizer.json")
     bos, vocab = tokenizer.token_to_id(BOS), tokenizer.get_vocab()
     if bos is None:
@@ -127,7 +137,9 @@ def regenerate(
     finally:
         target.close()
     _replace(out / "tokenizer.json", (source / "tokenizer.json").read_bytes())
-    counts = {split: {name: made[split][name] for name in ("records", "tokens", "assistant")} for split in reversed(SPLITS)}
+    counts = {
+        split: {name: made[split][name] for name in ("records", "tokens", "assistant")} for split in reversed(SPLITS)
+    }
     _replace(out / "counts.json", json.dumps(counts, indent=1).encode())
     return made
 
@@ -143,6 +155,7 @@ class _Work:
         self._source = iter(prompts)
         self.asked: list[Prompt] = []  # in order
         self.whole, self.tokens = 0, 0  # of these, how many are answered without a gap, and their tokens
+        self.finished = 0  # tokens of all that are answered
         self.generated, self.seconds = 0, 0.0  # in this run
 
     def run(self, target: ParallelTarget, *, max_new: int, temperature: float, stop: frozenset[int]) -> None:
@@ -150,29 +163,27 @@ class _Work:
         from tqdm import tqdm
 
         began = perf_counter()
-        with tqdm(total=self.limit, unit="tok", desc=self.split) as bar:
-
-            def show() -> None:
+        with tqdm(total=self.limit, unit="tok", desc=self.split, mininterval=0.5) as bar:
+            for answer in target.answers(self._requests(), max_new=max_new, temperature=temperature, stop=stop):
+                self.journal.add(f"{self.split} {answer.request.key}", {"answer": answer.tokens})
+                self.generated += len(answer.tokens)
+                self.finished += len(answer.request.prompt) + len(answer.tokens)
                 self._advance()
                 bar.set_postfix(documents=self.whole, refresh=False)
-                bar.update(self.tokens - bar.n)
-
-            answers = target.answers(self._requests(), max_new=max_new, temperature=temperature, stop=stop)
-            for answer in answers:
-                self.journal.add(f"{self.split} {answer.key}", {"answer": answer.tokens})
-                self.generated += len(answer.tokens)
-                show()
+                bar.update(min(self.finished, self.limit or self.finished) - bar.n)
                 if self._enough():
                     break
-            show()
+            self._advance()
         self.seconds = perf_counter() - began
 
     def _requests(self) -> Iterator[Request]:
         for prompt in self._source:
             self.asked.append(prompt)
-            if self._answer(prompt) is None:
+            answer = self._answer(prompt)
+            if answer is None:
                 yield Request(prompt.number, prompt.tokens, prompt.coins)
             else:
+                self.finished += len(prompt.tokens) + len(answer)
                 self._advance()
             if self._enough():
                 return
@@ -222,13 +233,19 @@ def _check_vocabulary(source: Path, vocab: dict[str, int], target: ParallelTarge
     """ShapeError unless the ids of the data mean the same to the target."""
     where = source / "tokenizer.json"
     if len(vocab) != target.n_vocab:
-        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; prepare the data with the target's tokenizer")
+        raise ShapeError(
+            f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; prepare the data with the target's tokenizer"
+        )
     texts = target.info.metadata.get("tokenizer.ggml.tokens") or []
     for i, text in enumerate(texts):
         if vocab.get(text) != i:
-            raise ShapeError(f"{where}: token {i} of {target.path} is {text!r} there, here it is {vocab.get(text)}; prepare the data with its tokenizer")
+            raise ShapeError(
+                f"{where}: token {i} of {target.path} is {text!r} there, here it is {vocab.get(text)}; prepare the data with its tokenizer"
+            )
     if not target.end_tokens:
-        raise CheckpointError(f"{target.path}: names no token that ends an answer (tokenizer.ggml.eos_token_id); convert it again")
+        raise CheckpointError(
+            f"{target.path}: names no token that ends an answer (tokenizer.ggml.eos_token_id); convert it again"
+        )
 
 
 def _files() -> list[str]:
@@ -242,7 +259,9 @@ def _load(path: Path) -> npt.NDArray[Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; make the data folder with `refspec train data`") from None
     except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a NumPy array ({' '.join(str(error).split())[:100]}); make the folder again") from None
+        raise CheckpointError(
+            f"{path}: not a NumPy array ({' '.join(str(error).split())[:100]}); make the folder again"
+        ) from None
 
 
 def _replace(path: Path, content: bytes | npt.NDArray[Any]) -> None:
