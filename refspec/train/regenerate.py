@@ -25,6 +25,7 @@ from ..targets.parallel import ParallelTarget, Request
 from .tokenizer import BOS, load_tokenizer
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
+UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -231,17 +232,18 @@ class _Work:
 
 def _check_vocabulary(source: Path, vocab: dict[str, int], target: ParallelTarget) -> None:
     """ShapeError unless the ids of the data mean the same to the target."""
-    where = source / "tokenizer.json"
-    if len(vocab) != target.n_vocab:
+    where, advice = source / "tokenizer.json", "prepare the data with the target's tokenizer"
+    texts, kinds = (target.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+    padding = kinds[len(vocab) :]  # converters fill the head's width with unused tokens
+    if target.n_vocab != len(vocab) + len(padding) or any(kind != UNUSED for kind in padding):
+        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; {advice}")
+    if target.n_vocab > 1 << 16:
         raise ShapeError(
-            f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; prepare the data with the target's tokenizer"
+            f"{target.path}: {target.n_vocab} tokens do not fit into this data format, which has 16 bits for each"
         )
-    texts = target.info.metadata.get("tokenizer.ggml.tokens") or []
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts[: len(vocab)]):
         if vocab.get(text) != i:
-            raise ShapeError(
-                f"{where}: token {i} of {target.path} is {text!r} there, here it is {vocab.get(text)}; prepare the data with its tokenizer"
-            )
+            raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {advice}")
     if not target.end_tokens:
         raise CheckpointError(
             f"{target.path}: names no token that ends an answer (tokenizer.ggml.eos_token_id); convert it again"
