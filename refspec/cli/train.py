@@ -37,9 +37,13 @@ def train() -> None:
         refspec train target --data runs/data -o runs/target --steps 3800
         refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200 --twin
 
+    A drafter learns best from what its target says: `refspec train regenerate` makes such data of prompts and a target.
     Kill a run at any time and give the same command again: it goes on from its last checkpoint.
     """
-    missing = [name for name in ("torch", "tokenizers", "safetensors", "tqdm") if not _installed(name)]
+    needed = ["torch", "tokenizers", "safetensors", "tqdm"]
+    if click.get_current_context().invoked_subcommand == "regenerate":  # the model runs in llama.cpp
+        needed = ["tokenizers", "tqdm"]
+    missing = [name for name in needed if not _installed(name)]
     if missing:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'refspec[train]'")
 
