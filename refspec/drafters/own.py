@@ -23,7 +23,7 @@ from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import MARGIN, LlamaEagle3Drafter
 from refspec.engine import Lender, check_pair, drafter_config
-from refspec.engine.packed import packed_matrix
+from refspec.engine.packed import functions, packed_matrix
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats import drafter_meta as meta
 from refspec.formats.gguf_header import GgufInfo
@@ -207,6 +207,12 @@ def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, d
     return config, weights
 
 
+def _is_small(info: GgufInfo) -> bool:
+    """At most SMALL bytes, in types whose rows C can multiply as they are stored."""
+    tensors = info.tensors.values()
+    return sum(t.nbytes for t in tensors) <= SMALL and all(t.type == "F32" or functions(t.type_id) for t in tensors if len(t.shape) == 2)
+
+
 def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
     """Ids as C wants them; one that does not fit becomes -1, which C refuses."""
     if isinstance(tokens, np.ndarray) and tokens.dtype == np.int32:
@@ -229,8 +235,7 @@ def open_drafter(
     beyond = bool(meta.graph_reasons(drafter_config(info, in_graph=False)))
     if kernels == "own" and native.lib is None:
         raise BackendError("--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py")
-    size = sum(tensor.nbytes for tensor in info.tensors.values())
-    small = kernels == "auto" and native.lib is not None and size <= SMALL and not settings.get("n_gpu_layers")
+    small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(path, target, **settings)
     return NumpyEagle3Drafter(path, target) if native.lib is None else OwnEagle3Drafter(path, target)

@@ -10,12 +10,15 @@ import tiny
 import refspec
 from refspec import ops
 from refspec.config import BIASED, weight_shapes
+from refspec.drafters import own
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
-from refspec.errors import BackendError, CheckpointError, ShapeError
+from refspec.engine import packed
+from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.drafter_meta import TENSORS, from_metadata
 from refspec.formats.gguf_io import read_gguf_header
+from refspec.formats.gguf_types import weight_type
 from refspec.targets.llama import LlamaTarget
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
@@ -133,4 +136,76 @@ def test_a_damaged_or_foreign_file_is_one_line(tmp_path: Path, values: Any, tens
     with pytest.raises(kind, match=words) as caught:
         open_drafter(path, target)
     assert "\n" not in str(caught.value) and "d.gguf" in str(caught.value)
+    target.close()
+
+
+def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
+    small = open_drafter(path, target, kernels="auto", **STRICT)
+    assert isinstance(small, OwnEagle3Drafter) and "so small" in small.note
+    assert isinstance(open_drafter(path, target, kernels="llama", **STRICT), LlamaEagle3Drafter)
+    assert isinstance(open_drafter(path, target, kernels="auto", n_gpu_layers=-1, **STRICT), LlamaEagle3Drafter)
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "functions", lambda _: None)  # a llama.cpp that does not say how it multiplies
+        assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), OwnEagle3Drafter)  # float32 needs nothing of it
+        stored = tiny.drafter(tmp_path / "q.gguf", quantize="F16", feature_norm="per_state", feedback="post_norm")
+        assert isinstance(open_drafter(stored, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
+    monkeypatch.setattr(own, "SMALL", 1000)
+    assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
+    assert isinstance(open_drafter(path, target, kernels="own", **STRICT), OwnEagle3Drafter)
+    with pytest.raises(UsageError, match="one of auto, llama, own"):
+        open_drafter(path, target, kernels="gpu", **STRICT)  # type: ignore[arg-type]
+    target.close()
+
+
+def test_a_damaged_packed_type_table_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another layout of ggml's structs must end in llama.cpp doing the work, not in a jump to a wrong address."""
+    assert packed.functions(8) is not None
+    monkeypatch.setattr(packed, "weight_type", lambda i: weight_type(i)._replace(nbytes=33) if i == 8 else weight_type(i))
+    packed.functions.cache_clear()
+    packed._tables.cache_clear()
+    assert packed.functions(8) is None and packed.functions(1) is None
+    monkeypatch.undo()
+    packed.functions.cache_clear()
+    packed._tables.cache_clear()
+
+
+def test_a_stop_rule_ends_a_draft_before_the_token_it_refuses(tmp_path: Path) -> None:
+    path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
+    drafter = OwnEagle3Drafter(path, target)
+    tokens = np.random.default_rng(3).integers(3, tiny.V, 12).astype(np.int32)
+    target.decode(tokens[:-1], logits="none")
+    drafter.extend(tokens[1:], target.features())
+    whole = drafter.draft(5)
+    asked: list[tuple[int, float]] = []
+    cut = drafter.draft(5, stop=lambda i, confidence: bool(asked.append((i, confidence))) or i == 3)
+    assert cut.tokens.tolist() == whole.tokens[:3].tolist() and [i for i, _ in asked] == [0, 1, 2, 3]
+    assert [c for _, c in asked] == whole.confidence[:4].tolist()
+    target.close()
+
+
+def test_a_rollback_wants_rows_before_the_next_draft(tmp_path: Path) -> None:
+    path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
+    drafter = OwnEagle3Drafter(path, target)
+    assert drafter.draft(3).tokens.size == 0
+    features = np.random.default_rng(1).standard_normal((4, 3 * tiny.HT)).astype(np.float32)
+    drafter.extend(np.arange(4, dtype=np.int32), features)
+    first = drafter.draft(3).tokens.tolist()
+    drafter.rollback(4)  # drops drafted rows only
+    assert drafter.draft(3).tokens.tolist() == first
+    drafter.rollback(2)
+    with pytest.raises(BackendError, match="extend the drafter after a rollback"):
+        drafter.draft(3)
+    drafter.extend(np.arange(2, 4, dtype=np.int32), features[2:])
+    assert drafter.draft(3).tokens.tolist() == first
+    with pytest.raises(ShapeError, match="cannot roll back to 9"):
+        drafter.rollback(9)
+    with pytest.raises(ShapeError, match="leave the vocabulary"):
+        drafter.extend([tiny.V], features[:1])
+    with pytest.raises(BackendError, match="not finite"):
+        drafter.extend([1], np.full((1, 3 * tiny.HT), np.nan, np.float32))
+    assert drafter.n_rows == 4 and drafter.draft(3).tokens.tolist() == first
     target.close()
