@@ -61,8 +61,8 @@ def repeats(tokens: np.ndarray, mask: np.ndarray, n: int = SPAN) -> np.ndarray:
     at, _, again = _again(tokens, mask, n)
     begins = np.zeros(len(mask) + 1, np.int64)
     begins[at[again]] = 1
-    open_ = np.cumsum(begins)[:-1]  # a token is marked when a repeated stretch began at it or at one of the n - 1 before
-    return open_ > np.concatenate([np.zeros(min(n, open_.size), np.int64), open_[:-n]])
+    begun = np.cumsum(begins)[:-1]  # marked: a repeated stretch began at the token or at one of the n - 1 before it
+    return begun > np.concatenate([np.zeros(min(n, begun.size), np.int64), begun[:-n]])
 
 
 class Repetition(NamedTuple):
@@ -71,7 +71,7 @@ class Repetition(NamedTuple):
     answers: int
     mean_tokens: float  # end of turn included
     ended: float  # answers whose last token ends the turn, the others were cut off
-    seq_rep_4: float  # mean over answers of 1 - distinct / all 4-grams (Welleck et al. 2019); shorter answers are left out
+    seq_rep_4: float  # mean over answers (of 4 tokens or more) of 1 - distinct / all 4-grams, Welleck et al. 2019
     looping: float  # answers that repeat a stretch of SPAN tokens
     repeated: float  # assistant tokens inside such a stretch
 
@@ -107,7 +107,8 @@ def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         except FileNotFoundError:
             raise UsageError(f"{file}: no such file; name a folder in the format of `refspec train data`") from None
         except (ValueError, OSError, EOFError) as error:
-            raise UsageError(f"{file}: not a NumPy array ({' '.join(str(error).split())[:100]}); make it again") from None
+            why = " ".join(str(error).split())[:100]
+            raise UsageError(f"{file}: not a NumPy array ({why}); make it again") from None
     if found[0].ndim != 1 or found[0].shape != found[1].shape:
         raise UsageError(f"{folder}: {split} has tokens {found[0].shape} and mask {found[1].shape}; make it again")
     return found[0], found[1]

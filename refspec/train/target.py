@@ -96,7 +96,7 @@ def train_target(
     def repeat_loss(tokens, marks) -> torch.Tensor:
         ids, at = torch.from_numpy(tokens), torch.from_numpy(marks)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model.head(hidden_of(ids)[at])  # the head only where it counts: the blocks see fixed shapes all the same
+            logits = model.head(hidden_of(ids)[at])  # only the head sees the shape that `marks` has
         return unlikelihood(logits.float(), ids[:, 1:][at]).mean()
 
     parts: dict[str, float] = {}  # for the log: the term keeps its last value between the steps that have one

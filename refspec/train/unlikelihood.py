@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import UsageError
@@ -38,7 +37,9 @@ class OwnRepeats:
     def __init__(self, folder: Path, tokenizer_file: Path, *, length: int, rows: int, seed: int):
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         if tokenizer.get_vocab() != load_tokenizer(tokenizer_file).get_vocab():
-            raise UsageError(f"{folder / 'tokenizer.json'}: not the tokenizer of {tokenizer_file}; name text of the same model")
+            raise UsageError(
+                f"{folder / 'tokenizer.json'}: not the one of {tokenizer_file}; name text of the same model"
+            )
         tokens, mask = read_packed(folder, "train")
         marks = repeats(tokens, mask)
         if not marks.any():
