@@ -1,7 +1,7 @@
-/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/drafters/eagle3.py, in execution order.
+/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/drafters/eagle3_forward.py, in execution order; then chains of them.
  *
- * Not the engine: llama.cpp runs shipped drafters. This is the reference forward at C speed, for agreement tests, drift probes
- * and machines without llama.cpp. Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
+ * Runs the drafters that llama.cpp's graph does not compute, and those so small that calling llama.cpp costs more than computing
+ * (refspec/drafters/own.py). Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
  */
 #include "refspec.h"
 
@@ -15,29 +15,45 @@ int32_t rs_eagle3_check(const rs_eagle3_config *c, const rs_eagle3_weights *w) {
     if (c->feature_norm < RS_FEATURE_NONE || c->feature_norm > RS_FEATURE_PER_STATE) return RS_BAD_CONFIG;
     if (c->feedback != RS_PRE_NORM && c->feedback != RS_POST_NORM) return RS_BAD_CONFIG;
     if (c->residual != RS_RAW && c->residual != RS_NORMED) return RS_BAD_CONFIG;
-    bool always = w->token_embd && w->fc && w->attn_norm && w->hidden_norm && w->attn_q && w->attn_k && w->attn_v &&
-                  w->attn_output && w->ffn_norm && w->ffn_gate && w->ffn_up && w->ffn_down && w->output;
+    const rs_matrix *matrices[] = {&w->token_embd, &w->fc,       &w->attn_q, &w->attn_k,   &w->attn_v,
+                                   &w->attn_output, &w->ffn_gate, &w->ffn_up, &w->ffn_down, &w->output};
+    bool always = w->attn_norm && w->hidden_norm && w->ffn_norm;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) always = always && matrices[i]->data;
     bool norms = (c->feature_norm != RS_FEATURE_CONCAT || w->fc_norm) &&
                  (c->feature_norm != RS_FEATURE_PER_STATE || w->fc_norm_state) && (!c->qk_norm || (w->q_norm && w->k_norm)) &&
                  ((!c->head_norm && c->feedback == RS_PRE_NORM) || w->output_norm);
     return always && norms ? RS_OK : RS_BAD_CONFIG;
 }
 
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+/* Floats for the widest input of a matrix in packed form: no type of ggml that is multiplied is wider than float32. */
+static size_t packed_size(const rs_eagle3_config *c) {
+    return larger(larger(c->n_states * c->target_hidden, 2 * c->hidden), larger(c->n_heads * c->head_dim, c->intermediate)) + 64;
+}
+
 size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
     size_t step = 6 * c->hidden + 2 * c->n_heads * c->head_dim + 2 * c->intermediate + c->capacity;
-    size_t encode = c->n_states * c->target_hidden;
-    return step > encode ? step : encode;
+    return packed_size(c) + larger(step, c->hidden + c->n_states * c->target_hidden);
 }
 
 /* out [O] = w x, plus bias [O] unless it is NULL. */
-static void linear(float *out, const float *w, const float *bias, const float *x, size_t n_out, size_t n_in) {
-    rs_matvec(out, w, x, 1, n_out, n_in);
+static void linear(float *out, const rs_matrix *w, const float *bias, const float *x, size_t n_out, size_t n_in, float *packed) {
+    if (!w->dot) {
+        rs_matvec(out, w->data, x, 1, n_out, n_in);
+    } else {
+        if (w->pack) w->pack(x, packed, (int64_t)n_in);
+        const void *input = w->pack ? packed : x;
+        for (size_t o = 0; o < n_out; o++)
+            w->dot((int32_t)n_in, out + o, 0, (const char *)w->data + o * w->row_bytes, 0, input, 0, 1);
+    }
     for (size_t i = 0; bias && i < n_out; i++) out[i] += bias[i];
 }
 
 void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, const float *feature) {
     size_t width = c->n_states * c->target_hidden;
-    const float *normed = scratch; /* [n_states*Ht] */
+    float *packed = scratch;
+    const float *normed = scratch += packed_size(c); /* [n_states*Ht] */
     if (c->feature_norm == RS_FEATURE_CONCAT) {
         rs_rms_norm(scratch, feature, w->fc_norm, c->rms_eps, 1, width);
     } else if (c->feature_norm == RS_FEATURE_PER_STATE) {
@@ -47,7 +63,7 @@ void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, c
     } else {
         normed = feature;
     }
-    linear(state, w->fc, w->fc_bias, normed, c->hidden, width); /* [H] */
+    linear(state, &w->fc, w->fc_bias, normed, c->hidden, width, packed); /* [H] */
 }
 
 void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width) {
@@ -63,7 +79,8 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     if (token < 0 || (uint64_t)token >= c->vocab) return RS_BAD_TOKEN;
     if (row >= c->capacity) return RS_CACHE_FULL;
     size_t H = c->hidden, q_width = c->n_heads * c->head_dim, kv_width = c->n_kv_heads * c->head_dim;
-    float *e = scratch, *g = e + H;                          /* [H] each and adjacent: together the block input [2H] */
+    float *packed = scratch;
+    float *e = packed + packed_size(c), *g = e + H;          /* [H] each and adjacent: together the block input [2H] */
     float *q = g + H, *mixed = q + q_width;                  /* [nh*hd] */
     float *y = mixed + q_width, *z = y + H;                  /* [H] */
     float *gate = z + H, *up = gate + c->intermediate;       /* [F] */
@@ -72,35 +89,79 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     float *k = k_cache + row * kv_width, *v = v_cache + row * kv_width; /* [nkv*hd], written in place */
     int64_t visible = (int64_t)row + 1;
 
-    rs_rms_norm(e, w->token_embd + (size_t)token * H, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
+    const void *embedding = (const char *)w->token_embd.data + (size_t)token * w->token_embd.row_bytes;
+    if (w->token_embd.unpack) w->token_embd.unpack(embedding, e, (int64_t)H);
+    rs_rms_norm(e, w->token_embd.unpack ? e : embedding, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
     rs_rms_norm(g, state, w->hidden_norm, c->rms_eps, 1, H);
 
-    linear(q, w->attn_q, w->attn_q_bias, e, q_width, 2 * H);
-    linear(k, w->attn_k, w->attn_k_bias, e, kv_width, 2 * H);
-    linear(v, w->attn_v, w->attn_v_bias, e, kv_width, 2 * H);
-    if (c->qk_norm) {
-        rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
-        rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
-    }
-    rs_rope(q, q, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_heads, c->head_dim);
+    linear(k, &w->attn_k, w->attn_k_bias, e, kv_width, 2 * H, packed);
+    linear(v, &w->attn_v, w->attn_v_bias, e, kv_width, 2 * H, packed);
+    if (c->qk_norm) rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
     rs_rope(k, k, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_kv_heads, c->head_dim);
+    if (!logits && !hidden && !next_state && !attn_weights) return RS_OK; /* in a block of one layer later rows read only k and v */
+
+    linear(q, &w->attn_q, w->attn_q_bias, e, q_width, 2 * H, packed);
+    if (c->qk_norm) rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
+    rs_rope(q, q, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_heads, c->head_dim);
     rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads, c->head_dim);
 
     const float *residual = c->residual == RS_NORMED ? g : state;
-    linear(y, w->attn_output, w->attn_output_bias, mixed, H, q_width);
+    linear(y, &w->attn_output, w->attn_output_bias, mixed, H, q_width, packed);
     for (size_t i = 0; i < H; i++) y[i] = residual[i] + y[i];
 
     rs_rms_norm(z, y, w->ffn_norm, c->rms_eps, 1, H);
-    linear(gate, w->ffn_gate, w->ffn_gate_bias, z, c->intermediate, H);
-    linear(up, w->ffn_up, w->ffn_up_bias, z, c->intermediate, H);
+    linear(gate, &w->ffn_gate, w->ffn_gate_bias, z, c->intermediate, H, packed);
+    linear(up, &w->ffn_up, w->ffn_up_bias, z, c->intermediate, H, packed);
     rs_swiglu(gate, gate, up, c->intermediate);
-    linear(h, w->ffn_down, w->ffn_down_bias, gate, H, c->intermediate);
+    linear(h, &w->ffn_down, w->ffn_down_bias, gate, H, c->intermediate, packed);
     for (size_t i = 0; i < H; i++) h[i] = y[i] + h[i];
 
     if (c->head_norm) /* read from h before next_state is written: next_state may be `state` itself */
         rs_rms_norm(n, h, w->output_norm, c->rms_eps, 1, H);
-    if (logits) linear(logits, w->output, w->output_bias, c->head_norm ? n : h, c->draft_vocab, H);
+    if (logits) linear(logits, &w->output, w->output_bias, c->head_norm ? n : h, c->draft_vocab, H, packed);
     if (hidden) memcpy(hidden, h, H * sizeof *h);
     if (next_state) rs_draft_feedback(next_state, h, w->output_norm, c->rms_eps, c->feedback == RS_POST_NORM, H);
+    return RS_OK;
+}
+
+/* The next row's state is where the chain continues from: after a true row, or after a drafted one. */
+static void continue_after(rs_eagle3_chain *c, const float *logits, const float *state) {
+    c->logits = logits;
+    c->state = state;
+}
+
+int32_t rs_eagle3_extend(rs_eagle3_chain *c, const int32_t *tokens, const float *features, size_t rows, size_t first) {
+    size_t width = c->config->n_states * c->config->target_hidden;
+    if (first > c->config->capacity || rows > c->config->capacity - first) return RS_CACHE_FULL;
+    for (size_t i = 0; i < rows; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= c->config->vocab) return RS_BAD_TOKEN;
+    if (!rs_all_finite(features, rows * width)) return RS_NOT_FINITE;
+    for (size_t i = 0; i < rows; i++) {
+        bool last = i + 1 == rows;
+        rs_eagle3_encode(c->true_state, c->scratch, c->config, c->weights, features + i * width);
+        int32_t status = rs_eagle3_step(last ? c->true_logits : NULL, NULL, last ? c->true_state : NULL, c->k_cache, c->v_cache, NULL,
+                                        c->scratch, c->config, c->weights, tokens[i], c->true_state, (int64_t)(first + i), first + i);
+        if (status != RS_OK) return status;
+    }
+    continue_after(c, c->true_logits, c->true_state);
+    return RS_OK;
+}
+
+int32_t rs_eagle3_follow(rs_eagle3_chain *c, int32_t token, size_t row) {
+    int32_t status = rs_eagle3_step(c->drafted_logits, NULL, c->drafted_state, c->k_cache, c->v_cache, NULL, c->scratch, c->config,
+                                    c->weights, token, c->state, (int64_t)row, row);
+    if (status == RS_OK) continue_after(c, c->drafted_logits, c->drafted_state);
+    return status;
+}
+
+int32_t rs_eagle3_draft(rs_eagle3_chain *c, int32_t *tokens, float *confidence, size_t k, size_t first) {
+    for (size_t i = 0; i < k; i++) {
+        int64_t best = rs_argmax_prob(&confidence[i], c->logits, c->config->draft_vocab);
+        if (best < 0) return RS_NOT_FINITE;
+        tokens[i] = c->d2t ? c->d2t[best] : (int32_t)best;
+        if (i + 1 == k) break; /* the last draft token needs no row of its own */
+        int32_t status = rs_eagle3_follow(c, tokens[i], first + i);
+        if (status != RS_OK) return status;
+    }
     return RS_OK;
 }

@@ -31,13 +31,13 @@ const char *rs_build(void) {
 }
 
 /* Lane sums folded pairwise, then nothing: the one place that fixes the order. */
-static float fold(float *lane) {
+RS_INLINE float fold(float *lane) {
     for (size_t width = LANES / 2; width > 0; width /= 2)
         for (size_t j = 0; j < width; j++) lane[j] += lane[j + width];
     return lane[0];
 }
 
-static float dot(const float *a, const float *b, size_t n) {
+RS_INLINE float dot(const float *a, const float *b, size_t n) {
     float lane[LANES] = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -46,7 +46,7 @@ static float dot(const float *a, const float *b, size_t n) {
     return fold(lane);
 }
 
-static float sum(const float *x, size_t n) {
+RS_INLINE float sum(const float *x, size_t n) {
     float lane[LANES] = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -55,7 +55,7 @@ static float sum(const float *x, size_t n) {
     return fold(lane);
 }
 
-static float max_of(const float *x, size_t n) {
+RS_INLINE float max_of(const float *x, size_t n) {
     float lane[LANES];
     for (size_t j = 0; j < LANES; j++) lane[j] = x[0];
     size_t i = 0;
@@ -66,7 +66,7 @@ static float max_of(const float *x, size_t n) {
     return lane[0];
 }
 
-static float from_bits(uint32_t bits) {
+RS_INLINE float from_bits(uint32_t bits) {
     union {
         uint32_t bits;
         float value;
@@ -74,7 +74,7 @@ static float from_bits(uint32_t bits) {
     return pun.value;
 }
 
-static uint32_t to_bits(float value) {
+RS_INLINE uint32_t to_bits(float value) {
     union {
         float value;
         uint32_t bits;
@@ -85,7 +85,7 @@ static uint32_t to_bits(float value) {
 /* exp within 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an ulp),
  * 2^n applied in two halves so that overflow to infinity and gradual underflow come out as IEEE has them.
  * Not libm's expf: that one is neither vectorizable nor the same on every platform. No branch, and a NaN falls through. */
-static float exp_one(float x) {
+RS_INLINE float exp_one(float x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: a float this large has no fraction bits, so adding it rounds to an integer */
     float c = x < -105.0f ? -105.0f : x; /* exp(-105) rounds to 0 */
     c = c > 90.0f ? 90.0f : c;           /* exp(90) overflows to infinity */
@@ -154,7 +154,7 @@ RS_FAST void rs_swiglu(float *out, const float *gate, const float *up, size_t n)
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
-void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
+RS_FAST void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
                   const int64_t *visible, size_t rows, size_t keys, size_t heads, size_t kv_heads, size_t head_dim) {
     size_t group = heads / kv_heads, stride = kv_heads * head_dim; /* stride: floats per cached row */
     float scale = sqrtf((float)head_dim);

@@ -27,6 +27,13 @@
 #define RS_FAST
 #endif
 
+/* A helper of such functions: inlined into each copy, because a call would go to code for the older machine. */
+#if defined(__GNUC__)
+#define RS_INLINE static inline __attribute__((always_inline))
+#else
+#define RS_INLINE static inline
+#endif
+
 /* cdef begin */
 
 /* What a function that can fail returns; every other int is documented where it occurs. */
@@ -118,24 +125,34 @@ typedef struct rs_eagle3_config {
     int32_t qk_norm;        /* 1: RMSNorm over hd on query and key heads before RoPE */
 } rs_eagle3_config;
 
+/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's own functions for it, passed as
+ * addresses (refspec/engine/packed.py). Then a product packs its input once and takes one dot product per output, as llama.cpp does. */
+typedef struct rs_matrix {
+    const void *data;              /* NULL: there is no such matrix */
+    size_t row_bytes;
+    void (*dot)(int32_t n, float *out, size_t, const void *row, size_t, const void *packed, size_t, int32_t); /* NULL: float32 */
+    void (*pack)(const float *x, void *packed, int64_t n); /* NULL: dot takes float32 */
+    void (*unpack)(const void *row, float *x, int64_t n);  /* a row as float32, for embeddings; NULL: it is */
+} rs_matrix;
+
 /* Pointers into the caller's arrays, names and shapes of refspec/config.py:weight_shapes. */
 typedef struct rs_eagle3_weights {
-    const float *token_embd;            /* [V, H] */
-    const float *fc;                    /* [H, n_states*Ht] */
+    rs_matrix token_embd;               /* [V, H] */
+    rs_matrix fc;                       /* [H, n_states*Ht] */
     const float *fc_norm;               /* [n_states*Ht], CONCAT only */
     const float *const *fc_norm_state;  /* n_states pointers to [Ht], PER_STATE only */
     const float *attn_norm;             /* [H] of the token embedding */
     const float *hidden_norm;           /* [H] of the state */
-    const float *attn_q;                /* [nh*hd, 2H] */
-    const float *attn_k, *attn_v;       /* [nkv*hd, 2H] */
+    rs_matrix attn_q;                   /* [nh*hd, 2H] */
+    rs_matrix attn_k, attn_v;           /* [nkv*hd, 2H] */
     const float *q_norm, *k_norm;       /* [hd], qk_norm only */
     const float *rope_freqs;            /* [hd/2] divisors or NULL */
-    const float *attn_output;           /* [H, nh*hd] */
+    rs_matrix attn_output;              /* [H, nh*hd] */
     const float *ffn_norm;              /* [H] */
-    const float *ffn_gate, *ffn_up;     /* [F, H] */
-    const float *ffn_down;              /* [H, F] */
+    rs_matrix ffn_gate, ffn_up;         /* [F, H] */
+    rs_matrix ffn_down;                 /* [H, F] */
     const float *output_norm;           /* [H], may be NULL when neither the head nor the feedback is normed */
-    const float *output;                /* [D, H] */
+    rs_matrix output;                   /* [D, H] */
     /* Biases, each as long as its matrix has rows; NULL where the drafter has none. */
     const float *fc_bias, *attn_q_bias, *attn_k_bias, *attn_v_bias, *attn_output_bias;
     const float *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias, *output_bias;
@@ -152,11 +169,35 @@ void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *conf
                       const float *feature);
 
 /* One drafter step for one row: reads keys/values of cache rows 0..row-1, writes row `row`, and returns
- * logits [D] (NULL to skip the head), the block output hidden [H], and the state [H] for the next row (either may be NULL).
+ * logits [D] (NULL to skip the head), the block output hidden [H], and the state [H] for the next row (either may be NULL; where
+ * nothing at all is asked for, only the row's key and value are computed).
  * k_cache, v_cache [capacity, nkv, hd]; attn_weights [nh, row+1] or NULL. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
 int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache, float *attn_weights,
                        float *scratch, const rs_eagle3_config *config, const rs_eagle3_weights *weights, int64_t token,
                        const float *state, int64_t position, size_t row);
+
+/* One drafter with its rows, for chains: `rs_chain` below without llama.cpp. Buffers are the caller's. */
+typedef struct rs_eagle3_chain {
+    const rs_eagle3_config *config;
+    const rs_eagle3_weights *weights;
+    float *k_cache, *v_cache;      /* [capacity, nkv, hd] */
+    float *scratch;                /* rs_eagle3_scratch floats */
+    float *true_logits, *true_state;       /* [D] and [H]: outputs of the last true row, and the state for the next row */
+    float *drafted_logits, *drafted_state; /* the same of the last drafted row */
+    const int32_t *d2t;            /* [D] target ids, or NULL: draft ids are target ids */
+    const float *logits, *state;   /* outputs of the row to draft after: the true ones, or the drafted ones */
+} rs_eagle3_chain;
+
+/* True rows first..first+T-1 from tokens [T] and features [T, n_states*Ht]; drafting continues after the last of them.
+ * RS_OK, RS_BAD_TOKEN, RS_CACHE_FULL or RS_NOT_FINITE (a feature), all of them before a row is written. */
+int32_t rs_eagle3_extend(rs_eagle3_chain *chain, const int32_t *tokens, const float *features, size_t rows, size_t first);
+
+/* One drafted row: token, after the row that chain->state came from. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
+int32_t rs_eagle3_follow(rs_eagle3_chain *chain, int32_t token, size_t row);
+
+/* Chain of k argmax draft tokens, k - 1 rows from `first` on: tokens [k], a target's ids, with their probabilities confidence [k].
+ * RS_OK, RS_CACHE_FULL or RS_NOT_FINITE (logits). */
+int32_t rs_eagle3_draft(rs_eagle3_chain *chain, int32_t *tokens, float *confidence, size_t k, size_t first);
 
 /* The feedback rule alone: h [H] -> out [H] = RMSNorm(h; output_norm) if post_norm, else h. In place allowed. */
 void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width);

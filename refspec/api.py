@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from refspec.trees.speculate_tree import speculate_tree
 from refspec.trees.tree import TreeShape
 from refspec.windows.tune_store import Found
 from refspec.windows.window import Window, seeded
+
+if TYPE_CHECKING:
+    from refspec.drafters.own import Kernels
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
 ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
@@ -60,6 +63,7 @@ def load(
     repack: bool | None = None,
     tuned: bool = False,
     tree: str | TreeShape | None = None,
+    drafter_kernels: Kernels = "auto",
 ) -> Session:
     """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a model, the embedded pair.
 
@@ -70,7 +74,8 @@ def load(
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
     `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
-    where no setting is given here. Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    where no setting is given here. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or auto, which is llama.cpp
+    unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
@@ -114,7 +119,7 @@ def load(
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
-        loaded = kinds.make_drafter(drafter, target, lookup=lookup, tree=shape, **settings)
+        loaded = kinds.make_drafter(drafter, target, lookup=lookup, tree=shape, kernels=drafter_kernels, **settings)
     except BaseException:
         target.close()
         raise

@@ -19,6 +19,7 @@ from refspec.formats.gguf_io import read_gguf_header
 from refspec.trees.tree import TreeShape
 
 if TYPE_CHECKING:
+    from refspec.drafters.own import Kernels
     from refspec.targets.llama import LlamaTarget
 
 
@@ -43,11 +44,17 @@ def make_target(path: str | os.PathLike[str], *, tree: TreeShape | None, **setti
 
 
 def make_drafter(
-    path: str | os.PathLike[str] | None, target: Any, *, lookup: bool, tree: TreeShape | None = None, **settings: Any
+    path: str | os.PathLike[str] | None,
+    target: Any,
+    *,
+    lookup: bool,
+    tree: TreeShape | None = None,
+    kernels: Kernels | None = None,
+    **settings: Any,
 ) -> Drafter | None:
     """The drafter of a file, of the text itself (`lookup`), or both; None for neither. `settings` are the engine's.
 
-    An EAGLE-3 drafter that llama.cpp's graph cannot compute runs on refspec's own kernels; `note` says so.
+    What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it; `note` says when it is not llama.cpp.
 
     Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp refuses, UsageError
     for a tree that nothing can grow.
@@ -61,10 +68,12 @@ def make_drafter(
         if path is None or lookup or not is_eagle3(path):
             what = "lookup drafts chains" if lookup else "there is no drafter" if path is None else f"{path} is a draft model"
             raise UsageError(f"tree = {str(tree)!r}: {what}; trees are grown by an EAGLE-3 drafter alone")
+        if kernels == "own":
+            raise UsageError(f"tree = {str(tree)!r}: trees are grown by llama.cpp's drafter; leave the kernels to auto or llama")
         return LlamaEagle3TreeDrafter(path, target, top_k=tree.top_k, **settings)
     if path is None:
         return LookupDrafter() if lookup else None
-    trained: Drafter = (open_drafter if is_eagle3(path) else LlamaModelDrafter)(path, target, **settings)
+    trained: Drafter = open_drafter(path, target, kernels=kernels, **settings) if is_eagle3(path) else LlamaModelDrafter(path, target, **settings)
     return FallbackDrafter(trained) if lookup else trained
 
 

@@ -115,6 +115,10 @@ model_options = options(
     click.option(
         "--adaptive/--no-adaptive", default=None, help="Choose the draft length every step, at most --draft-max (8)."
     ),
+    click.option(
+        "--drafter-kernels", type=click.Choice(["auto", "llama", "own"]), default="auto", show_default=True,
+        help="What runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or those for tiny ones.",
+    ),
     click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair."),
     click.option(
         "--strict",
@@ -149,6 +153,7 @@ def load(o: dict[str, Any]) -> Session:
         adaptive=bool(o["adaptive"]),
         kv_type=o["kv_type"],
         repack=o["repack"],
+        drafter_kernels=o["drafter_kernels"],
         tuned=not o["no_tune"],
     )
     from refspec import kinds

@@ -7,7 +7,6 @@ and lives only until the next call. Chains are here, trees in `eagle3_tree.py`. 
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from time import perf_counter
 from typing import NamedTuple
 
@@ -18,11 +17,12 @@ from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
 from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_tree_arguments
+from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
 from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
-from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.sampling import Sampler, invert_cdf
 from refspec.trees.tree import Tree, TreeShape
 
 
@@ -100,7 +100,7 @@ class Eagle3Drafter:
         start = perf_counter()
         self.rollback(self.n_rows)
         if sampler is not None:
-            sampler = self.restricted(sampler)
+            sampler = restricted(sampler, self.d2t)
             forbidden = np.count_nonzero(np.isneginf(sampler.bias_values))
             k = 0 if forbidden == self.config.draft_vocab_size else k  # nothing may be drafted
         tokens: list[int] = []
@@ -118,7 +118,7 @@ class Eagle3Drafter:
                 tokens.append(int(self.d2t[best]))
                 confidence.append(probability)
             else:
-                law = self.law(logits, sampler)  # [V]
+                law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
                 if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
                     break
                 laws.append(law)
@@ -162,17 +162,6 @@ class Eagle3Drafter:
         if self.probe is not None and attention is not None:
             self.probe(RowRecord(depth, first, attention, g, feedback(c, h, n)))
         return g, h, n
-
-    def restricted(self, sampler: Sampler) -> Sampler:
-        """The sampler with its logit bias keyed by draft ids instead of target ids."""
-        bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(self.d2t == t)}
-        return replace(sampler, logit_bias=bias)
-
-    def law(self, logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:
-        """A restricted sampler's law of draft logits [D] as q_draft [V]: exactly zero outside the draft vocabulary."""
-        q = np.zeros(self.config.vocab_size)  # [V]
-        q[self.d2t] = p_target(logits, sampler)  # [D]
-        return q
 
     def _checked(self, tokens: Ids, states: Array, is_target_feature: bool) -> tuple[Ids, Array]:
         """Tokens [T] and states [T, width] as arrays; raises ShapeError for shapes and ids, CheckpointError for NaN."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.cache import KVCache
+from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
@@ -107,13 +108,13 @@ def draft_tree(d: Eagle3Drafter, shape: TreeShape, coins: npt.NDArray[np.float64
 
     if sampler is None or coins is None:
         return grow(likeliest, shape)
-    restricted = d.restricted(sampler)
-    if np.count_nonzero(np.isneginf(restricted.bias_values)) == d.config.draft_vocab_size:
+    narrow = restricted(sampler, d.d2t)
+    if np.count_nonzero(np.isneginf(narrow.bias_values)) == d.config.draft_vocab_size:
         return empty_tree()  # nothing may be drafted
 
     def laws(found: Sequence[Found], nodes: Sequence[int]) -> list[Law]:
         ready(found, nodes)
-        return [d.law(rows.logits(node), restricted) for node in nodes]
+        return [draft_law(rows.logits(node), narrow, d.d2t, d.config.vocab_size) for node in nodes]
 
     given = iter(coins.tolist())
     return grow_sampled(laws, shape, lambda q: invert_cdf(q, next(given)))

@@ -134,6 +134,10 @@ get_layer_input = _bind(
     ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
      "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z"), _P, _P, _U)  # fmt: skip
 
+# tables of the types of weights, for `packed.py`; they return addresses of structs
+type_traits = _bind("ggml_get_type_traits", _P, ctypes.c_int)
+type_traits_cpu = _bind("ggml_get_type_traits_cpu", _P, ctypes.c_int)
+
 
 def ggml_library() -> ctypes.CDLL:
     """The library that exports ggml's own functions (tensor names, tensor reads), for the evaluation callback."""

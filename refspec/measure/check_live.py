@@ -19,7 +19,7 @@ from refspec.config import DrafterConfig, FeatureNorm, Feedback
 from refspec.drafters.base import RowRecord, magnitude
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.drafters.own import complete_weights, open_drafter
+from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
 from refspec.formats import drafter_meta as meta
 from refspec.formats.gguf_header import GgufInfo
 from refspec.formats.gguf_io import read_tensor
@@ -130,6 +130,8 @@ def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
 
     if isinstance(drafter, LlamaEagle3Drafter):
         drafter.probe = tell
+    elif isinstance(drafter, OwnEagle3Drafter):
+        drafter.probe = lambda depth, state: tell(depth, state, state)
     elif isinstance(drafter, Eagle3Drafter):
         drafter.probe = record
     runs, tokens, sequences = [], [], []

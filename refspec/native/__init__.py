@@ -5,7 +5,7 @@ differ by the order of summation only (tests/agreement states the bounds), and i
 neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
 """
 
-from refspec.native.eagle3 import Eagle3Rows, StepResult
+from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
 from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, quantize_q8_0, rms_norm, rope, softmax, swiglu
@@ -23,8 +23,10 @@ from refspec.native.verify import (
 
 __all__ = [
     "BACKENDS",
+    "Eagle3Chain",
     "Eagle3Rows",
     "MatchRule",
+    "PackedMatrix",
     "StepResult",
     "all_finite",
     "argmax",

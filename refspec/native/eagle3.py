@@ -1,14 +1,16 @@
-"""The EAGLE-3 drafter's rows in C: `refspec/drafters/eagle3_forward.py` one row at a time, KV cache included.
+"""The EAGLE-3 drafter's rows in C: `refspec/drafters/eagle3_forward.py` one row at a time or chained, KV cache included.
 
-Not a drafter: no rollback, no sampling; for agreement tests and probes. Row r has RoPE position r and sees rows 0..r, so
+Not a drafter: no rollback, no sampling; `drafters/own.py` is one. Row r has RoPE position r and sees rows 0..r, so
 rolling back is stepping again from an earlier row. Shape legend: see `refspec/config.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec.config import (
     BIASED,
@@ -25,10 +27,17 @@ from refspec.errors import BackendError, ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
 from refspec.ops import Array
 
-_PLAIN = (
-    "token_embd", "fc", "attn_norm", "hidden_norm", "attn_q", "attn_k", "attn_v", "q_norm", "k_norm", "rope_freqs",
-    "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down", "output_norm", "output",
-)  # fmt: skip
+_MATRICES = ("token_embd", *BIASED)
+_VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_norm", "output_norm", "fc_norm")
+
+
+class PackedMatrix(NamedTuple):
+    """A matrix in a type of ggml and the addresses of ggml's functions for it (`engine/packed.py`); 0 where none is needed."""
+
+    data: npt.NDArray[np.uint8]  # [rows, bytes of a row]
+    dot: int  # a row times a packed input
+    pack: int  # float32 input to packed; 0: dot takes float32
+    unpack: int  # a row to float32
 
 
 class StepResult(NamedTuple):
@@ -43,7 +52,10 @@ class StepResult(NamedTuple):
 class Eagle3Rows:
     """The weights and a KV cache of `capacity` rows in C's hands; raises like Eagle3Drafter, and BackendError without C."""
 
-    def __init__(self, config: DrafterConfig, weights: Weights, capacity: int) -> None:
+    def __init__(
+        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None
+    ) -> None:
+        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name."""
         if lib is None:
             raise BackendError("Eagle3Rows needs the C module; build it with: python native/build_ffi.py")
         check_weights(config, weights)
@@ -52,7 +64,8 @@ class Eagle3Rows:
             np.zeros((capacity, config.n_kv_heads, config.head_dim), np.float32) for _ in range(2)
         )
         folded = fold_rope_attention(config, weights)
-        self._arrays = {name: floats(array) for name, array in folded.items() if name != "d2t"}
+        self._packed = dict(packed or {})
+        self._arrays = {name: floats(array) for name, array in folded.items() if name != "d2t" and name not in self._packed}
         self._config, self._weights = self._make_config(), self._make_weights()
         if lib.rs_eagle3_check(self._config, self._weights) != lib.RS_OK:
             raise ShapeError(f"the C drafter cannot run this configuration with {capacity} rows: {config}")
@@ -96,14 +109,77 @@ class Eagle3Rows:
     def _make_weights(self) -> Any:
         struct = ffi.new("rs_eagle3_weights *")
         self._pointers = {name: to_c(array) for name, array in self._arrays.items()}
-        for name in _PLAIN:
+        self._bytes = {name: ffi.from_buffer(matrix.data) for name, matrix in self._packed.items()}
+        for name in _MATRICES:
+            matrix = getattr(struct, name)
+            if name in self._packed:
+                held = self._packed[name]
+                matrix.data, matrix.row_bytes = self._bytes[name], held.data.shape[1]
+                for field in ("dot", "pack", "unpack"):
+                    setattr(matrix, field, ffi.cast(ffi.typeof(getattr(matrix, field)), getattr(held, field)))
+            else:
+                matrix.data, matrix.row_bytes = self._pointers[name], 4 * self._arrays[name].shape[1]
+        for name in _VECTORS:
             setattr(struct, name, self._pointers.get(name, ffi.NULL))
         for name in BIASED:
             setattr(struct, f"{name}_bias", self._pointers.get(f"{name}.bias", ffi.NULL))
-        struct.fc_norm = self._pointers.get("fc_norm", ffi.NULL)
         if self.config.feature_norm is FeatureNorm.PER_STATE:
             self._per_state = ffi.new(
                 "float *[]", [self._pointers[f"fc_norm.{i}"] for i in range(self.config.n_states)]
             )
             struct.fc_norm_state = self._per_state
         return struct
+
+
+class Eagle3Chain(Eagle3Rows):
+    """Eagle3Rows with what chains of drafted rows need: each method is the function of native/eagle3.c, statuses as errors."""
+
+    def __init__(
+        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None
+    ) -> None:
+        super().__init__(config, weights, capacity, packed)
+        self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None  # [D] target ids, or None: draft ids are
+        shapes = {"true_logits": config.draft_vocab_size, "true_state": config.hidden_size}
+        self._outputs = {n: np.zeros(size, np.float32) for name, size in shapes.items() for n in (name, name.replace("true", "drafted"))}
+        self.c = c = ffi.new("rs_eagle3_chain *")
+        c.config, c.weights, c.scratch = self._config, self._weights, to_c(self._scratch)
+        c.k_cache, c.v_cache = to_c(self.keys), to_c(self.values)
+        for name, array in self._outputs.items():
+            setattr(c, name, to_c(array))
+        c.d2t = ffi.NULL if self.draft_ids is None else to_c(self.draft_ids)
+        self._kept = [c.scratch, c.k_cache, c.v_cache, c.d2t]  # cffi fields do not keep what they point to alive
+        self._floats, self._ids, self._buffer = ffi.typeof("float[]"), ffi.typeof("int32_t[]"), ffi.from_buffer
+        self._extend, self._follow, self._draft = lib.rs_eagle3_extend, lib.rs_eagle3_follow, lib.rs_eagle3_draft
+        self._at = "true_logits"
+
+    def extend(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> int:
+        """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both without gaps: its status."""
+        self._at = "true_logits"
+        status: int = self._extend(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
+        return status
+
+    def restart(self) -> None:
+        """Continue after the last true row, forgetting drafted ones."""
+        self._at = "true_logits"
+        self.c.logits, self.c.state = self.c.true_logits, self.c.true_state
+
+    def draft(self, tokens: npt.NDArray[np.int32], confidence: Array, first: int) -> int:
+        """`rs_eagle3_draft` into tokens [k] and confidence [k]: its status."""
+        if len(tokens) > 1:
+            self._at = "drafted_logits"
+        status: int = self._draft(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, confidence), len(tokens), first)
+        return status
+
+    def follow(self, token: int, row: int) -> int:
+        """`rs_eagle3_follow`: its status."""
+        self._at = "drafted_logits"
+        status: int = self._follow(self.c, token, row)
+        return status
+
+    def logits(self) -> Array:
+        """Of the row that drafting continues after: [D], overwritten by the next call."""
+        return self._outputs[self._at]
+
+    def state(self) -> Array:
+        """The state of that row which the next one takes: [H], overwritten by the next call."""
+        return self._outputs[self._at.replace("logits", "state")]

@@ -1,4 +1,6 @@
-"""NumPy = C = llama.cpp: one EAGLE-3 drafter per switch combination, the same rows through all three, and how far apart they are.
+"""NumPy = C = llama.cpp: one EAGLE-3 drafter per switch combination, the same rows through all of them, and how far apart they are.
+
+C is asked twice: its kernels one by one under the reference, and as the drafter that refspec runs tiny files on ("own").
 
 Run as a program (`make agree`) it prints one table and exits with 1 when a difference exceeds the tolerance. The drafters are
 tiny and random, written for llama.cpp by tests/engine/tiny.py and read back by refspec; F32 weights, F32 cache, flash attention
@@ -25,6 +27,7 @@ from refspec.config import FeatureNorm, Feedback, Residual
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.eagle3_forward import output_norm
 from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.drafters.own import OwnEagle3Drafter
 from refspec.formats.gguf_io import read_drafter
 from refspec.targets.llama import LlamaTarget
 
@@ -51,12 +54,13 @@ class Row(NamedTuple):
     numpy_c: float | None  # None when the C module is not built
     numpy_llama: float
     c_llama: float | None
+    own_llama: float | None  # logits only
     same_tokens: bool
 
     @property
     def worst(self) -> float:
         """The largest of them, NaN if one is NaN."""
-        return float(np.max([x for x in (self.numpy_c, self.numpy_llama, self.c_llama) if x is not None]))
+        return float(np.max([x for x in (self.numpy_c, self.numpy_llama, self.c_llama, self.own_llama) if x is not None]))
 
 
 def by_llama(path: Path, target: LlamaTarget, tokens: np.ndarray, features: np.ndarray) -> Chain:
@@ -90,9 +94,23 @@ def by_reference(path: Path, backend: Any, tokens: np.ndarray, features: np.ndar
     return Chain(np.array(logits), np.array(states), drafted)
 
 
+def by_own(path: Path, target: LlamaTarget, tokens: np.ndarray, features: np.ndarray, forced: list[int]) -> Chain:
+    """The same by OwnEagle3Drafter; states are not kept there."""
+    drafter = OwnEagle3Drafter(path, target)
+    drafter.extend(tokens, features)
+    drafted = drafter.draft(DEPTH).tokens.tolist()
+    drafter._chain.restart()
+    logits = [drafter._chain.logits().copy()]
+    for i, token in enumerate(forced[:-1]):
+        assert drafter._chain.follow(token, len(tokens) + i) == native.lib.RS_OK
+        logits.append(drafter._chain.logits().copy())
+    return Chain(np.array(logits), np.zeros((DEPTH, 0), np.float32), drafted)
+
+
 def apart(a: Chain, b: Chain) -> float:
-    """Largest absolute difference of logits and states."""
-    return max(float(np.abs(a.logits - b.logits).max()), float(np.abs(a.states - b.states).max()))
+    """Largest absolute difference of logits and, where both kept them, states."""
+    states = np.abs(a.states - b.states).max() if a.states.size and b.states.size else 0.0
+    return max(float(np.abs(a.logits - b.logits).max()), float(states))
 
 
 def table(directory: Path) -> Iterator[Row]:
@@ -107,12 +125,14 @@ def table(directory: Path) -> Iterator[Row]:
         llama = by_llama(path, target, tokens, features)
         numpy = by_reference(path, ops, tokens, features, llama.tokens)
         in_c = by_reference(path, native, tokens, features, llama.tokens) if native.backend == "c" else None
+        own = by_own(path, target, tokens, features, llama.tokens) if native.backend == "c" else None
         yield Row(
             **switches,
             numpy_c=apart(numpy, in_c) if in_c else None,
             numpy_llama=apart(numpy, llama),
             c_llama=apart(in_c, llama) if in_c else None,
-            same_tokens=all(chain.tokens == llama.tokens for chain in (numpy, in_c) if chain),
+            own_llama=apart(own, llama) if own else None,
+            same_tokens=all(chain.tokens == llama.tokens for chain in (numpy, in_c, own) if chain),
         )
     target.close()
 
@@ -120,12 +140,12 @@ def table(directory: Path) -> Iterator[Row]:
 def main() -> int:
     """Print the table; 1 when an engine disagrees."""
     print(f"One drafter per row: {PREFIX} rows from captured features, {DEPTH} chained rows; largest difference of logits and states")
-    print(f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}{'C - llama.cpp':>15}  tokens")
+    print(f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}{'C - llama.cpp':>15}{'own - llama.cpp':>17}  tokens")
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for row in table(Path(directory)):
             rows.append(row)
-            differences = zip((row.numpy_c, row.numpy_llama, row.c_llama), (11, 19, 15), strict=True)
+            differences = zip((row.numpy_c, row.numpy_llama, row.c_llama, row.own_llama), (11, 19, 15, 17), strict=True)
             numbers = "".join(f"{'-' if x is None else format(x, '.1e'):>{width}}" for x, width in differences)
             print(f"{row.feature_norm:<13}{row.feedback:<11}{row.residual:<10}{numbers}  {'equal' if row.same_tokens else 'DIFFER'}")
     worst, good = float(np.max([row.worst for row in rows])), all(row.same_tokens for row in rows)

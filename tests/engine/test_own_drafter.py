@@ -105,7 +105,13 @@ def test_embedding_and_head_are_the_targets_where_the_file_has_none(tmp_path: Pa
     path = tiny.write(tmp_path / "d.gguf", "refspec-eagle3", values, tensors)
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), n_ctx=64, **STRICT)
     drafter = OwnEagle3Drafter(path, target)
-    assert drafter.weights["output"].shape == weight_shapes(drafter.config)[0]["output"] == (tiny.V, tiny.HT)
+    config, weights = complete_weights(read_gguf_header(path), target.info)
+    assert weights["output"].shape == weight_shapes(drafter.config)[0]["output"] == (tiny.V, tiny.HT)
+    reference = Eagle3Drafter(config, weights, ops)
+    features = np.random.default_rng(1).standard_normal((5, 3 * tiny.HT)).astype(np.float32)
+    for each in (drafter, reference):
+        each.extend(np.arange(5, dtype=np.int32), features)
+    assert drafter.draft(4).tokens.tolist() == reference.draft(4).tokens.tolist()
     target.close()
 
 
