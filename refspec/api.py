@@ -15,10 +15,9 @@ runs one generation at a time; starting the next ends the one before.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,18 +25,17 @@ from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
 from refspec.drafters.deferred import DeferredDrafter
 from refspec.errors import PromptError, UsageError
-from refspec.metrics import Seconds, Statistics, Step
+from refspec.generation import Event, Generation
 from refspec.sampling import Sampler
-from refspec.speculate import prefill, speculate
 from refspec.targets.base import Target
-from refspec.text import Utf8Stream
-from refspec.trees.speculate_tree import speculate_tree
 from refspec.trees.tree import TreeShape
 from refspec.windows.tune_store import Found
 from refspec.windows.window import Window, seeded
 
 if TYPE_CHECKING:
     from refspec.drafters.own import Kernels
+
+__all__ = ["ADAPTIVE_MAX", "DRAFT_LIMIT", "DRAFT_MAX", "GREEDY", "Event", "Generation", "Session", "load"]
 
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
 ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
@@ -155,70 +153,6 @@ def _whole(name: str, value: int) -> int:
     if value < 0:
         raise UsageError(f"{name} = {value} is negative; use 0 or more")
     return value
-
-
-class Event(NamedTuple):
-    """What one verify step gave: the characters it completed (possibly none) and its record."""
-
-    text: str
-    step: Step
-
-
-class Generation(Iterator[Event]):
-    """One run in progress: iterate Events, one per verify step; every attribute is current at any moment.
-
-    text        str   what the Events gave so far; a character whose bytes are not all decided yet is not in it
-    tokens      [n]   ids decided so far, an end-of-generation token included
-    prompt      [N]   ids the run began with
-    statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context or interrupted
-    """
-
-    def __init__(self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]) -> None:
-        self.text = ""
-        self.tokens: list[int] = []
-        self.prompt = list(prompt)
-        self.statistics = Statistics(prompt_tokens=len(prompt))
-        self._session, self._drafter, self._options = session, drafter, options
-        self._stopping = False
-        self._events = self._run()
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def stop(self) -> None:
-        """End after the call under way, keeping what was generated; safe to call from a signal handler."""
-        self._stopping = True
-
-    def _run(self) -> Iterator[Event]:
-        target, statistics, session = self._session.target, self.statistics, self._session
-        began = perf_counter()
-        for _ in prefill(target, self._drafter, self.prompt):
-            if self._stopping:
-                statistics.stop = "interrupted"
-                return
-        statistics.prompt_seconds = perf_counter() - began
-        stream = Utf8Stream()
-        cycle: Any = speculate if self._drafter is None or session.tree is None else speculate_tree
-        steps: Iterator[Step] = cycle(target, self._drafter, self.prompt[-1], **self._options)
-        for step in steps:
-            began = perf_counter()
-            text = stream.push(b"".join([target.token_to_bytes(t) for t in step.tokens if t not in target.end_tokens]))
-            if step.stop is not None:
-                text += stream.close()
-            self.text += text
-            self.tokens += step.tokens
-            # Making text is refspec's work too; what the caller does with it is not.
-            target_s, drafter_s, other_s = step.seconds
-            step = step._replace(seconds=Seconds(target_s, drafter_s, other_s + perf_counter() - began))
-            statistics.add(step)
-            statistics.stop = step.stop or "interrupted"
-            yield Event(text, step)
-            if self._stopping and step.stop is None:
-                return
-            if session.current is not self:
-                raise UsageError("this generation was ended by a later one on the same session; open a second session")
-        if not self.tokens:
-            statistics.stop = "length"
 
 
 class Session:
@@ -349,7 +283,9 @@ class Session:
     def _window(self, most: int) -> Window:
         """The session's policy; a new one when the limit changes."""
         if self.window is None or self.window.most != most:
-            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else None)
+            from refspec.windows import measured
+
+            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else measured.quick(self))
         return self.window
 
     def _known(self, tokens: Sequence[int]) -> list[int]:

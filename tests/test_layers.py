@@ -14,7 +14,7 @@ FILES = sorted([*ROOT.glob("refspec/**/*.py"), *ROOT.glob("convert/*.py")])
 OWNERS = {
     "click": ("refspec/cli/",),
     "llama_cpp": ("refspec/engine/lib.py",),
-    "gguf": ("refspec/formats/gguf_io.py",),
+    "gguf": ("refspec/formats/gguf_io.py", "refspec/formats/gguf_types.py"),
     "refspec._native": ("refspec/native/module.py",),
     "matplotlib": ("refspec/measure/drift_plots.py", "refspec/measure/findings_plots.py"),
     "torch": ("refspec/train/",),

@@ -15,6 +15,7 @@ import refspec.cli.generate
 import refspec.cli.grid
 import refspec.cli.inflate
 import refspec.cli.measure
+import refspec.cli.regenerate
 import refspec.cli.stock
 import refspec.cli.train
 import refspec.cli.tune  # noqa: F401

@@ -39,9 +39,13 @@ def train() -> None:
         refspec train target --data runs/data -o runs/target --steps 3800
         refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200 --twin
 
+    A drafter learns best from what its target says: `refspec train regenerate` makes such data of prompts and a target.
     Kill a run at any time and give the same command again: it goes on from its last checkpoint.
     """
-    missing = [name for name in ("torch", "tokenizers", "safetensors", "tqdm") if not _installed(name)]
+    needed = ["torch", "tokenizers", "safetensors", "tqdm"]
+    if click.get_current_context().invoked_subcommand == "regenerate":  # the model runs in llama.cpp
+        needed = ["tokenizers", "tqdm"]
+    missing = [name for name in needed if not _installed(name)]
     if missing:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'refspec[train]'")
 
@@ -141,7 +145,10 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
 
 
 @train.command()
-@click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
+@click.option(
+    "--data", type=folder, required=True, multiple=True,
+    help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
+)  # fmt: skip
 @click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
@@ -158,9 +165,13 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
 @device_option
 @click.option("--init", type=folder, help="Run folder of trained drafters of the same names and sizes to start from.")
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
+@click.option(
+    "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
+    help="cut: rows of 512 tokens of the packed text; whole: of whole conversations, 512 and 1024 tokens in turn.",
+)  # fmt: skip
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(
-    data: Path,
+    data: tuple[Path, ...],
     target_run: Path,
     depth: int,
     draft_vocab: int,
@@ -187,7 +198,7 @@ def drafter(
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
         variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, **plain)
-    _print(train_drafters(data, target_run, out, variants, depth=depth, **o))
+    _print(train_drafters(data[0] if len(data) == 1 else data, target_run, out, variants, depth=depth, **o))
 
 
 def _print(figures: dict[str, float]) -> None:

@@ -1,6 +1,6 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, positions contiguous from 0; others exist only inside `trees/tree.py`. Not a decoder loop. Every limit whose violation ends the process
+One sequence, sequence 0, positions contiguous from 0; others exist only in `tree.py` and `sequences.py`. Not a decoder loop. Every limit whose violation ends the process
 is checked here: rows above the batch size, thread counts, a context used after it was closed.
 """
 
@@ -44,11 +44,15 @@ class Context:
         flash_attn: str = "auto",
         n_rs_seq: int = 0,
         n_seq_max: int = 1,
+        streams: bool = False,
         eval_callback: Any = None,
         eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:
-        """Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses."""
+        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own, for texts that share nothing.
+
+        Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
+        """
         n_threads = default_threads() if n_threads is None else n_threads
         n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)
@@ -60,7 +64,7 @@ class Context:
             values = {"cb_eval": eval_callback, "cb_eval_user_data": eval_data}
         if lender is not None:
             values["ctx_other"] = lender.alive()
-        if n_seq_max > 1:  # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
+        if n_seq_max > 1 and not streams:  # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
             values["kv_unified"] = True
         params = lib.context_params(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq, n_threads=n_threads,

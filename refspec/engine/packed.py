@@ -12,10 +12,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from refspec.engine import lib
 from refspec.formats.gguf_header import GgufInfo
+from refspec.formats.gguf_types import weight_type
 from refspec.native import PackedMatrix
 
 
@@ -53,26 +53,25 @@ class Functions(NamedTuple):
     block: int
 
 
-_KNOWN = {GGMLQuantizationType.F32: 0, GGMLQuantizationType.F16: 1, GGMLQuantizationType.Q8_0: 8}  # the type each is multiplied with
+F32, F16, Q8_0 = 0, 1, 8
+_KNOWN = (F32, F16, Q8_0)  # each is multiplied with inputs of its own type
 
 
 @cache
 def functions(type_id: int) -> Functions | None:
     """What multiplies rows of a ggml type with float32 inputs; None where this build of llama.cpp does not say."""
-    tables = _tables()
-    if tables is None or type_id not in GGML_QUANT_SIZES:
+    tables, known = _tables(), weight_type(type_id)
+    if tables is None or known is None:
         return None
     traits, cpu = tables
-    kind = GGMLQuantizationType(type_id)
-    here, there = traits(kind).contents, cpu(kind).contents
-    if (here.block, here.size) != GGML_QUANT_SIZES[kind] or not there.vec_dot:
+    here, there = traits(type_id).contents, cpu(type_id).contents
+    other = weight_type(there.vec_dot_type)
+    if (here.block, here.size) != (known.block, known.nbytes) or not there.vec_dot or other is None:
         return None
-    other = GGMLQuantizationType(there.vec_dot_type)
-    pack = 0 if other is GGMLQuantizationType.F32 else cpu(other).contents.from_float
-    if pack is None or (here.to_float is None and kind is not GGMLQuantizationType.F32):
+    pack = 0 if other.id == F32 else cpu(other.id).contents.from_float
+    if pack is None or (here.to_float is None and type_id != F32):
         return None
-    block = int(np.lcm(here.block, GGML_QUANT_SIZES[other][0]))
-    return Functions(there.vec_dot, pack, here.to_float or 0, block)
+    return Functions(there.vec_dot, pack, here.to_float or 0, int(np.lcm(known.block, other.block)))
 
 
 @cache
@@ -82,13 +81,13 @@ def _tables() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | Non
     if traits is None or cpu is None:
         return None
     traits.restype, cpu.restype = ctypes.POINTER(_Traits), ctypes.POINTER(_CpuTraits)
-    for kind, other in _KNOWN.items():
-        here, there = traits(kind), cpu(kind)
-        if not here or not there or here.contents.name != kind.name.lower().encode():
+    for kind in _KNOWN:
+        here, there, known = traits(kind), cpu(kind), weight_type(kind)
+        if not here or not there or known is None or here.contents.name != known.name.lower().encode():
             return None
-        if (here.contents.block, here.contents.size) != GGML_QUANT_SIZES[kind]:
+        if (here.contents.block, here.contents.size) != (known.block, known.nbytes):
             return None
-        if there.contents.vec_dot_type != other or not 1 <= there.contents.rows <= 8 or not there.contents.vec_dot:
+        if there.contents.vec_dot_type != kind or not 1 <= there.contents.rows <= 8 or not there.contents.vec_dot:
             return None
     return traits, cpu
 

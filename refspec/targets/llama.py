@@ -260,9 +260,7 @@ class LlamaTarget:
         self.model.close()
 
     def _check_kind(self) -> None:
-        handle = self.model.handle
-        if lib.model_has_encoder(handle) or not lib.model_has_decoder(handle) or lib.model_is_diffusion(handle):
-            raise CheckpointError(f"{self.path}: architecture {self.arch!r} does not generate left to right; use a decoder model")
+        check_kind(self.model)
 
     def _choose_capture(self, how: str, capacity: int) -> Capture | None:
         check_boundaries(self.path, self.arch, self.n_layer, self.capture_layers)
@@ -278,3 +276,10 @@ class LlamaTarget:
         if 0 in self.capture_layers:
             raise ShapeError(f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'")
         return CallbackCapture(self.capture_layers, self.hidden_size, capacity, self.path)
+
+
+def check_kind(model: Model) -> None:
+    """CheckpointError for an architecture that does not generate left to right."""
+    handle, info = model.handle, model.info
+    if lib.model_has_encoder(handle) or not lib.model_has_decoder(handle) or lib.model_is_diffusion(handle):
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder model")

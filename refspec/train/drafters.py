@@ -6,6 +6,7 @@ Twins trained together see the same data in the same order with the same seed, a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .drafter_loss import Lesson, Teacher, chain_losses
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
+from .packing import InTurn, WholeDocuments
 from .target import load_target
 from .tokenizer import BOS, load_tokenizer
 
 ROWS, LENGTH = 8, 512  # one step: 4096 tokens
+WHOLE = (512, 1024)  # lengths of rows of whole conversations, in turn: most fit the first, long prompts need the second
 
 
-def draft_vocabulary(data: Path, size: int, vocab_size: int) -> np.ndarray:
-    """The `size` tokens most frequent in the assistant's text, ascending int64 ids."""
-    tokens, mask = np.load(data / "train.tokens.npy"), np.load(data / "train.mask.npy")
-    counts = np.bincount(tokens[mask == 1], minlength=vocab_size)
+def draft_vocabulary(folders: Sequence[Path], size: int, vocab_size: int) -> np.ndarray:
+    """The `size` tokens most frequent in the assistant's text, every folder counting alike; ascending int64 ids."""
+    counts = np.zeros(vocab_size)
+    for data in folders:
+        tokens, mask = np.load(data / "train.tokens.npy"), np.load(data / "train.mask.npy")
+        found = np.bincount(tokens[mask == 1], minlength=vocab_size)
+        counts += found if len(folders) == 1 else found / max(found.sum(), 1)
     return np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int64)
 
 
@@ -70,12 +76,13 @@ class Training:
 
     def __init__(
         self,
-        data: Path,
+        data: Path | Sequence[Path],
         target_run: Path,
         variants: dict[str, TrainedDrafter],
         *,
         depth: int,
         seed: int,
+        rows: str = "cut",
         threads: int | None = None,
         muon_lr: float = 0.02,
         adam_lr: float = 0.002,
@@ -84,20 +91,25 @@ class Training:
         init: Path | None = None,
         device: str = "auto",
     ) -> None:
-        """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device)."""
+        """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device).
+
+        Several `data` folders are read in turn; held-out text is the first one's. `rows` "cut" takes rows of 512 tokens of the packed
+        text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn.
+        """
         tune_allocator()
+        folders = [data] if isinstance(data, Path) else list(data)
         if threads:
             torch.set_num_threads(threads)
         self.depth, self.device = depth, choose_device(device)
         target = load_target(target_run).to(self.device)
-        bos = load_tokenizer(data / "tokenizer.json").token_to_id(BOS)
+        bos = load_tokenizer(folders[0] / "tokenizer.json").token_to_id(BOS)
         sizes = {(v.draft_vocab_size, v.capture_layers) for v in variants.values()}
         if len(sizes) != 1:
             raise UsageError("variants trained together share their draft vocabulary and captured layers")
         if depth < 2 and any(v.attention_reg for v in variants.values()):
             raise UsageError("--attention-reg needs --depth 2 or more: the first step has no draft tokens to look at")
         ((draft_size, capture),) = sizes
-        draft_ids = torch.from_numpy(draft_vocabulary(data, draft_size, target.config.vocab_size)).to(self.device)
+        draft_ids = torch.from_numpy(draft_vocabulary(folders, draft_size, target.config.vocab_size)).to(self.device)
         self.drafters: dict[str, Eagle3] = {}
         for name, config in variants.items():
             torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
@@ -112,8 +124,13 @@ class Training:
             ]
         )
         self.teacher = Teacher(target, capture, draft_ids, bos, depth)
-        self.batches = Batches(data, "train", length=LENGTH, rows=ROWS, seed=seed)
-        self.held_out = Batches(data, "val", length=LENGTH, rows=ROWS, seed=0)
+        tokens = ROWS * LENGTH
+        self.batches = InTurn(
+            [WholeDocuments(f, "train", length=n, rows=tokens // n, seed=seed, bos=bos) for n in WHOLE for f in folders]
+            if rows == "whole"
+            else [Batches(f, "train", length=LENGTH, rows=ROWS, seed=seed) for f in folders]
+        )
+        self.held_out = Batches(folders[0], "val", length=LENGTH, rows=ROWS, seed=0)
         loss = self._variant_loss
         self.losses = {n: torch.compile(loss, dynamic=False) if compiled else loss for n in self.drafters}
 
@@ -157,7 +174,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def train_drafters(
-    data: Path,
+    data: Path | Sequence[Path],
     target_run: Path,
     out: Path,
     variants: dict[str, TrainedDrafter],
@@ -168,18 +185,21 @@ def train_drafters(
     lr_scale: float = 1.0,
     outtype: str = "f16",
     init: Path | None = None,
+    rows: str = "cut",
     **how: Any,
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
     layout) and `out/NAME.gguf`. `init` is the run folder of earlier drafters to start from (weights only, fresh
     optimizer); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
-    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, **how)
+    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, **how)
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     if lr_scale != 1:
         identity["lr_scale"] = lr_scale
     if init is not None:
         identity["init"] = str(init)
+    if rows != "cut" or not isinstance(data, Path):
+        identity["rows"], identity["data"] = rows, [str(f) for f in ([data] if isinstance(data, Path) else data)]
     figures = run_steps(
         out, identity, training.together, training.optimizers, steps=steps, loss_of=training.loss_of,  # type: ignore[arg-type]
         validate=training.validate, tokens_per_step=ROWS * LENGTH,
@@ -195,7 +215,10 @@ def _hidden_matrix(name: str) -> bool:
 
 
 def _start_from(together: nn.ModuleDict, init: Path) -> None:
-    """Take the weights of an earlier run, except the target's embedding and the draft vocabulary, which are this run's."""  # fmt: skip
+    """Take the weights of an earlier run, except the target's embedding and the draft vocabulary, which are this run's.
+
+    Rows of the head follow their tokens; one for a token that the earlier run could not draft stays as it was drawn.
+    """
     file = init / "checkpoint.pt"
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; name the run folder of trained drafters with --init")
@@ -207,8 +230,17 @@ def _start_from(together: nn.ModuleDict, init: Path) -> None:
     if missing:
         raise CheckpointError(f"{file}: has no {missing[0]}; --init wants the same variants")
     try:
-        together.load_state_dict({name: state["model"][name] for name in trained}, strict=False)
-    except RuntimeError as error:
+        weights = {name: state["model"][name] for name in trained}
+        for variant, drafter in together.named_children():
+            head, ids = f"{variant}.head.weight", state["model"][f"{variant}.draft_ids"].cpu()
+            row_of = {token: row for row, token in enumerate(ids.tolist())}
+            ours = drafter.draft_ids.tolist()  # type: ignore[union-attr,operator]
+            known = [i for i, token in enumerate(ours) if token in row_of]
+            fresh = drafter.head.weight.detach().clone()  # type: ignore[union-attr,operator]
+            fresh[known] = weights[head][[row_of[ours[i]] for i in known]].to(fresh)
+            weights[head] = fresh
+        together.load_state_dict(weights, strict=False)
+    except (RuntimeError, IndexError) as error:
         what = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
 

@@ -7,11 +7,13 @@ conversations themselves: the second half of an answer is then learned as if not
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UsageError
+from .data import Batches
 
 
 class WholeDocuments:
@@ -81,3 +83,15 @@ class WholeDocuments:
                 mask[row, filled : filled + end - start] = self.mask[start:end]
                 filled += end - start
         return tokens, mask
+
+
+class InTurn:
+    """Batches of several sources in turn: step s is batch s // n of source s % n."""
+
+    def __init__(self, sources: Sequence[Batches | WholeDocuments]):
+        self.sources = list(sources)
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of batch `step`; rows of different sources may differ in length."""
+        turn, source = divmod(step, len(self.sources))
+        return self.sources[source][turn]

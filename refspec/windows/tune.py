@@ -13,27 +13,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from statistics import median
-from time import perf_counter
 from typing import Any
-
-import numpy as np
 
 from refspec import embedded, kinds
 from refspec.api import Session
-from refspec.drafters.base import Drafter
 from refspec.engine import default_threads
 from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.measure import bench
 from refspec.measure.prompts import built_in
-from refspec.speculate import prefill
-from refspec.windows import tune_store
+from refspec.windows import measured, tune_store
+from refspec.windows.measured import MOST
 
-MOST = 8  # the longest draft considered
-ROUNDS, SAMPLES = 3, 3
+ROUNDS = 3
 PROMPTS, TOKENS = 4, 48  # for the acceptance
-CONTEXT = 128  # tokens the costs are measured after
 NEVER_CHOSEN = ("q8_0",)
 
 Setting = dict[str, Any]
@@ -81,14 +74,14 @@ def run(
         with session:
             if not tried and session.drafter is not None:
                 accepted = _acceptance(session)
-            tried.append(form | {"threads": cores, "threads_batch": cores} | _costs(session, _text(session), rounds, accepted))
+            tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, accepted))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
     form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
     by_count: dict[int, Setting] = {}
     for i, n in enumerate(counts, start=len(forms)):
         progress(i, total, f"{n} threads")
         with _session(names, form | {"threads": n, "threads_batch": n}) as session:
-            by_count[n] = form | {"threads": n, "threads_batch": n} | _costs(session, _text(session), rounds, accepted)
+            by_count[n] = form | {"threads": n, "threads_batch": n} | _priced(session, rounds, accepted)
             tried.append(by_count[n])
     one = min(counts, key=lambda n: by_count[n]["target"][1])
     several = max(counts, key=lambda n: by_count[n]["tokens_per_second"])
@@ -128,28 +121,16 @@ def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequenc
     return {"by_length": out, "best": best, "speedup": speedup, "tokens_per_second": speedup / rows[1]}
 
 
+def _priced(session: Session, rounds: int, accepted: Sequence[float]) -> Setting:
+    """What steps cost in one setting, and the verdict on it."""
+    costs = measured.measure(session, measured.text_for(session), rounds)
+    return costs | verdict(costs["target"], costs["feed"], costs["draft"], accepted)
+
+
 def _session(names: dict[str, Any], setting: Setting) -> Session:
     from refspec.api import load
 
     return load(**names, **setting, draft_max=MOST)
-
-
-def _text(session: Session) -> list[int]:
-    """Tokens to measure on: a built-in prompt and what the model says, or any ids for a file without a tokenizer."""
-    room = min(session.target.n_ctx - MOST - 2, CONTEXT)
-    if room < 8:
-        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in; raise it (-c)")
-    tokens: list[int] = []
-    try:
-        for prompt in built_in(64):
-            tokens += session.encode(prompt, raw=True)
-            if len(tokens) > room + MOST:
-                break
-    except RefspecError:
-        tokens = []
-    while len(tokens) <= room + MOST:
-        tokens.append(5 + len(tokens) % max(session.target.n_vocab - 8, 1))
-    return tokens[: room + MOST + 1]
 
 
 def _acceptance(session: Session) -> list[float]:
@@ -159,62 +140,13 @@ def _acceptance(session: Session) -> list[float]:
         try:
             tokens = session.encode(prompt)
         except RefspecError:
-            tokens = _text(session)[:32]
+            tokens = measured.text_for(session)[:32]
         room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
         generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room)
         for _ in generation:
             pass
         runs.append(generation.statistics)
     return bench.total(runs).accepted_by_position
-
-
-def _costs(session: Session, text: Sequence[int], rounds: int, accepted: Sequence[float]) -> Setting:
-    """Medians for one setting: target {rows: seconds}, switch, feed and draft seconds, and the verdict on them."""
-    target, drafter = session.target, session.drafter
-    base = len(text) - MOST - 1
-    target.capturing = drafter is not None and bool(drafter.capture_layers)
-    for _ in prefill(target, drafter, text[: base + 1]):
-        pass
-    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}
-    switches: list[float] = []
-    feeds: list[float] = []
-    drafts: list[float] = []
-    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
-        for r, seen in times.items():
-            steady = []
-            for sample in range(SAMPLES + 1):
-                began = perf_counter()
-                target.decode(text[base : base + r], logits="all")
-                steady.append(perf_counter() - began)
-                if r <= MOST or sample < SAMPLES:
-                    target.rollback(base)
-            seen += steady[1:]
-            switches.append(steady[0] - median(steady[1:]))  # the first run of a size builds llama.cpp's graph anew
-        features = target.features().copy()
-        target.rollback(base)
-        if drafter is not None:
-            feed, draft = _drafter_costs(drafter, text, base, features)
-            feeds.append(feed)
-            drafts.append(draft)
-    rows = {r: median(seen) for r, seen in times.items()}
-    costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
-    if drafter is not None:
-        costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
-    return costs | verdict(rows, costs["feed"], costs["draft"], accepted)  # type: ignore[arg-type]
-
-
-def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Any) -> tuple[float, float]:
-    """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
-    began = perf_counter()
-    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
-    drafter.draft(1)
-    first = perf_counter()
-    drafter.draft(1)
-    again = perf_counter()
-    drafted = len(drafter.draft(MOST).tokens)
-    many = perf_counter()
-    drafter.rollback(base)
-    return first - began, ((many - again) - (again - first)) / max(drafted - 1, 1)
 
 
 def describe_form(form: Setting) -> str:

@@ -37,6 +37,7 @@ RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
 TRIAL = 4  # steps of a trial
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
+DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 500  # steps after which each length is tried once more
 
@@ -125,12 +126,15 @@ class Window:
     def learn(self, step: Step) -> None:
         """Take in what a step drafted, accepted and cost."""
         drafted, tokens, (target, drafter, other) = len(step.draft), len(step.tokens), step.seconds
+        usual = DISTURBED * self.costs.step(drafted, self._before) if self._planned else math.inf
         asked = len(self._chances) + (self._refused is not None)
         self.costs.learn(drafted, self._before, target, None if self.off or self._woke else drafter, other, max(asked - 1, 0))
         self.belief.learn(self._confidences, drafted, step.accepted, self._refused)
         if self._planned:
-            spent = step.seconds.total / self.costs.plain()
-            self.account = min(self.account + 1 + sum(self._chances[:drafted]) - spent, CAP)
+            # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
+            spent = (min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)) / self.costs.plain()
+            expected = tokens if self._forced else 1 + sum(self._chances[:drafted])  # of a forced draft the chances are not to be trusted
+            self.account = min(self.account + expected - spent, CAP)
             self.reserve = min(self.reserve + tokens - spent, CAP)
             if not self._forced:
                 self._tokens = self._tokens * RATE_KEEP + tokens

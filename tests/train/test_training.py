@@ -208,6 +208,11 @@ def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
     begun = Training(data, target_run, variants, depth=2, seed=5, threads=1, init=drafter_run[0])
     for name, value in begun.together.named_parameters():
         assert torch.equal(value, earlier[name]), name
+    # With fewer draft tokens each row of the head is still its token's.
+    fewer = Training(data, target_run, {"post_norm": drafter_for(target_run, 150, (1, 2, 4))}, depth=2, seed=5, threads=1, init=drafter_run[0])
+    ids, head = earlier["post_norm.draft_ids"].tolist(), fewer.drafters["post_norm"].head.weight
+    for row, token in enumerate(fewer.drafters["post_norm"].draft_ids.tolist()):
+        assert torch.equal(head[row], earlier["post_norm.head.weight"][ids.index(token)])
     with pytest.raises(CheckpointError, match="same variants"):
         Training(data, target_run, {"other": variants["post_norm"]}, depth=2, seed=5, threads=1, init=drafter_run[0])
     with pytest.raises(CheckpointError, match="a target run; --init wants drafters"):

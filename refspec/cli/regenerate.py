@@ -1,0 +1,80 @@
+"""`refspec train regenerate`: the target's own answers as training data for its drafters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from refspec.cli.group import note
+from refspec.cli.train import folder, train
+
+
+@train.command()
+@click.option(
+    "--data", type=folder, required=True, help="Folder made by `train data` with the target's tokenizer: the prompts."
+)
+@click.option(
+    "-m", "--model", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="GGUF", help="The target."
+)
+@click.option("-o", "--out", type=folder, required=True, help="Folder for the new data set.")
+@click.option("--tokens", type=click.IntRange(1), required=True, help="Size of the train split, prompts included.")
+@click.option(
+    "--temp", "temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="Of the sampled answers."
+)
+@click.option(
+    "--greedy-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the prompts answered by argmax.",
+)
+@click.option(
+    "--max-new", type=click.IntRange(1), default=192, show_default=True, help="Tokens after which an answer is cut."
+)
+@click.option(
+    "--max-prompt", type=click.IntRange(1), default=600, show_default=True, help="Longer prompts are left out."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--parallel", type=click.IntRange(1, 256), default=32, show_default=True, help="Texts decoded at once.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp.")
+@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all.")
+def regenerate(
+    data: Path,
+    model: Path,
+    out: Path,
+    tokens: int,
+    temperature: float,
+    greedy_share: float,
+    max_new: int,
+    max_prompt: int,
+    seed: int,
+    parallel: int,
+    threads: int | None,
+    gpu_layers: int,
+) -> None:
+    """Let the target answer the prompts of a prepared data set: data for `train drafter`, in the same format.
+
+    \b
+        refspec train regenerate --data runs/data -m runs/target/target.gguf -o runs/own --tokens 2000000
+        refspec train drafter --data runs/own --target runs/target -o runs/drafters --steps 2200
+
+    Kill it at any time and give the same command again; with more --tokens it goes on from where it was.
+    """
+    from refspec.train.regenerate import regenerate as make
+
+    made = make(
+        data, model, out, tokens=tokens, temperature=temperature, greedy_share=greedy_share, max_new=max_new,
+        max_prompt=max_prompt, seed=seed, parallel=parallel, threads=threads, gpu_layers=gpu_layers,
+    )  # fmt: skip
+    for split, m in made.items():
+        click.echo(
+            f"{split}: {m['records']} documents, {m['tokens']} tokens, {m['assistant']} the target's own,"
+            f" {100 * m['ended']:.1f} % ended by themselves"
+        )
+        if m["generated"]:
+            note(f"{split}: {m['generated']} tokens generated in this run, {m['tokens_per_second']:.0f} per second")
+    if made["train"]["tokens"] < tokens:
+        note(
+            f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second answer to each"
+        )

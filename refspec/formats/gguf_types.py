@@ -1,0 +1,25 @@
+"""ggml's types of weights by number: name, numbers in a block, bytes of a block. Reading and writing them is `gguf_io`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+
+class WeightType(NamedTuple):
+    """One type; a row of a matrix is whole blocks."""
+
+    id: int
+    name: str
+    block: int
+    nbytes: int
+
+
+def weight_type(type_id: int) -> WeightType | None:
+    """The type of a number, None for one that the gguf package does not know."""
+    try:
+        kind = GGMLQuantizationType(type_id)
+        return WeightType(type_id, kind.name, *GGML_QUANT_SIZES[kind])
+    except (ValueError, KeyError):
+        return None

@@ -1,0 +1,117 @@
+"""What steps of a pair cost here, measured on a few tokens: each number of rows, a change of it, the drafter's share.
+
+Not a policy and not a search: `tune.py` tries settings with it, and an adaptive session without a record of `tune` begins with it
+instead of learning from its first steps, where every size of batch is new and one disturbed step can turn speculation off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refspec.drafters.base import Drafter
+from refspec.errors import RefspecError
+from refspec.measure.prompts import built_in
+from refspec.speculate import prefill
+
+if TYPE_CHECKING:
+    from refspec.api import Session
+
+MOST = 8  # the longest draft considered
+SAMPLES = 3  # runs of one size in a row, after one that builds the graph
+CONTEXT = 128  # tokens the costs are measured after
+BUDGET = 0.3  # seconds that a session may spend on this before its first answer
+
+
+def text_for(session: Session) -> list[int]:
+    """Tokens to measure on, CONTEXT and MOST + 1 more: built-in prompts, or any ids for a file without a tokenizer."""
+    room = min(session.target.n_ctx - MOST - 2, CONTEXT)
+    if room < 8:
+        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in; raise it (-c)")
+    tokens: list[int] = []
+    try:
+        for prompt in built_in(64):
+            tokens += session.encode(prompt, raw=True)
+            if len(tokens) > room + MOST:
+                break
+    except RefspecError:
+        tokens = []
+    while len(tokens) <= room + MOST:
+        tokens.append(5 + len(tokens) % max(session.target.n_vocab - 8, 1))
+    return tokens[: room + MOST + 1]
+
+
+def quick(session: Session) -> dict[str, Any] | None:
+    """`measure` in one round, if that takes at most BUDGET seconds by the first step's time; None where it would take longer."""
+    try:
+        text = text_for(session)
+    except RefspecError:
+        return None
+    session.target.reset()
+    session.target.decode(text[:1], logits="all")
+    began = perf_counter()
+    session.target.decode(text[1:2], logits="all")
+    one = perf_counter() - began
+    sizes = (SAMPLES + 1) * sum(1 + 0.4 * r for r in range(MOST + 1))
+    if one * (sizes + 0.2 * len(text)) > BUDGET:
+        return None
+    return measure(session, text, 1)
+
+
+def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Medians after `text`, but for its last MOST + 1 tokens: target {rows: seconds}, and the seconds of switch, feed and draft."""
+    target, drafter = session.target, session.drafter
+    base = len(text) - MOST - 1
+    target.capturing = drafter is not None and bool(drafter.capture_layers)
+    for _ in prefill(target, drafter, text[: base + 1]):
+        pass
+    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}
+    switches: list[float] = []
+    feeds: list[float] = []
+    drafts: list[float] = []
+    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
+        for r, seen in times.items():
+            steady = []
+            for sample in range(SAMPLES + 1):
+                began = perf_counter()
+                target.decode(text[base : base + r], logits="all")
+                steady.append(perf_counter() - began)
+                if drafter is not None and r > 1:
+                    # Between two verify steps the drafter runs, and what it reads takes the place of the target's weights in the caches.
+                    states = target.features()[:2].copy() if drafter.capture_layers else target.features()[:2]
+                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), states)
+                    drafter.draft(r - 1)
+                    drafter.rollback(base)
+                if r <= MOST or sample < SAMPLES:
+                    target.rollback(base)
+            seen += steady[1:]
+            switches.append(steady[0] - median(steady[1:]))  # the first run of a size builds llama.cpp's graph anew
+        features = target.features().copy()
+        target.rollback(base)
+        if drafter is not None:
+            feed, draft = _drafter_costs(drafter, text, base, features)
+            feeds.append(feed)
+            drafts.append(draft)
+    rows = {r: median(seen) for r, seen in times.items()}
+    costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
+    if drafter is not None:
+        costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
+    return costs
+
+
+def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Any) -> tuple[float, float]:
+    """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
+    began = perf_counter()
+    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
+    drafter.draft(1)
+    first = perf_counter()
+    drafter.draft(1)
+    again = perf_counter()
+    drafted = len(drafter.draft(MOST).tokens)
+    many = perf_counter()
+    drafter.rollback(base)
+    return first - began, ((many - again) - (again - first)) / max(drafted - 1, 1)
