@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from refspec.cli.group import main, options
 from refspec.errors import UsageError
@@ -77,6 +79,32 @@ def data(corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_fil
 
 
 @train.command()
+@click.argument("answers", metavar="DIR", type=folder)
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+def repetition(answers: Path, split: str, as_json: bool) -> None:
+    """Measure how much the answers in DIR repeat themselves, a folder like that of `train data`.
+
+    \b
+        answers      how many
+        mean_tokens  their mean length, end of turn included
+        ended        share that end by themselves, the others were cut off
+        seq_rep_4    mean over answers of 1 - distinct / all 4-grams
+        looping      share that repeat a stretch of 12 tokens word for word
+        repeated     share of all their tokens inside such a stretch
+    """
+    from refspec.train.repetition import measure, read_packed
+    from refspec.train.tokenizer import TURN_END, load_tokenizer
+
+    turn_end = load_tokenizer(answers / "tokenizer.json").token_to_id(TURN_END)
+    found = measure(*read_packed(answers, split), turn_end)
+    if not found.answers:
+        raise UsageError(f"{answers}: {split} holds no answer (no token whose mask is 1)")
+    figures = {k: round(v, 4) for k, v in found._asdict().items() if v == v}
+    click.echo(json.dumps(figures)) if as_json else _print(figures)
+
+
+@train.command()
 @click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
 @run_options
 @click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
@@ -88,8 +116,23 @@ def data(corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_fil
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
 )  # fmt: skip
+@click.option(
+    "--unlikely", type=folder,
+    help="Folder of the model's own answers, like that of `train data`: tokens that repeat their answer are made less likely.",
+)  # fmt: skip
+@click.option(
+    "--unlikely-weight", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True,
+    help="Weight of that term beside the cross-entropy, in the steps that have it.",
+)  # fmt: skip
+@click.option(
+    "--unlikely-every", type=click.IntRange(1), default=4, show_default=True, help="Every how many steps it is added."
+)
 def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
+    given = click.get_current_context().get_parameter_source
+    for name in ("unlikely_weight", "unlikely_every"):
+        if o["unlikely"] is None and given(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing without --unlikely DIR")
     from refspec.train.model import TargetConfig
     from refspec.train.target import train_target
     from refspec.train.tokenizer import load_tokenizer

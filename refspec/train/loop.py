@@ -118,10 +118,11 @@ def run_steps(
     file, start, figures = out / "checkpoint.pt", 0, {}
     if file.exists():
         state = read_checkpoint(file)
-        for key, value in identity.items():
-            if state["identity"].get(key) != value:
+        before = state["identity"]
+        for key in [*identity, *before]:  # an option left out now differs as much as one added
+            if before.get(key) != identity.get(key):
                 raise CheckpointError(
-                    f"{file}: this run was started with {key}={state['identity'].get(key)!r}, now {value!r}; "
+                    f"{file}: this run was started with {key}={before.get(key)!r}, now {identity.get(key)!r}; "
                     "give the same options, or another --out"
                 )
         model.load_state_dict(state["model"])

@@ -21,11 +21,15 @@ class WholeDocuments:
 
     The same interface as `data.Batches`: any step is reachable directly, and an epoch's packing is a function of the
     seed and the epoch. Rows are filled up with BOS, which is never a label and is not the assistant's.
+
+    With `marks` (bool [T]) these take the mask's place, and pieces none of whose labels is marked are left out.
     """
 
-    def __init__(self, folder: Path, split: str, *, length: int, rows: int, seed: int, bos: int):
+    def __init__(
+        self, folder: Path, split: str, *, length: int, rows: int, seed: int, bos: int, marks: np.ndarray | None = None
+    ):
         self.tokens = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
-        self.mask = np.load(folder / f"{split}.mask.npy", mmap_mode="r")
+        self.mask = np.load(folder / f"{split}.mask.npy", mmap_mode="r") if marks is None else marks
         self.length, self.rows, self.seed, self.bos = length, rows, seed, bos
         starts = np.flatnonzero(np.asarray(self.tokens) == bos)
         ends = np.append(starts[1:], self.tokens.size)
@@ -36,6 +40,8 @@ class WholeDocuments:
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
             for at in range(start, max(start + 1, end - 1), length)
         ]
+        if marks is not None:
+            self.pieces = [(start, end) for start, end in self.pieces if marks[start + 1 : end].any()]
         self._epoch, self._packed = -1, list[list[int]]()
         self._pack(0)
         self.per_epoch = len(self._packed) // rows

@@ -15,11 +15,13 @@ from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
 from .packing import WholeDocuments
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
+from .unlikelihood import OwnRepeats, unlikelihood
 
 TOKENS_PER_STEP = 4096
 # (until this share of the run, tokens in a row). Cut rows of 256 while the model learns words (attention is cheap), of 1024 for
 # the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from the start.
 PHASES = {"cut": ((0.75, 256), (1.0, 1024)), "whole": ((0.85, 512), (1.0, 1024))}
+OWN_ROW = 512  # tokens in a row of the model's own text, which is short; a shape that whole rows have compiled already
 
 
 def is_hidden_matrix(name: str) -> bool:
@@ -42,11 +44,16 @@ def train_target(
     outtype: str = "f16",
     init: Path | None = None,
     rows: str = "cut",
+    unlikely: Path | None = None,
+    unlikely_weight: float = 0.5,
+    unlikely_every: int = 4,
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
     `init` is a Hugging Face directory of the same sizes to start from (weights only, fresh optimizer). `compiled` fuses
-    each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`. Raises CheckpointError."""  # fmt: skip
+    each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
+    `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
+    -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -70,19 +77,41 @@ def train_target(
 
     batches = [(until, source(length)) for until, length in PHASES[rows]]
     held_out = Batches(data, "val", length=512, rows=8, seed=0)
+    own = None
+    if unlikely is not None:
+        many = TOKENS_PER_STEP // OWN_ROW
+        own = OwnRepeats(unlikely, data / "tokenizer.json", length=OWN_ROW, rows=many, seed=seed)
+
+    def hidden_of(ids: torch.Tensor) -> torch.Tensor:
+        return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].bfloat16()
 
     def cross_entropy(tokens) -> torch.Tensor:
         ids = torch.from_numpy(tokens)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, _ = model(ids[:, :-1], document_mask(ids[:, :-1], bos))
-            logits = model.head(hidden.bfloat16())
+            logits = model.head(hidden_of(ids))
         # A document's BOS follows nothing the model can know; predicting it is not its task.
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == bos, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
+    def repeat_loss(tokens, marks) -> torch.Tensor:
+        ids, at = torch.from_numpy(tokens), torch.from_numpy(marks)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.head(hidden_of(ids)[at])  # only the head sees the shape that `marks` has
+        return unlikelihood(logits.float(), ids[:, 1:][at]).mean()
+
+    parts: dict[str, float] = {}  # for the log: the term keeps its last value between the steps that have one
+
     def loss_of(step: int):
         now = next(b for until, b in batches if step < until * steps)
-        return cross_entropy(now[step][0]), {}
+        loss = cross_entropy(now[step][0])
+        if own is None:
+            return loss, {}
+        parts["cross_entropy"] = round(float(loss.detach()), 4)
+        if (step + 1) % unlikely_every == 0:
+            term = repeat_loss(*own[step // unlikely_every])
+            parts["unlikely"] = round(float(term.detach()), 4)
+            loss = loss + unlikely_weight * term
+        return loss, parts
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -96,6 +125,8 @@ def train_target(
         identity["init"] = str(init)
     if rows != "cut":
         identity["rows"] = rows
+    if unlikely is not None:
+        identity |= {"unlikely": str(unlikely), "unlikely_weight": unlikely_weight, "unlikely_every": unlikely_every}
     figures = run_steps(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
         tokens_per_step=TOKENS_PER_STEP,
