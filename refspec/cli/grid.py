@@ -13,7 +13,9 @@ from refspec.cli.train import device_option, folder, train
 
 @train.command()
 @click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
+@click.option(
+    "--data", type=folder, required=True, multiple=True, help="Folder made by `train data`; several are read in turn."
+)
 @click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
 @click.option("-o", "--out", type=folder, required=True, help="Folder of the jobs' run folders.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads.")
@@ -22,7 +24,7 @@ from refspec.cli.train import device_option, folder, train
 @device_option
 @click.option("--dry-run", is_flag=True, help="Print the queue and the time it wants, and train nothing.")
 @click.option("--estimate/--no-estimate", default=True, show_default=True, help="Time a few steps of each depth first.")
-def grid(plan: Path, data: Path, target_run: Path, out: Path, dry_run: bool, estimate: bool, outtype: str, **how: Any) -> None:
+def grid(plan: Path, data: tuple[Path, ...], target_run: Path, out: Path, dry_run: bool, estimate: bool, outtype: str, **how: Any) -> None:
     """Train every drafter of PLAN (JSON or TOML), by rank, each job in its own folder.
 
     \b
@@ -33,9 +35,9 @@ def grid(plan: Path, data: Path, target_run: Path, out: Path, dry_run: bool, est
     from refspec.train import grid as queue
     from refspec.train.plan import read_plan
 
-    jobs = read_plan(plan)
+    jobs, source = read_plan(plan), data[0] if len(data) == 1 else data
     if estimate:
-        hours, total = queue.estimate(jobs, data, target_run, out, **(how | {"compiled": False}))
+        hours, total = queue.estimate(jobs, source, target_run, out, **(how | {"compiled": False}))
         for (name, left), job in zip(hours, jobs.jobs, strict=True):
             click.echo(f"{job.rank:3d}  {name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  " + (f"{left:6.2f} h" if left else "  done"))
         click.echo(f"left: {total:.1f} hours, if this machine stays as it was in the last minute")
@@ -44,4 +46,4 @@ def grid(plan: Path, data: Path, target_run: Path, out: Path, dry_run: bool, est
             state = "done" if queue.is_done(out / job.name) else ""
             click.echo(f"{job.rank:3d}  {job.name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  {state}")
     if not dry_run:
-        queue.run_jobs(jobs, data, target_run, out, tell=note, outtype=outtype, **how)
+        queue.run_jobs(jobs, source, target_run, out, tell=note, outtype=outtype, **how)

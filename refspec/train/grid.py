@@ -32,7 +32,7 @@ def is_done(folder: Path) -> bool:
 
 
 def run_jobs(
-    plan: Plan, data: Path, target_run: Path, out: Path, *, tell: Callable[[str], None], **how: Any
+    plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, *, tell: Callable[[str], None], **how: Any
 ) -> None:
     """Train what is not done yet, in order; `how` goes to `train_drafters`. Raises CheckpointError, UsageError."""
     about = {job.name: describe(job, plan, target_run) for job in plan.jobs}
@@ -47,7 +47,8 @@ def run_jobs(
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "job.json", about[job.name])
         figures = train_drafters(
-            data, target_run, folder, drafters_of(job, plan, target_run), steps=job.steps, depth=job.depth, seed=job.seed, **how
+            data, target_run, folder, drafters_of(job, plan, target_run), steps=job.steps, depth=job.depth, seed=job.seed,
+            rows=plan.rows, **how,
         )
         _write(folder / "done.json", {"figures": figures, "tokens": job.steps * ROWS * LENGTH})
 
@@ -65,13 +66,14 @@ def describe(job: Job, plan: Plan, target_run: Path) -> dict[str, Any]:
     if not weights.is_dir():
         raise CheckpointError(f"{weights}: no such folder; train the target first, or name its run folder")
     layers = list(plan.capture_layers) if plan.capture_layers else None
-    return {
+    about = {
         "format": JOB, "run": job.run, "depth": job.depth, "seed": job.seed, "steps": job.steps, "tokens": job.steps * ROWS * LENGTH,
         "variants": job.variants, "draft_vocab": plan.draft_vocab, "capture_layers": layers, "target": fingerprint(weights),
     }  # fmt: skip
+    return about if plan.rows == "cut" else about | {"rows": plan.rows}
 
 
-def estimate(plan: Plan, data: Path, target_run: Path, out: Path, **how: Any) -> tuple[list[tuple[str, float]], float]:
+def estimate(plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, **how: Any) -> tuple[list[tuple[str, float]], float]:
     """Hours left for each job and in all, from timing a few steps of one variant at each depth on this machine as it is now."""
     left = [job for job in plan.jobs if not is_done(out / job.name)]
     cost = {depth: _time(plan, data, target_run, depth, left, **how) for depth in sorted({job.depth for job in left})}
@@ -89,23 +91,25 @@ def estimate(plan: Plan, data: Path, target_run: Path, out: Path, **how: Any) ->
     return hours, sum(h for _, h in hours)
 
 
-def _time(plan: Plan, data: Path, target_run: Path, depth: int, jobs: Sequence[Job], **how: Any) -> tuple[float, float]:
+def _time(plan: Plan, data: Path | Sequence[Path], target_run: Path, depth: int, jobs: Sequence[Job], **how: Any) -> tuple[float, float]:
     """Seconds of the target's part of a step, and of one variant's."""
     job = next(j for j in jobs if j.depth == depth)
     name, drafter = next(iter(drafters_of(job, plan, target_run).items()))
-    training = Training(data, target_run, {name: drafter}, depth=depth, seed=job.seed, **how)
-    tokens, mask = training.batches[0]
-    best = [float("inf"), float("inf")]
-    for _ in range(1 + TIMED):
+    training = Training(data, target_run, {name: drafter}, depth=depth, seed=job.seed, rows=plan.rows, **how)
+    kinds = len(training.batches.sources)  # batches of different shapes take turns
+    best = [[float("inf"), float("inf")] for _ in range(kinds)]
+    for step in range(kinds * (1 + TIMED)):
         began = _now(training)
+        tokens, mask = training.batches[step]
         training.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
         middle = _now(training)
-        loss, _ = training.loss_of(0)
+        loss, _ = training.loss_of(step)
         loss.backward()  # type: ignore[no-untyped-call]
         training.optimizers.step(1e-9)
-        whole = _now(training) - middle
-        best = [min(best[0], middle - began), min(best[1], whole)]
-    return best[0], max(best[1] - best[0], 0.0)
+        kind = best[step % kinds]
+        kind[:] = min(kind[0], middle - began), min(kind[1], _now(training) - middle)
+    lesson, whole = (sum(times) / kinds for times in zip(*best, strict=True))
+    return lesson, max(whole - lesson, 0.0)
 
 
 def _now(training: Training) -> float:

@@ -4,7 +4,7 @@
      "variants": {"plain": {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}, ...},
      "runs": [{"name": "main", "rank": 1, "variants": ["plain", ...], "depths": [3], "seeds": [1, 2, 3], "steps": 1900}, ...]}
 
-`draft_vocab` and `capture_layers` may be left out, as may any switch of a variant. Keys `about` and `measure` are for others.
+`draft_vocab`, `capture_layers` and `rows` (cut, or whole conversations) may be left out, as may any switch of a variant. Keys `about` and `measure` are for others.
 A job is one depth and one seed of a run; its variants share the target's forward pass.
 """
 
@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     draft_vocab: int
     capture_layers: tuple[int, ...] | None
     measure: list[dict[str, Any]]  # what to measure of each job, see `refspec findings measure`
+    rows: str = "cut"  # see `drafters.Training`
 
 
 def read_plan(path: Path) -> Plan:
@@ -56,7 +57,7 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: {error}; name a plan in JSON or TOML") from None
     if not isinstance(plan, dict):
         raise UsageError(f"{path}: is not an object with `variants` and `runs`")
-    known = {"about", "variants", "runs", "draft_vocab", "capture_layers", "measure"}
+    known = {"about", "variants", "runs", "draft_vocab", "capture_layers", "measure", "rows"}
     _need(set(plan) <= known, path, f"unknown key {sorted(set(plan) - known)[:1]}")
     variants, runs, layers = plan.get("variants"), plan.get("runs"), plan.get("capture_layers")
     _need(isinstance(variants, dict) and isinstance(runs, list), path, "`variants` must be an object and `runs` a list")
@@ -78,7 +79,9 @@ def read_plan(path: Path) -> Plan:
     jobs.sort(key=lambda job: job.rank)  # stable: seeds, then depths, as written
     measure = plan.get("measure", [])
     _need(isinstance(measure, list), path, "measure must be a list")
-    return Plan(jobs, vocab, tuple(layers) if layers else None, measure)
+    rows = plan.get("rows", "cut")
+    _need(rows in ("cut", "whole"), path, f"rows = {rows!r} is not one of cut, whole")
+    return Plan(jobs, vocab, tuple(layers) if layers else None, measure, rows)
 
 
 def _variant(path: Path, name: str, switches: Any) -> None:
