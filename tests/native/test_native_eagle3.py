@@ -6,8 +6,9 @@ from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
 from refspec.config import FeatureNorm
+from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, ShapeError
-from refspec.native import Eagle3Rows
+from refspec.native import Eagle3Chain, Eagle3Rows, PackedMatrix
 
 if native.backend != "c":
     pytest.skip("the C module is not built", allow_module_level=True)
@@ -75,3 +76,63 @@ def test_the_c_check_refuses_switches_and_sizes_it_does_not_know(field: str, val
     assert native.lib.rs_eagle3_check(rows._config, rows._weights) == native.lib.RS_OK
     setattr(rows._config, field, value)
     assert native.lib.rs_eagle3_check(rows._config, rows._weights) == native.lib.RS_BAD_CONFIG
+
+
+def chain(capacity: int, packed: bool = False) -> Eagle3Chain:
+    """CONFIG's drafter as a chain; `packed` sends every product through functions of the caller's, which do what C would."""
+    if not packed:
+        return Eagle3Chain(CONFIG, WEIGHTS, capacity)
+    address = lambda function: int(native.ffi.cast("uintptr_t", function))  # noqa: E731
+    return Eagle3Chain(CONFIG, WEIGHTS, capacity, {
+        name: PackedMatrix(np.ascontiguousarray(WEIGHTS[name], np.float32).view(np.uint8), *map(address, (DOT, PACK, UNPACK)))
+        for name in ("token_embd", "fc", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
+    })  # fmt: skip
+
+
+def values(pointer: object, n: int) -> np.ndarray:
+    return np.frombuffer(native.ffi.buffer(native.ffi.cast("float *", pointer), 4 * n), np.float32)
+
+
+@native.ffi.callback("void(int32_t, float *, size_t, void *, size_t, void *, size_t, int32_t)")
+def DOT(n, out, _, row, __, packed, ___, ____) -> None:  # type: ignore[no-untyped-def]
+    out[0] = float(values(row, n) @ values(packed, n)[::-1])
+
+
+@native.ffi.callback("void(float *, void *, int64_t)")
+def PACK(x, packed, n) -> None:  # type: ignore[no-untyped-def]
+    native.ffi.memmove(packed, np.ascontiguousarray(values(x, n)[::-1]), 4 * n)  # another order, so that an unpacked input would show
+
+
+@native.ffi.callback("void(void *, float *, int64_t)")
+def UNPACK(row, x, n) -> None:  # type: ignore[no-untyped-def]
+    native.ffi.memmove(x, row, 4 * n)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_chain_drafts_what_the_reference_drafts(packed: bool) -> None:
+    ours, reference = chain(12, packed), Eagle3Drafter(CONFIG, WEIGHTS)
+    assert ours.extend(TOKENS.astype(np.int32), FEATURES, 0) == native.lib.RS_OK
+    reference.extend(TOKENS, FEATURES)
+    for _ in range(2):  # a second draft begins at the true row again
+        tokens, confidence = np.empty(4, np.int32), np.empty(4, np.float32)
+        ours.restart()
+        assert ours.draft(tokens, confidence, len(TOKENS)) == native.lib.RS_OK
+        expected = reference.draft(4)
+        assert tokens.tolist() == expected.tokens.tolist()
+        np.testing.assert_allclose(confidence, expected.confidence, rtol=1e-5)
+
+
+def test_a_chain_refuses_before_it_writes() -> None:
+    lib, ours = native.lib, chain(6)
+    tokens = TOKENS.astype(np.int32)
+    assert ours.extend(tokens, FEATURES, 0) == lib.RS_OK
+    keys, logits = ours.keys.copy(), ours.logits().copy()
+    assert ours.extend(tokens[:1], FEATURES[:1], 6) == lib.RS_CACHE_FULL
+    assert ours.extend(tokens, FEATURES, 1) == lib.RS_CACHE_FULL
+    assert ours.extend(np.array([0, 31], np.int32), FEATURES[:2], 0) == lib.RS_BAD_TOKEN
+    assert ours.extend(np.array([0, -1], np.int32), FEATURES[:2], 0) == lib.RS_BAD_TOKEN
+    broken = FEATURES[:2].copy()
+    broken[1, 3] = np.inf
+    assert ours.extend(tokens[:2], broken, 0) == lib.RS_NOT_FINITE
+    assert ours.follow(0, 6) == lib.RS_CACHE_FULL and ours.follow(-1, 5) == lib.RS_BAD_TOKEN
+    assert np.array_equal(ours.keys, keys) and np.array_equal(ours._outputs["true_logits"], logits)
