@@ -22,7 +22,7 @@ from refspec.drafters.base import Draft, Drafter, Stop
 from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import MARGIN, LlamaEagle3Drafter
-from refspec.engine import Lender, check_pair, drafter_config
+from refspec.engine import Lender, check_pair, check_threads, drafter_config
 from refspec.engine.packed import functions, packed_matrix
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats import drafter_meta as meta
@@ -238,4 +238,6 @@ def open_drafter(
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(path, target, **settings)
+    # One thread is all they use, but a wrong setting is wrong whatever runs the drafter.
+    check_threads(**{name: settings.get(name) for name in ("n_threads", "n_threads_batch")})
     return NumpyEagle3Drafter(path, target) if native.lib is None else OwnEagle3Drafter(path, target)

@@ -1,10 +1,11 @@
 """llama.cpp as refspec uses it: models, contexts, hidden states. Only `lib.py` imports `llama_cpp`."""
 
 from refspec.engine.checks import check_boundaries, check_target
-from refspec.engine.context import Context, RowBatch, default_threads
+from refspec.engine.context import Context, RowBatch, check_threads, default_threads
 from refspec.engine.model import Model
 from refspec.engine.pairing import Lender, check_pair, drafter_config
 
 __all__ = [
-    "Context", "Lender", "Model", "RowBatch", "check_boundaries", "check_pair", "check_target", "default_threads", "drafter_config",
+    "Context", "Lender", "Model", "RowBatch", "check_boundaries", "check_pair", "check_target", "check_threads", "default_threads",
+    "drafter_config",
 ]  # fmt: skip

@@ -125,21 +125,28 @@ def _free(handle: int, *_keep: object) -> None:
 def _check_settings(
     n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int, n_threads_batch: int, kv_type: str, flash_attn: str
 ) -> None:
-    for name, value, high in (
-        ("n_ctx", n_ctx, 1 << 30),
-        ("n_batch", n_batch, 1 << 20),
-        ("n_ubatch", n_ubatch, 1 << 20),
-        ("n_threads", n_threads, MAX_THREADS),
-        ("n_threads_batch", n_threads_batch, MAX_THREADS),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise UsageError(f"{name} = {value!r} is outside 1..{high}")
+    check_counts(
+        n_ctx=(n_ctx, 1 << 30), n_batch=(n_batch, 1 << 20), n_ubatch=(n_ubatch, 1 << 20), n_threads=(n_threads, MAX_THREADS),
+        n_threads_batch=(n_threads_batch, MAX_THREADS),
+    )  # fmt: skip
     if kv_type not in lib.KV_TYPES:
         raise UsageError(f"kv_type = {kv_type!r} is not one of {', '.join(lib.KV_TYPES)}")
     if flash_attn not in lib.FLASH_ATTN:
         raise UsageError(f"flash_attn = {flash_attn!r} is not one of {', '.join(lib.FLASH_ATTN)}")
     if kv_type == "q8_0" and flash_attn == "off":
         raise UsageError("kv_type = 'q8_0' needs flash attention; choose flash_attn 'auto' or 'on', or another kv_type")
+
+
+def check_counts(**settings: tuple[int, int]) -> None:
+    """UsageError unless each setting, given as (value, highest), is an integer from 1 to its highest."""
+    for name, (value, high) in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+            raise UsageError(f"{name} = {value!r} is outside 1..{high}")
+
+
+def check_threads(**threads: int | None) -> None:
+    """UsageError unless each is a number of threads that llama.cpp may be given, or None; for drafters that need none of them."""
+    check_counts(**{name: (count, MAX_THREADS) for name, count in threads.items() if count is not None})
 
 
 class RowBatch:
