@@ -41,8 +41,13 @@ def draft_vocabulary(folders: Sequence[Path], size: int, vocab_size: int) -> np.
 def drafter_for(
     target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, **switches: Any
 ) -> TrainedDrafter:
-    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect."""
+    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect.
+
+    UsageError where the target is too shallow for three different default boundaries.
+    """
     c = load_target(target_run).config
+    if capture_layers is None and len(set(c.default_capture_layers)) < 3:
+        raise UsageError(f"{target_run}: {c.n_layers} layers have no three default boundaries (2, n/2, n-3); name some with --layer-ids 1,2,3")
     return TrainedDrafter(
         hidden_size=c.hidden_size, target_hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
         capture_layers=capture_layers or c.default_capture_layers, head_dim=c.head_dim, vocab_size=c.vocab_size,

@@ -18,7 +18,7 @@ from toy_training import CONFIG, STEPS  # noqa: E402
 from refspec.cli import main  # noqa: E402
 from refspec.convert.files import read_tensors  # noqa: E402
 from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
-from refspec.errors import CheckpointError  # noqa: E402
+from refspec.errors import CheckpointError, UsageError  # noqa: E402
 from refspec.formats.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
@@ -200,6 +200,14 @@ def test_commands_say_in_one_line_what_is_missing(tmp_path, data):
 def test_load_target_names_the_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="train the target first"):
         load_target(tmp_path)
+
+
+def test_a_target_too_shallow_for_the_default_boundaries_is_one_line(target_run, monkeypatch):
+    six = type("Six", (), {"config": dataclasses.replace(CONFIG, n_layers=6)})
+    monkeypatch.setattr("refspec.train.drafters.load_target", lambda _: six)
+    with pytest.raises(UsageError, match=r"6 layers have no three default boundaries .* --layer-ids"):
+        drafter_for(target_run, 200)
+    assert drafter_for(target_run, 200, (1, 2, 4)).capture_layers == (1, 2, 4)
 
 
 def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
