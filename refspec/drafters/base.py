@@ -72,6 +72,12 @@ class TreeDrafter(Drafter, Protocol):
         """Draft a tree after the last true row: the likeliest nodes, or drawn without replacement by coins [shape.nodes]."""
 
 
+def check_draft_arguments(k: int, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> None:
+    """Raise UsageError for a negative length, or a sampler without a coin for each of k tokens."""
+    if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
+        raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+
+
 def check_tree_arguments(shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> None:
     """Raise UsageError for a shape outside its range, or a sampler without a coin for each node."""
     shape.checked()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from refspec import ops as numpy_ops
 from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
-from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_tree_arguments
+from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_draft_arguments, check_tree_arguments
 from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
 from refspec.drafters.eagle3_tree import draft_tree
@@ -95,8 +95,7 @@ class Eagle3Drafter:
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it."""
-        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
-            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        check_draft_arguments(k, coins, sampler)
         start = perf_counter()
         self.rollback(self.n_rows)
         if sampler is not None:

@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.config import FeatureNorm, Feedback
-from refspec.drafters.base import Draft, Stop
+from refspec.drafters.base import Draft, Stop, check_draft_arguments
 from refspec.engine import Context, Lender, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
 from refspec.engine.cycle import NativeChain, possible
 from refspec.engine.steps import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
-from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.errors import BackendError, ShapeError
 from refspec.formats import drafter_meta
 from refspec.formats.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
@@ -140,8 +140,7 @@ class LlamaEagle3Drafter:
 
         Fewer when there is no row to start from or the context is full. BackendError when the logits are not finite.
         """
-        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
-            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        check_draft_arguments(k, coins, sampler)
         self.context.alive()
         k = min(k, self.context.n_ctx - self.n_rows + 1) if self.n_rows else 0
         if sampler is not None and self._forbids_all(sampler):

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.drafters.base import Draft, Stop
+from refspec.drafters.base import Draft, Stop, check_draft_arguments
 from refspec.drafters.llama import MARGIN
 from refspec.engine import Context, Lender, Model, RowBatch, check_target, lib
 from refspec.engine.capture import Views
 from refspec.engine.steps import argmax_prob
 from refspec.engine.vocabulary import check_vocabulary
-from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.errors import BackendError, ShapeError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -102,8 +102,7 @@ class LlamaModelDrafter:
 
         Fewer where the text has outgrown the context the model was trained for. BackendError when the logits are not finite.
         """
-        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
-            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        check_draft_arguments(k, coins, sampler)
         self.context.alive()
         k = min(k, self.n_ctx - len(self._text) + 1) if self.n_rows and self._fits() else 0
         if sampler is not None and self._forbids_all(sampler):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.config import BIASED, DrafterConfig
-from refspec.drafters.base import Draft, Drafter, Stop
+from refspec.drafters.base import Draft, Drafter, Stop, check_draft_arguments
 from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import MARGIN, LlamaEagle3Drafter
@@ -90,8 +90,7 @@ class OwnEagle3Drafter:
 
         Fewer when there is no row to start from or the cache is full. BackendError when the logits are not finite.
         """
-        if k < 0 or (sampler is None) != (coins is None) or (coins is not None and len(coins) < k):
-            raise UsageError(f"draft: k = {k} must be >= 0, and a sampler needs k coins, one per draft token")
+        check_draft_arguments(k, coins, sampler)
         k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
         if k and not self._resumes:
             raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept")

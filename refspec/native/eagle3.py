@@ -150,36 +150,30 @@ class Eagle3Chain(Eagle3Rows):
         self._kept = [c.scratch, c.k_cache, c.v_cache, c.d2t]  # cffi fields do not keep what they point to alive
         self._floats, self._ids, self._buffer = ffi.typeof("float[]"), ffi.typeof("int32_t[]"), ffi.from_buffer
         self._extend, self._follow, self._draft = lib.rs_eagle3_extend, lib.rs_eagle3_follow, lib.rs_eagle3_draft
-        self._at = "true_logits"
 
     def extend(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> int:
         """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both without gaps: its status."""
-        self._at = "true_logits"
         status: int = self._extend(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
         return status
 
     def restart(self) -> None:
         """Continue after the last true row, forgetting drafted ones."""
-        self._at = "true_logits"
         self.c.logits, self.c.state = self.c.true_logits, self.c.true_state
 
     def draft(self, tokens: npt.NDArray[np.int32], confidence: Array, first: int) -> int:
         """`rs_eagle3_draft` into tokens [k] and confidence [k]: its status."""
-        if len(tokens) > 1:
-            self._at = "drafted_logits"
         status: int = self._draft(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, confidence), len(tokens), first)
         return status
 
     def follow(self, token: int, row: int) -> int:
         """`rs_eagle3_follow`: its status."""
-        self._at = "drafted_logits"
         status: int = self._follow(self.c, token, row)
         return status
 
     def logits(self) -> Array:
         """Of the row that drafting continues after: [D], overwritten by the next call."""
-        return self._outputs[self._at]
+        return self._outputs["true_logits" if self.c.logits == self.c.true_logits else "drafted_logits"]
 
     def state(self) -> Array:
         """The state of that row which the next one takes: [H], overwritten by the next call."""
-        return self._outputs[self._at.replace("logits", "state")]
+        return self._outputs["true_state" if self.c.state == self.c.true_state else "drafted_state"]

@@ -82,8 +82,7 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
                 steady.append(perf_counter() - began)
                 if drafter is not None and r > 1:
                     # Between two verify steps the drafter runs, and what it reads takes the place of the target's weights in the caches.
-                    states = target.features()[:2].copy() if drafter.capture_layers else target.features()[:2]
-                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), states)
+                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
                     drafter.draft(r - 1)
                     drafter.rollback(base)
                 if r <= MOST or sample < SAMPLES:
