@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, UsageError
 from ..measure.journal import fingerprint
@@ -34,7 +35,10 @@ def is_done(folder: Path) -> bool:
 def run_jobs(
     plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, *, tell: Callable[[str], None], **how: Any
 ) -> None:
-    """Train what is not done yet, in order; `how` goes to `train_drafters`. Raises CheckpointError, UsageError."""
+    """Train what is not done yet, in order; `how` goes to `train_drafters`. Raises CheckpointError, UsageError.
+
+    Several processes may share a queue: a job that another one holds is passed over.
+    """
     about = {job.name: describe(job, plan, target_run) for job in plan.jobs}
     for job in plan.jobs:  # every folder is checked before the first hour is spent
         _same(out / job.name, about[job.name])
@@ -43,14 +47,20 @@ def run_jobs(
         if is_done(folder):
             tell(f"{title}: done before")
             continue
-        tell(f"{title}: {', '.join(job.variants)}; {job.steps} steps")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "job.json", about[job.name])
-        figures = train_drafters(
-            data, target_run, folder, drafters_of(job, plan, target_run), steps=job.steps, depth=job.depth, seed=job.seed,
-            rows=plan.rows, **how,
-        )
-        _write(folder / "done.json", {"figures": figures, "tokens": job.steps * ROWS * LENGTH})
+        try:
+            with FileLock(folder / "lock", timeout=0):  # the system lets go of it when the process dies
+                if is_done(folder):  # by another process, since this one looked
+                    continue
+                tell(f"{title}: {', '.join(job.variants)}; {job.steps} steps")
+                _write(folder / "job.json", about[job.name])
+                figures = train_drafters(
+                    data, target_run, folder, drafters_of(job, plan, target_run), steps=job.steps, depth=job.depth, seed=job.seed,
+                    rows=plan.rows, **how,
+                )  # fmt: skip
+                _write(folder / "done.json", {"figures": figures, "tokens": job.steps * ROWS * LENGTH})
+        except Timeout:
+            tell(f"{title}: another process trains it")
 
 
 def drafters_of(job: Job, plan: Plan, target_run: Path) -> dict[str, TrainedDrafter]:
