@@ -6,7 +6,7 @@ instead of learning from its first steps, where every size of batch is new and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from refspec.drafters.base import Drafter
 from refspec.errors import RefspecError
 from refspec.measure.prompts import built_in
 from refspec.speculate import prefill
+from refspec.windows.costs import TICK
 
 if TYPE_CHECKING:
     from refspec.api import Session
@@ -25,6 +26,7 @@ MOST = 8  # the longest draft considered
 SAMPLES = 3  # runs of one size in a row, after one that builds the graph
 CONTEXT = 128  # tokens the costs are measured after
 BUDGET = 0.3  # seconds that a session may spend on this before its first answer
+ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
 
 
 def text_for(session: Session) -> list[int]:
@@ -46,7 +48,7 @@ def text_for(session: Session) -> list[int]:
 
 
 def quick(session: Session) -> dict[str, Any] | None:
-    """`measure` in one round, if that takes at most BUDGET seconds by the first step's time; None where it would take longer."""
+    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; None where not one does."""
     try:
         text = text_for(session)
     except RefspecError:
@@ -57,9 +59,8 @@ def quick(session: Session) -> dict[str, Any] | None:
     session.target.decode(text[1:2], logits="all")
     one = perf_counter() - began
     sizes = (SAMPLES + 1) * sum(1 + 0.4 * r for r in range(MOST + 1))
-    if one * (sizes + 0.2 * len(text)) > BUDGET:
-        return None
-    return measure(session, text, 1)
+    rounds = int((BUDGET / max(one, TICK) - 0.2 * len(text)) / sizes)
+    return measure(session, text, min(rounds, ROUNDS)) if rounds > 0 else None
 
 
 def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
     target.capturing = drafter is not None and bool(drafter.capture_layers)
     for _ in prefill(target, drafter, text[: base + 1]):
         pass
-    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}
+    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}  # one median a round
     switches: list[float] = []
     feeds: list[float] = []
     drafts: list[float] = []
@@ -87,7 +88,7 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
                     drafter.rollback(base)
                 if r <= MOST or sample < SAMPLES:
                     target.rollback(base)
-            seen += steady[1:]
+            seen.append(median(steady[1:]))
             switches.append(steady[0] - median(steady[1:]))  # the first run of a size builds llama.cpp's graph anew
         features = target.features().copy()
         target.rollback(base)
@@ -95,11 +96,21 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
             feed, draft = _drafter_costs(drafter, text, base, features)
             feeds.append(feed)
             drafts.append(draft)
-    rows = {r: median(seen) for r, seen in times.items()}
+    rows = in_proportion(times)
     costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
     return costs
+
+
+def in_proportion(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """One number for each size from one of every round: {rows: [rounds]} -> {rows: seconds}.
+
+    A machine can change its speed from one moment to the next (twofold was seen on a virtual one), and what a size costs beside the
+    others is what a length is chosen by. So medians are taken of each size's share of its round, and of the rounds.
+    """
+    rounds = [sum(round_) for round_ in zip(*times.values(), strict=True)]
+    return {r: median(t / whole for t, whole in zip(seen, rounds, strict=True)) * median(rounds) for r, seen in times.items()}
 
 
 def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Any) -> tuple[float, float]:

@@ -16,9 +16,10 @@ to `home`, the best fixed length. Chances are `windows/belief.py`'s, costs `wind
 
 Speculation has an account in units of plain tokens. A step adds the tokens it was expected to decide (less noise than those it did) and
 pays what it took, in tokens that plain decoding would have decided meanwhile. At zero speculation goes off. Off, the account gains WATCH
-of each token decided; at STAKE one more try is made. A second account, with RESERVE to begin with, adds the tokens really decided: were
-the chances wrong, it ends the losses. A drafter that never pays thus costs at most RESERVE tokens once and WATCH of the rest. Experiments
-with lengths that are little known are paid from EXPLORE of the tokens decided.
+of each token decided; at STAKE one more try is made, and at half of it where a new text begins, since what did not pay on one may on the
+next. A second account, with RESERVE to begin with, adds the tokens really decided: were the chances wrong, it ends the losses. A drafter
+that never pays thus costs at most RESERVE tokens once and 2 WATCH of the rest. Experiments with lengths that are little known are paid
+from EXPLORE of the tokens decided.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from refspec.metrics import Step
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 
-START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 16.0  # plain tokens
+START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 24.0  # plain tokens
 WATCH, EXPLORE = 0.015, 0.01  # of the tokens decided
 REFRESH = 8  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
-TRIAL = 4  # steps of a trial
+TRIAL = 2  # steps of a trial
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
-AGAIN = 500  # steps after which each length is tried once more
+AGAIN = 2000  # steps after which each length is tried once more
 
 
 class Window:
@@ -74,6 +75,8 @@ class Window:
         """A new generation: no step came before, and its prompt's rows do not wait."""
         self._before = 0  # rows of the step before
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
+        if self.off and 2 * min(self.account, self.reserve) >= STAKE:
+            self.account, self.reserve = max(self.account, STAKE), max(self.reserve, STAKE)
 
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""

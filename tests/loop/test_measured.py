@@ -45,3 +45,13 @@ def test_a_context_too_small_to_measure_in_is_no_error() -> None:
     session = adaptive(n_ctx=16)
     assert measured.quick(session) is None
     assert text(session) == text(session, speculate=False) != []
+
+
+def test_a_machine_that_changes_its_speed_between_rounds_does_not_change_the_proportions() -> None:
+    true = {1: 4.0, 2: 5.0, 4: 7.0}
+    speeds = (1.0, 2.0, 1.0, 2.0, 2.0)
+    found = measured.in_proportion({r: [t * speed for speed in speeds] for r, t in true.items()})
+    assert found == pytest.approx({r: 2 * t for r, t in true.items()})
+    disturbed = {r: [t * speed for speed in speeds] for r, t in true.items()}
+    disturbed[4][0] = 70.0  # one run during which another program ran
+    assert measured.in_proportion(disturbed) == pytest.approx(found)
