@@ -26,6 +26,7 @@ from refspec.errors import RefspecError
 from refspec.measure.prompts import built_in
 from refspec.metrics import Statistics
 from refspec.speculate import prefill
+from refspec.windows.measured import in_proportion
 
 PROMPTS = built_in(6)  # one of each kind
 ROWS = 8  # the cost curve goes at least so far
@@ -170,7 +171,11 @@ def _padded(counts: list[int], width: int) -> list[int]:
 
 
 def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
-    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows."""
+    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
+
+    Between two runs of several rows the drafter runs, as in a decode cycle: what it reads takes the place of the target's weights in the
+    caches, and the target's threads go to sleep meanwhile.
+    """
     target, drafter, k = session.target, session.drafter, session.draft_max
     assert drafter is not None  # measure() is for sessions that have one
     largest = max(ROWS, k + 1)
@@ -184,13 +189,19 @@ def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
     draft, extend = [], []
     for _ in range(ROUNDS):  # all sizes in turn: a disturbance then hits them alike
         for rows, times in verify.items():
+            steady = []
             for sample in range(SAMPLES + 1):
                 began = perf_counter()
                 target.decode(text[base : base + rows], logits="all")
                 if sample:  # the first run of a size pays for llama.cpp's new graph, which a decode cycle keeps
-                    times.append(perf_counter() - began)
+                    steady.append(perf_counter() - began)
+                if rows > 1:
+                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
+                    drafter.draft(k)
+                    drafter.rollback(base)
                 if rows < largest or sample < SAMPLES:
                     target.rollback(base)
+            times.append(median(steady))
         features = target.features().copy()
         target.rollback(base)
         for sample in range(SAMPLES + 1):  # as a decode cycle has it: feed back, then draft; the first pays for graphs
@@ -203,7 +214,7 @@ def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
                 extend.append(extended - began)
             drafter.rollback(base)
     return {
-        "verify_seconds": [median(times) for times in verify.values()],
+        "verify_seconds": list(in_proportion(verify).values()),
         "draft_token_seconds": median(draft),
         "extend_seconds": median(extend),
     }
@@ -228,7 +239,7 @@ class ForeignLoad:
         self._before = self._read()
 
     def cores(self) -> float | None:
-        """Busy time of all processors less this process's own, per second."""
+        """Busy time of all processors less that of this process and of programs it ran, per second."""
         now = self._read()
         if now is None or self._before is None:
             return None
@@ -245,7 +256,7 @@ class ForeignLoad:
             return None
         own = os.times()
         ticks = os.sysconf("SC_CLK_TCK")
-        return (user + nice + system + irq + softirq + steal) / ticks, own.user + own.system, perf_counter()
+        return (user + nice + system + irq + softirq + steal) / ticks, sum(own[:4]), perf_counter()
 
 
 def table(m: dict[str, Any]) -> list[str]:
