@@ -24,7 +24,7 @@ PAPER = {"arxiv": "2605.09992", "standard": 1.10, "perturb": 2.0, "context": 1.1
 GROWS, KEEPS = 1.1, 0.1  # a state grows when it ends above 1.1 times its first magnitude, and keeps its size within 10 %
 NORMALIZED = {"feature_norm": "per_state", "feedback": "post_norm", "residual": "raw", "attention_reg": 0.0}
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw", "attention_reg": 0.0}
-CURVES = ("magnitude", "growth", "chain", "chain_earlier", "prompt", "sink", "entropy", "accepted_given_previous")
+CURVES = ("magnitude", "growth", "added", "cosine", "chain", "chain_earlier", "prompt", "sink", "entropy", "accepted_given_previous")
 JOB = "refspec-grid-job-1"
 
 

@@ -99,6 +99,16 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
     }[d["attention_verdict"]]
     if pairs := d["plain_less_normalized"]:
         out.append(verdict + ", ".join(interval(p) for p in pairs) + ".")
+    sides = d["plain"]["added"], d["normalized"]["added"]
+    falls = {role: d[role]["added"][-1]["high"] < d[role]["added"][0]["low"] for role in ("plain", "normalized")}
+    less = " and ".join(f"the {role} drafter" for role, does in falls.items() if does)
+    out.append(
+        f"How much attention matters: what it adds is, at the first depth and at depth {last}, plain {interval(sides[0][0])} and "
+        f"{interval(sides[0][-1])}, normalized {interval(sides[1][0])} and {interval(sides[1][-1])} times the size of what it is added to (root "
+        f"mean squares): in every seed {less or 'neither drafter'} listens less to its attention the deeper the chain is, wherever that looks. "
+        f"Cosine of the state to the one a depth before, at depth {last}: plain {interval(d['plain']['cosine'][-1])}, normalized "
+        f"{interval(d['normalized']['cosine'][-1])}."
+    )
     out.append(
         f"(\"Grows\" means that every seed's interval ends above {found['grows_above']:g}, \"keeps\" that it stays within "
         f"{found['keeps_within']:.0%} of its first size.)"
