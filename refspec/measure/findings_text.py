@@ -133,6 +133,7 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
         out.append("Not measured: " + ", ".join(missing) + ".")
     verdicts = [f"- {title}: {_verdict(by_record[name], paper[name])}" for name, title in titles.items() if name in by_record]
     out.append("\n".join(verdicts))
+    out += _hurt(found)
     lines = ["| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
     for name, title in {**titles, "sampled": "Sampled text"}.items():
         groups = by_record.get(name, {}).get(str(lengths[0]), {})
@@ -140,6 +141,21 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
             cells = [interval(by_record[name].get(str(k), {}).get(group)) for k in lengths]
             lines.append(f"| {title}: {NAMES.get((name, group), group)} | " + " | ".join(cells) + " |")
     out.append("\n".join(lines))
+    return out
+
+
+def _hurt(found: Mapping[str, Any]) -> list[str]:
+    """What is there to cure: how much strange input costs each drafter."""
+    kept = found["little_lost_above"]
+    titles = {"perturb": "Foreign templates cost", "context": "The longest context costs"}
+    words = {"perturb": "tau under them over tau under the own one", "context": "tau at it over tau at the shortest"}
+    out = []
+    for name, by_length in found["hurt"].items():
+        parts = [f"draft length {k}: plain {interval(v['plain'])}, normalized {interval(v['normalized'])}" for k, v in by_length.items()]
+        low = [v["plain"]["low"] for v in by_length.values()]
+        little = all(x is not None and x > kept for x in low)
+        says = f" The plain drafter keeps more than {kept:.0%}, so there is little to cure at this scale." if little else ""
+        out.append(f"{titles[name]}: {words[name]}, {'; '.join(parts)}.{says}")
     return out
 
 
