@@ -12,9 +12,9 @@ from refspec.drafters.base import Draft
 from refspec.measure import acceptance, acceptance_report
 from refspec.measure.drift import Text
 from refspec.measure.drift import record as record_text
-from refspec.measure.prompts import read
+from refspec.measure.prompts import Prompt, read
 from refspec.sampling import Sampler
-from refspec.trees.speculate_tree import asked_at
+from refspec.trees.speculate_tree import COLDEST, asked_at
 from refspec.trees.tree import ROOT, Tree, TreeShape
 
 PROMPT = [1, 2, 3, 0, 2]
@@ -121,21 +121,32 @@ def test_nothing_after_an_end_in_the_tree_is_counted():
     assert (tree.verify_steps, tree.judged, tree.stood, tree.tree_sizes) == (2, [2], [2], {2: 2})
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_the_drafter_is_asked_at_the_temperature_at_which_the_cycle_asks(temperature, monkeypatch):
+    asked = []
+    monkeypatch.setattr(acceptance, "follow", lambda model, text, features, drafts: asked.extend(drafts) or {})
+    session, sampler, prompts = Session(TreeToy(n_vocab=4, n_ctx=60, end=())), Sampler(temperature=temperature), [Prompt("x", "abc")]
+    acceptance.measure(
+        session, {"d": drafter(1)}, prompts, 0, ("none", None), layers=LAYERS, lengths=[2], max_tokens=5, sampler=sampler, seed=0, trees=SHAPES[:1]
+    )  # fmt: skip
+    assert asked == [2, 6, SHAPES[0]._replace(temperature=temperature or COLDEST)]
+
+
 def row(tokens, chain, tree):
     """A prompt of one turn: verify steps of drafter a's chain of 4 and of its tree of 4 nodes, half its steps' nodes missing; b has chains."""
-    a = {"4": [chain, [chain] * 4, [1] * 4], "4:2:3": [tree, [tree] * 2, [1] * 2, 2 * tree]}
-    return {"family": "x", "id": "", "turns": [{"prompt_tokens": 5, "tokens": tokens, "counts": {"a": a, "b": {"4": [30, [30], [1]]}}}]}
+    a = {"2": [chain + tokens, [1] * 2, [1] * 2], "4": [chain, [chain] * 4, [1] * 4], "4:2:3": [tree, [tree] * 2, [1] * 2, 2 * tree]}
+    return {"family": "x", "id": "", "turns": [{"prompt_tokens": 5, "tokens": tokens, "counts": {"a": a, "b": {k: [30, [30], [1]] for k in ("2", "4")}}}]}
 
 
 def test_the_gain_is_tree_by_chain_on_the_same_prompts():
     rows = [row(30, 15, 10), row(60, 30, 20), row(90, 60, 40)]  # texts differ, the tree is always half as good again
-    settings = {"draft_max": [4], "trees": ["4:2:3"], "perturb": ["none"]}
+    settings = {"draft_max": [2], "trees": ["4:2:3"], "perturb": ["none"]}
     got = acceptance_report.record({("none", None): rows}, {"a": {"trees": "llama.cpp"}, "b": {"trees": None}}, settings, "b", seed=0)
     families = got["conditions"][0]["families"]["all"]
     assert families["over_chain"] == {"a": {"4:2:3": {"mean": 1.5, "low": 1.5, "high": 1.5}}}
     assert families["drafters"]["a"]["4:2:3"]["tau"]["mean"] == pytest.approx(180 / 70, abs=1e-6)
     assert (families["drafters"]["a"]["4:2:3"]["rows_per_step"], families["drafters"]["a"]["4"]["rows_per_step"]) == (3, 5)
-    assert list(families["drafters"]["b"]) == ["4"] and list(families["ratio"]["a"]) == ["4"]
+    assert list(families["drafters"]["b"]) == ["2", "4"] and list(families["ratio"]["a"]) == ["2", "4"]
     text = "\n".join(acceptance_report.table(got))
     assert "trees 4:2:3 (nodes:children:depth) beside chains of 4" in text and "1.50±0.00" in text
     assert "trees grown by llama.cpp: a; chains only: b" in text
