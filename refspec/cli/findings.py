@@ -70,8 +70,9 @@ def write(records: Path, out: Path) -> None:
     """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""
     from refspec.measure import findings as deriving
     from refspec.measure import findings_plots, findings_text
+    from refspec.measure.findings_records import read
 
-    found = deriving.derive(deriving.read(records))
+    found = deriving.derive(read(records))
     out.mkdir(parents=True, exist_ok=True)
     for old in findings_plots.FIGURES:  # a figure that has lost its records must not stay
         (out / f"findings-{old}.png").unlink(missing_ok=True)

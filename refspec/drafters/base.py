@@ -99,6 +99,8 @@ class RowRecord(NamedTuple):
     depth: int  # 0 = true rows; j = the j-th chained row after the last true row
     first_row: int  # index, and RoPE position, of the first of the T rows
     attention: Array  # [nh, T, S] weights, 0 where a row does not see
+    residual: Array  # [T, H] what attention's output was added to
+    added: Array  # [T, H] that output
     state_in: Array  # [T, H] the state g that entered the block
     state_out: Array  # [T, H] the state handed to the next chained row
 

@@ -152,14 +152,14 @@ class Eagle3Drafter:
         first = len(self.cache)
         g = project(c, w, states, ops) if is_target_feature else states  # [T, H]
         anchor = Anchor(self.n_rows, self.anchor) if self.anchor and not is_target_feature else None
-        h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H], [nh, T, S]
+        h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H]
         n = output_norm(c, w, h, ops)  # [T, H]
         self.hidden.append(h)
         depth = 0 if is_target_feature else first - self.n_rows + 1
         if is_target_feature:
             self.n_rows = len(self.cache)
         if self.probe is not None and attention is not None:
-            self.probe(RowRecord(depth, first, attention, g, feedback(c, h, n)))
+            self.probe(RowRecord(depth, first, *attention, g, feedback(c, h, n)))
         return g, h, n
 
     def _checked(self, tokens: Ids, states: Array, is_target_feature: bool) -> tuple[Ids, Array]:

@@ -45,8 +45,8 @@ def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
 
 def block(
     c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool, anchor: Anchor | None = None
-) -> tuple[Array, Array | None]:
-    """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, attention weights [nh, T, S].
+) -> tuple[Array, Attention | None]:
+    """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, what attention did.
 
     Appends T rows to the cache; each row has the RoPE position of its index there and sees itself and all before it.
     """
@@ -71,10 +71,19 @@ def block(
     if anchor is not None and weights is not None:
         a, weights = anchored(weights, cache.values, anchor)  # [T, nh*hd], [nh, T, S]
 
-    y = residual(c, g, s) + linear(w, "attn_output", a, ops)  # [T, H]
+    r, o = residual(c, g, s), linear(w, "attn_output", a, ops)  # [T, H] each
+    y = r + o  # [T, H]
     z = ops.rms_norm(y, w["ffn_norm"], eps)  # [T, H]
     f = ops.swiglu(linear(w, "ffn_gate", z, ops), linear(w, "ffn_up", z, ops))  # [T, F]
-    return y + linear(w, "ffn_down", f, ops), weights  # [T, H], [nh, T, S]
+    return y + linear(w, "ffn_down", f, ops), None if weights is None else Attention(weights, r, o)  # [T, H]
+
+
+class Attention(NamedTuple):
+    """What attention did in T rows, for drift diagnostics."""
+
+    weights: Array  # [nh, T, S], 0 where a row does not see
+    residual: Array  # [T, H] what its output was added to
+    output: Array  # [T, H]
 
 
 class Anchor(NamedTuple):

@@ -182,7 +182,7 @@ class ForeignLoad:
         self._before = self._read()
 
     def cores(self) -> float | None:
-        """Busy time of all processors less this process's own, per second."""
+        """Busy time of all processors less that of this process and of programs it ran, per second."""
         now = self._read()
         if now is None or self._before is None:
             return None
@@ -199,7 +199,7 @@ class ForeignLoad:
             return None
         own = os.times()
         ticks = os.sysconf("SC_CLK_TCK")
-        return (user + nice + system + irq + softirq + steal) / ticks, own.user + own.system, perf_counter()
+        return (user + nice + system + irq + softirq + steal) / ticks, sum(own[:4]), perf_counter()
 
 
 def table(m: dict[str, Any]) -> list[str]:

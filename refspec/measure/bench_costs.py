@@ -26,6 +26,7 @@ from refspec.api import Session
 from refspec.errors import RefspecError
 from refspec.metrics import Statistics
 from refspec.speculate import prefill
+from refspec.windows.measured import in_proportion
 
 ROWS = 8  # the cost curve goes at least so far
 ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
@@ -34,6 +35,9 @@ OFTEN = 0.05  # share of a tree's steps from which a number of rows is timed; wh
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
     """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
+
+    Between two runs of several rows the drafter runs, as in a decode cycle: what it reads takes the place of the target's weights in the
+    caches, and the target's threads go to sleep meanwhile.
 
     `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round. Raises RefspecError
     for a text too short, or a context too small.
@@ -53,13 +57,19 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
     draft, extend = [], []
     for _ in range(ROUNDS):  # all sizes in turn: a disturbance then hits them alike
         for rows, times in verify.items():
+            steady = []
             for sample in range(SAMPLES + 1):
                 began = perf_counter()
                 target.decode(around[:rows], logits="all")
                 if sample:  # the first run of a size pays for llama.cpp's new graph, which a decode cycle keeps
-                    times.append(perf_counter() - began)
+                    steady.append(perf_counter() - began)
+                if rows > 1:
+                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
+                    drafter.draft(k)
+                    drafter.rollback(base)
                 if rows < every[-1] or sample < SAMPLES:
                     target.rollback(base)
+            times.append(median(steady))
         features = target.features()[:2].copy()
         target.rollback(base)
         for sample in range(SAMPLES + 1):  # as a decode cycle has it: feed back, then draft; the first pays for graphs
@@ -71,9 +81,10 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 draft.append((perf_counter() - extended) / max(drafted, 1))
                 extend.append(extended - began)
             drafter.rollback(base)
+    costs = in_proportion(verify)
     return {
-        "verify_seconds": [median(verify[rows]) for rows in every[:largest]],
-        "more_verify_seconds": {rows: median(verify[rows]) for rows in every[largest:]},
+        "verify_seconds": [costs[rows] for rows in every[:largest]],
+        "more_verify_seconds": {rows: costs[rows] for rows in every[largest:]},
         "draft_token_seconds": median(draft),
         "extend_seconds": median(extend),
     }

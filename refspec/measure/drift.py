@@ -29,7 +29,7 @@ from refspec.targets.base import Target
 WINDOW = 8  # true rows before the chain that the heat map shows one by one
 CHUNK = 256  # true rows run at a time
 MASSES = ("sink", "prompt", "verified", "chain")  # of the attention; they sum to 1
-STATES = ("chain_earlier", "entropy", "magnitude", "growth", "cosine")  # the first: `chain` without the row itself
+STATES = ("chain_earlier", "entropy", "added", "magnitude", "growth", "cosine")  # the first: `chain` without the row itself
 JUDGED = ("accepted", "accepted_given_previous")
 FIGURES = (*MASSES, *STATES, *JUDGED)  # what is known of each depth
 Floats = npt.NDArray[np.float64]
@@ -184,6 +184,9 @@ def add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) 
             tally.add(name, j, float(part.sum()))
         tally.add("chain_earlier", j, float(weights[n:-1].sum()))
         tally.add("entropy", j, float(-(heads * np.log(np.where(heads > 0, heads, 1.0))).sum(-1).mean()))
+        beside, added = magnitude(np.stack([row.residual[-1], row.added[-1]]).astype(np.float64))
+        if beside > 0:
+            tally.add("added", j, float(added / beside))
         state = row.state_out[-1].astype(np.float64)  # [H]
         size = float(magnitude(state[None])[0])
         first = size if j == 1 else first

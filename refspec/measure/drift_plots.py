@@ -105,8 +105,8 @@ def drift(measured: Record) -> Figure:
 
 
 def state(measured: Record) -> Figure:
-    """Magnitude, growth and direction of the state handed from row to row."""
-    figure, panels = _row(3, "Does the state handed from row to row keep its size?")
+    """Magnitude, growth and direction of the state handed from row to row, and the weight attention has beside it."""
+    figure, panels = _row(4, "Does the state handed from row to row keep its size?", width=3.6)
     sizes = np.concatenate([_column(drafter, "magnitude", "mean") for drafter in measured["drafters"]])
     apart = np.nanmax(sizes) > 10 * np.nanmin(sizes)  # then a linear scale would flatten the smaller one
     _lines(panels[0], measured, "magnitude", "magnitude of the state" + ", log scale" * bool(apart), "root mean square")
@@ -118,6 +118,8 @@ def state(measured: Record) -> Figure:
     panels[1].set_ylim(0)
     _lines(panels[2], measured, "cosine", "its direction (1: does not turn)", "cosine to the state one depth before", legend=False)
     panels[2].set_ylim(top=1.02)
+    _lines(panels[3], measured, "added", "what attention adds to it\n(falling: it is drowned)", "size / size of what it is added to", legend=False)
+    panels[3].set_ylim(0)
     return figure
 
 
@@ -142,7 +144,8 @@ FIGURES: dict[str, tuple[Callable[[Record], Figure], str]] = {
     "drift": (drift, "The parts that matter, with intervals. The first panel steps up at depth 2 because from there a row's own token is a "
                        "draft token; the second leaves that out. Rising there and falling on the prompt is attention drift."),
     "state": (state, "Without a norm in the feedback each row adds to the state before it, and the state can grow with depth; "
-                     "with one it keeps its size. A state that hardly turns (cosine near 1) says little new."),
+                     "with one it keeps its size. A state that hardly turns (cosine near 1) says little new, "
+                     "and where it grows, what attention adds weighs less, wherever attention looks."),
     "acceptance": (acceptance, "What drift costs: depths beyond those trained on are where the curves part, if they do. "
                                "Right, few chains reach large depths, so intervals widen."),
 }  # fmt: skip

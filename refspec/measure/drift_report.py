@@ -17,15 +17,16 @@ from refspec.errors import CheckpointError
 from refspec.measure.bootstrap import LEVEL, RESAMPLES, Floats, intervals, ratios, resamples, summaries
 from refspec.measure.drift import FIGURES, Tally, heat_columns
 
-FORMAT = "refspec-drift-1"
+FORMAT = "refspec-drift-2"  # 2: with `added`
 TITLES = {
     "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
-    "entropy": "entropy", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
+    "entropy": "entropy", "added": "attn. adds", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
     "accepted_given_previous": "given prev.",
 }  # fmt: skip
 MEANINGS = (
     "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the chain's own tokens",
     "of it earlier: the chain's share without what the row gives its own draft token",
+    "attn. adds: RMS of what attention adds over that of what it is added to, so how much its gaze matters",
     "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the state before",
     "accepted: all draft tokens up to this depth stand; given prev.: this one stands where all before it do",
 )

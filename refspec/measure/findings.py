@@ -1,64 +1,27 @@
 """Recorded runs of the training grid -> what they say about the paper's question, as one JSON object of derived numbers.
 
 Not a measurement and not a text: `measure/findings_text.py` quotes this object and nothing else, `measure/findings_plots.py` draws it.
-A records folder holds one folder a job: `job.json` (of the grid), and the records of `refspec drift` and `refspec bench acceptance`.
 A number over seeds is the mean of the seeds'; its interval resamples seeds and prompts together (percentile bootstrap), because both are
 drawn. Legend: S seeds, P prompts, B resamples, K chain depth.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refspec.errors import CheckpointError
-from refspec.measure import acceptance_report, drift_report
+from refspec.measure import acceptance_report
 from refspec.measure.bootstrap import LEVEL, RESAMPLES, Floats, number
+from refspec.measure.findings_records import NORMALIZED, PLAIN, Recorded, switches_of
 
 FORMAT = "refspec-findings-1"
 PAPER = {"arxiv": "2605.09992", "standard": 1.10, "perturb": 2.0, "context": 1.18}
 GROWS, KEEPS = 1.1, 0.1  # a state grows when it ends above 1.1 times its first magnitude, and keeps its size within 10 %
-NORMALIZED = {"feature_norm": "per_state", "feedback": "post_norm", "residual": "raw", "attention_reg": 0.0}
-PLAIN = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw", "attention_reg": 0.0}
-CURVES = ("magnitude", "growth", "chain", "chain_earlier", "prompt", "sink", "entropy", "accepted_given_previous")
-JOB = "refspec-grid-job-1"
-
-
-class Recorded(NamedTuple):
-    """One job of the grid and the records made of it, by name."""
-
-    job: dict[str, Any]
-    records: dict[str, dict[str, Any]]
-
-    def variant(self, switches: Mapping[str, Any]) -> str | None:
-        """The variant that has these switches."""
-        return next((name for name in self.job["variants"] if switches_of(self.job, name) == switches), None)
-
-
-def switches_of(job: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """The switches of a variant of a job, those left out of the plan included."""
-    return NORMALIZED | job["variants"][variant]
-
-
-def read(folder: Path) -> list[Recorded]:
-    """Every job with its records, ordered by name; CheckpointError for a file that is none, or a folder without any."""
-    found = []
-    for file in sorted(folder.glob("*/job.json")):
-        job = _json(file)
-        if job.get("format") != JOB:
-            raise CheckpointError(f"{file}: `format` is not {JOB!r}; name a folder made by refspec findings measure")
-        records = {other.stem: _json(other) for other in sorted(file.parent.glob("*.json")) if other != file}
-        for name, record in records.items():
-            if record.get("format") not in (drift_report.FORMAT, acceptance_report.FORMAT):
-                raise CheckpointError(f"{file.parent / name}.json: `format` {record.get('format')!r} is no record of drift or acceptance")
-        found.append(Recorded(job, records))
-    if not found:
-        raise CheckpointError(f"{folder}: holds no */job.json; name a folder made by refspec findings measure")
-    return found
+LITTLE = 0.9  # of tau kept: there is not much to cure
+CURVES = ("magnitude", "growth", "added", "cosine", "chain", "chain_earlier", "prompt", "sink", "entropy", "accepted_given_previous")
 
 
 def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
@@ -66,8 +29,8 @@ def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
     main = [r for r in recorded if r.job["run"] == "main"]
     rng = np.random.default_rng(seed)
     return {
-        "format": FORMAT, "paper": PAPER, "level": LEVEL, "resamples": RESAMPLES, "grows_above": GROWS, "keeps_within": KEEPS,
-        "runs": _runs(recorded), "drift": _drift(main), "ratios": _ratios(main, rng), "depth": _depth(recorded, rng),
+        "format": FORMAT, "paper": PAPER, "level": LEVEL, "resamples": RESAMPLES, "grows_above": GROWS, "keeps_within": KEEPS, "little_lost_above": LITTLE,
+        "runs": _runs(recorded), "drift": _drift(main), "ratios": _ratios(main, rng), "hurt": _hurt(main, rng), "depth": _depth(recorded, rng),
         "ablation": _ablation([r for r in recorded if r.job["run"] == "ablation"], rng), "anchor": _anchor(main, rng),
     }  # fmt: skip
 
@@ -157,7 +120,7 @@ def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
         groups: dict[str, Callable[[dict[str, Any], int], bool]] = {"all": lambda c, i: True}
         conditions = first["conditions"]
         if len({c["perturb"] for c in conditions}) > 1:
-            groups["all"] = lambda c, i: c["perturb"] != "none"  # the foreign scaffolds together, the own one apart
+            groups["all"] = _foreign  # the foreign scaffolds together, the own one apart
             groups |= {c["perturb"]: _is("perturb", c["perturb"]) for c in conditions}
         if len({c["context"] for c in conditions}) > 1:
             groups |= {str(c["context"]): _is("context", c["context"]) for c in conditions}
@@ -176,8 +139,38 @@ def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
     return out
 
 
+def _hurt(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
+    """What strange input costs each side: tau under foreign templates over the own one's, and at the longest context over the shortest's."""
+    out: dict[str, Any] = {}
+    for name in ("perturb", "context"):
+        having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
+        if not having:
+            continue
+        lengths = sorted(c["context"] for c in having[0].records[name]["conditions"] if c["context"] is not None)
+        base: Callable[[dict[str, Any], int], bool]
+        other: Callable[[dict[str, Any], int], bool]
+        if name == "perturb":
+            base, other = _is("perturb", "none"), _foreign
+        elif len(set(lengths)) > 1:
+            base, other = _is("context", lengths[0]), _is("context", lengths[-1])
+        else:
+            continue
+        out[name] = {
+            str(k): {
+                role: ratio([(steps(r, name, side, k, base), steps(r, name, side, k, other)) for r in having], rng)
+                for role, side in (("plain", PLAIN), ("normalized", NORMALIZED))
+            }
+            for k in having[0].records[name]["settings"]["draft_max"]
+        }
+    return out
+
+
 def _is(key: str, value: Any) -> Callable[[dict[str, Any], int], bool]:
     return lambda condition, i: bool(condition[key] == value)
+
+
+def _foreign(condition: dict[str, Any], i: int) -> bool:
+    return bool(condition["perturb"] != "none")
 
 
 def _family(family: str) -> Callable[[dict[str, Any], int], bool]:
@@ -280,13 +273,3 @@ def _anchor(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
                 for k in having[0].records["anchor"]["settings"]["draft_max"]
             }
     return out
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}; measure it again") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: is not an object; measure it again")
-    return found

@@ -21,15 +21,16 @@ GREY = "#666666"
 
 
 def drift(found: Mapping[str, Any]) -> Figure | None:
-    """Magnitude, growth, attention on own tokens and acceptance by depth; bands span the seeds."""
+    """Magnitude, growth, attention on own tokens, its weight and acceptance by depth; bands span the seeds."""
     if not found["drift"]:
         return None
-    figure = Figure(figsize=(14, 3.9), layout="constrained")
-    panels = figure.subplots(1, 4)
+    figure = Figure(figsize=(17, 3.9), layout="constrained")
+    panels = figure.subplots(1, 5)
     wanted = (
         ("magnitude", "size of the state fed forward", "root mean square"),
         ("growth", "its growth", "size / size at depth 1"),
         ("chain", "attention on the chain's own draft tokens", "share of attention"),
+        ("added", "what attention adds to the state", "size / size of what it is added to"),
         ("accepted_given_previous", "accepted, given all before it are", "share of draft tokens"),
     )
     for panel, (name, title, unit) in zip(panels, wanted, strict=True):

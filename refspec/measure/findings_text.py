@@ -99,6 +99,16 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
     }[d["attention_verdict"]]
     if pairs := d["plain_less_normalized"]:
         out.append(verdict + ", ".join(interval(p) for p in pairs) + ".")
+    sides = d["plain"]["added"], d["normalized"]["added"]
+    falls = {role: d[role]["added"][-1]["high"] < d[role]["added"][0]["low"] for role in ("plain", "normalized")}
+    less = " and ".join(f"the {role} drafter" for role, does in falls.items() if does)
+    out.append(
+        f"How much attention matters: what it adds is, at the first depth and at depth {last}, plain {interval(sides[0][0])} and "
+        f"{interval(sides[0][-1])}, normalized {interval(sides[1][0])} and {interval(sides[1][-1])} times the size of what it is added to (root "
+        f"mean squares): in every seed {less or 'neither drafter'} listens less to its attention the deeper the chain is, wherever that looks. "
+        f"Cosine of the state to the one a depth before, at depth {last}: plain {interval(d['plain']['cosine'][-1])}, normalized "
+        f"{interval(d['normalized']['cosine'][-1])}."
+    )
     out.append(
         f"(\"Grows\" means that every seed's interval ends above {found['grows_above']:g}, \"keeps\" that it stays within "
         f"{found['keeps_within']:.0%} of its first size.)"
@@ -123,6 +133,7 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
         out.append("Not measured: " + ", ".join(missing) + ".")
     verdicts = [f"- {title}: {_verdict(by_record[name], paper[name])}" for name, title in titles.items() if name in by_record]
     out.append("\n".join(verdicts))
+    out += _hurt(found)
     lines = ["| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
     for name, title in {**titles, "sampled": "Sampled text"}.items():
         groups = by_record.get(name, {}).get(str(lengths[0]), {})
@@ -130,6 +141,21 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
             cells = [interval(by_record[name].get(str(k), {}).get(group)) for k in lengths]
             lines.append(f"| {title}: {NAMES.get((name, group), group)} | " + " | ".join(cells) + " |")
     out.append("\n".join(lines))
+    return out
+
+
+def _hurt(found: Mapping[str, Any]) -> list[str]:
+    """What is there to cure: how much strange input costs each drafter."""
+    kept = found["little_lost_above"]
+    titles = {"perturb": "Foreign templates cost", "context": "The longest context costs"}
+    words = {"perturb": "tau under them over tau under the own one", "context": "tau at it over tau at the shortest"}
+    out = []
+    for name, by_length in found["hurt"].items():
+        parts = [f"draft length {k}: plain {interval(v['plain'])}, normalized {interval(v['normalized'])}" for k, v in by_length.items()]
+        low = [v["plain"]["low"] for v in by_length.values()]
+        little = all(x is not None and x > kept for x in low)
+        says = f" The plain drafter keeps more than {kept:.0%}, so there is little to cure at this scale." if little else ""
+        out.append(f"{titles[name]}: {words[name]}, {'; '.join(parts)}.{says}")
     return out
 
 

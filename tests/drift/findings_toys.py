@@ -8,7 +8,7 @@ import numpy as np
 
 from refspec.measure import acceptance_report, drift_report
 from refspec.measure.drift import FIGURES, Tally
-from refspec.measure.findings import JOB
+from refspec.measure.findings_records import JOB
 
 NORM = {"feature_norm": "per_state", "feedback": "post_norm", "residual": "raw"}
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}

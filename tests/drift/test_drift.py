@@ -60,14 +60,14 @@ def test_a_block_that_adds_nothing_hands_its_state_on_unchanged():
 
 def test_states_and_shares_of_rows_worked_out_by_hand():
     rows = [
-        RowRecord(0, 3, np.array([[[0.1, 0.2, 0.3, 0.4]], [[0.3, 0.2, 0.1, 0.4]]]), np.zeros((1, 2)), np.array([[3.0, 4.0]])),
-        RowRecord(1, 4, np.full((2, 1, 5), 0.2), np.zeros((1, 2)), np.array([[-8.0, 6.0]])),
+        RowRecord(0, 3, np.array([[[0.1, 0.2, 0.3, 0.4]], [[0.3, 0.2, 0.1, 0.4]]]), np.array([[1.0, 1.0]]), np.array([[3.0, 3.0]]), np.zeros((1, 2)), np.array([[3.0, 4.0]])),
+        RowRecord(1, 4, np.full((2, 1, 5), 0.2), np.array([[6.0, 8.0]]), np.array([[-4.0, 3.0]]), np.zeros((1, 2)), np.array([[-8.0, 6.0]])),
     ]  # fmt: skip
     tally = Tally(2)
     add_rows(tally, rows, n=4, n_prompt=3)  # true rows: sink, one of the prompt, two verified
     expected = {
         "sink": [0.2, 0.2], "prompt": [0.2, 0.2], "verified": [0.6, 0.4], "chain": [0.0, 0.2], "chain_earlier": [0.0, 0.0],
-        "magnitude": [math.sqrt(12.5), math.sqrt(50)], "growth": [1, 2],
+        "added": [3.0, 0.5], "magnitude": [math.sqrt(12.5), math.sqrt(50)], "growth": [1, 2],
     }  # fmt: skip
     for name, values in expected.items():
         np.testing.assert_allclose(tally.sums[name], values, atol=1e-12, err_msg=name)
@@ -81,7 +81,7 @@ def test_states_and_shares_of_rows_worked_out_by_hand():
 def test_the_heat_map_gathers_what_is_before_its_window():
     n = WINDOW + 4
     tally = Tally(1)
-    add_rows(tally, [RowRecord(0, n - 1, np.full((1, 1, n), 1 / n), np.zeros((1, 1)), np.ones((1, 1)))], n, n_prompt=2)
+    add_rows(tally, [RowRecord(0, n - 1, np.full((1, 1, n), 1 / n), *np.ones((2, 1, 1)), np.zeros((1, 1)), np.ones((1, 1)))], n, n_prompt=2)
     np.testing.assert_allclose(tally.heat[0] * n, [1, 3, *[1] * WINDOW])
 
 

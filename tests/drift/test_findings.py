@@ -9,13 +9,14 @@ from findings_toys import K, P, acceptance_record, write_records
 
 from refspec.errors import CheckpointError
 from refspec.measure import findings, findings_text
+from refspec.measure.findings_records import PLAIN, read
 
 call, one_line_error = cli_models.call, cli_models.one_line_error
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return findings.derive(findings.read(write_records(tmp_path_factory.mktemp("records"))))
+    return findings.derive(read(write_records(tmp_path_factory.mktemp("records"))))
 
 
 def test_a_ratio_is_the_mean_over_seeds_and_its_interval_holds_every_truth(found):
@@ -41,10 +42,31 @@ def test_seeds_that_differ_widen_an_interval_that_prompts_alone_would_leave_narr
 def test_foreign_templates_are_pooled_without_the_own_one_and_shown_one_by_one(found, tmp_path):
     groups = found["ratios"]["perturb"]["3"]
     assert set(groups) == {"all", "none", "raw", "no-bos"}
-    records = findings.read(write_records(tmp_path / "one", seeds=(1,), only=("main",)))
-    steps = findings.steps(records[0], "perturb", findings.PLAIN, 3, lambda c, i: c["perturb"] != "none")
+    records = read(write_records(tmp_path / "one", seeds=(1,), only=("main",)))
+    steps = findings.steps(records[0], "perturb", PLAIN, 3, lambda c, i: c["perturb"] != "none")
     assert steps.shape == (P, 2) and steps[0, 0] == 400  # two foreign templates of 200 tokens
     assert set(found["ratios"]["context"]["3"]) == {"all", "128", "256"}
+
+
+def test_what_strange_input_costs_is_told_for_each_side(found, tmp_path):
+    assert found["hurt"]["perturb"]["3"]["plain"]["mean"] == pytest.approx(1, abs=0.03)
+    assert "little to cure" in findings_text.markdown(found, [])
+    records = read(write_records(tmp_path / "records", only=("main",)))
+    for r in records:
+        for condition in r.records["perturb"]["conditions"]:
+            if condition["perturb"] != "none":  # plain needs twice the steps there, normalized as many as before
+                steps = condition["by_prompt"]["verify_steps"]["plain"]
+                steps.update({k: [2 * x for x in values] for k, values in steps.items()})
+        for condition in r.records["context"]["conditions"]:
+            if condition["context"] == 256:
+                steps = condition["by_prompt"]["verify_steps"]["normalized"]
+                steps.update({k: [4 * x for x in values] for k, values in steps.items()})
+    hurt = findings.derive(records)["hurt"]
+    assert hurt["perturb"]["8"]["plain"]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert hurt["perturb"]["8"]["normalized"]["mean"] == pytest.approx(1, abs=0.03)
+    assert (hurt["context"]["3"]["plain"]["mean"], hurt["context"]["3"]["normalized"]["mean"]) == (1, 0.25)
+    text = findings_text.markdown(findings.derive(records), [])
+    assert text.count("little to cure") == 1  # the plain drafter loses nothing at the longest context
 
 
 def test_verdicts_follow_the_intervals(found):
@@ -75,7 +97,7 @@ def numbers(value):
 
 @pytest.mark.parametrize("only", [None, ("main",), ("ablation",), ("depth",)])
 def test_the_text_quotes_no_number_that_the_json_does_not_hold(tmp_path, only):
-    got = json.loads(json.dumps(findings.derive(findings.read(write_records(tmp_path, only=only))), allow_nan=False))
+    got = json.loads(json.dumps(findings.derive(read(write_records(tmp_path, only=only))), allow_nan=False))
     text = findings_text.markdown(got, ["drift", "ratios", "depth", "ablation"])
     names = r"EAGLE(-3| 3\.1)"  # of the architectures
     quoted = set(re.findall(r"\d+(?:\.\d+)?", re.sub(names, "", text)))
@@ -85,7 +107,7 @@ def test_the_text_quotes_no_number_that_the_json_does_not_hold(tmp_path, only):
 
 
 def test_what_is_missing_is_said_to_be_missing(tmp_path):
-    text = findings_text.markdown(findings.derive(findings.read(write_records(tmp_path, seeds=(1,), only=("depth",)))), [])
+    text = findings_text.markdown(findings.derive(read(write_records(tmp_path, seeds=(1,), only=("depth",)))), [])
     assert text.count("Not measured.") == 3 and "Fewer than three seeds" in text and "Anchored attention: not measured." in text
 
 
@@ -123,4 +145,4 @@ def test_seeds_measured_on_different_prompts_are_refused(tmp_path):
         row["verify_steps"] = {d: {k: s[1:] for k, s in by.items()} for d, by in row["verify_steps"].items()}
     (records / "depth-ttt1-seed2" / "standard.json").write_text(json.dumps(other))
     with pytest.raises(CheckpointError, match="different prompts"):
-        findings.derive(findings.read(records))
+        findings.derive(read(records))
