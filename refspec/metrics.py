@@ -9,6 +9,7 @@ Not a benchmark. The definitions, because they differ between code bases:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -51,6 +52,7 @@ class Statistics:
     verify_steps: int = 0
     judged: list[int] = field(default_factory=list)  # judged[i]: verify steps with more than i draft tokens
     stood: list[int] = field(default_factory=list)  # stood[i]: verify steps that accepted more than i
+    tree_sizes: Counter[int] = field(default_factory=Counter)  # verify steps by the nodes of their tree, where they had one
     target_seconds: float = 0.0
     drafter_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -68,6 +70,8 @@ class Statistics:
             self.judged[i] += 1
         for i in range(step.accepted):
             self.stood[i] += 1
+        if step.nodes:
+            self.tree_sizes[step.nodes] += 1
         self.target_seconds += step.seconds.target
         self.drafter_seconds += step.seconds.drafter
         self.other_seconds += step.seconds.other

@@ -26,6 +26,11 @@ KIND = "refspec-acceptance-run-1"
 @click.option(
     "--draft-max", default="5", show_default=True, metavar="K[,K...]", help="Draft tokens per verify step, trained for or not."
 )
+@click.option(
+    "--tree", "trees", multiple=True, metavar="N[:TOPK[:DEPTH]]",
+    help="Measure draft trees of N nodes too (TOPK after each, 4; DEPTH on a path, 8), beside the chain of N draft tokens, which "
+    "verifies as many rows; may be repeated.",
+)  # fmt: skip
 @click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt, the next ones count up; and of the bootstrap.")
 @click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
@@ -55,7 +60,10 @@ def acceptance(as_json: bool, **o: Any) -> None:
 acceptance.help = "\n".join(
     ["Tau and acceptance by position of drafters over the same text of the target.", "",
      "The target decides its text once; the drafters are led over it, so ratios between them are paired. Later turns of a conversation "
-     "follow the target's own answers.", "", "\b", "Perturbations of the template:",
+     "follow the target's own answers.", "",
+     "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many draft tokens, and `gain`, their "
+     "ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does not compute them, the reference code; others are "
+     "measured as chains only. Trees follow the text at any --temp.", "", "\b", "Perturbations of the template:",
      *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items())]
 )  # fmt: skip
 
@@ -69,15 +77,16 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
     from refspec.measure.journal import Journal
     from refspec.measure.prompts import read
     from refspec.sampling import Sampler
+    from refspec.trees.tree import TreeShape
 
     lengths, buckets = whole_numbers(o["draft_max"], "--draft-max"), whole_numbers(o["context"], "--context")
-    sampler = Sampler(temperature=o["temp"])
+    sampler, trees = Sampler(temperature=o["temp"]), list(dict.fromkeys(TreeShape.parse(text) for text in o["trees"]))
     prompts = measuring.first_of_each(read(o["prompts"], o["families"]), o["count"])
     given = o["perturbations"]
     wanted = list(PERTURBATIONS) if "all" in given else list(dict.fromkeys(given)) or ["none"]
     target, drafters, files = load_pairs(
         o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"], engine=o["engine"] or "", lookup=o["lookup"],
+        anchors=o["anchors"], engine=o["engine"] or "", lookup=o["lookup"], trees=trees,
     )  # fmt: skip
     with ExitStack() as stack:
         session = stack.enter_context(Session(target, name=str(target.path)))
@@ -86,6 +95,11 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
         baseline = o["baseline"] or [name for name, d in drafters.items() if not getattr(d, "anchor", 0)][-1]
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
+        described = about(drafters)
+        if trees:
+            described = {name: what | {"trees": measuring.grower(drafters[name])} for name, what in described.items()}
+            if not any(what["trees"] for what in described.values()):
+                raise UsageError(f"--tree {trees[0]}: no drafter here grows trees; name an EAGLE-3 drafter with -d")
         measuring.room_for(session, o["max_tokens"], buckets[-1] if buckets else None)
         numbers = measuring.fitting(session, prompts, wanted, buckets[0]) if buckets else list(range(len(prompts)))
         if not numbers:
@@ -95,6 +109,7 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
             "prompts": len(numbers), "left_out": len(prompts) - len(numbers), "draft_max": lengths, "perturb": wanted, "context": buckets,
             **{key: o[key] for key in ("max_tokens", "temp", "seed", "turns", "strict")}, "n_ctx": target.n_ctx,
             "texts": hashlib.sha256(repr(prompts).encode()).hexdigest()[:16], "files": files,
+            **({"trees": [str(shape) for shape in trees]} if trees else {}),
         }  # fmt: skip
         journal = stack.enter_context(Journal(o["out"], KIND, settings))
         found: dict[tuple[str, int | None], list[Any]] = {}
@@ -106,8 +121,8 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
             if key not in journal.done:
                 turns = measuring.measure(
                     session, drafters, prompts, i, (name, length), layers=target.capture_layers, lengths=lengths,
-                    max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"], turns=o["turns"],
+                    max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"], turns=o["turns"], trees=trees,
                 )  # fmt: skip
                 journal.add(key, {"family": prompts[i].family, "id": prompts[i].id, "turns": turns})
             found.setdefault((name, length), []).append(journal.done[key])
-        return acceptance_report.record(found, about(drafters), settings, baseline, o["seed"])
+        return acceptance_report.record(found, described, settings, baseline, o["seed"])

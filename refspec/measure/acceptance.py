@@ -3,17 +3,19 @@
 Not a report and not the decode cycle. With one coin per output position the text does not depend on the drafter, so the target decides
 it once, without speculation, and every drafter is led over it: what the cycle would have drafted, judged and accepted at each of
 its verify positions follows exactly (up to the engine's rounding between batch shapes). A chain of k draft tokens is the beginning
-of every longer one, so several draft lengths share their chains.
+of every longer one, so several draft lengths share their chains. A tree stands as far as one of its paths is that text, at any
+temperature: the cycle judges each position by the same one coin (`verify_tree_deterministic`). Trees drawn for rejection have other texts.
 Tau is generated tokens per verify step, the bonus token included; it is summed over prompts, not averaged over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from refspec.api import Session
-from refspec.drafters.base import Drafter, SeesFirst
+from refspec.drafters.base import Drafter, SeesFirst, TreeDrafter
+from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import UsageError
 from refspec.measure.conversation import encode, padded, perturbed
 from refspec.measure.drift import CHUNK, Text, record, select
@@ -21,10 +23,13 @@ from refspec.measure.prompts import Prompt, fit
 from refspec.metrics import Seconds, Statistics, Step
 from refspec.ops import Array
 from refspec.sampling import Sampler
+from refspec.trees.speculate_tree import asked_at, continued, cut_after_end
+from refspec.trees.tree import ROOT, Tree, TreeShape, empty_tree
 
-__all__ = ["Condition", "first_of_each", "fitting", "follow", "measure", "perturbed", "room_for"]
+__all__ = ["Condition", "Drafted", "first_of_each", "fitting", "follow", "grower", "measure", "perturbed", "room_for", "with_twins"]
 FREE = Seconds(0.0, 0.0, 0.0)  # nothing here is timed
 Condition = tuple[str, int | None]  # a perturbation, and the length in tokens prompts are padded to
+Drafted = int | TreeShape  # per verify step: a chain of so many tokens, or a tree
 TURN_SEED = 1_000_003  # later turns get coins of their own
 
 
@@ -45,6 +50,18 @@ def fitting(session: Session, prompts: Sequence[Prompt], perturbations: Sequence
         i for i, prompt in enumerate(prompts)
         if all(len(encode(session, [prompt.text], name)) <= length for name in perturbations)
     ]  # fmt: skip
+
+
+def grower(drafter: Drafter) -> str | None:
+    """Which code grows a drafter's trees: llama.cpp or reference; None for one that drafts chains only."""
+    if not hasattr(drafter, "draft_tree"):
+        return None
+    return "reference" if isinstance(drafter, Eagle3Drafter) else "llama.cpp"
+
+
+def with_twins(lengths: Sequence[int], trees: Sequence[TreeShape]) -> list[int]:
+    """Draft lengths, ascending, with that of the chain each tree is compared to: as many tokens as it has nodes."""
+    return sorted({*lengths, *(shape.nodes for shape in trees)})
 
 
 def room_for(session: Session, max_tokens: int, length: int | None) -> int:
@@ -71,9 +88,11 @@ def measure(
     sampler: Sampler,
     seed: int,
     turns: int | None = None,
+    trees: Sequence[TreeShape] = (),
 ) -> list[dict[str, Any]]:
     """Counts of every drafter at every draft length over the answers to one prompt; one entry a turn.
 
+    A drafter that grows trees has those of each shape too, with the number of nodes judged, and of the chain of as many nodes.
     The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of prompt i has seed
     seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first token and its end.
     Raises as `room_for` and `conversation.encode`.
@@ -83,6 +102,8 @@ def measure(
     prompt = prompts[number]
     said = [prompt.text, *prompt.later][: 1 if length is not None else turns]
     conversation: list[str] = []
+    chains = with_twins(lengths, trees)
+    shapes = [asked_at(shape, sampler) for shape in trees]
     out = []
     for t, turn in enumerate(said):
         conversation.append(turn)
@@ -92,46 +113,75 @@ def measure(
         )  # fmt: skip
         output = text.tokens[text.n_prompt :].tolist()
         counts = {
-            drafter: follow(model, text, select(text.features, layers, model.capture_layers), lengths)
+            drafter: follow(
+                model, text, select(text.features, layers, model.capture_layers), [*chains, *(shapes if grower(model) else ())]
+            )
             for drafter, model in drafters.items()
         }
         out.append({
             "prompt_tokens": text.n_prompt, "tokens": len(output),
-            "counts": {d: {str(k): [s.verify_steps, s.judged, s.stood] for k, s in by.items()} for d, by in counts.items()},
+            "counts": {d: {str(k): _counts(k, s) for k, s in by.items()} for d, by in counts.items()},
         })  # fmt: skip
         words = b"".join(session.target.token_to_bytes(i) for i in output if i not in session.target.end_tokens)
         conversation.append(words.decode("utf-8", "replace"))
     return out
 
 
-def follow(drafter: Drafter, text: Text, features: Array, lengths: Sequence[int]) -> dict[int, Statistics]:
-    """The decode cycle's counts at each draft length over a text; features [N-1, n_states*Ht] of this drafter's own layers."""
+def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
+    """The decode cycle's counts over a text, for each draft length or tree; features [N-1, n_states*Ht] of this drafter's own layers.
+
+    Trees are for a TreeDrafter. Their temperature is the cycle's (`speculate_tree.asked_at`) if the shapes say so.
+    """
     drafter.reset()
     if isinstance(drafter, SeesFirst):
         drafter.begin(int(text.tokens[0]))
-    found = {k: Statistics() for k in lengths}
+    found: dict[Drafted, Statistics] = {k: Statistics() for k in drafts}
     for position, wanted in _visits(text, found):
         n = text.n_prompt - 1 + position  # index of the pending token: rows 0..n-1 are true
-        longest = min(max(wanted), text.max_tokens - position - 1, text.n_ctx - n - 1)
-        drafted: list[int] = []
-        if n and longest > 0:
-            for start in range(drafter.n_rows, n, CHUNK):
-                stop = min(start + CHUNK, n)
-                drafter.extend(text.tokens[start + 1 : stop + 1], features[start:stop])
-            drafted = drafter.draft(longest).tokens.tolist()
+        chains, trees = [k for k in wanted if isinstance(k, int)], [k for k in wanted if isinstance(k, TreeShape)]
+        left, free = text.max_tokens - position - 1, text.n_ctx - n - 1  # tokens, positions
+        room = n > 0 and left > 0 and free > 0
+        for start in range(drafter.n_rows, n if room else 0, CHUNK):
+            stop = min(start + CHUNK, n)
+            drafter.extend(text.tokens[start + 1 : stop + 1], features[start:stop])
+        decided = text.tokens[n + 1 :].tolist()
+        drafted = drafter.draft(min(max(chains), left, free)).tokens.tolist() if room and chains else []
         ends = [i for i, token in enumerate(drafted) if token in text.end_tokens]
         drafted = drafted[: ends[0] + 1] if ends else drafted  # as the cycle: nothing after an end
-        decided = text.tokens[n + 1 :].tolist()
         agree = [a == b for a, b in zip(drafted, decided, strict=False)]
         stands = agree.index(False) if False in agree else len(agree)
-        for k in wanted:
+        for k in chains:
             accepted = min(k, stands)
             found[k].add(Step(position, drafted[:k], accepted, decided[: accepted + 1], FREE))
+        for shape in trees:
+            tree = empty_tree()
+            if room:
+                fits = shape._replace(nodes=min(shape.nodes, free), depth=min(shape.depth, left))
+                tree = cut_after_end(cast(TreeDrafter, drafter).draft_tree(fits), text.end_tokens)
+            found[shape].add(_tree_step(position, tree, decided))
     return found
 
 
-def _visits(text: Text, found: Mapping[int, Statistics]) -> Iterator[tuple[int, list[int]]]:
-    """Output positions at which the cycle of some draft length verifies, ascending, and which lengths those are."""
+def _tree_step(position: int, tree: Tree, decided: list[int]) -> Step:
+    """The verify step of a tree before text that is decided: the path that is this text stands."""
+    path: list[int] = []
+    for token in decided:
+        same = [i for i in tree.children(path[-1] if path else ROOT) if tree.tokens[i] == token]
+        if not same:
+            break
+        path.append(same[0])
+    drafted = tree.tokens[continued(tree, path)].tolist()
+    return Step(position, drafted, len(path), decided[: len(path) + 1], FREE, nodes=len(tree.tokens), depth=tree.height)
+
+
+def _counts(drafted: Drafted, s: Statistics) -> list[Any]:
+    """What a journal keeps of one turn: verify steps, tokens judged and accepted by position, and of trees the nodes judged."""
+    nodes = [sum(size * steps for size, steps in s.tree_sizes.items())]
+    return [s.verify_steps, s.judged, s.stood, *(nodes if isinstance(drafted, TreeShape) else [])]
+
+
+def _visits(text: Text, found: Mapping[Drafted, Statistics]) -> Iterator[tuple[int, list[Drafted]]]:
+    """Output positions at which the cycle of some draft verifies, ascending, and which drafts those are."""
     length = len(text.tokens) - text.n_prompt
     while True:
         position = min((s.generated_tokens for s in found.values()), default=length)

@@ -1,11 +1,7 @@
 """What speculation costs and gains on this machine: measured, then predicted from its parts, so that each explains the other.
 
 Not a test: times depend on the machine and on who else uses it, so the load of other processes is recorded beside them. Plain and
-speculative runs alternate, and so does which of the two goes first. With c(r) the time of one target run over r rows, s the time of one
-drafted token, x that of feeding accepted rows back and o refspec's own time per step:
-
-    predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + k s + x + o)
-    tau(k)                               =  1 + sum of accepted_by_position[0..k-1]
+speculative runs alternate, and so does which of the two goes first. The predictions, of chains and of trees, are `bench_costs.py`.
 """
 
 from __future__ import annotations
@@ -17,20 +13,18 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, Generation, Session
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import RefspecError
+from refspec.measure.bench_costs import ROWS, cost_curve, predict, predict_tree, sizes_to_time
 from refspec.measure.prompts import built_in
 from refspec.metrics import Statistics
-from refspec.speculate import prefill
-from refspec.windows.measured import in_proportion
+from refspec.trees.tree import TreeShape
+
+__all__ = ["ROWS", "ForeignLoad", "kinds_of", "measure", "predict", "table", "total"]
 
 PROMPTS = built_in(6)  # one of each kind
-ROWS = 8  # the cost curve goes at least so far
-ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
 FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
 
 
@@ -48,7 +42,7 @@ def measure(
     `rival`, if given, runs another program on a prompt and returns an object with its `tokens_per_second`.
     """
     load = ForeignLoad()
-    variants = kinds_of(session)
+    variants, tree = kinds_of(session), None if session.tree is None else _tree_kind(session.tree)
     session = variants["chain"][0]
     runs: dict[str, list[Generation]] = {name: [] for name in variants}
     rivals: list[Any] = []
@@ -64,12 +58,18 @@ def measure(
     ratios = _ratios(runs["chain"], runs["plain"])
     fast, plain = (total([run.statistics for run in runs[name]]) for name in ("chain", "plain"))
     progress("bench: cost curve")
-    costs = cost_curve(session, runs["plain"][-1].prompt + runs["plain"][-1].tokens)
+    grown = total([run.statistics for run in runs[tree]]) if tree else None
+    more = sizes_to_time(grown, max(ROWS, session.draft_max + 1)) if grown else []
+    costs = cost_curve(session, runs["plain"][-1].prompt + runs["plain"][-1].tokens, more)
     foreign = load.cores()
     own = fast.other_seconds / fast.verify_steps
     own_plain = plain.other_seconds / plain.verify_steps
     predicted = predict(fast.accepted_by_position, costs, own, own_plain)
     k = len(predicted)
+    kinds = {name: _about(found, runs["plain"]) for name, found in runs.items()}
+    kinds["chain"]["predicted_speedup"] = predicted[-1] if k else None
+    if tree and grown:
+        kinds[tree]["predicted_speedup"] = predict_tree(grown, costs, own_plain)
     return {
         "model": session.name,
         "prompts": len(prompts),
@@ -83,7 +83,7 @@ def measure(
         "predicted_speedup": predicted[-1] if k else None,
         "predicted_by_draft_length": predicted,
         "identical": all(a.tokens == b.tokens for a, b in zip(runs["chain"], runs["plain"], strict=True)),
-        "kinds": {name: _about(found, runs["plain"]) for name, found in runs.items()},
+        "kinds": kinds,
         "llama_cpp": _about_rival(rivals, runs["plain"]),
         "inflated": session.target.metadata.get("refspec.inflated"),
         "tau": fast.tau,
@@ -114,8 +114,12 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
         both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
-        found[f"tree {shaped.tree}"] = (shaped, {})
+        found[_tree_kind(shaped.tree)] = (shaped, {})
     return found
+
+
+def _tree_kind(shape: TreeShape) -> str:
+    return f"tree {shape}"
 
 
 def _ratios(fast: Sequence[Generation], plain: Sequence[Generation]) -> list[float]:
@@ -123,11 +127,11 @@ def _ratios(fast: Sequence[Generation], plain: Sequence[Generation]) -> list[flo
 
 
 def _about(runs: Sequence[Generation], plain: Sequence[Generation]) -> dict[str, Any]:
-    """One kind in numbers, beside plain decoding of the same prompts."""
+    """One kind in numbers, beside plain decoding of the same prompts; nothing is predicted of most."""
     ratios, everything = _ratios(runs, plain), total([run.statistics for run in runs])
     return {
         "tokens_per_second": median(run.statistics.tokens_per_second for run in runs), "speedup": median(ratios),
-        "speedup_range": [min(ratios), max(ratios)], "tau": everything.tau, "windows": everything.windows,
+        "speedup_range": [min(ratios), max(ratios)], "predicted_speedup": None, "tau": everything.tau, "windows": everything.windows,
         "own_share": everything.own_share, "identical": all(a.tokens == b.tokens for a, b in zip(runs, plain, strict=True)),
     }  # fmt: skip
 
@@ -163,73 +167,12 @@ def total(runs: Sequence[Statistics]) -> Statistics:
             mine, theirs = getattr(out, name), getattr(run, name)
             width = max(len(mine), len(theirs))
             setattr(out, name, [sum(pair) for pair in zip(_padded(mine, width), _padded(theirs, width), strict=True)])
+        out.tree_sizes += run.tree_sizes
     return out
 
 
 def _padded(counts: list[int], width: int) -> list[int]:
     return counts + [0] * (width - len(counts))
-
-
-def cost_curve(session: Session, text: Sequence[int]) -> dict[str, Any]:
-    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
-
-    Between two runs of several rows the drafter runs, as in a decode cycle: what it reads takes the place of the target's weights in the
-    caches, and the target's threads go to sleep meanwhile.
-    """
-    target, drafter, k = session.target, session.drafter, session.draft_max
-    assert drafter is not None  # measure() is for sessions that have one
-    largest = max(ROWS, k + 1)
-    base = min(len(text), target.n_ctx) - largest
-    if base < 2:
-        raise RefspecError(f"bench: the text of {len(text)} tokens is too short for a cost curve; raise -n or -c")
-    target.capturing = True
-    for _ in prefill(target, drafter, text[: base + 1]):
-        pass
-    verify: dict[int, list[float]] = {rows: [] for rows in range(1, largest + 1)}
-    draft, extend = [], []
-    for _ in range(ROUNDS):  # all sizes in turn: a disturbance then hits them alike
-        for rows, times in verify.items():
-            steady = []
-            for sample in range(SAMPLES + 1):
-                began = perf_counter()
-                target.decode(text[base : base + rows], logits="all")
-                if sample:  # the first run of a size pays for llama.cpp's new graph, which a decode cycle keeps
-                    steady.append(perf_counter() - began)
-                if rows > 1:
-                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
-                    drafter.draft(k)
-                    drafter.rollback(base)
-                if rows < largest or sample < SAMPLES:
-                    target.rollback(base)
-            times.append(median(steady))
-        features = target.features().copy()
-        target.rollback(base)
-        for sample in range(SAMPLES + 1):  # as a decode cycle has it: feed back, then draft; the first pays for graphs
-            began = perf_counter()
-            drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
-            extended = perf_counter()
-            drafted = len(drafter.draft(k).tokens)
-            if sample:
-                draft.append((perf_counter() - extended) / max(drafted, 1))
-                extend.append(extended - began)
-            drafter.rollback(base)
-    return {
-        "verify_seconds": list(in_proportion(verify).values()),
-        "draft_token_seconds": median(draft),
-        "extend_seconds": median(extend),
-    }
-
-
-def predict(acceptance: Sequence[float], costs: dict[str, Any], own: float, own_plain: float) -> list[float]:
-    """Predicted speedup of draft lengths 1..K over plain decoding, by the formula in the head of this file."""
-    verify, out, tau = costs["verify_seconds"], [], 1.0
-    for k, share in enumerate(acceptance, start=1):
-        if k >= len(verify):
-            break
-        tau += share
-        step = verify[k] + k * costs["draft_token_seconds"] + costs["extend_seconds"] + own
-        out.append(tau * (verify[0] + own_plain) / step)
-    return out
 
 
 class ForeignLoad:
@@ -279,12 +222,15 @@ def table(m: dict[str, Any]) -> list[str]:
         f"drafted token    {m['draft_token_seconds'] * 1e6:8.0f} us ({m['draft_token_seconds'] / verify[0]:.3f} of one target token)",
         f"feeding back     {m['extend_seconds'] * 1e6:8.0f} us for two rows",
     ]
+    if more := m["more_verify_seconds"]:
+        out.append("rows of trees    " + ", ".join(f"{rows}: {seconds * 1e6:.0f} us" for rows, seconds in more.items()))
     if by_length := m["predicted_by_draft_length"]:
         out.append("predicted for k  " + _row(by_length, "8.2f") + "  k = 1, 2, ...")
     for name, kind in m["kinds"].items():
         low, high = kind["speedup_range"]
+        predicted = "" if kind["predicted_speedup"] is None else f", predicted {kind['predicted_speedup']:.2f} x"
         out.append(
-            f"{name:16} {kind['tokens_per_second']:8.1f} tokens/s {kind['speedup']:6.2f} x ({low:.2f} to {high:.2f}), tau {kind['tau']:.2f}"
+            f"{name:16} {kind['tokens_per_second']:8.1f} tokens/s {kind['speedup']:6.2f} x ({low:.2f} to {high:.2f}){predicted}, tau {kind['tau']:.2f}"
             + ("" if name == "plain" else f", drafted 0, 1, ... tokens in {' '.join(map(str, kind['windows']))} steps")
             + ("" if kind["identical"] else ", text differs somewhere")
         )

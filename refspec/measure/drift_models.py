@@ -13,12 +13,15 @@ from typing import Any
 from refspec import embedded, kinds, native
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.lookup import LookupDrafter
+from refspec.engine import drafter_config
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.drafter_meta import SHARED
+from refspec.formats import drafter_meta
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.formats.recast import is_f32, recast
 from refspec.measure.journal import fingerprint
 from refspec.targets.llama import LlamaTarget
+from refspec.targets.llama_tree import check_shares
+from refspec.trees.tree import TreeShape
 
 
 def load_pairs(
@@ -32,12 +35,13 @@ def load_pairs(
     anchors: Sequence[float] = (),
     engine: str = "reference",
     lookup: bool = False,
+    trees: Sequence[TreeShape] = (),
 ) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
     """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
 
     Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
     `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for llama.cpp unless
-    a directory or an anchor needs the reference. `lookup` adds prompt lookup. Each `anchors` value adds every drafter once more, with that bonus.
+    a directory or an anchor needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3 drafters are such as grow them. Each `anchors` value adds every drafter once more, with that bonus.
     Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
@@ -69,17 +73,29 @@ def load_pairs(
         "flash_attn": "off" if strict else "auto",
     }  # fmt: skip
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), pair_rows=strict, **settings)
-    if engine == "llama":
-        try:
+    try:
+        if trees:
+            check_shares(target)  # it runs none here, but trees it could not run are worth nothing
+        if engine == "llama":
             for name, path in files.items():
                 weights = str(recast(path, "f32")) if strict and not is_f32(path) else path
-                read_drafters[name] = kinds.make_drafter(weights, target, lookup=False, **settings)
-        except BaseException:
-            target.close()
-            raise
+                read_drafters[name] = _on_llama(path, weights, model, target, trees, settings)
+    except BaseException:
+        target.close()
+        raise
     if lookup:
         read_drafters["lookup"] = LookupDrafter()
     return target, read_drafters, prints
+
+
+def _on_llama(path: str, weights: str, model: str, target: LlamaTarget, trees: Sequence[TreeShape], settings: dict[str, Any]) -> Any:
+    """The drafter on llama.cpp, one that grows trees if there are any; `weights` is the file at `path` or its recast."""
+    if not trees or not kinds.is_eagle3(path):
+        return kinds.make_drafter(weights, target, lookup=False, **settings)
+    if drafter_meta.graph_reasons(drafter_config(read_gguf_header(path), in_graph=False)):
+        return read(path, model)  # refspec's own kernels, which would run it, draft chains only; the reference grows trees of any drafter
+    broadest = max(trees, key=lambda shape: shape.top_k)
+    return kinds.make_drafter(weights, target, lookup=False, tree=broadest, **settings)
 
 
 def read(path: str, model: str) -> Eagle3Drafter:
@@ -95,7 +111,7 @@ def read(path: str, model: str) -> Eagle3Drafter:
         config, weights = read_drafter(path)
         info, facts = read_gguf_header(model), target_facts(model)
         check_pair(read_gguf_header(path), config, info, facts.hidden_size, facts.vocab_size, facts.n_layer)
-        for name in (n for n in SHARED if n not in weights):
+        for name in (n for n in drafter_meta.SHARED if n not in weights):
             weights[name] = facts.matrix(name).load()
     try:
         return Eagle3Drafter(config, weights, native)

@@ -123,6 +123,11 @@ class LlamaTreeTarget(LlamaTarget):
 
     def _check_kind(self) -> None:
         super()._check_kind()
-        recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
-        if recurrent or self.arch in UNSHARED_ARCHS:
-            raise BackendError(f"{self.path}: architecture {self.arch!r} cannot run several continuations at once; draft chains, not trees")
+        check_shares(self)
+
+
+def check_shares(target: LlamaTarget) -> None:
+    """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
+    recurrent = lib.model_is_recurrent(target.model.handle) or lib.model_is_hybrid(target.model.handle)
+    if recurrent or target.arch in UNSHARED_ARCHS:
+        raise BackendError(f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees")

@@ -65,7 +65,7 @@ def speculate_tree(
         rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents)
         verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
         accepted, tokens = verdict.accepted, verdict.tokens
-        drafted = tree.tokens[_continued(tree, verdict.path)].tolist()
+        drafted = tree.tokens[continued(tree, verdict.path)].tolist()
 
         # commit: the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
         target.keep_path(verdict.path)
@@ -86,7 +86,7 @@ class _OneCoin:
         self.sampler, self.seed = sampler, seed
 
     def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int) -> Tree:
-        return drafter.draft_tree(shape._replace(temperature=max(self.sampler.temperature, COLDEST)))
+        return drafter.draft_tree(asked_at(shape, self.sampler))
 
     def verify(self, logits: Rows, tree: Tree, position: int) -> TreeVerdict:
         n = tree.height + 1
@@ -114,6 +114,11 @@ class _SampledTrees:
         return verify_tree_rejection(logits, tree, self.sampler, accept, residual)
 
 
+def asked_at(shape: TreeShape, sampler: Sampler) -> TreeShape:
+    """The shape with the temperature at which a drafter is asked for a deterministic tree: see COLDEST."""
+    return shape._replace(temperature=max(sampler.temperature, COLDEST))
+
+
 def cut_after_end(tree: Tree, end_tokens: Container[int]) -> Tree:
     """Drop what follows an end-of-generation token: it could only cost time."""
     kept: list[int] = []
@@ -126,7 +131,7 @@ def cut_after_end(tree: Tree, end_tokens: Container[int]) -> Tree:
     return tree if len(kept) == len(tree.tokens) else tree.keep(kept)
 
 
-def _continued(tree: Tree, path: list[int]) -> list[int]:
+def continued(tree: Tree, path: list[int]) -> list[int]:
     """The path that stands and then the first child of each node to a leaf: what a chain would have called its draft."""
     nodes = list(path)
     following = tree.children(nodes[-1] if nodes else ROOT)
