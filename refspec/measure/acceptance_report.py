@@ -7,7 +7,7 @@ the chain of as many draft tokens as the tree has nodes, so that both judge the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -137,22 +137,25 @@ def table(measured: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _at(row: Any, keys: Sequence[str]) -> Value:
+    for key in keys:
+        row = row[key]
+    return row  # type: ignore[no-any-return]
+
+
 def _block(families: Mapping[str, Any], names: Sequence[str], others: Sequence[str], k: str) -> list[str]:
     """The families' lines for one draft length or tree, and acceptance by position."""
     twin = _twin(k)
-    columns: list[tuple[str, Callable[[Any], Value]]] = []
+    columns: list[tuple[str, tuple[str, ...]]] = []  # heading, and where a family holds the value
     for name in names:
-        columns.append((f"tau {name}", lambda f, name=name: f["drafters"][name][k]["tau"]))
+        columns.append((f"tau {name}", ("drafters", name, k, "tau")))
         if twin is not None:
-            columns.append((f"chain {name}", lambda f, name=name: f["drafters"][name][twin]["tau"]))
-            columns.append((f"gain {name}", lambda f, name=name: f["over_chain"][name][k]))
-    for name in others:
-        if k in families["all"]["ratio"][name]:
-            columns.append((f"x {name}", lambda f, name=name: f["ratio"][name][k]))
+            columns += [(f"chain {name}", ("drafters", name, twin, "tau")), (f"gain {name}", ("over_chain", name, k))]
+    columns += [(f"x {name}", ("ratio", name, k)) for name in others if k in families["all"]["ratio"][name]]
     width = max(len("family"), *(len(family) for family in families))
     lines = [f"{'family':<{width}}  prompts   tokens  " + "  ".join(f"{head:>12}" for head, _ in columns)]
     for family, row in families.items():
-        cells = "  ".join(f"{cell(value(row), 2):>{max(12, len(head))}}" for head, value in columns)
+        cells = "  ".join(f"{cell(_at(row, keys), 2):>{max(12, len(head))}}" for head, keys in columns)
         lines.append(f"{family:<{width}}  {row['prompts']:7d}  {row['generated_tokens']:7d}  {cells}")
     lines.append("accepted by position, over all families" + ("" if twin is None else "; rows verified per step, of trees and of chains"))
     label = max(len(name) for name in names)
