@@ -15,7 +15,7 @@ from refspec.cli.group import main, note
 from refspec.errors import CheckpointError, UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
-ACCEPTANCE = {"count", "max_tokens", "draft_max", "temp", "seed", "turns", "perturb", "context", "families", "anchor"}
+ACCEPTANCE = {"count", "max_tokens", "draft_max", "temp", "seed", "turns", "perturb", "context", "families", "anchor", "tree"}
 DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "families", "anchor"}
 NEITHER = {"name", "kind", "runs"}
 
@@ -108,7 +108,7 @@ def _options(
         return shared | own | {"count": entry.get("count", 20)}
     own = {
         "draft_max": str(entry.get("draft_max", "5")), "context": entry.get("context"), "perturbations": tuple(entry.get("perturb", ())),
-        "turns": entry.get("turns"), "baseline": None, "engine": None, "out": partial,
+        "turns": entry.get("turns"), "trees": tuple(entry.get("tree", ())), "baseline": None, "engine": None, "out": partial,
     }  # fmt: skip
     return shared | own
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from drift_toys import cli_models
@@ -146,3 +147,24 @@ def test_seeds_measured_on_different_prompts_are_refused(tmp_path):
     (records / "depth-ttt1-seed2" / "standard.json").write_text(json.dumps(other))
     with pytest.raises(CheckpointError, match="different prompts"):
         findings.derive(read(records))
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def near(one, other):
+    """Equal but for the rounding of sums on another machine."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(near, one, other))
+    return one == pytest.approx(other, abs=2e-6) if isinstance(one, float) else one == other
+
+
+def test_the_committed_page_says_what_the_committed_records_hold():
+    committed = json.loads((DOCS / "findings.json").read_text())
+    assert near(json.loads(json.dumps(findings.derive(read(DOCS / "records")))), committed)
+    page = (DOCS / "findings.md").read_text()
+    drawn = [path.stem.removeprefix("findings-") for path in DOCS.glob("findings-*.png")]
+    assert drawn and page == findings_text.markdown(committed, drawn)
+    assert all(f"findings-{name}.png" in page for name in drawn)
