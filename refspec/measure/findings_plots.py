@@ -113,15 +113,16 @@ def ablation(found: Mapping[str, Any]) -> Figure | None:
     variants = found["ablation"]
     if not variants:
         return None
-    figure = Figure(figsize=(12, 1.4 + 0.34 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
     lengths = list(next(iter(variants.values()))["tau"])
-    k = lengths[min(1, len(lengths) - 1)] if lengths else None
-    wanted: Sequence[tuple[str, Callable[[dict[str, Any]], Any]]] = (
+    wanted: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("growth of the state to the last depth", lambda v: v["growth"]),
         ("attention on own tokens there", lambda v: v["chain"]),
-        (f"tau / plain drafter's, draft length {k}", lambda v: v["ratio"].get(k)),
-    )
+    ]
+    if lengths:
+        k = lengths[min(1, len(lengths) - 1)]
+        wanted.append((f"tau / plain drafter's, draft length {k}", lambda v: v["ratio"].get(k)))
+    figure = Figure(figsize=(4 * len(wanted), 1.4 + 0.34 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(wanted), sharey=True)
     for panel, (title, of) in zip(panels, wanted, strict=True):
         for y, entry in enumerate(variants.values()):
             value = of(entry)
