@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
@@ -18,8 +19,9 @@ from refspec.cli.measure import json_option
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="The most threads to try; every processor if not given.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of every cost curve; more is steadier.")
+@click.option("--after", type=click.IntRange(8), metavar="N", help="Measure after N tokens of context, for long prompts; 128 if not given.")
 @json_option
-def tune(model: str | None, drafter: str | None, n_ctx: int, gpu_layers: int, threads: int | None, rounds: int, as_json: bool) -> None:
+def tune(model: str | None, drafter: str | None, as_json: bool, **how: Any) -> None:
     """Will speculation pay here? Cost curves over threads, flash attention, cache type and repacked weights; the best is kept."""
     from refspec.windows import tune as measuring
     from refspec.windows import tune_report
@@ -31,5 +33,5 @@ def tune(model: str | None, drafter: str | None, n_ctx: int, gpu_layers: int, th
             bar.length = total
             bar.update(done - bar.pos, what)
 
-        record = measuring.run(model, drafter, n_ctx=n_ctx, gpu_layers=gpu_layers, threads=threads, rounds=rounds, progress=show)
+        record = measuring.run(model, drafter, progress=show, **how)
     click.echo(json.dumps(record) if as_json else "\n".join(tune_report.table(record)))

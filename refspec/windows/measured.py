@@ -24,22 +24,25 @@ if TYPE_CHECKING:
 
 MOST = 8  # the longest draft considered
 SAMPLES = 3  # runs of one size in a row, after one that builds the graph
-CONTEXT = 128  # tokens the costs are measured after
+CONTEXT = 128  # tokens the costs are measured after, unless told
 BUDGET = 0.3  # seconds that a session may spend on this before its first answer
 ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
 
 
-def text_for(session: Session) -> list[int]:
-    """Tokens to measure on, CONTEXT and MOST + 1 more: built-in prompts, or any ids for a file without a tokenizer."""
-    room = min(session.target.n_ctx - MOST - 2, CONTEXT)
-    if room < 8:
-        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in; raise it (-c)")
+def text_for(session: Session, after: int | None = None) -> list[int]:
+    """Tokens to measure on, `after` (CONTEXT, or what fits) and MOST + 1 more: built-in prompts, or any ids for a file without a tokenizer.
+
+    Raises RefspecError for a context too small.
+    """
+    room = min(session.target.n_ctx - MOST - 2, after or CONTEXT)
+    if room < (after or 8):
+        where = f" after {after} tokens" if after else ""
+        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in{where}; raise it (-c)")
     tokens: list[int] = []
     try:
-        for prompt in built_in(64):
-            tokens += session.encode(prompt, raw=True)
-            if len(tokens) > room + MOST:
-                break
+        prompts = [session.encode(prompt, raw=True) for prompt in built_in(64)]
+        while any(prompts) and len(tokens) <= room + MOST:  # what the tokens are does not change what a row costs
+            tokens += [token for prompt in prompts for token in prompt]
     except RefspecError:
         tokens = []
     while len(tokens) <= room + MOST:

@@ -40,11 +40,13 @@ def run(
     gpu_layers: int = 0,
     threads: int | None = None,
     rounds: int = ROUNDS,
+    after: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, all, what: None,
 ) -> dict[str, Any]:
     """Measure, choose and store; returns the record: `settings` tried, `refused`, `chosen`, `costs` of it, `accepted`, `predicted` by length.
 
     `threads` is the most to try, every processor if not given. A form llama.cpp refuses for this model is left out, with its reason.
+    Costs are those `after` so many tokens of context, 128 or what fits if not given: attention's part grows, and not alike in all forms.
 
     Raises what `api.load` raises, and RefspecError where the context is too small to measure in.
     """
@@ -74,14 +76,14 @@ def run(
         with session:
             if not tried and session.drafter is not None:
                 accepted = _acceptance(session)
-            tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, accepted))
+            tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, accepted, after))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
     form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
     by_count: dict[int, Setting] = {}
     for i, n in enumerate(counts, start=len(forms)):
         progress(i, total, f"{n} threads")
         with _session(names, form | {"threads": n, "threads_batch": n}) as session:
-            by_count[n] = form | {"threads": n, "threads_batch": n} | _priced(session, rounds, accepted)
+            by_count[n] = form | {"threads": n, "threads_batch": n} | _priced(session, rounds, accepted, after)
             tried.append(by_count[n])
     one = min(counts, key=lambda n: by_count[n]["target"][1])
     several = max(counts, key=lambda n: by_count[n]["tokens_per_second"])
@@ -97,6 +99,8 @@ def run(
         "settings": tried, "refused": refused, "accepted": accepted, "predicted": final["by_length"], "speedup": final["speedup"],
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
+    if after:
+        record["after"] = after
     record["file"] = str(tune_store.save(model, drafter, record))
     progress(total, total, "done")
     return record
@@ -121,9 +125,9 @@ def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequenc
     return {"by_length": out, "best": best, "speedup": speedup, "tokens_per_second": speedup / rows[1]}
 
 
-def _priced(session: Session, rounds: int, accepted: Sequence[float]) -> Setting:
+def _priced(session: Session, rounds: int, accepted: Sequence[float], after: int | None) -> Setting:
     """What steps cost in one setting, and the verdict on it."""
-    costs = measured.measure(session, measured.text_for(session), rounds)
+    costs = measured.measure(session, measured.text_for(session, after), rounds)
     return costs | verdict(costs["target"], costs["feed"], costs["draft"], accepted)
 
 

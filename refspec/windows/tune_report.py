@@ -28,8 +28,9 @@ def table(record: Mapping[str, Any]) -> list[str]:
     """Every setting tried with its costs and prediction, then the verdict."""
     tried, accepted = record["settings"], record["accepted"]
     sizes = sorted(int(r) for r in tried[0]["target"])
+    where = f" after {record['after']} tokens" if "after" in record else ""
     lines = [
-        "cost of verifying rows together, one token of the same setting = 1",
+        f"cost of verifying rows together{where}, one token of the same setting = 1",
         f"{'flash':6}{'cache':6}{'weights':10}{'threads':>8}{'us/token':>10}" + "".join(f"{r:6d}" for r in sizes) + f"{'switch':>8}{'predicted':>11}",
     ]
     for s in tried:

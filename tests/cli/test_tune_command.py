@@ -6,7 +6,7 @@ import os
 import pytest
 from cli_models import call, one_line_error, record, write_pair
 
-from refspec.windows import tune, tune_report, tune_store
+from refspec.windows import measured, tune, tune_report, tune_store
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,21 @@ def test_a_target_alone_gives_costs_and_no_verdict(tuned, tmp_path):
     pair, _ = tuned
     result = call("tune", "-m", pair[0], "-c", "64", "-t", "1", "--rounds", "1")
     assert result.exit_code == 0 and "no drafter was named" in result.stdout
+
+
+def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monkeypatch):
+    pair, _ = tuned
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
+    lengths = []
+    measure = measured.measure
+    monkeypatch.setattr(measured, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds))
+    result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
+    assert result.exit_code == 0 and "together after 140 tokens" in result.stdout
+    assert set(lengths) == {140 + measured.MOST + 1}
+    refused = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--after", "159")
+    assert refused.exit_code == 1
+    told = refused.stderr.splitlines()[-1]  # under the bar
+    assert "160 positions is too small to measure in after 159 tokens" in told and "-c" in told
 
 
 def test_what_cannot_be_tuned_is_one_line(tmp_path):
