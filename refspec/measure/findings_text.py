@@ -136,7 +136,7 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
     out += _hurt(found)
     lines = ["| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
     for name, title in {**titles, "sampled": "Sampled text"}.items():
-        groups = next(iter(by_record.get(name, {}).values()), {})  # the same at every length this was measured at
+        groups: Mapping[str, Value] = next(iter(by_record.get(name, {}).values()), {})  # the same at every length this was measured at
         for group in [g for g in groups if g != "all" or name == "sampled"]:
             cells = [interval(by_record[name].get(str(k), {}).get(group)) for k in lengths]
             lines.append(f"| {title}: {NAMES.get((name, group), group)} | " + " | ".join(cells) + " |")
