@@ -71,11 +71,11 @@ def block(
     if anchor is not None and weights is not None:
         a, weights = anchored(weights, cache.values, anchor)  # [T, nh*hd], [nh, T, S]
 
-    r, o = residual(c, g, s), linear(w, "attn_output", a, ops)  # [T, H] each
-    y = r + o  # [T, H]
+    beside, added = residual(c, g, s), linear(w, "attn_output", a, ops)  # [T, H] each
+    y = beside + added  # [T, H]
     z = ops.rms_norm(y, w["ffn_norm"], eps)  # [T, H]
     f = ops.swiglu(linear(w, "ffn_gate", z, ops), linear(w, "ffn_up", z, ops))  # [T, F]
-    return y + linear(w, "ffn_down", f, ops), None if weights is None else Attention(weights, r, o)  # [T, H]
+    return y + linear(w, "ffn_down", f, ops), None if weights is None else Attention(weights, beside, added)  # [T, H]
 
 
 class Attention(NamedTuple):
@@ -83,7 +83,7 @@ class Attention(NamedTuple):
 
     weights: Array  # [nh, T, S], 0 where a row does not see
     residual: Array  # [T, H] what its output was added to
-    output: Array  # [T, H]
+    added: Array  # [T, H] that output
 
 
 class Anchor(NamedTuple):

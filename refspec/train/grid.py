@@ -16,13 +16,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, UsageError
+from ..measure.findings_records import JOB
 from ..measure.journal import fingerprint
 from .drafter import TrainedDrafter
 from .drafters import LENGTH, ROWS, Training, drafter_for, train_drafters
 from .loop import read_checkpoint
 from .plan import Job, Plan
 
-JOB = "refspec-grid-job-1"
 VALIDATE_EVERY, VALIDATION_BATCHES = 400, 16  # as run_steps and Training do
 TIMED = 2  # steps of each depth timed for an estimate, after one that warms up
 

@@ -7,6 +7,7 @@ instead of learning from its first steps, where every size of batch is new and o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,11 @@ def text_for(session: Session, after: int | None = None) -> list[int]:
         raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in{where}; raise it (-c)")
     tokens: list[int] = []
     try:
-        prompts = [session.encode(prompt, raw=True) for prompt in built_in(64)]
-        while any(prompts) and len(tokens) <= room + MOST:  # what the tokens are does not change what a row costs
-            tokens += [token for prompt in prompts for token in prompt]
+        for prompt in cycle(built_in(64)):  # what the tokens are does not change what a row costs
+            more = session.encode(prompt, raw=True)
+            tokens += more
+            if not more or len(tokens) > room + MOST:
+                break
     except RefspecError:
         tokens = []
     while len(tokens) <= room + MOST:
