@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from loop_toys import TEMPERS, Noisy, Perfect, ToyTarget
 from test_sampled_law import PROMPT, Halves, Quarters, Tape
-from window_simulation import MOST, Machine, best_fixed, boastful, flat, sure, tokens_per_second
+from window_simulation import MOST, Fixed, Machine, best_fixed, boastful, flat, sure, tokens_per_second
 
 from refspec import speculate as module
 from refspec.api import Session
@@ -19,7 +19,7 @@ from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import RESERVE, WATCH, Window
+from refspec.windows.window import RESERVE, STAKE, WATCH, Window
 
 
 class Whim(Window):
@@ -167,6 +167,27 @@ def test_a_drafter_that_never_pays_costs_the_reserve_once_and_the_watch_of_the_r
     lost = TOKENS / tokens_per_second(window, machine, flat(0.02), TOKENS, 0) - TOKENS / plain
     most = RESERVE + WATCH * TOKENS + 9  # one step may overdraw the account
     assert window.off and 0 < lost * plain <= most
+
+
+@pytest.mark.parametrize("length", [20, 60, 200])
+def test_many_texts_cost_no_more_than_twice_the_watch(length):
+    machine, texts, dear = Machine([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], noise=0.0), 6000 // length, flat(0.02)
+    window = Window(MOST)
+    took = sum(length / tokens_per_second(window, machine, dear, length, seed) for seed in range(texts))
+    plain = sum(length / tokens_per_second(Fixed(0), machine, dear, length, seed) for seed in range(texts))
+    decided = texts * (length + MOST)  # a step may decide more than the text has room for
+    assert 0 < (took - plain) / machine.rows[1] <= RESERVE + 2 * WATCH * decided + 9
+
+
+def test_a_new_text_gets_a_try_at_half_the_stake():
+    window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}))
+    window.off, window.account, window.reserve = True, STAKE / 2, STAKE / 2
+    assert window.plan(MOST) == 0  # the same text waits for the whole of it
+    window.begin()
+    assert window.plan(MOST) > 0
+    window.off, window.account, window.reserve = True, STAKE / 2 - 0.01, STAKE
+    window.begin()
+    assert window.plan(MOST) == 0
 
 
 def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
