@@ -173,7 +173,7 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         "<title>refspec drift</title><style>"
         "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}img{max-width:100%}"
-        "table{border-collapse:collapse;font-size:12px;margin-bottom:2em}td,th{padding:2px 8px;text-align:right}"
+        "table{border-collapse:collapse;font-size:11px;margin-bottom:2em}td,th{padding:2px 5px;text-align:right;white-space:nowrap}"
         "tr:nth-child(even){background:#f3f3f3}figure{margin:0 0 2em}.wide{overflow-x:auto}</style></head><body>",
         f"<h1>Attention drift by chain depth</h1><p>{html.escape(about)}.</p>",
     ]
