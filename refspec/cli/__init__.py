@@ -17,6 +17,7 @@ import refspec.cli.inflate
 import refspec.cli.measure
 import refspec.cli.regenerate
 import refspec.cli.stock
+import refspec.cli.sweep
 import refspec.cli.train
 import refspec.cli.tune  # noqa: F401
 from refspec.cli.group import main

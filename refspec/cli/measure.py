@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -60,14 +61,11 @@ def speed(
     with drafting(o) as session:
         other = None
         if rival is not None:
-            program = bench_rival.Rival(rival, session.name, getattr(session.drafter, "path", ""))
-            as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
-            settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
+            program = rival_of(rival, session, texts, max_tokens, o)
             length = session.draft_max if session.tree is None else DRAFT_MAX  # as benchmark.kinds_of
-            settings |= {"max_tokens": max_tokens, "draft_max": length, "n_ctx": session.target.n_ctx}
 
             def other(prompt: str) -> bench_rival.Run:
-                return program.run(as_text[prompt], **settings)
+                return program(prompt, length)
 
         measured = benchmark.measure(
             session, texts, max_tokens=max_tokens, repeat=repeat, progress=note, rival=other
@@ -132,6 +130,17 @@ def verify(
     broken = session.bit_strict and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
+
+
+def rival_of(folder: str, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any]:
+    """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`."""
+    from refspec.measure import bench_rival
+
+    program = bench_rival.Rival(folder, session.name, getattr(session.drafter, "path", ""))
+    as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
+    settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
+    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx}
+    return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 
 def drafting(o: dict[str, Any]) -> Any:

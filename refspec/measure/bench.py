@@ -22,7 +22,7 @@ from refspec.measure.prompts import built_in
 from refspec.metrics import Statistics
 from refspec.trees.tree import TreeShape
 
-__all__ = ["ROWS", "ForeignLoad", "kinds_of", "measure", "predict", "table", "total"]
+__all__ = ["ROWS", "ForeignLoad", "foreign_line", "kinds_of", "measure", "predict", "run_prompt", "table", "total"]
 
 PROMPTS = built_in(6)  # one of each kind
 FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
@@ -48,11 +48,11 @@ def measure(
     rivals: list[Any] = []
     for i, prompt in enumerate(prompts):
         progress(f"bench: prompt {i + 1} of {len(prompts)}")
-        _run(session, prompt, {}, 8)  # pages in what the first timed run would otherwise pay for
+        run_prompt(session, prompt, {}, 8)  # pages in what the first timed run would otherwise pay for
         for turn in range(repeat):
             names = list(variants) if turn % 2 else list(variants)[::-1]  # who goes first changes
             for name in names:
-                runs[name].append(_run(variants[name][0], prompt, variants[name][1], max_tokens))
+                runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1], max_tokens))
             if rival is not None:
                 rivals.append(rival(prompt))
     ratios = _ratios(runs["chain"], runs["plain"])
@@ -146,12 +146,15 @@ def _about_rival(runs: Sequence[Any], plain: Sequence[Generation]) -> dict[str, 
     }  # fmt: skip
 
 
-def _run(session: Session, prompt: str, options: dict[str, Any], max_tokens: int) -> Generation:
-    generation = session.generate(prompt, max_tokens=max_tokens, **options)
+def run_prompt(session: Session, prompt: str | Sequence[int], options: dict[str, Any], max_tokens: int) -> Generation:
+    """One generation from a text or tokens to its end, with `options` of `Session.generate`; RefspecError where nothing comes."""
+    given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
+    generation = session.generate(**given, max_tokens=max_tokens, **options)
     for _ in generation:
         pass
     if generation.statistics.verify_steps == 0:
-        raise RefspecError(f"bench: nothing was generated for the prompt {prompt[:40]!r}; choose another")
+        what = f"the prompt {prompt[:40]!r}" if isinstance(prompt, str) else f"a prompt of {len(prompt)} tokens"
+        raise RefspecError(f"bench: nothing was generated for {what}; choose another")
     return generation
 
 
@@ -239,12 +242,18 @@ def table(m: dict[str, Any]) -> list[str]:
         out.append(f"llama.cpp's own  {rival['tokens_per_second']:8.1f} tokens/s {rival['speedup']:6.2f} x ({low:.2f} to {high:.2f})")
     if m["inflated"]:
         out.append(f"target           {m['inflated']}")
-    foreign = m["foreign_cores"]
-    out.append("other processes  " + ("unknown" if foreign is None else f"{foreign:8.2f} of {m['cores']} cores"))
-    if foreign is not None and foreign > FOREIGN_LIMIT:
-        out.append("  The machine was not idle: these times say little. Repeat without the other load.")
+    out += foreign_line(m)
     if m["speedup"] < 1:
         out.append("Speculation LOSES here: plain decoding (--no-spec) or another --draft-max is faster.")
+    return out
+
+
+def foreign_line(m: dict[str, Any]) -> list[str]:
+    """What other processes used meanwhile, and a warning where it was much."""
+    foreign = m["foreign_cores"]
+    out = ["other processes  " + ("unknown" if foreign is None else f"{foreign:8.2f} of {m['cores']} cores")]
+    if foreign is not None and foreign > FOREIGN_LIMIT:
+        out.append("  The machine was not idle: these times say little. Repeat without the other load.")
     return out
 
 

@@ -1,0 +1,167 @@
+"""The best way to draft, searched: plain decoding, every fixed draft length, the adaptive window, by family of prompts.
+
+What `bench speed` does for one draft length, this does for many, to answer two questions: which setting is the fastest for this pair
+here, and is `--adaptive`, which nobody had to choose, as fast? Not a search by model: every kind runs on every prompt, one after the
+other, in an order that turns round with each repetition.
+
+Of a prompt and a kind the median of its repetitions counts, seconds for each token. A family's speedup is the time plain decoding takes
+for its prompts over that of the kind, each for as many tokens as plain decoding decided. The best fixed length of a family is the best
+of several noisy numbers, hence too good rather than too bad.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from refspec.api import ADAPTIVE_MAX, Session
+from refspec.drafters.fallback import FallbackDrafter
+from refspec.drafters.lookup import LookupDrafter
+from refspec.errors import UsageError
+from refspec.measure.acceptance import room_for
+from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt
+from refspec.measure.prompts import Prompt, fit
+
+PLAIN = "plain"
+SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "lookup": "lookup", "llama.cpp": "cpp "}  # heads of columns
+
+
+class Kind(NamedTuple):
+    """One way to decode: its session, the options of its runs, and whether its draft length was given rather than chosen as it runs."""
+
+    session: Session
+    options: dict[str, Any]
+    fixed: bool = True
+
+
+def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[str, Kind]:
+    """The kinds to compare on a session with a drafter, by name; `lookup`: each also with drafts from the text where the drafter is unsure.
+
+    A session made for trees runs chains on the same target too.
+    """
+    target, drafter = session.target, session.drafter
+    assert drafter is not None
+    chains = Session(target, drafter, draft_max=max(lengths), name=session.name)
+    chains.tuned = session.tuned
+    most = max(ADAPTIVE_MAX, *lengths)
+    found = {PLAIN: Kind(chains, {"speculate": False})}
+    for suffix, owner in (("", chains), (" + lookup", None)):
+        if owner is None:
+            if not lookup:
+                break
+            if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
+                raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
+            owner = Session(target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name)
+            owner.tuned = session.tuned
+        found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}) for k in lengths}
+        found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most}, fixed=False)
+    if session.tree is not None:
+        found[f"tree {session.tree}"] = Kind(session, {})
+    return found
+
+
+def measure(
+    session: Session,
+    prompts: Sequence[Prompt],
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    repeat: int,
+    lookup: bool = False,
+    progress: Callable[[], None] = lambda: None,
+    rival: Callable[[str, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Run every kind on every prompt; {families: [...], all: {...}} and what was measured how. Rates are tokens per second.
+
+    `rival`, if given, runs another program on a prompt with a draft length and returns an object with its `tokens_per_second`. Of a
+    family: `speedup` {kind: over plain decoding}, `tau` {kind: tokens per verify step}, `best_fixed` (a kind) and `adaptive_share`, what
+    the adaptive window reaches of the best of plain decoding and fixed lengths without lookup. A prompt too long for the
+    context loses its beginning, and with a `rival`, which cannot do that, raises UsageError.
+    """
+    load, kinds = ForeignLoad(), kinds_of(session, lengths, lookup=lookup)
+    room = room_for(session, max_tokens, None)
+    programs = [] if rival is None else [f"llama.cpp {k}" for k in lengths]
+    rows: list[dict[str, Any]] = []
+    for i, prompt in enumerate(prompts):
+        tokens = session.encode(prompt.text)
+        if rival is not None and len(tokens) > room:
+            raise UsageError(f"a prompt of {prompt.family} has {len(tokens)} tokens, and {room} fit; raise -c, or leave the family out (--family)")
+        tokens = fit(tokens, room)
+        for kind in kinds.values() if i == 0 else ():  # page in what the first timed runs would otherwise pay for
+            run_prompt(kind.session, tokens, kind.options, 8)
+        spent: dict[str, list[float]] = {name: [] for name in [*kinds, *programs]}
+        steps: dict[str, tuple[int, int]] = dict.fromkeys(kinds, (0, 0))
+        for turn in range(repeat):
+            for name in list(spent) if (i + turn) % 2 else list(spent)[::-1]:
+                if name in kinds:
+                    said = run_prompt(kinds[name].session, tokens, kinds[name].options, max_tokens).statistics
+                    steps[name] = (said.generated_tokens, said.verify_steps)
+                else:
+                    assert rival is not None
+                    said = rival(prompt.text, int(name.split()[1]))
+                spent[name].append(1 / said.tokens_per_second)
+        decided = steps[PLAIN][0]
+        rows.append({"family": prompt.family, "tokens": decided, "seconds": {n: decided * median(s) for n, s in spent.items()}, "steps": steps})
+        progress()
+    fixed = [name for name, kind in kinds.items() if kind.fixed and "lookup" not in name and "tree" not in name]
+    names = list(dict.fromkeys(row["family"] for row in rows))
+    return {
+        "model": session.name, "drafter": getattr(session.drafter, "path", None) and str(getattr(session.drafter, "path", "")),
+        "draft_max": list(lengths), "prompts": len(rows), "repeat": repeat, "max_tokens": max_tokens, "tuned": bool(session.tuned.record),
+        "inflated": session.target.metadata.get("refspec.inflated"),
+        "families": [_family(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": _family("all", rows, fixed),
+        "foreign_cores": load.cores(), "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def _family(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> dict[str, Any]:
+    """The rows of one family as one: times add up, and so do tokens and steps."""
+    seconds = {kind: sum(row["seconds"][kind] for row in rows) for kind in rows[0]["seconds"]}
+    steps = {kind: [sum(row["steps"][kind][i] for row in rows) for i in (0, 1)] for kind in rows[0]["steps"]}
+    speedup = {kind: seconds[PLAIN] / spent for kind, spent in seconds.items()}
+    best = max(fixed, key=speedup.__getitem__)
+    return {
+        "family": name, "prompts": len(rows), "plain_tokens_per_second": sum(row["tokens"] for row in rows) / seconds[PLAIN], "speedup": speedup,
+        "tau": {kind: tokens / count for kind, (tokens, count) in steps.items()}, "best_fixed": best,
+        "adaptive_share": speedup["adaptive"] / speedup[best],
+    }  # fmt: skip
+
+
+def table(m: dict[str, Any]) -> list[str]:
+    """The numbers of `measure` as lines of text."""
+    kinds = [kind for kind in m["all"]["speedup"] if kind != PLAIN]
+    heads = {kind: _head(kind) for kind in kinds}
+    name = max(len(f["family"]) for f in [*m["families"], m["all"]])
+    out = [
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens; speedup over plain decoding",
+        " " * name + "  plain t/s" + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds) + "  best fixed  adaptive of it",
+    ]
+    for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:
+        cells = "".join(f"{f['speedup'][kind]:{_width(heads[kind])}.2f}" for kind in kinds)
+        best = f["best_fixed"].removeprefix("chain ")
+        out.append(f"{f['family']:{name}} {f['plain_tokens_per_second']:10.1f}{cells}{best:>12}{f['adaptive_share']:16.2f}")
+    out.append("tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"]))
+    low = min(m["families"], key=lambda f: f["speedup"]["adaptive"])
+    far = min(m["families"], key=lambda f: f["adaptive_share"])
+    fastest = max(m["all"]["speedup"], key=m["all"]["speedup"].__getitem__)
+    out += [
+        f"adaptive: {m['all']['speedup']['adaptive']:.2f} x over all, at least {low['speedup']['adaptive']:.2f} x plain decoding ({low['family']}); "
+        f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
+        f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
+        "heads: draft lengths; + is with --lookup" + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
+    ]
+    if m["inflated"]:
+        out.append(f"target: {m['inflated']}")
+    return out + foreign_line(m)
+
+
+def _head(kind: str) -> str:
+    """A kind as the head of a column: 3, 3+, adapt, adapt+, tree, cpp 3."""
+    first, _, rest = kind.partition(" ")
+    return SHORT[first] + (rest.partition(" ")[0] if first in ("chain", "llama.cpp") else "") + ("+" if kind.endswith("lookup") else "")
+
+
+def _width(head: str) -> int:
+    return max(len(head) + 2, 6)

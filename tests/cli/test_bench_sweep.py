@@ -1,0 +1,81 @@
+"""`bench sweep`: every draft length and the adaptive window over families of prompts, and what is concluded from the times."""
+
+import json
+import os
+
+import pytest
+from cli_models import call, tiny, write_pair
+from test_bench_kinds import OUTPUT, program
+
+from refspec.measure import sweep
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    target, normalized = write_pair(folder)
+    return target, normalized, str(tiny.drafter(folder / "prenorm.gguf"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    rows = [("maths", "a b c"), ("chat", "hello there"), ("maths", "one two"), ("maths", "left out by --count")]
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"benchmark": family, "turns": [text]}) for family, text in rows))
+    return str(path)
+
+
+def arguments(pair, prompts, *more):
+    return ["bench", "sweep", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "12", "--repeat", "2", "--count", "2", "--prompts", prompts, *more]
+
+
+def test_every_kind_runs_on_every_family_and_the_table_names_them(pair, prompts):
+    result = call(*arguments(pair, prompts, "--draft-max", "3,1", "--lookup", "--tree", "4:2:3", "--json"))
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert measured["draft_max"] == [1, 3] and [(f["family"], f["prompts"]) for f in measured["families"]] == [("maths", 2), ("chat", 1)]
+    kinds = ["plain", "chain 1", "chain 3", "adaptive", "chain 1 + lookup", "chain 3 + lookup", "adaptive + lookup", "tree 4:2:3"]
+    for family in [*measured["families"], measured["all"]]:
+        assert list(family["speedup"]) == kinds and list(family["tau"]) == kinds
+        assert family["speedup"]["plain"] == 1.0 and family["tau"]["plain"] == 1.0
+        assert family["best_fixed"] in ("plain", "chain 1", "chain 3")
+        assert family["speedup"][family["best_fixed"]] == max(family["speedup"][k] for k in ("plain", "chain 1", "chain 3"))
+        assert family["adaptive_share"] == pytest.approx(family["speedup"]["adaptive"] / family["speedup"][family["best_fixed"]])
+    lines = sweep.table(measured)
+    assert lines[1].split() == ["plain", "t/s", "1", "3", "adapt", "1+", "3+", "adapt+", "tree", "best", "fixed", "adaptive", "of", "it"]
+    assert [line.split()[0] for line in lines[2:5]] == ["maths", "chat", "all"]
+
+
+def test_a_familys_times_add_up_and_the_best_length_may_be_none():
+    def row(family, tokens, **seconds):
+        return {"family": family, "tokens": tokens, "seconds": seconds, "steps": {kind: (tokens, tokens) for kind in seconds}}
+
+    rows = [row("a", 10, plain=1.0, chain=2.0, adaptive=1.25), row("a", 30, plain=3.0, chain=3.0, adaptive=3.75)]
+    family = sweep._family("a", rows, ["plain", "chain"])
+    assert family["plain_tokens_per_second"] == 10 and family["best_fixed"] == "plain"
+    assert family["speedup"] == {"plain": 1.0, "chain": 4 / 5, "adaptive": 4 / 5} and family["adaptive_share"] == 4 / 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+def test_llama_cpps_own_driver_runs_at_every_length(pair, prompts, tmp_path):
+    folder = program(tmp_path / "bin", f"open({str(tmp_path / 'calls')!r}, 'a').write(sys.argv[sys.argv.index('--spec-draft-n-max') + 1])\nprint({OUTPUT!r})")
+    result = call(*arguments((pair[0], pair[2]), prompts, "--draft-max", "2,3", "--llama-cpp-bin", folder, "--json"))
+    assert result.exit_code == 0, result.output
+    speedup = json.loads(result.stdout)["all"]["speedup"]
+    assert list(speedup)[-2:] == ["llama.cpp 2", "llama.cpp 3"] and speedup["llama.cpp 2"] == pytest.approx(speedup["llama.cpp 3"])
+    assert sorted((tmp_path / "calls").read_text()) == list("222222333333")  # 3 prompts, twice each
+
+
+def test_what_makes_no_sense_is_one_line(pair, prompts):
+    for more, said in (
+        (["--draft-max", ","], "whole numbers"), (["--adaptive"], "leave the option out"), (["--draft-max", "99"], "exceeds 64"), (["-c", "12"], "no room"),
+    ):  # fmt: skip
+        result = call(*arguments(pair, prompts, *more))
+        assert result.exit_code == 2 and said in result.stderr, (more, result.stderr)
+    small = ["bench", "sweep", "-m", pair[0], "-t", "1", "--prompts", prompts]
+    result = call(*small)
+    assert result.exit_code == 2 and "name one with -d" in result.stderr
+    draft_model = call(*small, "-d", pair[0], "--lookup")
+    assert draft_model.exit_code == 2 and "EAGLE-3" in draft_model.stderr
+    alone = call(*small, "--lookup", "-n", "8", "--draft-max", "2", "--repeat", "1", "--json")
+    assert alone.exit_code == 0 and list(json.loads(alone.stdout)["all"]["speedup"]) == ["plain", "chain 2", "adaptive"]
