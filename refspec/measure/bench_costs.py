@@ -25,8 +25,9 @@ import numpy as np
 from refspec.api import Session
 from refspec.errors import RefspecError
 from refspec.metrics import Statistics
+from refspec.ops import Array
 from refspec.speculate import prefill
-from refspec.windows.measured import in_proportion
+from refspec.windows.measured import in_proportion, time_rows
 
 ROWS = 8  # the cost curve goes at least so far
 ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
@@ -35,9 +36,6 @@ OFTEN = 0.05  # share of a tree's steps from which a number of rows is timed; wh
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
     """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
-
-    Between two runs of several rows the drafter runs, as in a decode cycle: what it reads takes the place of the target's weights in the
-    caches, and the target's threads go to sleep meanwhile.
 
     `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round. Raises RefspecError
     for a text too short, or a context too small.
@@ -53,25 +51,9 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
     target.capturing = True
     for _ in prefill(target, drafter, text[: base + 1]):
         pass
-    verify: dict[int, list[float]] = {rows: [] for rows in every}
     draft, extend = [], []
-    for _ in range(ROUNDS):  # all sizes in turn: a disturbance then hits them alike
-        for rows, times in verify.items():
-            steady = []
-            for sample in range(SAMPLES + 1):
-                began = perf_counter()
-                target.decode(around[:rows], logits="all")
-                if sample:  # the first run of a size pays for llama.cpp's new graph, which a decode cycle keeps
-                    steady.append(perf_counter() - began)
-                if rows > 1:
-                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
-                    drafter.draft(k)
-                    drafter.rollback(base)
-                if rows < every[-1] or sample < SAMPLES:
-                    target.rollback(base)
-            times.append(median(steady))
-        features = target.features()[:2].copy()
-        target.rollback(base)
+
+    def drafting(features: Array) -> None:
         for sample in range(SAMPLES + 1):  # as a decode cycle has it: feed back, then draft; the first pays for graphs
             began = perf_counter()
             drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features)
@@ -81,6 +63,8 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 draft.append((perf_counter() - extended) / max(drafted, 1))
                 extend.append(extended - began)
             drafter.rollback(base)
+
+    verify, _ = time_rows(session, around, base, every, rounds=ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting)
     costs = in_proportion(verify)
     return {
         "verify_seconds": [costs[rows] for rows in every[:largest]],

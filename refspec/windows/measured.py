@@ -6,7 +6,7 @@ instead of learning from its first steps, where every size of batch is new and o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from statistics import median
 from time import perf_counter
@@ -17,6 +17,7 @@ import numpy as np
 from refspec.drafters.base import Drafter
 from refspec.errors import RefspecError
 from refspec.measure.prompts import built_in
+from refspec.ops import Array
 from refspec.speculate import prefill
 from refspec.windows.costs import TICK
 
@@ -76,37 +77,64 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
     target.capturing = drafter is not None and bool(drafter.capture_layers)
     for _ in prefill(target, drafter, text[: base + 1]):
         pass
-    times: dict[int, list[float]] = {r: [] for r in range(1, MOST + 2)}  # one median a round
-    switches: list[float] = []
     feeds: list[float] = []
     drafts: list[float] = []
-    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
-        for r, seen in times.items():
-            steady = []
-            for sample in range(SAMPLES + 1):
-                began = perf_counter()
-                target.decode(text[base : base + r], logits="all")
-                steady.append(perf_counter() - began)
-                if drafter is not None and r > 1:
-                    # Between two verify steps the drafter runs, and what it reads takes the place of the target's weights in the caches.
-                    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), target.features()[:2])
-                    drafter.draft(r - 1)
-                    drafter.rollback(base)
-                if r <= MOST or sample < SAMPLES:
-                    target.rollback(base)
-            seen.append(median(steady[1:]))
-            switches.append(steady[0] - median(steady[1:]))  # the first run of a size builds llama.cpp's graph anew
-        features = target.features().copy()
-        target.rollback(base)
+
+    def drafting(features: Array) -> None:
         if drafter is not None:
             feed, draft = _drafter_costs(drafter, text, base, features)
             feeds.append(feed)
             drafts.append(draft)
+
+    times, switches = time_rows(
+        session, text[base:], base, range(1, MOST + 2), rounds=rounds, samples=SAMPLES, drafted=lambda r: r - 1, each_round=drafting
+    )
     rows = in_proportion(times)
     costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
     return costs
+
+
+def time_rows(
+    session: Session,
+    tokens: Sequence[int],
+    base: int,
+    sizes: Sequence[int],
+    *,
+    rounds: int,
+    samples: int,
+    drafted: Callable[[int], int],
+    each_round: Callable[[Array], None],
+) -> tuple[dict[int, list[float]], list[float]]:
+    """Seconds of the target on the first r of `tokens` after `base` positions, for r in `sizes`: ({r: a median of each round}, extra seconds
+    of the first run of a size, which builds llama.cpp's graph anew).
+
+    Models hold `base` positions and rows. Between two runs of several rows the drafter takes two rows and drafts `drafted(r)` tokens, as
+    in a decode cycle: what it reads takes the place of the target's weights in the caches, and the target's threads go to sleep meanwhile.
+    `each_round` is called after every round with the states of two rows, and leaves the drafter as it was.
+    """
+    target, drafter = session.target, session.drafter
+    times: dict[int, list[float]] = {r: [] for r in sizes}
+    switches: list[float] = []
+    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
+        for r, seen in times.items():
+            runs = []
+            for _ in range(samples + 1):
+                target.rollback(base)
+                began = perf_counter()
+                target.decode(tokens[:r], logits="all")
+                runs.append(perf_counter() - began)
+                if drafter is not None and r > 1:
+                    drafter.extend(np.asarray(tokens[1:3], np.int32), target.features()[:2])
+                    drafter.draft(drafted(r))
+                    drafter.rollback(base)
+            seen.append(median(runs[1:]))
+            switches.append(runs[0] - median(runs[1:]))
+        features = target.features()[:2].copy()
+        target.rollback(base)
+        each_round(features)
+    return times, switches
 
 
 def in_proportion(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
@@ -119,10 +147,10 @@ def in_proportion(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return {r: median(t / whole for t, whole in zip(seen, rounds, strict=True)) * median(rounds) for r, seen in times.items()}
 
 
-def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Any) -> tuple[float, float]:
+def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Array) -> tuple[float, float]:
     """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
     began = perf_counter()
-    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features[:2])
+    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features)
     drafter.draft(1)
     first = perf_counter()
     drafter.draft(1)
