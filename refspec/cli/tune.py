@@ -26,7 +26,7 @@ def tune(model: str | None, drafter: str | None, as_json: bool, **how: Any) -> N
     from refspec.windows import tune as measuring
     from refspec.windows import tune_report
 
-    measuring.check(model, drafter)  # before the bar, so that an error is one line
+    measuring.check(model, drafter, how["n_ctx"], how["after"])  # before the bar, so that an error is one line
     with click.progressbar(length=1, label="settings", file=sys.stderr, item_show_func=lambda what: what) as bar:
 
         def show(done: int, total: int, what: str) -> None:

@@ -31,15 +31,21 @@ BUDGET = 0.3  # seconds that a session may spend on this before its first answer
 ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
 
 
+def room_in(n_ctx: int, after: int | None = None) -> int:
+    """How many tokens of `n_ctx` positions to measure after: `after`, or CONTEXT or what fits; RefspecError where that does not fit."""
+    room = min(n_ctx - MOST - 2, after or CONTEXT)
+    if room < (after or 8):
+        where = f" after {after} tokens" if after else ""
+        raise RefspecError(f"a context of {n_ctx} positions is too small to measure in{where}; raise it (-c)")
+    return room
+
+
 def text_for(session: Session, after: int | None = None) -> list[int]:
     """Tokens to measure on, `after` (CONTEXT, or what fits) and MOST + 1 more: built-in prompts, or any ids for a file without a tokenizer.
 
     Raises RefspecError for a context too small.
     """
-    room = min(session.target.n_ctx - MOST - 2, after or CONTEXT)
-    if room < (after or 8):
-        where = f" after {after} tokens" if after else ""
-        raise RefspecError(f"a context of {session.target.n_ctx} positions is too small to measure in{where}; raise it (-c)")
+    room = room_in(session.target.n_ctx, after)
     tokens: list[int] = []
     try:
         for prompt in cycle(built_in(64)):  # what the tokens are does not change what a row costs

@@ -22,6 +22,7 @@ from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.measure import bench
 from refspec.measure.prompts import built_in
+from refspec.targets.llama import DEFAULT_N_CTX
 from refspec.windows import measured, tune_store
 from refspec.windows.measured import MOST
 
@@ -75,7 +76,7 @@ def run(
             continue
         with session:
             if not tried and session.drafter is not None:
-                accepted = _acceptance(session)
+                accepted = acceptance(session)
             tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, accepted, after))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
     form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
@@ -106,11 +107,15 @@ def run(
     return record
 
 
-def check(model: str | None, drafter: str | None) -> None:
-    """Raise what is wrong with the files, before anything is measured."""
+def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | None = None) -> None:
+    """Raise what is wrong with the files, or with a context too small for `after`, before anything is measured."""
     for name in (model, drafter):
         if name is not None:
             read_gguf_header(name)
+    info = read_gguf_header(model or embedded.path(embedded.TARGET))
+    trained = info.metadata.get(f"{info.arch}.context_length")
+    if n_ctx or trained:
+        measured.room_in(n_ctx or min(int(trained or 0), DEFAULT_N_CTX), after)
 
 
 def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequence[float]) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def _session(names: dict[str, Any], setting: Setting) -> Session:
     return load(**names, **setting, draft_max=MOST)
 
 
-def _acceptance(session: Session) -> list[float]:
+def acceptance(session: Session) -> list[float]:
     """[MOST] share of steps that accept at least i + 1 draft tokens, over a few prompts."""
     runs = []
     for prompt in built_in(PROMPTS):

@@ -1,4 +1,4 @@
-"""`bench sweep`: every draft length and the adaptive window over families of prompts, and what is concluded from the times."""
+"""`bench sweep`, every draft length and the adaptive window over families of prompts, and `bench context`, costs after long prompts."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import pytest
 from cli_models import call, tiny, write_pair
 from test_bench_kinds import OUTPUT, program
 
-from refspec.measure import sweep
+from refspec.measure import bench_context, sweep
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,24 @@ def test_what_makes_no_sense_is_one_line(pair, prompts):
     assert draft_model.exit_code == 2 and "EAGLE-3" in draft_model.stderr
     alone = call(*small, "--lookup", "-n", "8", "--draft-max", "2", "--repeat", "1", "--json")
     assert alone.exit_code == 0 and list(json.loads(alone.stdout)["all"]["speedup"]) == ["plain", "chain 2", "adaptive"]
+
+
+def test_context_says_what_grows_with_the_prompt(pair):
+    common = ["bench", "context", "-m", pair[0], "-d", pair[1], "-t", "1", "-c", "160", "--rounds", "1"]
+    result = call(*common, "--after", "100,16", "--json")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert [n["after"] for n in measured["lengths"]] == [16, 100] and len(measured["accepted"]) == 8
+    for n in measured["lengths"]:
+        every = [n["plain_seconds"], *n["by_length"]]
+        assert n["best_seconds"] == min(every) == every[n["best"]] and n["kept_seconds"] == every[measured["lengths"][0]["best"]]
+        tau = 1 + sum(measured["accepted"][:2])
+        assert n["by_length"][1] == pytest.approx((n["target"]["3"] + n["feed"] + n["draft"]) / tau)
+    assert measured["lengths"][0]["growth"] == {"plain": 1.0, "best": 1.0, "kept": 1.0}
+    last = measured["lengths"][1]
+    assert last["growth"]["plain"] == last["plain_seconds"] / measured["lengths"][0]["plain_seconds"]
+    text = "\n".join(bench_context.table(measured))
+    assert "From 16 to 100 tokens: plain decoding" in text and "acceptance held" in text
+    for more, said in ((["--after", "7,100"], "at least 8"), (["--after", "500"], "after 500 tokens; raise it")):
+        result = call(*common, *more)
+        assert result.exit_code != 0 and said in result.stderr and len(result.stderr.splitlines()) <= 2
