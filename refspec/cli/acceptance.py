@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from refspec.cli.measure import bench, json_option, prompt_options
-from refspec.cli.pairs import about, pair_options, whole_numbers
+from refspec.cli.pairs import EXPERIMENTS, about, pair_options, whole_numbers
 from refspec.errors import UsageError
 from refspec.measure.perturb import PERTURBATIONS
 
@@ -86,13 +86,13 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
     wanted = list(PERTURBATIONS) if "all" in given else list(dict.fromkeys(given)) or ["none"]
     target, drafters, files = load_pairs(
         o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"], engine=o["engine"] or "", lookup=o["lookup"], trees=trees,
+        anchors=o["anchors"], growths=o["growths"], engine=o["engine"] or "", lookup=o["lookup"], trees=trees,
     )  # fmt: skip
     with ExitStack() as stack:
         session = stack.enter_context(Session(target, name=str(target.path)))
         for drafter in drafters.values():
             stack.callback(drafter.close)
-        baseline = o["baseline"] or [name for name, d in drafters.items() if not getattr(d, "anchor", 0)][-1]
+        baseline = o["baseline"] or [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)][-1]
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
         described = about(drafters)

@@ -73,7 +73,7 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
     texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
     target, drafters, _ = load_pairs(
         o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"],
+        anchors=o["anchors"], growths=o["growths"],
     )  # fmt: skip
     with Session(target, name=str(target.path)) as session:
         room = target.n_ctx - o["max_tokens"]

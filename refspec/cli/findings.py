@@ -15,8 +15,8 @@ from refspec.cli.group import main, note
 from refspec.errors import CheckpointError, UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
-ACCEPTANCE = {"count", "max_tokens", "draft_max", "temp", "seed", "turns", "perturb", "context", "families", "anchor", "tree"}
-DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "families", "anchor"}
+ACCEPTANCE = {"count", "max_tokens", "draft_max", "temp", "seed", "turns", "perturb", "context", "families", "anchor", "grow", "tree"}
+DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "families", "anchor", "grow"}
 NEITHER = {"name", "kind", "runs"}
 
 
@@ -101,7 +101,8 @@ def _options(
     shared = {
         "model": target, "drafters": drafters, "prompts": prompts, "threads": threads, "n_ctx": 0, "gpu_layers": 0, "strict": False,
         "families": tuple(entry.get("families", ())), "count": entry.get("count"), "temp": float(entry.get("temp", 0.0)),
-        "seed": int(entry.get("seed", 0)), "lookup": False, "anchors": tuple(entry.get("anchor", ())), "max_tokens": int(entry.get("max_tokens", 96)),
+        "seed": int(entry.get("seed", 0)), "lookup": False, "anchors": tuple(entry.get("anchor", ())),
+        "growths": tuple(entry.get("grow", ())), "max_tokens": int(entry.get("max_tokens", 96)),
     }  # fmt: skip
     if entry["kind"] == "drift":
         own = {"depth": int(entry.get("depth", 8)), "every": entry.get("every"), "perturb": entry.get("perturb", "none")}

@@ -9,6 +9,8 @@ import click
 from refspec.cli.group import options
 from refspec.errors import UsageError
 
+EXPERIMENTS = ("anchor", "grow")  # of `drafters.eagle3.Eagle3Drafter`
+
 pair_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair is measured."),
     click.option(
@@ -28,6 +30,11 @@ pair_options = options(
         help="Measure each drafter once more with X added to the attention scores its chained rows give true rows "
         "(reference code). May be repeated.",
     ),
+    click.option(
+        "--grow", "growths", type=click.FloatRange(0, min_open=True), multiple=True, metavar="X",
+        help="Measure each drafter once more with the state it feeds back resized at every depth, X times the size at the depth before; 1 "
+        "holds the first size (reference code). May be repeated.",
+    ),
 )  # fmt: skip
 
 
@@ -43,13 +50,12 @@ def whole_numbers(text: str | None, option: str) -> list[int]:
 
 
 def about(drafters: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The switches of each drafter, and its anchor where it has one."""
+    """The switches of each drafter, and its experiments where it has any."""
     out: dict[str, dict[str, Any]] = {}
     for name, drafter in drafters.items():
         if not drafter.capture_layers:  # a draft model or lookup: no switches
             out[name] = {}
             continue
         out[name] = {key: getattr(drafter.config, key).value for key in ("feature_norm", "feedback", "residual")}
-        if anchor := getattr(drafter, "anchor", 0.0):
-            out[name]["anchor"] = anchor
+        out[name] |= {key: value for key in EXPERIMENTS if (value := getattr(drafter, key, 0.0))}
     return out

@@ -18,7 +18,7 @@ from refspec.cache import KVCache, RowBuffer
 from refspec.config import DrafterConfig, Weights, check_weights, fold_rope_attention
 from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_draft_arguments, check_tree_arguments
 from refspec.drafters.draft_law import draft_law, restricted
-from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project
+from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project, resized
 from refspec.drafters.eagle3_tree import draft_tree
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
@@ -38,15 +38,18 @@ class Rows(NamedTuple):
 class Eagle3Drafter:
     """The Drafter of this forward pass; `probe`, when set, is told attention and states of every row that runs."""
 
-    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0) -> None:
+    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0, grow: float = 0.0) -> None:
         """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs.
 
-        `anchor` > 0 is an experiment: that bonus goes to the scores chained rows give true rows (`eagle3_forward.anchored`).
+        Two experiments, off at 0: `anchor` is a bonus on the scores chained rows give true rows (`eagle3_forward.anchored`); `grow` sets
+        the size of the states chained rows start from, grow^(d - 1) times the first one's at depth d, which changes nothing where the residual is
+        normed.
         """
         check_weights(config, weights)
-        if not (np.isfinite(anchor) and anchor >= 0):
-            raise UsageError(f"anchor = {anchor} must be 0 (none) or more")
-        self.config, self.ops, self.anchor = config, ops, float(anchor)
+        for name, value in (("anchor", anchor), ("grow", grow)):
+            if not (np.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} = {value} must be 0 (none) or more")
+        self.config, self.ops, self.anchor, self.grow = config, ops, float(anchor), float(grow)
         folded = fold_rope_attention(config, weights)
         self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in folded.items() if k != "d2t"}
         identity = np.arange(config.draft_vocab_size)
@@ -56,10 +59,10 @@ class Eagle3Drafter:
         self.seconds = 0.0
         self.reset()
 
-    def with_anchor(self, bonus: float) -> Eagle3Drafter:
-        """The same drafter, weights shared, without rows and with another anchor."""
+    def varied(self, *, anchor: float = 0.0, grow: float = 0.0) -> Eagle3Drafter:
+        """The same drafter, weights shared, without rows and with other experiments."""
         other = copy(self)
-        other.anchor = bonus
+        other.anchor, other.grow = anchor, grow
         other.reset()
         return other
 
@@ -139,6 +142,15 @@ class Eagle3Drafter:
         self.seconds += perf_counter() - start
         return tree
 
+    def handed_on(self, states: Array, depth: int) -> Array:
+        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from: as they are, or resized where `grow` says so."""
+        if not self.grow or not self.n_rows:
+            return states
+        c, h = self.config, self.hidden.rows[self.n_rows - 1 : self.n_rows]  # [1, H] of the last true row
+        first = feedback(c, h, output_norm(c, self.weights, h, self.ops))  # [1, H]
+        size = float(np.sqrt(np.mean(np.square(first, dtype=np.float64))))
+        return resized(states, size * self.grow ** np.arange(depth - 1, depth - 1 + len(states), dtype=np.float64))
+
     def close(self) -> None:
         """Release the rows held."""
         self.reset()
@@ -150,7 +162,7 @@ class Eagle3Drafter:
         if is_target_feature:
             self.rollback(self.n_rows)
         first = len(self.cache)
-        g = project(c, w, states, ops) if is_target_feature else states  # [T, H]
+        g = project(c, w, states, ops) if is_target_feature else self.handed_on(states, first - self.n_rows + 1)  # [T, H]
         anchor = Anchor(self.n_rows, self.anchor) if self.anchor and not is_target_feature else None
         h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H]
         n = output_norm(c, w, h, ops)  # [T, H]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec.cache import KVCache
 from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
@@ -105,6 +106,12 @@ def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Arra
     group = len(weights) // values.shape[1]
     out = np.stack([p @ values[:, h // group] for h, p in enumerate(new)], axis=1)  # [T, nh, hd]
     return out.reshape(out.shape[0], -1), new
+
+
+def resized(states: Array, sizes: npt.NDArray[np.float64]) -> Array:
+    """An experiment, part of no drafter's definition: states [T, H] scaled to root mean squares `sizes` [T]; zeros stay zero."""
+    now = np.sqrt(np.mean(np.square(states, dtype=np.float64), axis=1))  # [T]
+    return states * np.where(now > 0, sizes / np.where(now > 0, now, 1), 1)[:, None].astype(np.float32)
 
 
 def residual(c: DrafterConfig, g: Array, s: Array) -> Array:

@@ -75,7 +75,7 @@ class TreeRows:
     def run(self, node: int, token: int, parent: int) -> None:
         """One row: `token` and the state its parent hands on, after the parent's path."""
         d, above = self.drafter, self.rows[parent]
-        g = feedback(d.config, above.h, above.n)  # [1, H]
+        g = d.handed_on(feedback(d.config, above.h, above.n), len(above.seen) - d.n_rows + 1)  # [1, H]
         view = PathView(d.cache, above.seen)
         anchor = Anchor(d.n_rows, d.anchor) if d.anchor else None
         h, _ = block(d.config, d.weights, np.array([token]), g, view, d.ops, False, anchor)  # [1, H]

@@ -33,6 +33,7 @@ def load_pairs(
     gpu_layers: int = 0,
     strict: bool = False,
     anchors: Sequence[float] = (),
+    growths: Sequence[float] = (),
     engine: str = "reference",
     lookup: bool = False,
     trees: Sequence[TreeShape] = (),
@@ -41,7 +42,8 @@ def load_pairs(
 
     Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
     `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for llama.cpp unless
-    a directory or an anchor needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3 drafters are such as grow them. Each `anchors` value adds every drafter once more, with that bonus.
+    a directory or an experiment needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3 drafters are such as grow them. 
+    Each value of `anchors` and `growths` adds every drafter once more, with that experiment (`Eagle3Drafter`).
     Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
@@ -51,9 +53,9 @@ def load_pairs(
     if not paths and not lookup:
         raise UsageError("this command measures drafters: name one or more with -d")
     directories = [path for path in paths if Path(path).is_dir()]
-    engine = engine or ("reference" if directories or anchors else "llama")
-    if engine == "llama" and (directories or anchors):
-        what = f"{directories[0]} is a directory" if directories else "--anchor changes the attention"
+    engine = engine or ("reference" if directories or anchors or growths else "llama")
+    if engine == "llama" and (directories or anchors or growths):
+        what = f"{directories[0]} is a directory" if directories else f"--{'anchor' if anchors else 'grow'} changes what a drafter computes"
         raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
     files = dict(zip(names(paths), paths, strict=True))
     if engine == "llama":
@@ -64,7 +66,9 @@ def load_pairs(
         layers = {layer for drafter in read_drafters.values() for layer in drafter.capture_layers}
         for name, drafter in list(read_drafters.items()):
             for bonus in sorted(set(anchors)):
-                read_drafters[f"{name}+anchor{bonus:g}"] = drafter.with_anchor(bonus)
+                read_drafters[f"{name}+anchor{bonus:g}"] = drafter.varied(anchor=bonus)
+            for factor in sorted(set(growths)):
+                read_drafters[f"{name}+grow{factor:g}"] = drafter.varied(grow=factor)
     prints = {name: fingerprint(path) for name, path in {"target": model, **files}.items()}
     if strict and not is_f32(model):
         model = str(recast(model, "f32"))

@@ -31,7 +31,7 @@ def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
     return {
         "format": FORMAT, "paper": PAPER, "level": LEVEL, "resamples": RESAMPLES, "grows_above": GROWS, "keeps_within": KEEPS, "little_lost_above": LITTLE,
         "runs": _runs(recorded), "drift": _drift(main), "ratios": _ratios(main, rng), "hurt": _hurt(main, rng), "depth": _depth(recorded, rng),
-        "ablation": _ablation([r for r in recorded if r.job["run"] == "ablation"], rng), "anchor": _anchor(main, rng),
+        "ablation": _ablation([r for r in recorded if r.job["run"] == "ablation"], rng), "anchor": _experiment(main, "anchor", rng), "grow": _experiment(main, "grow", rng),
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _difference(r: Recorded, figure: str) -> dict[str, float | None] | None:
 def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
     """Tau normalized / plain by draft length for every acceptance record: by family, perturbation, and length of the context."""
     out: dict[str, Any] = {}
-    for name in sorted({name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT} - {"anchor"}):
+    for name in sorted({name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT} - {"anchor", "grow"}):
         having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
         if not having:
             continue
@@ -261,15 +261,16 @@ def _ablation(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[st
     return out
 
 
-def _anchor(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau with anchored attention over tau without, by drafter, bonus and draft length."""
-    having = [r for r in main if "anchor" in r.records]
+def _experiment(main: Sequence[Recorded], name: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Tau with an experiment of `drafters.eagle3` (its name is the record's) over tau without, by drafter, value and draft length."""
+    having = [r for r in main if name in r.records]
     out: dict[str, Any] = {}
-    for drafter in having[0].records["anchor"]["drafters"] if having else ():
-        if drafter.get("anchor"):
-            name, base = drafter["name"], drafter["name"].rsplit("+anchor", 1)[0]
-            out[name] = {"of": base, "bonus": drafter["anchor"]} | {
-                str(k): ratio([(steps(r, "anchor", base, k), steps(r, "anchor", name, k)) for r in having], rng)
-                for k in having[0].records["anchor"]["settings"]["draft_max"]
+    for drafter in having[0].records[name]["drafters"] if having else ():
+        if value := drafter.get(name):
+            base = drafter["name"].rsplit(f"+{name}", 1)[0]
+            by_length = {
+                str(k): ratio([(steps(r, name, base, k), steps(r, name, drafter["name"], k)) for r in having], rng)
+                for k in having[0].records[name]["settings"]["draft_max"]
             }
+            out[drafter["name"]] = {"of": base, "value": value, "tau": by_length}
     return out

@@ -38,6 +38,8 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         *_ratios(found, "ratios" in figures),
         "## Do drafters go deeper than they were trained?",
         *_depth(found["depth"], "depth" in figures),
+        "## Is it the growth that costs acceptance?",
+        *_grow(found["grow"]),
         "## What does each norm do alone?",
         *_ablation(found, "ablation" in figures),
         "## What does attending to the prompt do instead?",
@@ -202,6 +204,36 @@ def _depth(depths: Mapping[str, Any], drawn: bool) -> list[str]:
     return out
 
 
+def _grow(experiments: Mapping[str, Any]) -> list[str]:
+    """Trained drafters whose state is resized on its way back, nothing else changed: a cause, where curves only go together."""
+    if not experiments:
+        return [MISSING]
+    out = [
+        "Trained drafters, measured once more with the state they feed back resized at every depth and nothing else changed (`--grow X`: X times "
+        "the size at the depth before, whatever it would have been; 1 holds the first size). They were not trained for it. Tau over that without:"
+    ]
+    lengths = list(next(iter(experiments.values()))["tau"])
+    lines = ["| drafter | state fed back | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 2) + "|"]
+    for entry in experiments.values():
+        size = "holds its size" if entry["value"] == 1 else f"times {entry['value']:g} at every depth"
+        lines.append(f"| {entry['of'].replace('_', ' ')} | {size} | " + " | ".join(interval(entry["tau"][k]) for k in lengths) + " |")
+    out.append("\n".join(lines))
+    by = {(entry["of"], entry["value"]): entry["tau"] for entry in experiments.values()}
+    says = []
+    if held := by.get(("plain", 1)):
+        for k in lengths:
+            low, high = held[k]["low"], held[k]["high"]
+            word = "unknown" if low is None else "gains" if low > 1 else "costs" if high < 1 else "changes nothing that the interval shows"
+            says.append(f"{word} at draft length {k}")
+        says = ["Holding the plain drafter's state at its first size " + ", ".join(says) + "."]
+    for value in sorted({v for of, v in by if v > 1 and of == "plain" and ("normalized", v) in by}):
+        plain, ours = (by[of, value][lengths[-1]] for of in ("plain", "normalized"))
+        if None not in (plain["high"], ours["low"]):
+            more = "more than" if plain["high"] < ours["low"] else "less than" if plain["low"] > ours["high"] else "about as much as"
+            says.append(f"Growth by {value:g} at every depth costs the plain drafter {more} the normalized one (draft length {lengths[-1]}).")
+    return [*out, " ".join(says)] if says else out
+
+
 def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
     variants = found["ablation"]
     if not variants:
@@ -239,9 +271,9 @@ def _mitigations(found: Mapping[str, Any]) -> list[str]:
     if not regularized:
         out.append("Attention regularizer: not measured.")
     for entry in found["anchor"].values():
-        gains = "; ".join(f"draft length {k}: {interval(v)}" for k, v in entry.items() if k not in ("of", "bonus"))
+        gains = "; ".join(f"draft length {k}: {interval(v)}" for k, v in entry["tau"].items())
         out.append(
-            f"**Anchored attention at inference, bonus {entry['bonus']:g}, on the {entry['of'].replace('_', ' ')} drafter.** Tau over that without: {gains}."
+            f"**Anchored attention at inference, bonus {entry['value']:g}, on the {entry['of'].replace('_', ' ')} drafter.** Tau over that without: {gains}."
         )
     if not found["anchor"]:
         out.append("Anchored attention: not measured.")

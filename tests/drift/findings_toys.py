@@ -72,6 +72,10 @@ def write_records(folder, *, seeds=(1, 2, 3), only=None, noise=0.02):
                 anchored = [*names, "plain+anchor2"]
                 about = {n: VARIANTS[n] for n in names} | {"plain+anchor2": VARIANTS["plain"] | {"anchor": 2.0}}
                 records["anchor"] = acceptance_record(anchored, ratios | {"plain+anchor2": 0.5}, seed, about=about)
+                grown = [*names, "plain+grow1", "plain+grow1.5", "normalized+grow1.5"]
+                about = {n: VARIANTS[n] for n in names} | {n: VARIANTS[n.split("+")[0]] | {"grow": float(n.split("grow")[1])} for n in grown[2:]}
+                factors = {"plain+grow1": 1.1, "plain+grow1.5": 0.5, "normalized+grow1.5": 1.25}
+                records["grow"] = acceptance_record(grown, ratios | factors, seed, about=about)
             where = folder / f"{run}-ttt{depth}-seed{seed}"
             where.mkdir(parents=True)
             for name, record in records.items():

@@ -81,6 +81,8 @@ def test_verdicts_follow_the_intervals(found):
     assert "Benchmarks, own template: the norms help, and the interval reaches the paper's 1.10 (draft length 3, 8)." in text
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
+    assert "Holding the plain drafter's state at its first size gains at draft length 3, gains at draft length 8." in text
+    assert "Growth by 1.5 at every depth costs the plain drafter more than the normalized one (draft length 8)." in text
     assert "The state grows in: plain, plain reg. It keeps its size in: normalized, post only." in text
 
 
@@ -109,7 +111,7 @@ def test_the_text_quotes_no_number_that_the_json_does_not_hold(tmp_path, only):
 
 def test_what_is_missing_is_said_to_be_missing(tmp_path):
     text = findings_text.markdown(findings.derive(read(write_records(tmp_path, seeds=(1,), only=("depth",)))), [])
-    assert text.count("Not measured.") == 3 and "Fewer than three seeds" in text and "Anchored attention: not measured." in text
+    assert text.count("Not measured.") == 4 and "Fewer than three seeds" in text and "Anchored attention: not measured." in text
 
 
 def test_one_command_writes_page_numbers_and_figures_and_repeats_them(tmp_path):

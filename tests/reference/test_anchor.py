@@ -36,7 +36,7 @@ def test_the_odds_of_true_rows_grow_by_its_exponential_in_the_first_chained_row(
     config = small_config(**EVERYTHING_ON)
     drafter = small_drafter(config)
     (_, *plain), _ = probed(drafter, config)
-    (_, *with_bonus), _ = probed(drafter.with_anchor(2.0), config)
+    (_, *with_bonus), _ = probed(drafter.varied(anchor=2.0), config)
     odds = [row[0].attention[:, 0, :TRUE].sum(-1) / row[0].attention[:, 0, TRUE:].sum(-1) for row in (plain, with_bonus)]
     np.testing.assert_allclose(odds[1] / odds[0], np.exp(2.0), rtol=1e-4)
     for row in with_bonus:
@@ -46,7 +46,7 @@ def test_the_odds_of_true_rows_grow_by_its_exponential_in_the_first_chained_row(
 def test_true_rows_stay_as_they_are_and_the_original_has_no_anchor():
     config = small_config(**EVERYTHING_ON)
     drafter = small_drafter(config)
-    other = drafter.with_anchor(3.0)
+    other = drafter.varied(anchor=3.0)
     (true, *_), tokens = probed(drafter, config)
     (true_too, *_), _ = probed(other, config)
     np.testing.assert_array_equal(true.state_out, true_too.state_out)
@@ -59,7 +59,7 @@ def test_true_rows_stay_as_they_are_and_the_original_has_no_anchor():
 
 def test_a_huge_bonus_leaves_the_chain_s_own_rows_nothing_and_no_number_overflows():
     config = small_config(**EVERYTHING_ON)
-    (_, *rows), _ = probed(small_drafter(config).with_anchor(500.0), config)
+    (_, *rows), _ = probed(small_drafter(config).varied(anchor=500.0), config)
     for row in rows:
         assert np.isfinite(row.state_out).all() and row.attention[:, 0, TRUE:].max() == 0
 

@@ -67,12 +67,12 @@ def test_every_path_of_a_tree_equals_the_chain_forced_onto_it(switches: Any, bac
 
 
 def test_an_anchored_tree_equals_anchored_chains() -> None:
-    drafter, plain = primed().with_anchor(1.5), primed()
+    drafter, plain = primed().varied(anchor=1.5), primed()
     drafter.extend(*small_rows(drafter.config, N))
     logits, _, _ = forward_tree(drafter, TOKENS, PARENTS)
     for leaf in (3, 6, 7, 8):
         along = path(PARENTS, leaf)
-        chain = forced_chain(drafter.with_anchor(1.5), TOKENS[along].tolist())
+        chain = forced_chain(drafter.varied(anchor=1.5), TOKENS[along].tolist())
         assert np.array_equal(chain[1:], logits[along])
     assert np.abs(logits - forward_tree(plain, TOKENS, PARENTS)[0]).max() > 1e-4
 
