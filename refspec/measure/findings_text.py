@@ -221,11 +221,13 @@ def _grow(experiments: Mapping[str, Any]) -> list[str]:
     by = {(entry["of"], entry["value"]): entry["tau"] for entry in experiments.values()}
     says = []
     if held := by.get(("plain", 1)):
+        words: dict[str, list[str]] = {}
         for k in lengths:
             low, high = held[k]["low"], held[k]["high"]
-            word = "unknown" if low is None else "gains" if low > 1 else "costs" if high < 1 else "changes nothing that the interval shows"
-            says.append(f"{word} at draft length {k}")
-        says = ["Holding the plain drafter's state at its first size " + ", ".join(says) + "."]
+            word = "says nothing with one prompt" if low is None else "gains" if low > 1 else "costs acceptance" if high < 1 else "shows no change"
+            words.setdefault(word, []).append(k)
+        parts = [f"{word} at draft length {', '.join(at)}" for word, at in words.items()]
+        says.append("Holding the plain drafter's state at its first size " + " and ".join(parts) + (": so much is what its growth costs." if "gains" in words else "."))
     for value in sorted({v for of, v in by if v > 1 and of == "plain" and ("normalized", v) in by}):
         plain, ours = (by[of, value][lengths[-1]] for of in ("plain", "normalized"))
         if None not in (plain["high"], ours["low"]):

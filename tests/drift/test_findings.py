@@ -81,7 +81,7 @@ def test_verdicts_follow_the_intervals(found):
     assert "Benchmarks, own template: the norms help, and the interval reaches the paper's 1.10 (draft length 3, 8)." in text
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
-    assert "Holding the plain drafter's state at its first size gains at draft length 3, gains at draft length 8." in text
+    assert "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth costs." in text
     assert "Growth by 1.5 at every depth costs the plain drafter more than the normalized one (draft length 8)." in text
     assert "The state grows in: plain, plain reg. It keeps its size in: normalized, post only." in text
 
