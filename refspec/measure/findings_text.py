@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refspec.measure.findings_records import NORMALIZED
+
 MISSING = "Not measured."
 Value = Mapping[str, Any]
 
@@ -255,7 +257,24 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
     keep = [name.replace("_", " ") for name, e in variants.items() if e["growth_verdict"] == "keeps"]
     out.append("\n".join(lines))
     out.append(f"The state grows in: {', '.join(grow) or 'none'}. It keeps its size in: {', '.join(keep) or 'none'}.")
-    return out
+    return out + _by_training(found)
+
+
+def _by_training(found: Mapping[str, Any]) -> list[str]:
+    """Both norms over none, after the ablation's short training and after the main comparison's long one."""
+    scale = {r["run"]: r for r in found["runs"] if r["run"] in ("main", "ablation")}
+    short: Mapping[str, Value] = next((e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {})
+    long = {k: v["all"] for k, v in found["ratios"].get("standard", {}).items()}
+    both = [k for k in short if k in long]
+    if len(scale) < 2 or not both:
+        return []
+    parts = [f"{interval(short[k])} and {interval(long[k])} at draft length {k}" for k in both]
+    known = all(v[end] is not None for k in both for v in (short[k], long[k]) for end in ("low", "high"))
+    fades = known and all(short[k]["low"] > long[k]["high"] for k in both)
+    return [
+        f"Both norms over none after {scale['ablation']['million_tokens']:.1f} million tokens and after {scale['main']['million_tokens']:.1f} million (the "
+        f"main comparison): tau {'; '.join(parts)}." + (" So the norms make drafters learn sooner above all: most of what they gain early, training gains later." if fades else "")
+    ]
 
 
 def _mitigations(found: Mapping[str, Any]) -> list[str]:
