@@ -25,15 +25,15 @@ from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt
 from refspec.measure.prompts import Prompt, fit
 
 PLAIN = "plain"
-SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "lookup": "lookup", "llama.cpp": "cpp "}  # heads of columns
+SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "llama.cpp": "cpp "}  # heads of columns
 
 
 class Kind(NamedTuple):
-    """One way to decode: its session, the options of its runs, and whether its draft length was given rather than chosen as it runs."""
+    """One way to decode: its session, the options of its runs, and whether the adaptive window is compared with it."""
 
     session: Session
     options: dict[str, Any]
-    fixed: bool = True
+    fixed: bool = False
 
 
 def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[str, Kind]:
@@ -46,7 +46,7 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     chains = Session(target, drafter, draft_max=max(lengths), name=session.name)
     chains.tuned = session.tuned
     most = max(ADAPTIVE_MAX, *lengths)
-    found = {PLAIN: Kind(chains, {"speculate": False})}
+    found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True)}
     for suffix, owner in (("", chains), (" + lookup", None)):
         if owner is None:
             if not lookup:
@@ -55,8 +55,8 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
                 raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
             owner = Session(target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name)
             owner.tuned = session.tuned
-        found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}) for k in lengths}
-        found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most}, fixed=False)
+        found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}
+        found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
     if session.tree is not None:
         found[f"tree {session.tree}"] = Kind(session, {})
     return found
@@ -105,10 +105,10 @@ def measure(
         decided = steps[PLAIN][0]
         rows.append({"family": prompt.family, "tokens": decided, "seconds": {n: decided * median(s) for n, s in spent.items()}, "steps": steps})
         progress()
-    fixed = [name for name, kind in kinds.items() if kind.fixed and "lookup" not in name and "tree" not in name]
+    fixed = [name for name, kind in kinds.items() if kind.fixed]
     names = list(dict.fromkeys(row["family"] for row in rows))
     return {
-        "model": session.name, "drafter": getattr(session.drafter, "path", None) and str(getattr(session.drafter, "path", "")),
+        "model": session.name, "drafter": str(getattr(session.drafter, "path", "")) or None,
         "draft_max": list(lengths), "prompts": len(rows), "repeat": repeat, "max_tokens": max_tokens, "tuned": bool(session.tuned.record),
         "inflated": session.target.metadata.get("refspec.inflated"),
         "families": [_family(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": _family("all", rows, fixed),
