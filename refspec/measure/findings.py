@@ -32,6 +32,7 @@ def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
         "format": FORMAT, "paper": PAPER, "level": LEVEL, "resamples": RESAMPLES, "grows_above": GROWS, "keeps_within": KEEPS, "little_lost_above": LITTLE,
         "runs": _runs(recorded), "drift": _drift(main), "ratios": _ratios(main, rng), "hurt": _hurt(main, rng), "depth": _depth(recorded, rng),
         "ablation": _ablation([r for r in recorded if r.job["run"] == "ablation"], rng), "anchor": _experiment(main, "anchor", rng), "grow": _experiment(main, "grow", rng),
+        "depth_kept": _depth_kept(recorded, rng),
     }  # fmt: skip
 
 
@@ -226,11 +227,7 @@ def _over_seeds(seeds: Sequence[Floats], value: Callable[[Any], Any], rng: np.ra
 def _depth(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
     """Tau by training depth and draft length of both sides; the ablation is the depth its runs share with the others."""
     out: dict[str, Any] = {}
-    groups: dict[int, list[Recorded]] = {}
-    for r in recorded:
-        if r.job["run"] in ("depth", "ablation") and "standard" in r.records:
-            groups.setdefault(r.job["depth"], []).append(r)
-    for depth, part in sorted(groups.items()):
+    for depth, part in _by_depth(recorded).items():
         lengths = part[0].records["standard"]["settings"]["draft_max"]
         sides = {}
         for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
@@ -239,6 +236,33 @@ def _depth(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, 
                 sides[role] = {str(k): tau([steps(r, "standard", switches, k) for r in having], rng) for k in lengths}
         out[str(depth)] = sides
     return out
+
+
+def _by_depth(recorded: Sequence[Recorded]) -> dict[int, list[Recorded]]:
+    """The short trainings by the depth they were made to, ascending."""
+    groups: dict[int, list[Recorded]] = {}
+    for r in recorded:
+        if r.job["run"] in ("depth", "ablation") and "standard" in r.records:
+            groups.setdefault(r.job["depth"], []).append(r)
+    return dict(sorted(groups.items()))
+
+
+def _depth_kept(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
+    """Tau of each side trained to a shallower depth over that of the deepest, by seed, at the longest draft length: {length, deepest, of}."""
+    groups = _by_depth(recorded)
+    if len(groups) < 2:
+        return {}
+    deepest = list(groups)[-1]
+    k = groups[deepest][0].records["standard"]["settings"]["draft_max"][-1]
+    of: dict[str, dict[str, Any]] = {}
+    for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
+        base = {r.job["seed"]: r for r in groups[deepest] if r.variant(switches)}
+        for depth, part in list(groups.items())[:-1]:
+            pairs = [(steps(base[r.job["seed"]], "standard", switches, k), steps(r, "standard", switches, k))
+                     for r in part if r.variant(switches) and r.job["seed"] in base]  # fmt: skip
+            if pairs:
+                of.setdefault(role, {})[str(depth)] = ratio(pairs, rng)
+    return {"length": k, "deepest": deepest, "of": of}
 
 
 def _ablation(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:

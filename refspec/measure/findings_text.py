@@ -39,7 +39,7 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "## What do the norms gain?",
         *_ratios(found, "ratios" in figures),
         "## Do drafters go deeper than they were trained?",
-        *_depth(found["depth"], "depth" in figures),
+        *_depth(found["depth"], found["depth_kept"], "depth" in figures),
         "## Is it the growth that costs acceptance?",
         *_grow(found["grow"]),
         "## What does each norm do alone?",
@@ -183,7 +183,7 @@ def _verdict(by_length: Mapping[str, Mapping[str, Value]], paper: float) -> str:
     return "; ".join(f"{says} (draft length {', '.join(lengths)})" for says, lengths in sets.items()) + "."
 
 
-def _depth(depths: Mapping[str, Any], drawn: bool) -> list[str]:
+def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> list[str]:
     if not depths:
         return [MISSING]
     out = ["![tau by draft length and training depth](findings-depth.png)"] if drawn else []
@@ -203,6 +203,9 @@ def _depth(depths: Mapping[str, Any], drawn: bool) -> list[str]:
             f"At draft length {k} the normalized drafter trained to depth {shortest} has tau {interval(ours)}, {word} the plain one "
             f"trained to depth {longest} with {interval(theirs)}."
         )
+    if kept:
+        parts = [f"{role} {', '.join(f'{interval(v)} (depth {d})' for d, v in by.items())}" for role, by in kept["of"].items()]
+        out.append(f"Trained less deep, beside training to depth {kept['deepest']}: tau at draft length {kept['length']} is {'; '.join(parts)} times as high.")
     return out
 
 

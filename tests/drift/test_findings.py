@@ -82,6 +82,7 @@ def test_verdicts_follow_the_intervals(found):
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
     assert "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth costs." in text
+    assert "Trained less deep, beside training to depth 3: tau at draft length 8 is normalized " in text
     assert "Both norms over none after 0.3 million tokens and after 0.3 million" in text and "learn sooner" not in text  # no shorter here
     assert "Growth by 1.5 at every depth costs the plain drafter more than the normalized one (draft length 8)." in text
     assert "The state grows in: plain, plain reg. It keeps its size in: normalized, post only." in text
