@@ -8,6 +8,7 @@ from typing import Any
 from refspec.measure.findings_records import NORMALIZED
 
 MISSING = "Not measured."
+TITLES = {"standard": "Benchmarks, own template", "perturb": "Foreign templates", "context": "Long context"}
 Value = Mapping[str, Any]
 
 
@@ -32,6 +33,7 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "*Plain* is EAGLE-3 (no feature norm, pre-norm feedback, raw residual), *normalized* EAGLE 3.1 (a norm for each captured state, "
         "post-norm feedback, raw residual). Tau is tokens per verify step. Numbers are means over training seeds; brackets hold "
         f"{found['level']:.0%} intervals that resample seeds and prompts, or, for what `refspec drift` measures, the range over seeds.",
+        *_short(found),
         "## Scale",
         *_scale(found["runs"]),
         "## Does the state grow, and does attention drift?",
@@ -49,6 +51,32 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "",
     ]
     return "\n\n".join(parts[:-1]) + "\n"
+
+
+def _short(found: Mapping[str, Any]) -> list[str]:
+    """The answers, a line each, as far as they were measured."""
+    lines, d = [], found["drift"]
+    if d:
+        growth = "; ".join(f"{role} {interval(d[role]['growth'][-1])} times" for role in ("plain", "normalized"))
+        lines.append(f"Size of the state at depth {d['plain']['depths']} beside the first: {growth}.")
+        word = {"less": "less", "more": "more, against the paper", "unclear": "neither more nor less"}[d["attention_verdict"]]
+        lines.append(
+            f"Share of attention on the chain's own draft tokens there: normalized {interval(d['normalized']['chain'][-1])}, plain "
+            f"{interval(d['plain']['chain'][-1])}. The normalized drafter drifts {word}."
+        )
+    for name, title in TITLES.items():
+        if by_length := found["ratios"].get(name):
+            values = ", ".join(f"{interval(v['all'])} at draft length {k}" for k, v in by_length.items())
+            lines.append(f"{title}, tau normalized / plain: {values} (the paper: {found['paper'][name]:.2f}).")
+    if held := next((e for e in found["grow"].values() if (e["of"], e["value"]) == ("plain", 1)), None):
+        k, value = list(held["tau"].items())[-1]
+        lines.append(f"What of that the growth itself explains: holding the plain drafter's state at its first size gives tau times {interval(value)} at draft length {k}.")
+    lines += _by_training(found, longest=True)
+    if kept := found["depth_kept"]:
+        parts = ", ".join(f"{interval(v)} for depth {depth}" for depth, v in kept["of"].get("normalized", {}).items())
+        if parts:
+            lines.append(f"A normalized drafter trained less deep than {kept['deepest']}, its tau at draft length {kept['length']} over that of depth {kept['deepest']}: {parts}.")
+    return ["## In short", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _scale(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,7 +150,7 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
 
 def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
     paper, by_record = found["paper"], found["ratios"]
-    titles = {"standard": "Benchmarks, own template", "perturb": "Foreign templates", "context": "Long context"}
+    titles = TITLES
     lengths = sorted({int(k) for name in titles if name in by_record for k in by_record[name]})
     head = "| tau normalized / plain | " + " | ".join(f"draft length {k}" for k in lengths) + " | the paper |"
     lines = [head, "| --- " * (len(lengths) + 2) + "|"]
@@ -263,12 +291,12 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
     return out + _by_training(found)
 
 
-def _by_training(found: Mapping[str, Any]) -> list[str]:
-    """Both norms over none, after the ablation's short training and after the main comparison's long one."""
+def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str]:
+    """Both norms over none, after the ablation's short training and after the main comparison's long one; the `longest` draft length only."""
     scale = {r["run"]: r for r in found["runs"] if r["run"] in ("main", "ablation")}
     short: Mapping[str, Value] = next((e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {})
     long = {k: v["all"] for k, v in found["ratios"].get("standard", {}).items()}
-    both = [k for k in short if k in long]
+    both = [k for k in short if k in long][-1 if longest else 0 :]
     if len(scale) < 2 or not both:
         return []
     parts = [f"{interval(short[k])} and {interval(long[k])} at draft length {k}" for k in both]
