@@ -20,6 +20,11 @@ prompt_options = options(
     click.option("--family", "families", multiple=True, help="Only this `benchmark` of a JSONL file; may be repeated."),
 )
 
+repeat_option = click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
+rival_option = click.option(
+    "--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair."
+)
+
 
 @main.command()
 @click.argument("file", metavar="FILE|DIR")
@@ -44,9 +49,9 @@ def bench() -> None:
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per run.")
 @click.option("--draft-max", type=click.IntRange(1, 64), help="Draft tokens per verify step.")
 @tree_option
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
+@repeat_option
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
-@click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair.")
+@rival_option
 @json_option
 def speed(
     max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any

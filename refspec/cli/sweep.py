@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from refspec.cli.group import model_options, tree_option
-from refspec.cli.measure import bench, drafting, json_option, prompt_options, rival_of
+from refspec.cli.measure import bench, drafting, json_option, prompt_options, repeat_option, rival_of, rival_option
 from refspec.cli.pairs import whole_numbers
 from refspec.errors import UsageError
 
@@ -20,9 +20,9 @@ from refspec.errors import UsageError
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per run.")
 @click.option("--draft-max", default="1,2,3,5,8", show_default=True, metavar="K[,K...]", help="Draft lengths to try.")
 @tree_option
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
+@repeat_option
 @click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
-@click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair.")
+@rival_option
 @json_option
 def sweep(
     max_tokens: int, draft_max: str, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None,

@@ -38,17 +38,13 @@ def measure(
     out: list[dict[str, Any]] = []
     for n, text in texts.items():
         costs = measured.measure(session, text, rounds)
-        plain, by_length = costs["target"][1], []
-        tau = 1.0
-        for k, share in enumerate(accepted, start=1):
-            tau += share
-            by_length.append((costs["target"][k + 1] + costs["feed"] + costs["draft"] * (k - 1)) / tau)
-        seconds = [plain, *by_length]
-        best = min(range(len(seconds)), key=seconds.__getitem__)
+        plain = costs["target"][1]
+        found = tune.verdict(costs["target"], costs["feed"], costs["draft"], accepted)
+        seconds, best = [plain, *(plain / speedup for speedup in found["by_length"])], found["best"]
         kept = out[0]["best"] if out else best
-        found = {"plain_seconds": plain, "best_seconds": seconds[best], "kept_seconds": seconds[kept]}
-        growth = {name.removesuffix("_seconds"): value / (out[0] if out else found)[name] for name, value in found.items()}
-        out.append({"after": n, **costs, "by_length": by_length, "best": best, "kept": kept, **found, "growth": growth})
+        times = {"plain_seconds": plain, "best_seconds": seconds[best], "kept_seconds": seconds[kept]}
+        growth = {name.removesuffix("_seconds"): value / (out[0] if out else times)[name] for name, value in times.items()}
+        out.append({"after": n, **costs, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth})
         progress()
     return {
         "model": session.name, "accepted": accepted, "lengths": out, "inflated": session.target.metadata.get("refspec.inflated"),

@@ -47,14 +47,13 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     chains.tuned = session.tuned
     most = max(ADAPTIVE_MAX, *lengths)
     found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True)}
-    for suffix, owner in (("", chains), (" + lookup", None)):
-        if owner is None:
-            if not lookup:
-                break
-            if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
-                raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
-            owner = Session(target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name)
-            owner.tuned = session.tuned
+    owners = {"": chains}
+    if lookup:
+        if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
+            raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
+        owners[" + lookup"] = Session(target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name)
+        owners[" + lookup"].tuned = session.tuned
+    for suffix, owner in owners.items():
         found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}
         found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
     if session.tree is not None:

@@ -64,17 +64,19 @@ def test_a_huge_bonus_leaves_the_chain_s_own_rows_nothing_and_no_number_overflow
         assert np.isfinite(row.state_out).all() and row.attention[:, 0, TRUE:].max() == 0
 
 
-def test_numpy_and_c_agree_on_it():
-    config = small_config(**EVERYTHING_ON)
-    (_, *one), tokens = probed(Eagle3Drafter(config, small_weights(config), ops, 1.0), config)
-    (_, *other), too = probed(Eagle3Drafter(config, small_weights(config), native, 1.0), config)
+@pytest.mark.parametrize("experiment", [{"anchor": 1.0}, {"grow": 1.3}])
+def test_numpy_and_c_agree_on_both_experiments(experiment):
+    config = small_config(feature_norm="none", feedback="pre_norm", residual="raw", qk_norm=True)
+    (_, *one), tokens = probed(Eagle3Drafter(config, small_weights(config), ops, **experiment), config)
+    (_, *other), too = probed(Eagle3Drafter(config, small_weights(config), native, **experiment), config)
     np.testing.assert_array_equal(tokens, too)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a.state_out, b.state_out, atol=1e-5)
 
 
-@pytest.mark.parametrize("bonus", [-1.0, float("nan"), float("inf")])
-def test_a_bonus_that_is_none_is_refused(bonus):
+@pytest.mark.parametrize("name", ["anchor", "grow"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_value_that_is_none_is_refused(name, value):
     config = small_config()
-    with pytest.raises(UsageError, match="anchor"):
-        Eagle3Drafter(config, small_weights(config), anchor=bonus)
+    with pytest.raises(UsageError, match=name):
+        Eagle3Drafter(config, small_weights(config), **{name: value})

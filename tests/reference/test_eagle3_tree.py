@@ -66,13 +66,15 @@ def test_every_path_of_a_tree_equals_the_chain_forced_onto_it(switches: Any, bac
         assert np.array_equal(chain[1:], logits[along])  # to the bit; the issue asks for 1e-5
 
 
-def test_an_anchored_tree_equals_anchored_chains() -> None:
-    drafter, plain = primed().varied(anchor=1.5), primed()
+@pytest.mark.parametrize("experiment", [{"anchor": 1.5}, {"grow": 1.4}])
+def test_a_tree_with_an_experiment_equals_chains_with_it(experiment: dict[str, float]) -> None:
+    plain = primed(small_config(feature_norm="none", feedback="pre_norm", residual="raw"))  # where the size of a state matters
+    drafter = plain.varied(**experiment)
     drafter.extend(*small_rows(drafter.config, N))
     logits, _, _ = forward_tree(drafter, TOKENS, PARENTS)
     for leaf in (3, 6, 7, 8):
         along = path(PARENTS, leaf)
-        chain = forced_chain(drafter.varied(anchor=1.5), TOKENS[along].tolist())
+        chain = forced_chain(drafter.varied(**experiment), TOKENS[along].tolist())
         assert np.array_equal(chain[1:], logits[along])
     assert np.abs(logits - forward_tree(plain, TOKENS, PARENTS)[0]).max() > 1e-4
 

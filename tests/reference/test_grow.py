@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 from small_drafters import EVERYTHING_ON, small_config, small_drafter, small_rows, small_weights
-from test_eagle3_tree import PARENTS, TOKENS, N, forced_chain, path, primed
 
-from refspec import native, ops
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.eagle3_forward import resized
-from refspec.drafters.eagle3_tree import forward_tree
-from refspec.errors import UsageError
 
 PRE = dict(feature_norm="none", feedback="pre_norm", residual="raw")
 TRUE, DEPTH = 6, 5
@@ -68,31 +64,3 @@ def test_chained_rows_given_together_are_resized_each_by_its_depth():
     states = np.random.default_rng(1).standard_normal((3, drafter.config.hidden_size)).astype(np.float32)
     g = drafter.forward_rows(np.array([1, 2, 3]), states, is_target_feature=False).g
     np.testing.assert_allclose([size(row) / size(g[0]) for row in g], [1, 1.5, 2.25], rtol=1e-5)
-
-
-def test_a_tree_with_it_equals_chains_with_it():
-    plain = primed(small_config(**PRE))  # with the residual normed too, a state's size would not matter at all
-    drafter = plain.varied(grow=1.4)
-    drafter.extend(*small_rows(drafter.config, N))
-    logits, _, _ = forward_tree(drafter, TOKENS, PARENTS)
-    for leaf in (3, 6, 7, 8):
-        along = path(PARENTS, leaf)
-        chain = forced_chain(drafter.varied(grow=1.4), TOKENS[along].tolist())
-        assert np.array_equal(chain[1:], logits[along])
-    assert np.abs(logits - forward_tree(plain, TOKENS, PARENTS)[0]).max() > 1e-4
-
-
-def test_numpy_and_c_agree_on_it():
-    config = small_config(**PRE)
-    (_, *one), tokens = probed(Eagle3Drafter(config, small_weights(config), ops, grow=1.0))
-    (_, *other), too = probed(Eagle3Drafter(config, small_weights(config), native, grow=1.0))
-    np.testing.assert_array_equal(tokens, too)
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_allclose(a.state_out, b.state_out, atol=1e-5)
-
-
-@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
-def test_a_factor_that_is_none_is_refused(factor):
-    config = small_config()
-    with pytest.raises(UsageError, match="grow"):
-        Eagle3Drafter(config, small_weights(config), grow=factor)
