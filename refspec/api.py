@@ -24,7 +24,7 @@ import numpy as np
 from refspec import chat, embedded, native
 from refspec.drafters.base import Drafter
 from refspec.drafters.deferred import DeferredDrafter
-from refspec.errors import PromptError, UsageError
+from refspec.errors import BackendError, PromptError, UsageError
 from refspec.generation import Event, Generation
 from refspec.sampling import Sampler
 from refspec.targets.base import Target
@@ -72,12 +72,14 @@ def load(
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
     `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
-    where no setting is given here. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or auto, which is llama.cpp
+    where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is its default, but where that would
+    crash (`engine/amx.py`). `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or auto, which is llama.cpp
     unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec import kinds
+    from refspec.engine import REFUSED, repacking_works
     from refspec.formats.recast import is_f32, recast
     from refspec.windows import tune_store
 
@@ -108,6 +110,8 @@ def load(
         "kv_type": "f32" if strict else kv_type or chosen.get("kv_type", "f16"),
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
+    if repack and not repacking_works():
+        raise BackendError(REFUSED)
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
     target = kinds.make_target(
         model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack,

@@ -62,8 +62,8 @@ def _installed(name: str) -> bool:
 @click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
-    "--mix", type=click.Choice(["broad", "chat"]), default="broad", show_default=True,
-    help="How often each source is seen: broad to learn the language, chat for the last part of a training.",
+    "--mix", type=click.Choice(["broad", "chat", "tasks"]), default="broad", show_default=True,
+    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of a training.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", "tokenizer_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -111,7 +111,7 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
 @click.option("--width", type=click.IntRange(32), default=192, show_default=True)
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
-@click.option("--init", type=folder, help="Hugging Face directory to start from: the same sizes, weights only.")
+@click.option("--init", type=folder, help="Hugging Face directory to start from: weights only, the same sizes; --ffn may be larger.")
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",

@@ -134,16 +134,23 @@ get_layer_input = _bind(
     ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
      "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z"), _P, _P, _U)  # fmt: skip
 
+system_info = _bind("llama_print_system_info", _S)  # bytes: the instructions the library was built for
+
 # tables of the types of weights, for `packed.py`; they return addresses of structs
 type_traits = _bind("ggml_get_type_traits", _P, ctypes.c_int)
 type_traits_cpu = _bind("ggml_get_type_traits_cpu", _P, ctypes.c_int)
+
+
+def library_path() -> str:
+    """The file of libllama."""
+    return str(api._lib._name)
 
 
 def ggml_library() -> ctypes.CDLL:
     """The library that exports ggml's own functions (tensor names, tensor reads), for the evaluation callback."""
     if hasattr(_dll, "ggml_backend_tensor_get"):  # dlsym also searches the dependencies of libllama
         return _dll
-    folder = os.path.dirname(str(api._lib._name))
+    folder = os.path.dirname(library_path())
     stem = {"win32": "ggml-base.dll", "darwin": "libggml-base.dylib"}.get(sys.platform, "libggml-base.so")
     return ctypes.CDLL(os.path.join(folder, stem))
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from refspec.engine import lib
+from refspec.engine import amx, lib
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.formats.gguf_header import GgufInfo
 
@@ -30,10 +30,14 @@ class Model:
     """Weights and vocabulary of one file; freed when the last context on them is gone, or by `close`."""
 
     def __init__(
-        self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, repack: bool = True
+        self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, repack: bool = True, probing: bool = False
     ) -> None:
-        """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason."""
+        """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason.
+
+        `repack` lets llama.cpp lay out quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is
+        how that is found out)."""
         self.info = info
+        repack = repack and (probing or amx.repacking_works())
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
         lib.forget_errors()
         with lib.quietly():

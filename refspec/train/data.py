@@ -18,7 +18,8 @@ from .tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenize
 
 # How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three records of ten.
 # `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth seeing several times, books
-# are plentiful. `chat` is for the last part of a training: what people ask, and less of what only teaches words.
+# are plentiful. `chat` is for the last part of a training: what people ask, and less of what only teaches words. `tasks` is like it, with
+# more Python and fewer repetitions of the thinnest sources, for a model with room for more.
 MIXES: dict[str, dict[str, float]] = {
     "broad": {
         "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "taskmaster4": 2, "gsm8k_train": 3,
@@ -29,6 +30,11 @@ MIXES: dict[str, dict[str, float]] = {
         "mbpp_train": 16, "mawps": 4, "chatterbot_corpus": 4, "african_storybook": 5, "18f_blog": 1.5,
         "flan_cot_strategyqa": 3, "flan_cot_*": 1.5, "t0_common_gen": 3, "py_*": 0.8, "classic_books": 0.35,
         "peps": 0.25, "rust_book": 0.5, "tldr": 0.5, "synth_retrieval": 0.4,
+    },
+    "tasks": {
+        "oasst_octopack": 8, "oasst_trees": 8, "small_instruct": 8, "gsm8k_train": 3, "mbpp_train": 12, "mawps": 3,
+        "chatterbot_corpus": 3, "african_storybook": 4, "18f_blog": 1.5, "flan_cot_strategyqa": 3, "flan_cot_*": 1.5,
+        "t0_common_gen": 2, "py_*": 2, "classic_books": 0.5, "peps": 0.2, "rust_book": 0.3, "tldr": 0.7, "synth_retrieval": 0.4,
     },
 }  # fmt: skip
 

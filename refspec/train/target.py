@@ -50,7 +50,8 @@ def train_target(
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
-    `init` is a Hugging Face directory of the same sizes to start from (weights only, fresh optimizer). `compiled` fuses
+    `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`, which
+    may be larger: the model then begins as the same function (`widened`). `compiled` fuses
     each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
     `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
     -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip
@@ -143,10 +144,27 @@ def _start_from(model: Target, init: Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
     try:
-        model.load_hf_state(load_file(str(file)))
+        model.load_hf_state(widened(load_file(str(file)), model.hf_state()))
     except (KeyError, RuntimeError) as error:
         what = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
+
+
+def widened(state: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` (Hugging Face names) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays the same.
+
+    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes that.
+    """
+    out = dict(state)
+    for name, w in state.items():
+        new = drawn.get(name)
+        if new is None:
+            continue
+        if name.endswith(("gate_proj.weight", "up_proj.weight")) and len(w) < len(new):
+            out[name] = torch.cat([w.float(), new[len(w) :]])
+        elif name.endswith("down_proj.weight") and w.shape[1] < new.shape[1]:
+            out[name] = torch.cat([w.float(), torch.zeros_like(new[:, w.shape[1] :])], 1)
+    return out
 
 
 def export_target(model: Target, data: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from refspec import embedded, kinds
 from refspec.api import Session
-from refspec.engine import default_threads
+from refspec.engine import default_threads, repacking_works
 from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.measure import bench
@@ -55,16 +55,17 @@ def run(
         model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
     names = {"model": model, "drafter": drafter, "n_ctx": n_ctx, "gpu_layers": gpu_layers}
     cores = threads or default_threads()
+    layouts = (True, False) if repacking_works() else (False,)
     forms = [
         {"flash_attn": flash, "kv_type": kv, "repack": repack}
-        for repack in (True, False)
+        for repack in layouts
         for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16"), ("on", "q8_0"))
     ]
     counts = sorted({1, *(n for n in (2, 4, 6, 8, 12, 16, 24, 32) if n < cores), cores})
     total, load = len(forms) + len(counts), bench.ForeignLoad()
     tried: list[Setting] = []
     accepted: list[float] = []
-    refused: list[str] = []
+    refused = [] if len(layouts) == 2 else ["repacked: the AMX kernels of this llama.cpp crash on this processor"]
     for i, form in enumerate(forms):
         progress(i, total, describe_form(form))
         try:

@@ -1,0 +1,126 @@
+"""Whether llama.cpp's weights laid out for AMX can be multiplied here, or end the process.
+
+A llama.cpp built for a processor with AMX (Intel's matrix tiles) lays out quantized weights for it. Some compilers drop the stores
+that fill its tile configuration (GCC 12 does), and some kernels give tiles only to threads that ask (llama.cpp issue 20824, pull
+request 26954): the first product is then a segmentation fault. No flag tells such a build from a good one, so one product is tried
+in a child process, once per build and processor; the answer is kept in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from refspec.engine import lib
+from refspec.formats.gguf_io import TensorOut, read_gguf_header, write_gguf
+from refspec.formats.recast import cache_directory
+
+WIDTH, VOCAB = 64, 64  # tiles take matrices with a multiple of 32 rows
+ROWS = (1, 3, 40)  # one row, a few, more than a tile
+PATIENCE = 60  # seconds for the child; a start of Python and llama.cpp takes one
+REFUSED = (
+    "this llama.cpp would end the process where weights are laid out anew: its AMX kernels crash on this processor; leave --repack out"
+    " (repack=None), or install a llama.cpp built without them"
+)
+
+
+@cache
+def repacking_works() -> bool:
+    """Whether weights may be laid out anew. At once True for a llama.cpp without AMX; else what the child process showed."""
+    if b"AMX_INT8 = 1" not in lib.system_info():
+        return True
+    answer = cache_directory() / f"amx-{_key()}.json"
+    try:
+        known = json.loads(answer.read_text("utf-8"))["works"]
+        if isinstance(known, bool):
+            return known
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    works = _tried()
+    try:
+        answer.parent.mkdir(parents=True, exist_ok=True)
+        partial = answer.with_name(f"{answer.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"works": works}), "utf-8")
+        os.replace(partial, answer)
+    except OSError:
+        pass  # it is tried again next time
+    return works
+
+
+def _key() -> str:
+    """The library as it is on disk, and the processor's flags."""
+    path = lib.library_path()
+    about: list[object] = [path]
+    try:
+        state = os.stat(path)
+        about += [state.st_size, state.st_mtime_ns]
+        about += sorted({line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model name"))})
+    except OSError:
+        pass
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def _tried() -> bool:
+    if not sys.executable:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "probe.gguf"
+        _write(file)
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", "refspec.engine.amx", str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+    return child.returncode == 0
+
+
+def _write(file: Path) -> None:
+    """A Llama model of one layer, Q8_0, without a tokenizer."""
+    rng = np.random.default_rng(0)
+
+    def tensor(name: str, *shape: int) -> TensorOut:
+        values = np.ones(shape, np.float32) if len(shape) == 1 else rng.standard_normal(shape).astype(np.float32) / 8
+        return TensorOut(name, shape, "f32" if len(shape) == 1 else "q8_0", lambda: values)
+
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    tensors = [tensor(f"blk.0.{name}.weight", WIDTH, WIDTH) for name in square]
+    tensors += [tensor("blk.0.attn_norm.weight", WIDTH), tensor("blk.0.ffn_norm.weight", WIDTH), tensor("output_norm.weight", WIDTH)]
+    tensors += [tensor("token_embd.weight", VOCAB, WIDTH), tensor("output.weight", VOCAB, WIDTH)]
+    sizes = {"context_length": 128, "embedding_length": WIDTH, "block_count": 1, "feed_forward_length": WIDTH, "attention.head_count": 1,
+             "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": WIDTH, "vocab_size": VOCAB}  # fmt: skip
+    write_gguf(file, "llama", {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"}, tensors)
+
+
+def _run(file: str, *, repack: bool) -> None:
+    """The products that a crashing build does not survive with `repack`."""
+    from refspec.engine.context import Context, RowBatch
+    from refspec.engine.model import Model
+
+    n_batch = max(ROWS)
+    model = Model(read_gguf_header(file), repack=repack, probing=True)
+    context = Context(model, n_ctx=sum(ROWS), n_batch=n_batch, n_ubatch=n_batch, n_threads=2, n_threads_batch=2)
+    batch, at = RowBatch(n_batch), 0
+    for n in ROWS:
+        batch.put(range(n))
+        if code := lib.decode(context.alive(), batch.prepare(n, at, "all")):
+            raise context.failure(code, f"run {n} tokens at position {at}")
+        at += n
+    context.close()
+
+
+if __name__ == "__main__":
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _run(sys.argv[1], repack=True)
