@@ -89,8 +89,9 @@ def describe(drafter: Drafter | None) -> str:
     return "eagle3" if inner.capture_layers else "model"
 
 
-def note(drafter: Drafter | None) -> str | None:
-    """What a user should be told of what runs the drafter, None where it is llama.cpp."""
+def notes(target: object, drafter: Drafter | None) -> list[str]:
+    """What a user should be told of how the models run, where it is not what they would expect."""
     inner = getattr(drafter, "inner", drafter)
-    said = getattr(getattr(inner, "trained", inner), "note", None)
-    return None if said is None else str(said)
+    drafter = getattr(inner, "trained", inner)
+    said = [getattr(getattr(target, "model", None), "note", None), getattr(drafter, "note", None)]
+    return [str(line) for line in said if line]

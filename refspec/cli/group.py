@@ -157,11 +157,8 @@ def load(o: dict[str, Any]) -> Session:
         tuned=not o["no_tune"],
     )
     from refspec import kinds
-    from refspec.engine import repacking_works
 
-    if not repacking_works():
-        note("quantized weights stay as in the file: the AMX kernels of this llama.cpp crash on this processor")
-    if said := kinds.note(session.drafter):  # what runs it is not what the user would expect
+    for said in kinds.notes(session.target, session.drafter):
         note(said)
     if session.tuned.record:
         from refspec.windows.tune_report import settings

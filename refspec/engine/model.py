@@ -37,7 +37,11 @@ class Model:
         `repack` lets llama.cpp lay out quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is
         how that is found out)."""
         self.info = info
-        repack = repack and (probing or amx.repacking_works())
+        self.note: str | None = None  # what a user should be told of how the weights are held
+        if repack and not probing and not amx.repacking_works():
+            repack = False
+            if {t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"}:
+                self.note = f"{info.path.name} keeps its weights as stored: the AMX kernels of this llama.cpp crash on this processor"
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
         lib.forget_errors()
         with lib.quietly():
