@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refspec.drafters.base import Drafter
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
+from refspec.drafters.tree_lookup import TreeLookupDrafter
 from refspec.engine import drafter_config
 from refspec.errors import UsageError
 from refspec.formats import drafter_meta
@@ -65,12 +66,13 @@ def make_drafter(
     from refspec.drafters.own import open_drafter
 
     if tree is not None:
-        if path is None or lookup or not is_eagle3(path):
-            what = "lookup drafts chains" if lookup else "there is no drafter" if path is None else f"{path} is a draft model"
-            raise UsageError(f"tree = {str(tree)!r}: {what}; trees are grown by an EAGLE-3 drafter alone")
+        if path is None or not is_eagle3(path):
+            what = "there is no drafter" if path is None else f"{path} is a draft model"
+            raise UsageError(f"tree = {str(tree)!r}: {what}; trees are grown by an EAGLE-3 drafter")
         if kernels == "own":
             raise UsageError(f"tree = {str(tree)!r}: trees are grown by llama.cpp's drafter; leave the kernels to auto or llama")
-        return LlamaEagle3TreeDrafter(path, target, top_k=tree.top_k, **settings)
+        grower = LlamaEagle3TreeDrafter(path, target, top_k=tree.top_k, **settings)
+        return TreeLookupDrafter(grower) if lookup else grower
     if path is None:
         return LookupDrafter() if lookup else None
     trained: Drafter = open_drafter(path, target, kernels=kernels, **settings) if is_eagle3(path) else LlamaModelDrafter(path, target, **settings)
@@ -82,7 +84,7 @@ def describe(drafter: Drafter | None) -> str:
     if drafter is None:
         return "plain"
     inner = getattr(drafter, "inner", drafter)
-    if isinstance(inner, FallbackDrafter):
+    if isinstance(inner, (FallbackDrafter, TreeLookupDrafter)):
         return f"{describe(inner.trained)} + lookup"
     if isinstance(inner, LookupDrafter):
         return "lookup"

@@ -11,47 +11,26 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.base import Draft, Drafter, Stop
 from refspec.drafters.lookup import LookupDrafter
+from refspec.drafters.with_lookup import WithLookup
 from refspec.errors import UsageError
-from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 
 SURE = 0.4  # below it a trained drafter's first token is more often wrong than right
 SHORTEST = 2  # one common token before is no reason to believe the next
 
 
-class FallbackDrafter:
+class FallbackDrafter(WithLookup[Drafter]):
     """Two Drafters as one; `from_lookup` says where the last draft came from, `lookups` counts such drafts."""
 
     def __init__(self, trained: Drafter, lookup: LookupDrafter | None = None, *, sure: float = SURE) -> None:
         """Raises UsageError unless 0 <= sure <= 1."""
         if not 0 <= sure <= 1:
             raise UsageError(f"sure = {sure} is outside 0..1; 0 never looks up, 1 nearly always")
-        self.trained, self.lookup, self.sure = trained, lookup or LookupDrafter(shortest=SHORTEST), sure
-        self.capture_layers = trained.capture_layers
+        super().__init__(trained, lookup or LookupDrafter(shortest=SHORTEST))
+        self.sure = sure
         self.from_lookup, self.lookups = False, 0
-
-    @property
-    def n_rows(self) -> int:
-        """True rows committed."""
-        return self.trained.n_rows
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside both."""
-        return self.trained.seconds + self.lookup.seconds
-
-    def begin(self, token: int) -> None:
-        """Take x_0."""
-        self.lookup.begin(token)
-        if isinstance(self.trained, SeesFirst):
-            self.trained.begin(token)
-
-    def extend(self, tokens: Ids, features: Array) -> None:
-        """Append true rows to both."""
-        self.trained.extend(tokens, features)
-        self.lookup.extend(tokens, features)
 
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
@@ -74,18 +53,7 @@ class FallbackDrafter:
             return found
         return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)  # nothing was drawn above: no coin is used twice
 
-    def rollback(self, n_rows: int) -> None:
-        """Keep the first n_rows true rows of both."""
-        self.trained.rollback(n_rows)
-        self.lookup.rollback(n_rows)
-
     def reset(self) -> None:
         """Forget every row."""
-        self.trained.reset()
-        self.lookup.reset()
+        super().reset()
         self.from_lookup, self.lookups = False, 0
-
-    def close(self) -> None:
-        """Release both."""
-        self.trained.close()
-        self.lookup.close()

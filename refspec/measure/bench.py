@@ -16,6 +16,7 @@ from typing import Any
 from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, Generation, Session
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
+from refspec.drafters.tree_lookup import TreeLookupDrafter
 from refspec.errors import RefspecError
 from refspec.measure.bench_costs import ROWS, cost_curve, predict, predict_tree, sizes_to_time
 from refspec.measure.prompts import built_in
@@ -42,7 +43,8 @@ def measure(
     `rival`, if given, runs another program on a prompt and returns an object with its `tokens_per_second`.
     """
     load = ForeignLoad()
-    variants, tree = kinds_of(session), None if session.tree is None else _tree_kind(session.tree)
+    variants = kinds_of(session)
+    trees = [name for name, (made, _) in variants.items() if made.tree is not None]
     session = variants["chain"][0]
     runs: dict[str, list[Generation]] = {name: [] for name in variants}
     rivals: list[Any] = []
@@ -58,8 +60,8 @@ def measure(
     ratios = _ratios(runs["chain"], runs["plain"])
     fast, plain = (total([run.statistics for run in runs[name]]) for name in ("chain", "plain"))
     progress("bench: cost curve")
-    grown = total([run.statistics for run in runs[tree]]) if tree else None
-    more = sizes_to_time(grown, max(ROWS, session.draft_max + 1)) if grown else []
+    grown = {name: total([run.statistics for run in runs[name]]) for name in trees}
+    more = sorted({rows for run in grown.values() for rows in sizes_to_time(run, max(ROWS, session.draft_max + 1))})
     costs = cost_curve(session, runs["plain"][-1].prompt + runs["plain"][-1].tokens, more)
     foreign = load.cores()
     own = fast.other_seconds / fast.verify_steps
@@ -68,8 +70,8 @@ def measure(
     k = len(predicted)
     kinds = {name: _about(found, runs["plain"]) for name, found in runs.items()}
     kinds["chain"]["predicted_speedup"] = predicted[-1] if k else None
-    if tree and grown:
-        kinds[tree]["predicted_speedup"] = predict_tree(grown, costs, own_plain)
+    for name, run in grown.items():
+        kinds[name]["predicted_speedup"] = predict_tree(run, costs, own_plain)
     return {
         "model": session.name,
         "prompts": len(prompts),
@@ -102,6 +104,8 @@ def measure(
 def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     """What is compared: a session, on the one target, and the options of its runs, by name."""
     trained, shaped = session.drafter, session
+    if isinstance(trained, TreeLookupDrafter):  # measured beside the tree without it
+        trained = trained.trained
     if shaped.tree is not None:  # what runs trees runs chains too
         session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
         session.tuned = shaped.tuned
@@ -114,7 +118,17 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
         both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
-        found[_tree_kind(shaped.tree)] = (shaped, {})
+        found |= {name: (of_trees, {}) for name, of_trees in tree_sessions(shaped, trained).items()}
+    return found
+
+
+def tree_sessions(shaped: Session, trained: Any) -> dict[str, Session]:
+    """Sessions that draft trees as `shaped` does, by the kind's name: the trained drafter's, and the same with lookup in them."""
+    assert shaped.tree is not None
+    found = {}
+    for name, drafter in ((_tree_kind(shaped.tree), trained), (f"{_tree_kind(shaped.tree)} + lookup", TreeLookupDrafter(trained))):
+        found[name] = Session(shaped.target, drafter, draft_max=shaped.draft_max, name=shaped.name, tree=shaped.tree)
+        found[name].tuned = shaped.tuned
     return found
 
 

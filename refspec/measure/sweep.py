@@ -21,7 +21,7 @@ from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import UsageError
 from refspec.measure.acceptance import room_for
-from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt
+from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_sessions
 from refspec.measure.prompts import Prompt, fit
 
 PLAIN = "plain"
@@ -57,7 +57,7 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
         found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}
         found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
     if session.tree is not None:
-        found[f"tree {session.tree}"] = Kind(session, {})
+        found |= {name: Kind(made, {}) for name, made in tree_sessions(session, drafter).items() if lookup or made.drafter is drafter}
     return found
 
 

@@ -97,6 +97,29 @@ def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
     return tokens
 
 
+def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes: int) -> Tree:
+    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root.
+
+    `chances` [k] are the values of the path's tokens [k], each at most the one before. A token both have keeps the larger value, so a
+    child is still never worth more than its parent.
+    """
+    found: list[Found] = []
+    for token, parent, p in zip(tree.tokens.tolist(), tree.parents.tolist(), tree.confidence.tolist(), strict=True):
+        value, depth = (1.0, 0) if parent == ROOT else (found[parent].value, found[parent].depth)
+        found.append(Found(token, parent, depth + 1, p, value * min(p, 1.0)))
+    at = {(node.parent, node.token): i for i, node in reversed(list(enumerate(found)))}  # of equal siblings the first, which is followed
+    above, before = ROOT, 1.0
+    for depth, (token, chance) in enumerate(zip(tokens, chances, strict=True), start=1):
+        confidence = chance / before if before else 0.0
+        if (i := at.get((above, token))) is not None:
+            found[i] = found[i]._replace(value=max(found[i].value, chance))
+        else:
+            i = len(found)
+            found.append(Found(token, above, depth, confidence, chance))
+        above, before = i, chance
+    return _tree(found, sorted(_best(found, range(len(found)), nodes)), None)
+
+
 def top_probs(
     logits: npt.NDArray[np.floating[Any]], k: int, temperature: float = 1.0
 ) -> tuple[npt.NDArray[np.int32], Array]:

@@ -20,6 +20,13 @@ def test_generate_with_a_tree_gives_the_plain_text(on, temperature):
     assert got["identical"] is True and got["draft_max"] == 8 and got["tree"] == "8:3:4" and len(got["accepted_by_position"]) <= 4
 
 
+@pytest.mark.parametrize("temperature", ["0", "0.9"])
+def test_lookup_in_a_tree_gives_the_plain_text(on, temperature):
+    common = ["generate", *on, "-p", "hi hi hi hi", "-n", "40", "--strict", "--json", "--temp", temperature, "--seed", "4"]
+    got = record(call(*common, "--tree", "8:3:4", "--lookup", "--compare"))
+    assert got["identical"] is True and got["tree"] == "8:3:4" and got["kind"] == "eagle3 + lookup"
+
+
 def test_sampled_trees_are_one_more_option(on):
     result = call("generate", *on, "-p", "hi", "-n", "20", "--tree", "8", "--draft-sampling", "--temp", "1")
     assert result.exit_code == 0 and "tau " in result.stderr
@@ -27,13 +34,15 @@ def test_sampled_trees_are_one_more_option(on):
 
 def test_bench_speed_runs_trees_beside_chains(on):
     measured = record(call("bench", "speed", *on, "-n", "16", "--count", "1", "--repeat", "1", "--tree", "6:2:3", "--json"))
-    assert measured["draft_max"] == 3 and {"plain", "chain", "tree 6:2:3"} <= measured["kinds"].keys()
+    assert measured["draft_max"] == 3 and {"plain", "chain", "tree 6:2:3", "tree 6:2:3 + lookup"} <= measured["kinds"].keys()
     assert measured["kinds"]["tree 6:2:3"]["tau"] >= 1
+    assert measured["kinds"]["tree 6:2:3 + lookup"]["tau"] >= 1
 
 
 def test_verify_proves_trees_on_the_users_pair(on):
-    result = call("verify", *on, "-n", "20", "--count", "2", "--tree", "6:2:3", "--strict")
-    assert result.exit_code == 0, result.output
+    for more in ([], ["--lookup"]):
+        result = call("verify", *on, "-n", "20", "--count", "2", "--tree", "6:2:3", "--strict", *more)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -42,7 +51,7 @@ def test_verify_proves_trees_on_the_users_pair(on):
     (["--tree", "4:99"], "top_k = 99 is outside 1..64"),
     (["--tree", "4", "--draft-max", "2"], "give one of them"),
     (["--tree", "4", "--adaptive"], "give one of them"),
-    (["--tree", "4", "--lookup"], "lookup drafts chains"),
+    (["--tree", "4", "--lookup", "--draft-sampling", "--temp", "1"], "leave --lookup or --draft-sampling out"),
 ])  # fmt: skip
 def test_a_wrong_tree_is_one_line(on, arguments, words):
     result = call("generate", *on, "-p", "hi", *arguments)
@@ -61,7 +70,7 @@ def test_bench_speed_predicts_the_tree_it_measured(on):
     assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == bench.ROWS  # the full tree was timed
     assert all(kinds[name]["predicted_speedup"] is None for name in ("plain", "adaptive", "lookup"))
     lines = [line for line in bench.table(measured) if "predicted" in line and "x, tau" in line]
-    assert [line.split(" x ")[0].split("  ")[0] for line in lines] == ["chain", "tree 24:4:6"]
+    assert [line.split(" x ")[0].split("  ")[0] for line in lines] == ["chain", "tree 24:4:6", "tree 24:4:6 + lookup"]
 
 
 def test_the_prediction_of_a_tree_is_the_formula():
