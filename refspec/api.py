@@ -29,8 +29,10 @@ from refspec.generation import Event, Generation
 from refspec.sampling import Sampler
 from refspec.targets.base import Target
 from refspec.trees.tree import TreeShape
+from refspec.windows.costs import Costs
+from refspec.windows.tree_window import TreeWindow
 from refspec.windows.tune_store import Found
-from refspec.windows.window import Window, seeded
+from refspec.windows.window import Window
 
 if TYPE_CHECKING:
     from refspec.drafters.own import Kernels
@@ -71,10 +73,11 @@ def load(
     per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
-    `adaptive` chooses the draft length every step, up to draft_max. `tuned` takes over what `refspec tune` stored for these files,
-    where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is its default, but where that would
-    crash (`engine/amx.py`). `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or auto, which is llama.cpp
-    unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
+    `refspec tune` stored for these files, where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is
+    its default, but where that would crash (`engine/amx.py`). `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
+    auto, which is llama.cpp unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError
+    (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
@@ -93,7 +96,7 @@ def load(
     found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
     if found.record:
         chosen = chosen | found.record["chosen"]
-    shape = _shape(tree, draft_max, adaptive)
+    shape = _shape(tree, draft_max)
     default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
     length = _draft_length(default if draft_max is None else draft_max)
     if threads_draft is None:
@@ -133,13 +136,12 @@ def load(
     return session
 
 
-def _shape(tree: str | TreeShape | None, draft_max: int | None, adaptive: bool) -> TreeShape | None:
+def _shape(tree: str | TreeShape | None, draft_max: int | None) -> TreeShape | None:
     """The shape asked for; UsageError where something else asks for chains."""
     if tree is None:
         return None
-    if draft_max is not None or adaptive:
-        other = "adaptive" if adaptive else f"draft_max = {draft_max}"
-        raise UsageError(f"{other} is for chains and tree = {str(tree)!r} for trees; give one of them")
+    if draft_max is not None:
+        raise UsageError(f"draft_max = {draft_max} is for chains and tree = {str(tree)!r} for trees; give one of them")
     return TreeShape.parse(tree) if isinstance(tree, str) else tree.checked()
 
 
@@ -167,7 +169,7 @@ class Session:
     name              the target's file, for messages
     tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
     bit_strict        F32 weights and strict settings: a row's logits are the same bits in every batch of a chain
-    adaptive          the draft length is chosen every step where `generate` does not say otherwise; draft_max is its limit
+    adaptive          the draft length, or a tree's nodes, are chosen every step where `generate` does not say otherwise, up to draft_max
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
     window            the policy that chooses, with all it has learned
     current           the last generation; starting the next one ends it
@@ -184,7 +186,7 @@ class Session:
         self.bit_strict = bit_strict
         self.adaptive = adaptive
         self.tuned = Found(None, "")
-        self.window: Window | None = None
+        self.window: Window | TreeWindow | None = None
         self.tree = tree
         self.current: Generation | None = None
 
@@ -237,7 +239,7 @@ class Session:
         speculate: bool = True,
         draft_sampling: bool = False,
         adaptive: bool | None = None,
-        window: Window | None = None,
+        window: Window | TreeWindow | None = None,
         system: str | None = None,
         raw: bool = False,
     ) -> Generation:
@@ -273,11 +275,9 @@ class Session:
         }
         wants_window = window is not None or (self.adaptive if adaptive is None else adaptive)
         if self.tree is not None and drafter is not None:
-            if wants_window:
-                raise UsageError(f"adaptive chooses the length of chains, and this session drafts trees ({self.tree}); choose one of them")
             del options["draft_max"]
             options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
-        elif drafter is not None and wants_window:
+        if drafter is not None and wants_window:
             window = self._window(draft_max) if window is None else window
             window.begin()
             drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window
@@ -285,12 +285,13 @@ class Session:
         self.current = Generation(self, encoded, drafter, options)
         return self.current
 
-    def _window(self, most: int) -> Window:
+    def _window(self, most: int) -> Window | TreeWindow:
         """The session's policy; a new one when the limit changes."""
         if self.window is None or self.window.most != most:
             from refspec.windows import measured
 
-            self.window = seeded(most, self.tuned.record["costs"] if self.tuned.record else measured.quick(self))
+            costs = Costs.of(self.tuned.record["costs"] if self.tuned.record else measured.quick(self))
+            self.window = Window(most, costs) if self.tree is None else TreeWindow(most, costs)
         return self.window
 
     def _known(self, tokens: Sequence[int]) -> list[int]:

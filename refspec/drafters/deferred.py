@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, Drafter, Stop
+from refspec.drafters.base import Draft, Drafter, Stop, TreeDrafter
 from refspec.drafters.wrapped import WrappedDrafter
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
+from refspec.trees.tree import Tree, TreeShape
 
 BACKLOG = 256  # rows
 
@@ -51,6 +53,13 @@ class DeferredDrafter(WrappedDrafter):
         """Append what waits, then draft."""
         self._flush()
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
+
+    def draft_tree(
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+    ) -> Tree:
+        """Append what waits, then draft a tree; for an `inner` that can."""
+        self._flush()
+        return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler)
 
     def rollback(self, n_rows: int) -> None:
         """Append what waits, then keep the first n_rows true rows."""

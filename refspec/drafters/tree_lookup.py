@@ -62,7 +62,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         said = self.lookup.draft(shape.depth).tokens.tolist()
         matched = self.lookup.matched
         self._said = (matched, said)
-        return with_path(tree, said, self.chances(matched, len(said)), shape.nodes) if said else tree
+        return with_path(tree, said, self.chances(matched, len(said)), shape.nodes, shape.floor) if said else tree
 
     def chances(self, matched: int, n: int) -> list[float]:
         """[n] that tokens 1..j of a continuation found by `matched` tokens all stand, j = 1..n."""

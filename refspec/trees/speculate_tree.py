@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from refspec.drafters.base import TreeDrafter
+from refspec.errors import UsageError
 from refspec.metrics import Seconds, Step
 from refspec.native import verify_tree_deterministic, verify_tree_rejection
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
@@ -23,6 +24,7 @@ from refspec.targets.base import TreeTarget
 from refspec.trees.tree import ROOT, Tree, TreeShape, empty_tree
 from refspec.trees.tree_verify import TreeVerdict
 from refspec.verify import Rows
+from refspec.windows.tree_window import TreeWindow
 
 # The temperature at which a drafter is asked how far the target gets is the target's, but not below this: at 0 every tree would be
 # a chain. Seen on the embedded pair at temperature 0, 16 nodes: a fifth to a third more tokens per verify step than when asked at 1,
@@ -41,12 +43,16 @@ def speculate_tree(
     max_tokens: int,
     shape: TreeShape,
     draft_sampling: bool = False,
+    window: TreeWindow | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
 
-    Step.draft is the path the text took through the tree and, where it stopped inside, the first children from there on. Raises
-    BackendError when the target returns logits that are not finite.
+    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children from there on. Raises
+    BackendError when the target returns logits that are not finite, UsageError for a window
+    over trees drawn from a law, of which no node may be dropped for what it is.
     """
+    if window is not None and draft_sampling:
+        raise UsageError("the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out")
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     end_tokens = target.end_tokens
     position = 0  # index of the next output token
@@ -57,25 +63,36 @@ def speculate_tree(
         # draft: never past the last token wanted, nor more nodes than there are free positions
         depth = min(shape.depth, max_tokens - position - 1)
         nodes = min(shape.nodes, target.max_nodes, target.n_ctx - target.n_past - 1)
-        room = depth > 0 and nodes > 0 and drafter.n_rows > 0
-        tree = rule.draft(drafter, TreeShape(nodes, shape.top_k, depth), position) if room else empty_tree()
+        room = nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0
+        floor = shape.floor
+        if window is not None:
+            room = window.plan(room)
+            floor = max(floor, window.floor())
+        tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position) if room else empty_tree()
         tree = cut_after_end(tree, end_tokens)
+        if window is not None:
+            tree = window.keep(tree)
 
         # verify: one run of the target over the pending token and all nodes
-        rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents)
+        drafting = len(tree.tokens) > 0  # without a draft it is a step of plain decoding, and costs no more
+        rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents) if drafting else target.decode([pending], logits="all")
         verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
         accepted, tokens = verdict.accepted, verdict.tokens
         drafted = tree.tokens[continued(tree, verdict.path)].tolist()
 
         # commit: the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
-        target.keep_path(verdict.path)
+        if drafting:
+            target.keep_path(verdict.path)
         drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[[0, *(node + 1 for node in verdict.path)]])
         pending = tokens[-1]
 
         tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
         in_target, in_drafter = target.seconds - target_before, drafter.seconds - drafter_before
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
-        yield Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
+        step = Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
+        if window is not None:
+            window.learn(step, verdict.path)
+        yield step
         position += len(tokens)
 
 

@@ -110,6 +110,7 @@ class TreeShape(NamedTuple):
     top_k: int = 4  # children per node, and nodes expanded per level
     depth: int = 8  # tokens on the longest path
     temperature: float = 1.0  # > 0, of the draft law by which nodes are valued; 1 is EAGLE-2's; a sampler brings its own
+    floor: float = 0.0  # of a node's value: what is worth less is not kept, and nothing is grown from it
 
     def __str__(self) -> str:
         return f"{self.nodes}:{self.top_k}:{self.depth}"

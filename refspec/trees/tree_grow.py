@@ -8,7 +8,8 @@ the softmax is too broad.
 
 - `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded, and in the
   end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and ties go to the smaller depth,
-  then to the node found first. Departure: nodes outside the N best so far are not expanded; their children could not be kept.
+  then to the node found first. Departures: nodes outside the N best so far are not expanded, their children could not be kept; and a shape
+  may have a `floor`, the value below which a node does not pay here (`windows/tree_window.py`).
 - `grow_sampled`: children drawn without replacement from the drafter's law, for `verify_tree_rejection`. Here the tree must not be
   pruned by what was drawn, so each level has a share of the N nodes and how many children a node gets is decided from its
   value and its law before the first one is drawn.
@@ -55,7 +56,10 @@ def grow(children: Likeliest, shape: TreeShape) -> Tree:
         for node, (tokens, probs) in zip(frontier, offered, strict=True):
             value = 1.0 if node == ROOT else found[node].value
             for token, p in zip(tokens.tolist()[: shape.top_k], probs.tolist()[: shape.top_k], strict=True):
-                found.append(Found(token, node, depth, p, value * min(p, 1.0)))  # softmax may round above 1: no child above its parent
+                worth = value * min(p, 1.0)  # softmax may round above 1: no child above its parent
+                if worth < shape.floor:
+                    break  # likeliest first
+                found.append(Found(token, node, depth, p, worth))
         best = set(_best(found, range(len(found)), shape.nodes))
         frontier = _best(found, (i for i in range(level, len(found)) if i in best), shape.top_k)
         if not frontier or depth == shape.depth:
@@ -97,8 +101,8 @@ def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
     return tokens
 
 
-def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes: int) -> Tree:
-    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root.
+def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes: int, floor: float = 0.0) -> Tree:
+    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root, of those worth `floor` or more.
 
     `chances` [k] are the values of the path's tokens [k], each at most the one before. A token both have keeps the larger value, so a
     child is still never worth more than its parent.
@@ -110,6 +114,8 @@ def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes
     at = {(node.parent, node.token): i for i, node in reversed(list(enumerate(found)))}  # of equal siblings the first, which is followed
     above, before = ROOT, 1.0
     for depth, (token, chance) in enumerate(zip(tokens, chances, strict=True), start=1):
+        if chance < floor:
+            break
         confidence = chance / before if before else 0.0
         if (i := at.get((above, token))) is not None:
             found[i] = found[i]._replace(value=max(found[i].value, chance))

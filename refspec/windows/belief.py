@@ -57,11 +57,14 @@ class Belief:
             cell = self._depths[drafted]
             cell[:] = cell[0] * KEEP + 1, cell[1] * KEEP + self.chance(refused, drafted)
         for i in range(min(drafted, accepted + 1)):
-            hit = float(i < accepted)
-            b = _bin(confidences[i]) if i < len(confidences) else UNKNOWN
-            for cell in (self._bins[b], self._cells[b][min(i, DEEPEST)], self._depths[i]):
-                cell[0] = cell[0] * KEEP + 1
-                cell[1] = cell[1] * KEEP + hit
+            self.see(confidences[i] if i < len(confidences) else math.nan, i, i < accepted)
+
+    def see(self, confidence: float, depth: int, stood: bool) -> None:
+        """Count one judged token, those before it having stood."""
+        b = _bin(confidence)
+        for cell in (self._bins[b], self._cells[b][min(depth, DEEPEST)], self._depths[min(depth, len(self._depths) - 1)]):
+            cell[0] = cell[0] * KEEP + 1
+            cell[1] = cell[1] * KEEP + stood
 
 
 def _bin(confidence: float) -> int:

@@ -127,3 +127,11 @@ class Costs:
         feed, draft = self.drafter
         rows = {str(r): t * self.drift for r, t in sorted(self.rows.items())}
         return {"target": rows, "switch": self.switch, "draft": draft, "feed": feed}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any] | None) -> Costs:
+        """What a record of `tune` or `measured.measure` says, or nothing known."""
+        if not record:
+            return cls()
+        rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
+        return cls(rows, **{name: float(record[name]) for name in ("switch", "draft", "feed")})

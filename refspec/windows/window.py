@@ -14,25 +14,20 @@ so a step of the cost curve may be climbed if what lies behind it pays. The draf
 token i, so that is asked only if what came of it so far was worth the row. A change of batch size costs extra, now and on the way back
 to `home`, the best fixed length. Chances are `windows/belief.py`'s, costs `windows/costs.py`'s.
 
-Speculation has an account in units of plain tokens. A step adds the tokens it was expected to decide (less noise than those it did) and
-pays what it took, in tokens that plain decoding would have decided meanwhile. At zero speculation goes off. Off, the account gains WATCH
-of each token decided; at STAKE one more try is made, and at half of it where a new text begins, since what did not pay on one may on the
-next. A second account, with RESERVE to begin with, adds the tokens really decided: were the chances wrong, it ends the losses. A drafter
-that never pays thus costs at most RESERVE tokens once and 2 WATCH of the rest. Experiments with lengths that are little known are paid
+Where speculation does not pay, its account turns it off (`windows/account.py`). Experiments with lengths that are little known are paid
 from EXPLORE of the tokens decided.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from refspec.metrics import Step
+from refspec.windows.account import START, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 
-START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 24.0  # plain tokens
-WATCH, EXPLORE = 0.015, 0.01  # of the tokens decided
+EXPLORE = 0.01  # of the tokens decided
 REFRESH = 8  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
@@ -43,19 +38,18 @@ MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
 
 
-class Window:
+class Window(Account):
     """The policy for one pair; keep it from one generation to the next, and call `begin` for each.
 
     most     the longest draft, 1 or more
     off      speculation is not paying; `plan` gives 0 until the account allows another try
-    account  plain tokens that speculation may still lose by expectation; `reserve` by what really was decided
     """
 
     def __init__(self, most: int, costs: Costs | None = None) -> None:
+        super().__init__()
         self.most = most
         self.costs = costs or Costs()
         self.belief = Belief(most)
-        self.off, self.account, self.reserve = False, START, RESERVE
         self._explore = 1.0  # plain tokens left for experiments
         self._tokens = self._seconds = 0.0  # decayed sums over the speculating steps
         self._chances: list[float] = []  # S of the tokens asked about in this step
@@ -75,8 +69,7 @@ class Window:
         """A new generation: no step came before, and its prompt's rows do not wait."""
         self._before = 0  # rows of the step before
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
-        if self.off and 2 * min(self.account, self.reserve) >= STAKE:
-            self.account, self.reserve = max(self.account, STAKE), max(self.reserve, STAKE)
+        self.new_text()
 
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
@@ -91,7 +84,7 @@ class Window:
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
         if self.off:
-            if min(self.account, self.reserve) < STAKE:
+            if not self.may_try:
                 return 0
             self.off, self._woke, self._trial = False, True, TRIAL
         if self._age >= REFRESH or not self._cost:
@@ -137,15 +130,12 @@ class Window:
             # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
             spent = (min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)) / self.costs.plain()
             expected = tokens if self._forced else 1 + sum(self._chances[:drafted])  # of a forced draft the chances are not to be trusted
-            self.account = min(self.account + expected - spent, CAP)
-            self.reserve = min(self.reserve + tokens - spent, CAP)
+            self.speculated(expected, tokens, spent)
             if not self._forced:
                 self._tokens = self._tokens * RATE_KEEP + tokens
                 self._seconds = self._seconds * RATE_KEEP + step.seconds.total
-            self.off = min(self.account, self.reserve) < 0
         elif self.off:
-            self.account = min(self.account + WATCH * tokens, CAP)
-            self.reserve = min(self.reserve + WATCH * tokens, CAP)
+            self.watched(tokens)
         self._explore = min(self._explore + EXPLORE * tokens, 2 * START)
         self._before = drafted + 1
         self._age += 1
@@ -214,12 +204,3 @@ class Window:
         self._tried[wanted] += 1
         self._forced = True
         return wanted
-
-
-def seeded(most: int, costs: Mapping[str, object] | None) -> Window:
-    """A Window that begins with the costs of a record of `tune`, or with nothing."""
-    if not costs:
-        return Window(most)
-    rows = {int(r): float(t) for r, t in dict(costs["target"]).items()}  # type: ignore[call-overload]
-    terms = {name: float(costs[name]) for name in ("switch", "draft", "feed")}  # type: ignore[arg-type]
-    return Window(most, Costs(rows, **terms))

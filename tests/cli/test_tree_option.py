@@ -20,11 +20,13 @@ def test_generate_with_a_tree_gives_the_plain_text(on, temperature):
     assert got["identical"] is True and got["draft_max"] == 8 and got["tree"] == "8:3:4" and len(got["accepted_by_position"]) <= 4
 
 
+@pytest.mark.parametrize("adaptive", [[], ["--adaptive"]])
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
-def test_lookup_in_a_tree_gives_the_plain_text(on, temperature):
+def test_lookup_in_a_tree_and_a_chosen_number_of_nodes_give_the_plain_text(on, temperature, adaptive):
     common = ["generate", *on, "-p", "hi hi hi hi", "-n", "40", "--strict", "--json", "--temp", temperature, "--seed", "4"]
-    got = record(call(*common, "--tree", "8:3:4", "--lookup", "--compare"))
+    got = record(call(*common, "--tree", "8:3:4", "--lookup", "--compare", *adaptive))
     assert got["identical"] is True and got["tree"] == "8:3:4" and got["kind"] == "eagle3 + lookup"
+    assert got["adaptive"] is bool(adaptive)
 
 
 def test_sampled_trees_are_one_more_option(on):
@@ -50,7 +52,7 @@ def test_verify_proves_trees_on_the_users_pair(on):
     (["--tree", "0"], "nodes = 0 is outside 1..64"),
     (["--tree", "4:99"], "top_k = 99 is outside 1..64"),
     (["--tree", "4", "--draft-max", "2"], "give one of them"),
-    (["--tree", "4", "--adaptive"], "give one of them"),
+    (["--tree", "4", "--adaptive", "--draft-sampling", "--temp", "1"], "leave --adaptive or --draft-sampling out"),
     (["--tree", "4", "--lookup", "--draft-sampling", "--temp", "1"], "leave --lookup or --draft-sampling out"),
 ])  # fmt: skip
 def test_a_wrong_tree_is_one_line(on, arguments, words):

@@ -17,9 +17,10 @@ from refspec.api import Session
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
+from refspec.windows.account import RESERVE, STAKE, WATCH
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import RESERVE, STAKE, WATCH, Window
+from refspec.windows.window import Window
 
 
 class Whim(Window):
