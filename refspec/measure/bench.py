@@ -21,7 +21,6 @@ from refspec.errors import RefspecError
 from refspec.measure.bench_costs import ROWS, cost_curve, predict, predict_tree, sizes_to_time
 from refspec.measure.prompts import built_in
 from refspec.metrics import Statistics
-from refspec.trees.tree import TreeShape
 
 __all__ = ["ROWS", "ForeignLoad", "foreign_line", "kinds_of", "measure", "predict", "run_prompt", "table", "total"]
 
@@ -118,22 +117,21 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
         both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
-        found |= {name: (of_trees, {}) for name, of_trees in tree_sessions(shaped, trained).items()}
+        found |= tree_kinds(shaped, trained)
     return found
 
 
-def tree_sessions(shaped: Session, trained: Any) -> dict[str, Session]:
-    """Sessions that draft trees as `shaped` does, by the kind's name: the trained drafter's, and the same with lookup in them."""
+def tree_kinds(shaped: Session, trained: Any) -> dict[str, tuple[Session, dict[str, Any]]]:
+    """Ways to draft trees of `shaped.tree`, a session and options each, by name: the trained drafter's, with lookup in them, and both
+    with the number of nodes chosen every step."""
     assert shaped.tree is not None
-    found = {}
-    for name, drafter in ((_tree_kind(shaped.tree), trained), (f"{_tree_kind(shaped.tree)} + lookup", TreeLookupDrafter(trained))):
-        found[name] = Session(shaped.target, drafter, draft_max=shaped.draft_max, name=shaped.name, tree=shaped.tree)
-        found[name].tuned = shaped.tuned
+    found: dict[str, tuple[Session, dict[str, Any]]] = {}
+    for adaptive in (False, True):
+        for suffix, drafter in (("", trained), (" + lookup", TreeLookupDrafter(trained))):
+            made = Session(shaped.target, drafter, draft_max=shaped.draft_max, name=shaped.name, tree=shaped.tree)
+            made.tuned = shaped.tuned
+            found[f"{'adaptive ' if adaptive else ''}tree {shaped.tree}{suffix}"] = (made, {"adaptive": adaptive})
     return found
-
-
-def _tree_kind(shape: TreeShape) -> str:
-    return f"tree {shape}"
 
 
 def _ratios(fast: Sequence[Generation], plain: Sequence[Generation]) -> list[float]:

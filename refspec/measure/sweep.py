@@ -21,7 +21,7 @@ from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import UsageError
 from refspec.measure.acceptance import room_for
-from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_sessions
+from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_kinds
 from refspec.measure.prompts import Prompt, fit
 
 PLAIN = "plain"
@@ -57,7 +57,8 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
         found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}
         found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
     if session.tree is not None:
-        found |= {name: Kind(made, {}) for name, made in tree_sessions(session, drafter).items() if lookup or made.drafter is drafter}
+        trees = tree_kinds(session, drafter)
+        found |= {name: Kind(made, options) for name, (made, options) in trees.items() if lookup or made.drafter is drafter}
     return found
 
 
@@ -149,7 +150,7 @@ def table(m: dict[str, Any]) -> list[str]:
         f"adaptive: {m['all']['speedup']['adaptive']:.2f} x over all, at least {low['speedup']['adaptive']:.2f} x plain decoding ({low['family']}); "
         f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
         f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
-        "heads: draft lengths; + is with --lookup" + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
+        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:
         out.append(f"target: {m['inflated']}")
@@ -157,7 +158,9 @@ def table(m: dict[str, Any]) -> list[str]:
 
 
 def _head(kind: str) -> str:
-    """A kind as the head of a column: 3, 3+, adapt, adapt+, tree, cpp 3."""
+    """A kind as the head of a column: 3, 3+, adapt, adapt+, tree, atree (adaptive), cpp 3."""
+    if kind.startswith("adaptive tree"):
+        return "atree" + ("+" if kind.endswith("lookup") else "")
     first, _, rest = kind.partition(" ")
     return SHORT[first] + (rest.partition(" ")[0] if first in ("chain", "llama.cpp") else "") + ("+" if kind.endswith("lookup") else "")
 

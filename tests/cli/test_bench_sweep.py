@@ -34,7 +34,7 @@ def test_every_kind_runs_on_every_family_and_the_table_names_them(pair, prompts)
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
     assert measured["draft_max"] == [1, 3] and [(f["family"], f["prompts"]) for f in measured["families"]] == [("maths", 2), ("chat", 1)]
-    kinds = ["plain", "chain 1", "chain 3", "adaptive", "chain 1 + lookup", "chain 3 + lookup", "adaptive + lookup", "tree 4:2:3", "tree 4:2:3 + lookup"]
+    kinds = ["plain", "chain 1", "chain 3", "adaptive", "chain 1 + lookup", "chain 3 + lookup", "adaptive + lookup", "tree 4:2:3", "tree 4:2:3 + lookup", "adaptive tree 4:2:3", "adaptive tree 4:2:3 + lookup"]
     for family in [*measured["families"], measured["all"]]:
         assert list(family["speedup"]) == kinds and list(family["tau"]) == kinds
         assert family["speedup"]["plain"] == 1.0 and family["tau"]["plain"] == 1.0
@@ -42,7 +42,7 @@ def test_every_kind_runs_on_every_family_and_the_table_names_them(pair, prompts)
         assert family["speedup"][family["best_fixed"]] == max(family["speedup"][k] for k in ("plain", "chain 1", "chain 3"))
         assert family["adaptive_share"] == pytest.approx(family["speedup"]["adaptive"] / family["speedup"][family["best_fixed"]])
     lines = sweep.table(measured)
-    assert lines[1].split() == ["plain", "t/s", "1", "3", "adapt", "1+", "3+", "adapt+", "tree", "tree+", "best", "fixed", "adaptive", "of", "it"]
+    assert lines[1].split() == ["plain", "t/s", "1", "3", "adapt", "1+", "3+", "adapt+", "tree", "tree+", "atree", "atree+", "best", "fixed", "adaptive", "of", "it"]
     assert [line.split()[0] for line in lines[2:5]] == ["maths", "chat", "all"]
 
 

@@ -38,7 +38,7 @@ def test_bench_speed_runs_trees_beside_chains(on):
     measured = record(call("bench", "speed", *on, "-n", "16", "--count", "1", "--repeat", "1", "--tree", "6:2:3", "--json"))
     assert measured["draft_max"] == 3 and {"plain", "chain", "tree 6:2:3", "tree 6:2:3 + lookup"} <= measured["kinds"].keys()
     assert measured["kinds"]["tree 6:2:3"]["tau"] >= 1
-    assert measured["kinds"]["tree 6:2:3 + lookup"]["tau"] >= 1
+    assert measured["kinds"]["tree 6:2:3 + lookup"]["tau"] >= 1 and measured["kinds"]["adaptive tree 6:2:3 + lookup"]["tau"] >= 1
 
 
 def test_verify_proves_trees_on_the_users_pair(on):
@@ -72,7 +72,9 @@ def test_bench_speed_predicts_the_tree_it_measured(on):
     assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == bench.ROWS  # the full tree was timed
     assert all(kinds[name]["predicted_speedup"] is None for name in ("plain", "adaptive", "lookup"))
     lines = [line for line in bench.table(measured) if "predicted" in line and "x, tau" in line]
-    assert [line.split(" x ")[0].split("  ")[0] for line in lines] == ["chain", "tree 24:4:6", "tree 24:4:6 + lookup"]
+    names = [line.split(" x ")[0].split("  ")[0] for line in lines]
+    trees = ["tree 24:4:6", "tree 24:4:6 + lookup"]
+    assert names == ["chain", *trees, *(f"adaptive {name}" for name in trees)]
 
 
 def test_the_prediction_of_a_tree_is_the_formula():
