@@ -163,7 +163,11 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
     help="Weight of the attention that chained rows give the chain's own tokens, added to the loss.",
 )  # fmt: skip
 @device_option
-@click.option("--init", type=folder, help="Run folder of trained drafters of the same names and sizes to start from.")
+@click.option("--ffn", type=click.IntRange(32), help="Feed-forward channels; the target's if not given.")
+@click.option(
+    "--init", type=folder,
+    help="Drafters of the same names and sizes to start from: their run folder, or one with exports NAME/ in the speculators layout.",
+)  # fmt: skip
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
@@ -180,6 +184,7 @@ def drafter(
     residual: str,
     attention_reg: float,
     layer_ids: str | None,
+    ffn: int | None,
     twin: bool,
     out: Path,
     **o: Any,
@@ -192,12 +197,12 @@ def drafter(
     except ValueError:
         raise UsageError(f"--layer-ids {layer_ids!r}: give numbers with commas, such as 2,7,11") from None
     switches = {"feature_norm": feature_norm, "feedback": feedback, "residual": residual}
-    variants = {feedback: drafter_for(target_run, draft_vocab, ids, attention_reg=attention_reg, **switches)}
+    variants = {feedback: drafter_for(target_run, draft_vocab, ids, ffn=ffn, attention_reg=attention_reg, **switches)}
     if twin:
         plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
-        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, **plain)
+        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
     _print(train_drafters(data[0] if len(data) == 1 else data, target_run, out, variants, depth=depth, **o))
 
 

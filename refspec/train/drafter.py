@@ -172,6 +172,24 @@ class Eagle3(nn.Module):
         tensors = {name: w.detach().float().cpu().contiguous() for name, w in out.items()}
         return tensors | {"d2t": ids - torch.arange(c.draft_vocab_size), "t2d": member}
 
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `checkpoint_state`, as this module's own names: parameters, and `draft_ids`. KeyError where one is missing."""
+        p = "layers.0."
+        ours = {
+            "fc.weight": state["fc.weight"], "head.weight": state["lm_head.weight"], "norm.weight": state["norm.weight"],
+            "attn_norm.weight": state[p + "input_layernorm.weight"], "hidden_norm.weight": state[p + "hidden_norm.weight"],
+            "qkv.weight": torch.cat([state[f"{p}self_attn.{x}_proj.weight"] for x in "qkv"]),
+            "o.weight": state[p + "self_attn.o_proj.weight"], "ffn_norm.weight": state[p + "post_attention_layernorm.weight"],
+            "gate_up.weight": torch.cat([state[f"{p}mlp.{x}_proj.weight"] for x in ("gate", "up")]),
+            "down.weight": state[p + "mlp.down_proj.weight"],
+        }  # fmt: skip
+        if self.config.feature_norm == "per_state":
+            ours |= {f"fc_norm.{i}.weight": state[f"fc_norm.{i}.weight"] for i in range(len(self.config.capture_layers))}
+        elif self.config.feature_norm == "concat":
+            ours["fc_norm.0.weight"] = state["input_norm.weight"]
+        offsets = state["d2t"].long()
+        return {name: w.float() for name, w in ours.items()} | {"draft_ids": torch.arange(len(offsets)) + offsets}
+
     def checkpoint_config(self) -> dict:
         """config.json of the speculators EAGLE 3.1 layout."""
         c = self.config

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import convert_drafter
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
 from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .drafter_loss import Lesson, Teacher, chain_losses
-from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
+from .loop import Optimizers, run_steps, tune_allocator
 from .packing import InTurn, WholeDocuments
+from .start import start_drafters
 from .target import load_target
 from .tokenizer import BOS, load_tokenizer
 
@@ -39,9 +40,9 @@ def draft_vocabulary(folders: Sequence[Path], size: int, vocab_size: int) -> np.
 
 
 def drafter_for(
-    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, **switches: Any
+    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, *, ffn: int | None = None, **switches: Any
 ) -> TrainedDrafter:
-    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect.
+    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect; `ffn` None: its too.
 
     UsageError where the target is too shallow for three different default boundaries.
     """
@@ -51,7 +52,7 @@ def drafter_for(
     return TrainedDrafter(
         hidden_size=c.hidden_size, target_hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
         capture_layers=capture_layers or c.default_capture_layers, head_dim=c.head_dim, vocab_size=c.vocab_size,
-        intermediate_size=c.intermediate_size, draft_vocab_size=min(draft_vocab_size, c.vocab_size),
+        intermediate_size=ffn or c.intermediate_size, draft_vocab_size=min(draft_vocab_size, c.vocab_size),
         rms_eps=c.rms_eps, rope_theta=c.rope_theta, context_length=c.context_length, **switches,
     )  # fmt: skip
 
@@ -121,7 +122,7 @@ class Training:
             self.drafters[name] = Eagle3(config, target.embed.weight.cpu(), draft_ids.cpu()).to(self.device)
         self.together = nn.ModuleDict(self.drafters)
         if init is not None:
-            _start_from(self.together, init)
+            start_drafters(self.drafters, init)
         self.optimizers = Separately(
             [
                 Optimizers(d, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=_hidden_matrix)
@@ -194,8 +195,8 @@ def train_drafters(
     **how: Any,
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
-    layout) and `out/NAME.gguf`. `init` is the run folder of earlier drafters to start from (weights only, fresh
-    optimizer); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
+    layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to start from (weights only, fresh
+    optimizer; `start.start_drafters`); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
     training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, **how)
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
@@ -217,37 +218,6 @@ def train_drafters(
 
 def _hidden_matrix(name: str) -> bool:
     return "head" not in name
-
-
-def _start_from(together: nn.ModuleDict, init: Path) -> None:
-    """Take the weights of an earlier run, except the target's embedding and the draft vocabulary, which are this run's.
-
-    Rows of the head follow their tokens; one for a token that the earlier run could not draft stays as it was drawn.
-    """
-    file = init / "checkpoint.pt"
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file; name the run folder of trained drafters with --init")
-    state = read_checkpoint(file)
-    if state["identity"]["kind"] != "drafters":
-        raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
-    trained = {name for name, parameter in together.named_parameters() if parameter.requires_grad}
-    missing = sorted(trained - state["model"].keys())
-    if missing:
-        raise CheckpointError(f"{file}: has no {missing[0]}; --init wants the same variants")
-    try:
-        weights = {name: state["model"][name] for name in trained}
-        for variant, drafter in together.named_children():
-            head, ids = f"{variant}.head.weight", state["model"][f"{variant}.draft_ids"].cpu()
-            row_of = {token: row for row, token in enumerate(ids.tolist())}
-            ours = drafter.draft_ids.tolist()  # type: ignore[union-attr,operator]
-            known = [i for i, token in enumerate(ours) if token in row_of]
-            fresh = drafter.head.weight.detach().clone()  # type: ignore[union-attr,operator]
-            fresh[known] = weights[head][[row_of[ours[i]] for i in known]].to(fresh)
-            weights[head] = fresh
-        together.load_state_dict(weights, strict=False)
-    except (RuntimeError, IndexError) as error:
-        what = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
 
 
 def export_drafter(drafter: Eagle3, out: Path) -> None:

@@ -14,6 +14,7 @@ from .data import Batches
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
 from .packing import WholeDocuments
+from .start import start_target
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 from .unlikelihood import OwnRepeats, unlikelihood
 
@@ -63,7 +64,7 @@ def train_target(
     bos = tokenizer.token_to_id(BOS)
     model = Target(config)
     if init is not None:
-        _start_from(model, init)
+        start_target(model, init)
     if compiled:
         for block in model.layers:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
@@ -135,36 +136,6 @@ def train_target(
     export_target(model, data, out / "hf")
     convert_target(out / "hf", out / "target.gguf", outtype)
     return figures
-
-
-def _start_from(model: Target, init: Path) -> None:
-    from safetensors.torch import load_file
-
-    file = init / "model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
-    try:
-        model.load_hf_state(widened(load_file(str(file)), model.hf_state()))
-    except (KeyError, RuntimeError) as error:
-        what = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{file}: does not fit the sizes asked for ({what})") from None
-
-
-def widened(state: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` (Hugging Face names) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays the same.
-
-    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes that.
-    """
-    out = dict(state)
-    for name, w in state.items():
-        new = drawn.get(name)
-        if new is None:
-            continue
-        if name.endswith(("gate_proj.weight", "up_proj.weight")) and len(w) < len(new):
-            out[name] = torch.cat([w.float(), new[len(w) :]])
-        elif name.endswith("down_proj.weight") and w.shape[1] < new.shape[1]:
-            out[name] = torch.cat([w.float(), torch.zeros_like(new[:, w.shape[1] :])], 1)
-    return out
 
 
 def export_target(model: Target, data: Path, out: Path) -> None:

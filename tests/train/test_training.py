@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from refspec.train import loop  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.model import Target, document_mask  # noqa: E402
+from refspec.train.start import start_target  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
 
@@ -73,8 +75,24 @@ def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypat
     for name, value in weights(target_run).items():
         assert torch.equal(value, started[0].state_dict()[name]), name
     with pytest.raises(CheckpointError, match="does not fit"):
-        wider = dataclasses.replace(CONFIG, intermediate_size=64)
-        train_target(data, tmp_path, config=wider, steps=1, seed=9, threads=1, init=target_run / "hf")
+        narrower = dataclasses.replace(CONFIG, intermediate_size=CONFIG.intermediate_size // 2)
+        train_target(data, tmp_path, config=narrower, steps=1, seed=9, threads=1, init=target_run / "hf")
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="not a file of weights"):
+        train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=tmp_path)
+
+
+def test_a_wider_target_begins_as_the_same_function_and_its_new_channels_learn(target_run):
+    torch.manual_seed(7)
+    wider = Target(dataclasses.replace(CONFIG, intermediate_size=2 * CONFIG.intermediate_size))
+    start_target(wider, target_run / "hf")
+    tokens = torch.arange(24).reshape(2, 12) % CONFIG.vocab_size
+    mask = document_mask(tokens, -1)
+    ours, theirs = (model(tokens, mask)[0] for model in (wider, load_target(target_run)))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    wider.head(ours).square().mean().backward()
+    down = wider.layers[0].down.weight
+    assert not down[:, CONFIG.intermediate_size :].any() and down.grad[:, CONFIG.intermediate_size :].any()
 
 
 def test_batches_are_a_function_of_the_step(data):
@@ -225,6 +243,26 @@ def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
         Training(data, target_run, {"other": variants["post_norm"]}, depth=2, seed=5, threads=1, init=drafter_run[0])
     with pytest.raises(CheckpointError, match="a target run; --init wants drafters"):
         Training(data, target_run, variants, depth=2, seed=5, threads=1, init=target_run)
+
+
+def test_drafters_can_start_from_exports(data, target_run, drafter_run, tmp_path):
+    """An export of a GGUF in use is enough: the folder holds NAME/ in the speculators layout and no checkpoint."""
+    earlier = weights(drafter_run[0])
+    shutil.copytree(drafter_run[0] / "post_norm", tmp_path / "post_norm")
+    variants = {"post_norm": drafter_for(target_run, 200, (1, 2, 4))}
+    begun = Training(data, target_run, variants, depth=2, seed=5, threads=1, init=tmp_path)
+    for name, value in begun.together.named_parameters():
+        assert torch.equal(value, earlier[name]), name
+    with pytest.raises(CheckpointError, match=r"no other/model\.safetensors there"):
+        Training(data, target_run, {"other": variants["post_norm"]}, depth=2, seed=5, threads=1, init=tmp_path)
+    plain = {"post_norm": drafter_for(target_run, 200, (1, 2, 4), feature_norm="concat")}
+    with pytest.raises(CheckpointError, match="input_norm"):
+        Training(data, target_run, plain, depth=2, seed=5, threads=1, init=tmp_path)
+
+
+def test_the_feed_forward_width_of_a_drafter_may_differ_from_its_targets(target_run):
+    assert drafter_for(target_run, 200, (1, 2, 4)).intermediate_size == CONFIG.intermediate_size
+    assert drafter_for(target_run, 200, (1, 2, 4), ffn=40).intermediate_size == 40
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04K\x01."])

@@ -1,0 +1,102 @@
+"""Starting a training from weights that exist: an export of a model in use, or an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .drafter import Eagle3
+from .loop import read_checkpoint
+from .model import Target
+
+WEIGHTS = "model.safetensors"
+
+
+def start_target(model: Target, init: Path) -> None:
+    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels. Raises CheckpointError."""
+    file = init / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
+    try:
+        model.load_hf_state(widened(_read(file), model.hf_state()))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: does not fit the sizes asked for ({_short(error)})") from None
+
+
+def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` (Hugging Face names) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays the same.
+
+    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes that.
+    """
+    out = dict(state)
+    for name, w in state.items():
+        new = drawn.get(name)
+        if new is None:
+            continue
+        if name.endswith(("gate_proj.weight", "up_proj.weight")) and len(w) < len(new):
+            out[name] = torch.cat([w.float(), new[len(w) :]])
+        elif name.endswith("down_proj.weight") and w.shape[1] < new.shape[1]:
+            out[name] = torch.cat([w.float(), torch.zeros_like(new[:, w.shape[1] :])], 1)
+    return out
+
+
+def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
+    """Take the weights of drafters of the same names, except the target's embedding and the draft vocabulary, which are this run's.
+
+    `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout. Rows of the head
+    follow their tokens; one for a token that the earlier drafter could not draft stays as it was drawn. Raises CheckpointError.
+    """
+    earlier, file = _earlier(drafters, init)
+    for name, drafter in drafters.items():
+        state = earlier[name]
+        trained = {key for key, parameter in drafter.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained - state.keys()):
+            raise CheckpointError(f"{file}: has no {name}.{missing[0]}; --init wants the same variants")
+        try:
+            weights = {key: state[key] for key in trained}
+            row_of = {token: row for row, token in enumerate(state["draft_ids"].cpu().tolist())}
+            ours = drafter.draft_ids.tolist()
+            known = [i for i, token in enumerate(ours) if token in row_of]
+            fresh = drafter.head.weight.detach().clone()
+            fresh[known] = weights["head.weight"][[row_of[ours[i]] for i in known]].to(fresh)
+            drafter.load_state_dict(weights | {"head.weight": fresh}, strict=False)
+        except (RuntimeError, IndexError) as error:
+            raise CheckpointError(f"{file}: does not fit the sizes asked for ({_short(error)})") from None
+
+
+def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[str, Tensor]], Path]:
+    """{name: parameters and draft_ids of the drafter of that name}, and the file to blame."""
+    file = init / "checkpoint.pt"
+    if not file.is_file():
+        exports = {name: init / name / WEIGHTS for name in drafters}
+        if absent := [export for export in exports.values() if not export.is_file()]:
+            raise CheckpointError(
+                f"{file}: no such file, and no {absent[0].relative_to(init)} there; name the run folder of trained drafters, or one that"
+                " holds each as an export in the speculators layout, with --init"
+            )
+        try:
+            return {name: drafters[name].load_checkpoint_state(_read(export)) for name, export in exports.items()}, init
+        except KeyError as error:
+            raise CheckpointError(f"{init}: an export has no {error}; --init wants the same variants, in the speculators layout") from None
+    state = read_checkpoint(file)
+    if state["identity"]["kind"] != "drafters":
+        raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
+    return {name: {k.removeprefix(f"{name}."): w for k, w in state["model"].items() if k.startswith(f"{name}.")} for name in drafters}, file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a file of weights ({_short(error)}); export it again") from None
+    return found
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
