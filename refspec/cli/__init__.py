@@ -5,6 +5,7 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 
 # Importing a module of commands is what registers them with the group.
 import refspec.cli.acceptance
+import refspec.cli.answers
 import refspec.cli.bench_context
 import refspec.cli.bench_convert
 import refspec.cli.check

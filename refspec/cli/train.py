@@ -93,7 +93,7 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
         looping      share that repeat a stretch of 12 tokens word for word
         repeated     share of all their tokens inside such a stretch
     """
-    from refspec.train.repetition import measure, read_packed
+    from refspec.measure.repetition import measure, read_packed
     from refspec.train.tokenizer import TURN_END, load_tokenizer
 
     turn_end = load_tokenizer(answers / "tokenizer.json").token_to_id(TURN_END)

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UsageError
+from ..measure.repetition import SPAN, read_packed, repeats
 from .packing import WholeDocuments
-from .repetition import SPAN, read_packed, repeats
 from .tokenizer import BOS, load_tokenizer
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from refspec.cli import main
 from refspec.errors import UsageError
-from refspec.train.repetition import SPAN, answers, measure, read_packed, repeats
+from refspec.measure.repetition import SPAN, answers, measure, read_packed, repeats
 from refspec.train.tokenizer import TURN_END, load_tokenizer
 
 

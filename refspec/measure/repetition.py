@@ -1,6 +1,6 @@
 """Which tokens of an answer repeat what the answer has already said, and how much of a folder's answers does.
 
-An answer is a run of tokens whose mask is 1 (`data.py`); what its question says, or another answer, is no repeat.
+An answer is a run of tokens whose mask is 1 (`train/data.py`); what its question says, or another answer, is no repeat.
 """
 
 from __future__ import annotations
