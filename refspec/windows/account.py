@@ -20,11 +20,16 @@ class Account:
 
     def __init__(self) -> None:
         self.off, self.account, self.reserve = False, START, RESERVE
+        self._running = False  # the prompt has been read
 
     def new_text(self) -> None:
         """What did not pay on one text may on the next: half a stake is enough for a try."""
         if self.off and 2 * min(self.account, self.reserve) >= STAKE:
             self.account, self.reserve = max(self.account, STAKE), max(self.reserve, STAKE)
+
+    def waiting(self) -> bool:
+        """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
+        return self.off and self._running
 
     @property
     def may_try(self) -> bool:

@@ -47,10 +47,6 @@ class TreeWindow(Account):
         self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
         self.new_text()
 
-    def waiting(self) -> bool:
-        """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
-        return self.off and self._running
-
     @property
     def rate(self) -> float:
         """Tokens per second to beat."""

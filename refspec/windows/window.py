@@ -71,10 +71,6 @@ class Window(Account):
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
         self.new_text()
 
-    def waiting(self) -> bool:
-        """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
-        return self.off and self._running
-
     def plan(self, room: int) -> int:
         """The most tokens to draft in this step, at most `room`; 0 verifies the pending token alone."""
         self._chances, self._confidences, self._refused = [], [], None
