@@ -65,8 +65,7 @@ def speculate_tree(
         nodes = min(shape.nodes, target.max_nodes, target.n_ctx - target.n_past - 1)
         room = nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0
         floor = shape.floor
-        if window is not None:
-            room = window.plan(room)
+        if window is not None and (room := window.plan(room)):
             floor = max(floor, window.floor())
         tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position) if room else empty_tree()
         tree = cut_after_end(tree, end_tokens)
