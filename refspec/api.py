@@ -57,7 +57,7 @@ def load(
     flash_attn: str | None = None,
     strict: bool = False,
     draft_max: int | None = None,
-    lookup: bool = False,
+    lookup: bool | None = None,
     adaptive: bool = False,
     kv_type: str | None = None,
     repack: bool | None = None,
@@ -72,7 +72,7 @@ def load(
     is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
     per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
-    then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one.
+    then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
     `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
     `refspec tune` stored for these files, where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is
     its default, but where that would crash (`engine/amx.py`). `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
@@ -96,6 +96,7 @@ def load(
     found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
     if found.record:
         chosen = chosen | found.record["chosen"]
+    lookup = bool(chosen.get("lookup", False)) if lookup is None else lookup
     shape = _shape(tree, draft_max)
     default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
     length = _draft_length(default if draft_max is None else draft_max)

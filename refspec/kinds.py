@@ -91,6 +91,12 @@ def describe(drafter: Drafter | None) -> str:
     return "eagle3" if inner.capture_layers else "model"
 
 
+def lookups(drafter: Drafter | None) -> int:
+    """Drafts of the last text that were the text's own continuation in place of a trained drafter's."""
+    inner = getattr(drafter, "inner", drafter)
+    return inner.lookups if isinstance(inner, FallbackDrafter) else 0
+
+
 def notes(target: object, drafter: Drafter | None) -> list[str]:
     """What a user should be told of how the models run, where it is not what they would expect."""
     inner = getattr(drafter, "inner", drafter)

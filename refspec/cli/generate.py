@@ -95,7 +95,10 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
     record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
     record["tree"] = str(session.tree) if speculating and session.tree is not None else None
+    record["lookups"] = looked_up = kinds.lookups(session.drafter) if speculating else 0
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
+    if looked_up:
+        lines.insert(1, f"  drafts: {looked_up} of {generation.statistics.verify_steps} from the text itself, where the drafter was unsure")
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
         if speculating:

@@ -111,7 +111,10 @@ model_options = options(
     ),
     click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
     click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
-    click.option("--lookup", is_flag=True, help="Draft from the text itself: alone, or where the drafter is unsure."),
+    click.option(
+        "--lookup/--no-lookup", default=None,
+        help="Draft from the text itself: alone, where the drafter is unsure, or as a branch of a tree. Off unless the settings of the embedded pair say so.",
+    ),
     click.option(
         "--adaptive/--no-adaptive", default=None, help="Choose the draft length every step, at most --draft-max (8)."
     ),

@@ -149,8 +149,8 @@ def rival_of(folder: str, session: Any, texts: Sequence[str], max_tokens: int, o
 
 
 def drafting(o: dict[str, Any]) -> Any:
-    """A session that has a drafter; these commands measure one."""
-    session = load(o)
+    """A session that has a drafter; these commands measure one, with lookup only where it was asked for."""
+    session = load(o | {"lookup": bool(o["lookup"])})
     if session.drafter is None:
         session.close()
         raise UsageError("this command measures a drafter: name one with -d")

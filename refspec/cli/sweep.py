@@ -43,7 +43,7 @@ def sweep(
         raise UsageError("--adaptive is always one of what `bench sweep` compares; leave the option out")
     texts = first_of_each(read(prompts, families), count)
     both = o["lookup"] and (o["drafter"] is not None or o["model"] is None)  # else lookup is the drafter
-    o["lookup"] = o["lookup"] and not both
+    o["lookup"] = bool(o["lookup"]) and not both
     with drafting(o) as session:
         program = None if rival is None else rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:

@@ -71,7 +71,17 @@ def test_the_model_card_is_complete() -> None:
 
 
 def test_defaults_are_settings_that_load_knows() -> None:
-    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn"}
+    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn", "lookup"}
+
+
+def test_what_was_drafted_from_the_text_itself_is_said() -> None:
+    again = "Repeat after me: the cat sat on the mat, the cat sat on the mat, the cat sat on the mat."
+    got = call("generate", "-p", again, "-n", "60", "-t", "1", "--lookup")
+    assert got["kind"] == "eagle3 + lookup" and 0 < got["lookups"] < got["verify_steps"]
+    alone = call("generate", "-p", again, "-n", "60", "-t", "1", "--no-lookup")
+    assert alone["kind"] == "eagle3" and alone["lookups"] == 0
+    said = CliRunner().invoke(main, ["generate", "-p", again, "-n", "60", "-t", "1", "--lookup"]).stderr
+    assert f"drafts: {got['lookups']} of {got['verify_steps']} from the text itself" in said
 
 
 def test_the_target_is_a_chat_model_with_a_tokenizer_of_its_own() -> None:
