@@ -98,6 +98,8 @@ class TreeWindow(Account):
         chained = max(self._levels - 1, 0)
         feed, draft = self.costs.drafter
         usual = DISTURBED * (self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0))
+        if self._planned and not step.nodes:  # growing a tree that was not worth a row is no part of what plain decoding costs
+            other = self.costs.other.get(False, 0.0)
         self.costs.learn(step.nodes, self._before, target, None if self.off or self._woke else drafter, other, chained)
         if self._planned:
             self._judged(path)
