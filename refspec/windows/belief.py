@@ -59,6 +59,12 @@ class Belief:
         for i in range(min(drafted, accepted + 1)):
             self.see(confidences[i] if i < len(confidences) else math.nan, i, i < accepted)
 
+    def forget(self, most: float) -> None:
+        """Keep no more than `most` of any count: what was seen long ago is a guess, to be overruled soon."""
+        for cell in (*self._bins, *(cell for cells in self._cells for cell in cells), *self._depths):
+            if cell[0] > most:
+                cell[:] = most, cell[1] * most / cell[0]
+
     def see(self, confidence: float, depth: int, stood: bool) -> None:
         """Count one judged token, those before it having stood."""
         b = _bin(confidence)

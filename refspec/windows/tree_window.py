@@ -23,6 +23,7 @@ from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 from refspec.windows.window import DISTURBED, FEW, RATE_KEEP, TRIAL
 
+DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would never find out
 DOUBT = 0.5  # of the floor: the drafter's confidences, by which a tree is grown, are not calibrated
 
 
@@ -43,7 +44,7 @@ class TreeWindow(Account):
     def begin(self) -> None:
         """A new generation: no step came before, and its prompt's rows do not wait."""
         self._before = 0  # rows of the step before
-        self._planned, self._woke, self._running = False, False, False
+        self._planned, self._woke, self._forced, self._running = False, False, False, False
         self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
         self.new_text()
 
@@ -55,7 +56,7 @@ class TreeWindow(Account):
 
     def plan(self, room: int) -> int:
         """The most nodes to grow in this step, at most `room`; 0 verifies the pending token alone."""
-        self._planned, self._woke, self._running = False, False, True
+        self._planned, self._woke, self._forced, self._running = False, False, False, True
         self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
         room = min(room, self.most)
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
@@ -64,6 +65,7 @@ class TreeWindow(Account):
             if not self.may_try:
                 return 0
             self.off, self._woke, self._trial = False, True, TRIAL
+            self.belief.forget(DOUBTED)
         self._planned = True
         return room
 
@@ -88,7 +90,7 @@ class TreeWindow(Account):
             worth = tokens - self.rate * self._seconds_of(n + 1)
             if worth > value and not (self._trial and n == 0 and order):
                 best, value, kept = n, worth, tokens
-        self._trial = max(self._trial - 1, 0)
+        self._forced, self._trial = self._trial > 0, max(self._trial - 1, 0)
         self._tree, self._expected = tree.keep(sorted(order[:best])), kept
         return self._tree
 
@@ -105,7 +107,7 @@ class TreeWindow(Account):
             self._judged(path)
             # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
             spent = min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)
-            self.speculated(self._expected, tokens, spent / self.costs.plain())
+            self.speculated(tokens if self._forced else self._expected, tokens, spent / self.costs.plain())
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._seconds = self._seconds * RATE_KEEP + step.seconds.total
         elif self.off:

@@ -192,12 +192,13 @@ def test_a_boastful_drafter_is_believed_as_far_as_it_was_right() -> None:
     assert spent < 4000 * 1.03
 
 
-def test_it_turns_itself_on_again_where_the_text_becomes_easy() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_it_turns_itself_on_again_where_the_text_becomes_easy(seed: int) -> None:
     rows = lambda r: 1 + 0.1 * (r - 1)  # noqa: E731
     window = known(rows, draft=0.05, feed=0.05)
-    simulate(window, rows, bush([0.6, 0.2], [0.0, 0.0], 4), 2000, level=0.05)
+    simulate(window, rows, bush([0.65, 0.2], [0.0, 0.0], 4), 2000, level=0.05, seed=seed)
     assert window.off
-    spent, sizes = simulate(window, rows, GOOD, 4000, level=0.05, seed=2)
+    spent, sizes = simulate(window, rows, bush([0.65, 0.2], [0.7, 0.15], 4), 4000, level=0.05, seed=9 + seed)
     assert spent < 4000 / 1.4 and np.mean(sizes[-200:]) > 2
 
 
