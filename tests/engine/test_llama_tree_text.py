@@ -11,6 +11,8 @@ import tiny
 import refspec
 from refspec.errors import UsageError
 from refspec.sampling import Sampler
+from refspec.windows.costs import Costs
+from refspec.windows.tree_window import TreeWindow
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 GREEDY, WARM = Sampler(), Sampler(temperature=0.9, top_p=0.95)
@@ -98,12 +100,20 @@ def test_accepted_branches_leave_the_plain_text(pair: tuple[Path, Path], plain: 
     assert got.tokens == expected.tokens and got.statistics.tau > 2
 
 
+def test_a_chosen_number_of_nodes_gives_the_plain_text(pair: tuple[Path, Path]) -> None:
+    with session(pair, tree="6:3:4", lookup=True) as opened:
+        opened.window = TreeWindow(6, Costs({1: 1.0, 2: 1.1, 7: 1.5}))
+        plain = run(opened, speculate=False, sampler=WARM, seed=3, max_tokens=60)
+        chosen = run(opened, adaptive=True, sampler=WARM, seed=3, max_tokens=60)
+        assert chosen.tokens == plain.tokens and chosen.statistics.tree_sizes, "the first steps try trees"
+
+
 def test_a_tree_needs_a_drafter_and_no_draft_length(pair: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="there is no drafter; trees are grown"):
         refspec.load(pair[0], tree="4")
     with pytest.raises(UsageError, match="give one of them"):
         session(pair, tree="4", draft_max=3)
-    with session(pair, tree="4") as opened, pytest.raises(UsageError, match="this session drafts trees"):
-        run(opened, adaptive=True)
+    with session(pair, tree="4") as opened, pytest.raises(UsageError, match="leave --adaptive or --draft-sampling out"):
+        run(opened, adaptive=True, sampler=WARM, draft_sampling=True)
     with pytest.raises(UsageError, match="is not N, N:topk or N:topk:depth"):
         session(pair, tree="4x")
