@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from formats_toys import TEMPLATE, VECTORS, target_config, target_tensors, write_target_directory
 
 from refspec.convert import convert_target
+from refspec.engine import repacking_works
 from refspec.errors import CheckpointError, UsageError
 from refspec.formats.gguf_io import read_gguf_header, read_tensor
 
@@ -18,9 +20,18 @@ LOGITS = 1e-4  # float32 engine against float64 arithmetic, 6 layers
 
 
 def load(path: Path) -> Any:
-    return llama_cpp.Llama(
-        str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1, type_k=0, type_v=0
-    )
+    """In llama-cpp-python's own class, which would take AMX kernels that may crash (`refspec/engine/amx.py`) and has no option against it."""
+    default = llama_cpp.llama_cpp.llama_model_default_params
+
+    def as_stored() -> Any:
+        params = default()
+        params.use_extra_bufts = repacking_works()
+        return params
+
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", as_stored):
+        return llama_cpp.Llama(
+            str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1, type_k=0, type_v=0
+        )
 
 
 def forward(c: dict[str, Any], w: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
