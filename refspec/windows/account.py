@@ -9,7 +9,7 @@ thus costs at most RESERVE tokens once and 2 WATCH of the rest.
 
 from __future__ import annotations
 
-START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 24.0  # plain tokens
+START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 12.0  # plain tokens
 WATCH = 0.015  # of the tokens decided
 
 

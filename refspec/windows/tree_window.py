@@ -21,9 +21,8 @@ from refspec.trees.tree import ROOT, Tree, empty_tree
 from refspec.windows.account import Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import DISTURBED, FEW, RATE_KEEP, TRIAL
+from refspec.windows.window import DISTURBED, DOUBTED, FEW, RATE_KEEP, TRIAL
 
-DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would never find out
 DOUBT = 0.5  # of the floor: the drafter's confidences, by which a tree is grown, are not calibrated
 
 

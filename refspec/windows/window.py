@@ -32,6 +32,7 @@ REFRESH = 8  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
 TRIAL = 2  # steps of a trial
+DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would find out too late
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
@@ -83,6 +84,7 @@ class Window(Account):
             if not self.may_try:
                 return 0
             self.off, self._woke, self._trial = False, True, TRIAL
+            self.belief.forget(DOUBTED)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
         key = (room, self._before)
