@@ -75,13 +75,13 @@ def test_defaults_are_settings_that_load_knows() -> None:
 
 
 def test_what_was_drafted_from_the_text_itself_is_said() -> None:
-    again = "Repeat after me: the cat sat on the mat, the cat sat on the mat, the cat sat on the mat."
-    got = call("generate", "-p", again, "-n", "60", "-t", "1", "--lookup")
+    found = {text: call("generate", "-p", text, "-n", "120", "-t", "1", "--lookup") for text in TEXTS}
+    text, got = max(found.items(), key=lambda item: item[1]["lookups"])  # some answer repeats itself
     assert got["kind"] == "eagle3 + lookup" and 0 < got["lookups"] < got["verify_steps"]
-    alone = call("generate", "-p", again, "-n", "60", "-t", "1", "--no-lookup")
-    assert alone["kind"] == "eagle3" and alone["lookups"] == 0
-    said = CliRunner().invoke(main, ["generate", "-p", again, "-n", "60", "-t", "1", "--lookup"]).stderr
+    said = CliRunner().invoke(main, ["generate", "-p", text, "-n", "120", "-t", "1", "--lookup"]).stderr
     assert f"drafts: {got['lookups']} of {got['verify_steps']} from the text itself" in said
+    alone = call("generate", "-p", text, "-n", "120", "-t", "1", "--no-lookup")
+    assert alone["kind"] == "eagle3" and alone["lookups"] == 0
 
 
 def test_the_target_is_a_chat_model_with_a_tokenizer_of_its_own() -> None:
