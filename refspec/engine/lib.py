@@ -22,8 +22,10 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 # At every barrier of its graph llama.cpp's threads wait for each other awake, with GNU OpenMP up to 300,000 turns. Beside a program
 # that keeps the processors busy they then use up the very time the thread waited for needs: the embedded model fell from 1300 to 1-4
-# tokens/s beside a training on as many threads as processors. With fewer turns they sleep sooner: 7 tokens/s at 30,000, 19 at 10,000;
-# alone 30,000 cost nothing measurable, 10,000 5 %, 500 four fifths. GNU OpenMP reads this when it is loaded, with llama.cpp.
+# tokens/s beside a training on as many threads as processors. With fewer turns they sleep sooner: 7 tokens/s at 30,000, 10 to 38 at
+# 20,000, 19 at 10,000. Alone, 20,000 cost plain decoding nothing measurable and the embedded pair's speculation 3 to 5 % (its threads
+# have gone to sleep when the drafter is done); 10,000 cost plain decoding 5 %, 500 four fifths. What a larger model loses is the same
+# few microseconds of a longer step. GNU OpenMP reads this when it is loaded, with llama.cpp.
 SPIN = "20000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
