@@ -1,8 +1,9 @@
 """Whether llama.cpp's weights laid out for AMX can be multiplied here, or end the process.
 
-A llama.cpp built for a processor with AMX (Intel's matrix tiles) lays out quantized weights for it. Some compilers drop the stores
-that fill its tile configuration (GCC 12 does), and some kernels give tiles only to threads that ask (llama.cpp issue 20824, pull
-request 26954): the first product is then a segmentation fault. No flag tells such a build from a good one, so one product is tried
+A llama.cpp built for a processor with AMX (Intel's matrix tiles) lays out quantized weights for it. In some builds the first product
+with them is a segmentation fault (seen with GCC 12, at the load of the tile configuration; llama.cpp issue 20824). Pull request 26954 there
+names two causes, not checked here: compilers that drop the stores filling that configuration, kernels that give tiles only to threads
+that ask. No flag tells such a build from a good one, so one product is tried
 in a child process, once per build and processor; the answer is kept in the user's cache directory.
 """
 

@@ -275,3 +275,20 @@ def test_the_distribution_of_windows_is_in_the_statistics():
     assert run.statistics.windows == [counts.get(k, 0) for k in range(len(run.statistics.windows))]
     assert sum(run.statistics.windows) == run.statistics.verify_steps == run.statistics.as_dict()["verify_steps"]
     assert session.window is not None and session.window.most == 4
+
+
+def test_what_is_forgotten_is_how_much_was_seen_not_what():
+    belief = Belief(4)
+    for i in range(200):
+        belief.see(0.65, 0, i % 4 == 0)
+    before = belief.by_depth()[0]
+    sure = belief.chance(0.65, 0)
+    belief.forget(4)
+    assert belief._depths[0][0] == 4 and belief._depths[0][1] == pytest.approx(1, abs=0.1), "a quarter stood, of however many"
+    assert before < belief.by_depth()[0] and sure < belief.chance(0.65, 0) < 0.65, "the first guess counts again"
+    kept = belief.chance(0.65, 0)
+    for _ in range(4):
+        belief.see(0.65, 0, True)
+    assert belief.chance(0.65, 0) > kept + 0.15, "and four tokens that stand overrule the rest"
+    belief.forget(100)
+    assert belief._depths[0][0] < 9, "fewer are left as they are"
