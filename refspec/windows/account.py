@@ -1,48 +1,84 @@
 """The account that turns speculation off where it does not pay, keeps a cheap watch, and tries again: of chains and of trees.
 
-In units of plain tokens. A step adds the tokens it was expected to decide (less noise than those it did) and pays what it took, in
-tokens that plain decoding would have decided meanwhile. At zero speculation goes off. Off, the account gains WATCH of each token decided;
-at STAKE one more try is made, and at half of it where a new text begins, since what did not pay on one may on the next. A second
-account, with RESERVE to begin with, adds the tokens really decided: were the chances wrong, it ends the losses. A drafter that never pays
-thus costs at most RESERVE tokens once and 2 WATCH of the rest.
+All in plain tokens: what a step decided, less what plain decoding would have decided in its time, is the step's gain. Three questions.
+
+Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what other texts were like:
+
+    off where  PRIOR max(usual, 0) + g_1 + ... + g_n  <  -DEBT          sums decay by KEEP
+
+`usual` is the average gain of the first FIRST steps of every text and try, the steps that this rule has hardly chosen yet. Of a step
+half of g is what it decided and half what it was expected to, which is less noise.
+
+May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
+when it is used up, whatever was expected. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
+
+When again? On a new text at once, where speculation usually pays. Otherwise when STAKE has been put aside, and the reserve
+holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed.
 """
 
 from __future__ import annotations
 
-START, RESERVE, STAKE, CAP = 4.0, 8.0, 2.0, 12.0  # plain tokens
-WATCH = 0.015  # of the tokens decided
+PRIOR, DEBT = 8.0, 1.5  # steps that `usual` is worth, plain tokens
+FIRST = 16  # steps
+KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 400  # of the sums of a text, and of those of the first steps, per step
+USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
+RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
+STAKE, WATCH, EAGER = 2.0, 0.015, 0.05  # plain tokens, and shares of those decided
 
 
 class Account:
     """off       speculation is not paying, until the account allows another try
-    account  plain tokens that speculation may still lose by expectation; `reserve` by what really was decided
+    reserve  plain tokens that speculation may still lose
     """
 
     def __init__(self) -> None:
-        self.off, self.account, self.reserve = False, START, RESERVE
+        self.off, self.reserve = False, RESERVE
+        self._usual, self._usual_steps = USUAL * USUAL_STEPS, USUAL_STEPS  # decayed sums over first steps
+        self._aside = 0.0
         self._running = False  # the prompt has been read
+        self.new_text()
 
     def new_text(self) -> None:
-        """What did not pay on one text may on the next: half a stake is enough for a try."""
-        if self.off and 2 * min(self.account, self.reserve) >= STAKE:
-            self.account, self.reserve = max(self.account, STAKE), max(self.reserve, STAKE)
+        """What did not pay on one text may on the next."""
+        self._failed = 0
+        self._begin_again()
+        if self.off and self.usual > 0 and self.reserve >= STAKE:
+            self._aside = STAKE
+
+    def _begin_again(self) -> None:
+        self._gain = 0.0  # decayed sum over this text, or since the last try
+        self._counted = 0
+
+    @property
+    def usual(self) -> float:
+        """Plain tokens that a first step gains on average."""
+        return self._usual / self._usual_steps
 
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
         return self.off and self._running
 
-    @property
     def may_try(self) -> bool:
-        """Whether there is enough for a try."""
-        return min(self.account, self.reserve) >= STAKE
+        """Whether enough has been put aside for a try, and the reserve can pay for it."""
+        return min(self._aside, self.reserve) >= STAKE
+
+    def begin_try(self) -> None:
+        """On again, and nothing known of what follows."""
+        self.off, self._aside = False, 0.0
+        self._begin_again()
 
     def speculated(self, expected: float, decided: int, spent: float) -> None:
         """A step that drafted: tokens expected and decided, and what it took in plain tokens; may turn speculation off."""
-        self.account = min(self.account + expected - spent, CAP)
-        self.reserve = min(self.reserve + decided - spent, CAP)
-        self.off = min(self.account, self.reserve) < 0
+        gain = (expected + decided) / 2 - spent
+        self.reserve = min(self.reserve + decided - spent, FULL)
+        self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
+        if self._counted <= FIRST:
+            self._usual, self._usual_steps = self._usual * USUAL_KEEP + gain, self._usual_steps * USUAL_KEEP + 1
+        self.off = self.reserve < 0 or PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain < -DEBT
+        self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
 
     def watched(self, decided: int) -> None:
         """A step while off."""
-        self.account = min(self.account + WATCH * decided, CAP)
-        self.reserve = min(self.reserve + WATCH * decided, CAP)
+        eager = EAGER / 2 ** max(self._failed - 1, 0) if self.reserve >= STAKE else 0.0
+        self._aside = min(self._aside + max(WATCH, eager) * decided, STAKE)
+        self.reserve = min(self.reserve + WATCH * decided, FULL)

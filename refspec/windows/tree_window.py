@@ -61,9 +61,10 @@ class TreeWindow(Account):
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
         if self.off:
-            if not self.may_try:
+            if not self.may_try():
                 return 0
-            self.off, self._woke, self._trial = False, True, TRIAL
+            self.begin_try()
+            self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
         self._planned = True
         return room

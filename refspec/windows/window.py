@@ -23,11 +23,11 @@ from __future__ import annotations
 import math
 
 from refspec.metrics import Step
-from refspec.windows.account import START, Account
+from refspec.windows.account import Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 
-EXPLORE = 0.01  # of the tokens decided
+EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
 REFRESH = 8  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
@@ -81,9 +81,10 @@ class Window(Account):
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
         if self.off:
-            if not self.may_try:
+            if not self.may_try():
                 return 0
-            self.off, self._woke, self._trial = False, True, TRIAL
+            self.begin_try()
+            self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
@@ -134,7 +135,7 @@ class Window(Account):
                 self._seconds = self._seconds * RATE_KEEP + step.seconds.total
         elif self.off:
             self.watched(tokens)
-        self._explore = min(self._explore + EXPLORE * tokens, 2 * START)
+        self._explore = min(self._explore + EXPLORE * tokens, SAVED)
         self._before = drafted + 1
         self._age += 1
         self._steps += 1

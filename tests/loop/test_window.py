@@ -17,7 +17,7 @@ from refspec.api import Session
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
-from refspec.windows.account import RESERVE, STAKE, WATCH
+from refspec.windows.account import EAGER, FIRST, FULL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 from refspec.windows.window import Window
@@ -180,15 +180,37 @@ def test_many_texts_cost_no_more_than_twice_the_watch(length):
     assert 0 < (took - plain) / machine.rows[1] <= RESERVE + 2 * WATCH * decided + 9
 
 
-def test_a_new_text_gets_a_try_at_half_the_stake():
+@pytest.mark.parametrize(("usual", "reserve", "tries"), [(0.3, STAKE, True), (-0.3, RESERVE, False), (0.3, STAKE - 0.01, False)])
+def test_a_new_text_gets_a_try_where_speculation_usually_pays_and_can_be_afforded(usual: float, reserve: float, tries: bool):
     window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}))
-    window.off, window.account, window.reserve = True, STAKE / 2, STAKE / 2
-    assert window.plan(MOST) == 0  # the same text waits for the whole of it
+    for _ in range(FIRST):  # this text began like the others
+        window.speculated(usual + 1, usual + 1, 1.0)
+    while not window.off:
+        window.speculated(0.0, 0, 0.5)
+    window.reserve = reserve
+    assert window.plan(MOST) == 0  # the same text waits
     window.begin()
-    assert window.plan(MOST) > 0
-    window.off, window.account, window.reserve = True, STAKE / 2 - 0.01, STAKE
-    window.begin()
-    assert window.plan(MOST) == 0
+    assert (window.plan(MOST) > 0) == tries
+
+
+def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_doubles_the_wait_for_the_next():
+    account, steps, waits = Account(), 0, []
+    while not account.off:
+        account.speculated(0.6, 1, 1.0)
+        steps += 1
+    assert steps <= 20
+    account.reserve = FULL
+    for _ in range(4):
+        waited = 0
+        while not account.may_try():
+            account.watched(1)
+            waited += 1
+        waits.append(waited)
+        account.begin_try()
+        while not account.off:
+            account.speculated(0.6, 1, 1.0)
+    assert waits[0] == pytest.approx(STAKE / EAGER, abs=1) and waits[1] == pytest.approx(2 * STAKE / EAGER, abs=1)
+    assert waits[-1] == pytest.approx(STAKE / WATCH, abs=1)
 
 
 def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
