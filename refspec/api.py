@@ -61,6 +61,7 @@ def load(
     adaptive: bool = False,
     kv_type: str | None = None,
     repack: bool | None = None,
+    pair_rows: bool | None = None,
     tuned: bool = False,
     tree: str | TreeShape | None = None,
     drafter_kernels: Kernels = "auto",
@@ -75,7 +76,8 @@ def load(
     then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
     `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
     `refspec tune` stored for these files, where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is
-    its default, but where that would crash (`engine/amx.py`). `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
+    its default, but where that would crash (`engine/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
+    faster for some weights on some machines; None is what `tune` found, else no. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
     auto, which is llama.cpp unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError
     (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
@@ -119,7 +121,7 @@ def load(
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
     target = kinds.make_target(
         model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack,
-        pair_rows=strict, **settings,
+        pair_rows=strict or (bool(chosen.get("pair_rows")) if pair_rows is None else pair_rows), **settings,
     )  # fmt: skip
     try:
         if threads_draft is not None:

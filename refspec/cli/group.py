@@ -112,6 +112,10 @@ model_options = options(
     click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
     click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
     click.option(
+        "--pair-rows/--no-pair-rows", default=None,
+        help="Run a single row beside a copy of itself: faster where `refspec tune` finds two rows cheaper than one.",
+    ),
+    click.option(
         "--lookup/--no-lookup", default=None,
         help="Draft from the text itself: alone, where the drafter is unsure, or as a branch of a tree. Off unless the settings of the embedded pair say so.",
     ),
@@ -156,6 +160,7 @@ def load(o: dict[str, Any]) -> Session:
         adaptive=bool(o["adaptive"]),
         kv_type=o["kv_type"],
         repack=o["repack"],
+        pair_rows=o["pair_rows"],
         drafter_kernels=o["drafter_kernels"],
         tuned=not o["no_tune"],
     )

@@ -6,11 +6,14 @@ setting changes it beyond rounding. For a setting with costs c(r) of r rows toge
 
     predicted speedup of draft length k  =  tau(k) c(1) / (c(k+1) + feed + draft (k - 1)),    tau(k) = 1 + sum of accepted shares
 
+Where two rows cost less than one, a single row is run beside a copy of itself, and c(1) above is c(2).
+
 A cache in q8_0 rounds keys and values: it is shown, and never chosen without being asked for.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +32,7 @@ from refspec.windows.measured import MOST
 ROUNDS = 3
 PROMPTS, TOKENS = 4, 48  # for the acceptance
 NEVER_CHOSEN = ("q8_0",)
+PAIRED = 0.95  # of a single row's cost, at which a pair is worth it
 
 Setting = dict[str, Any]
 
@@ -90,15 +94,18 @@ def run(
     one = min(counts, key=lambda n: by_count[n]["target"][1])
     several = max(counts, key=lambda n: by_count[n]["tokens_per_second"])
     costs = by_count[several]
-    rows = {**costs["target"], 1: by_count[one]["target"][1]}
+    rows, paired = paired_rows({**costs["target"], 1: by_count[one]["target"][1]})
     final = verdict(rows, costs["feed"], costs["draft"], accepted)
     chosen = form | {"threads": one, "threads_batch": several, "threads_draft": several}
+    if paired:
+        chosen["pair_rows"] = True
     if accepted:
         chosen["draft_max"] = max(final["best"], 1)
     record = {
         "chosen": chosen,
         "costs": {"target": {str(r): t for r, t in rows.items()}, **{n: costs[n] for n in ("switch", "feed", "draft")}},
         "settings": tried, "refused": refused, "accepted": accepted, "predicted": final["by_length"], "speedup": final["speedup"],
+        "paired": paired,
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
     if after:
@@ -117,6 +124,16 @@ def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | N
     trained = info.metadata.get(f"{info.arch}.context_length")
     if n_ctx or trained:
         measured.room_in(n_ctx or min(int(trained or 0), DEFAULT_N_CTX), after)
+
+
+def paired_rows(rows: dict[int, float]) -> tuple[dict[int, float], float]:
+    """Costs by rows with a single row run in a pair if that pays, and the factor by which it makes plain decoding faster, 0 where it does not.
+
+    llama.cpp multiplies several rows by other kernels than one, and of some weights on some processors two rows cost less than one.
+    """
+    if rows.get(2, math.inf) > PAIRED * rows[1]:
+        return rows, 0.0
+    return {**rows, 1: rows[2]}, rows[1] / rows[2]
 
 
 def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequence[float]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ def settings(chosen: Mapping[str, Any]) -> str:
         parts.append(f"{chosen['kv_type']} cache")
     if "repack" in chosen:
         parts.append("weights repacked" if chosen["repack"] else "weights as in the file")
+    if chosen.get("pair_rows"):
+        parts.append("single rows in pairs")
     if "draft_max" in chosen:
         parts.append(f"draft length {chosen['draft_max']}")
     return ", ".join(parts)
@@ -46,6 +48,8 @@ def table(record: Mapping[str, Any]) -> list[str]:
         lines.append("accepted by position  " + " ".join(f"{share:.2f}" for share in accepted))
         lines.append("predicted by length   " + " ".join(f"{x:.2f}" for x in record["predicted"]))
     lines.append(f"chosen: {settings(record['chosen'])}")
+    if record.get("paired"):
+        lines.append(f"two rows cost less than one here: run in pairs, single rows make plain decoding {record['paired']:.2f}x as fast as llama.cpp's")
     lines.append(verdict(record))
     foreign = record["foreign_cores"]
     if foreign is not None and foreign > FOREIGN_LIMIT:

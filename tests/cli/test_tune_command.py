@@ -6,6 +6,7 @@ import os
 import pytest
 from cli_models import call, one_line_error, record, write_pair
 
+import refspec
 from refspec.engine import repacking_works
 from refspec.windows import measured, tune, tune_report, tune_store
 
@@ -86,6 +87,25 @@ def test_the_verdict_is_the_formula():
     assert tune.predict({"costs": costs}, [0, 0, 0, 1], 4) is None
     lost = {"accepted": [0.1], "speedup": 1.0, "predicted": [0.6], "chosen": {}}
     assert "does not pay" in tune_report.verdict(lost)
+
+
+def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_path, monkeypatch):
+    assert tune.paired_rows({1: 24.0, 2: 20.0, 3: 23.5}) == ({1: 20.0, 2: 20.0, 3: 23.5}, 1.2)
+    for rows in ({1: 1.0, 2: 0.96}, {1: 1.0, 2: 1.5}, {1: 1.0}):
+        assert tune.paired_rows(rows) == (rows, 0.0)
+    pair, found = tuned
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
+    paired = found | {"paired": 1.27, "chosen": found["chosen"] | {"pair_rows": True}}
+    tune_store.save(*pair, paired)
+    assert "single rows in pairs" in tune_report.settings(paired["chosen"])
+    assert any("1.27x as fast as llama.cpp's" in line for line in tune_report.table(paired))
+    for options, wanted in (({}, True), ({"pair_rows": False}, False)):
+        with refspec.load(*pair, n_ctx=160, tuned=True, **options) as session:
+            assert session.target.pair_rows is wanted
+            assert session.tuned.record is not None
+    arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10", "--json"]
+    texts = {record(call(*arguments, option))["text"] for option in ("--pair-rows", "--no-pair-rows", "--no-tune")}
+    assert len(texts) == 1
 
 
 def test_a_target_alone_gives_costs_and_no_verdict(tuned, tmp_path):
