@@ -131,7 +131,7 @@ def verify(
         click.echo(json.dumps({"model": session.name, **found}))
     else:
         lines = [line for r in results for line in equality.describe(r)]
-        click.echo("\n".join(lines + [line for each in laws for line in law.describe(each)]))
+        click.echo("\n".join(lines + equality.advice(session, results) + [line for each in laws for line in law.describe(each)]))
     broken = session.bit_strict and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)

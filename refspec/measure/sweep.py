@@ -6,7 +6,8 @@ other, in an order that turns round with each repetition.
 
 Of a prompt and a kind the median of its repetitions counts, seconds for each token. A family's speedup is the time plain decoding takes
 for its prompts over that of the kind, each for as many tokens as plain decoding decided. The best fixed length of a family is the best
-of several noisy numbers, hence too good rather than too bad.
+of several noisy numbers, hence too good rather than too bad. How noisy, plain decoding says that is measured twice; and where rounding
+gave a kind another text than plain decoding's (`other_texts`), the two decoded things that are not equally easy.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from refspec.measure.acceptance import room_for
 from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_kinds
 from refspec.measure.prompts import Prompt, fit
 
-PLAIN = "plain"
+PLAIN, AGAIN = "plain", "plain again"
 SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "llama.cpp": "cpp "}  # heads of columns
 
 
@@ -46,7 +47,7 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     chains = Session(target, drafter, draft_max=max(lengths), name=session.name)
     chains.tuned = session.tuned
     most = max(ADAPTIVE_MAX, *lengths)
-    found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True)}
+    found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True), AGAIN: Kind(chains, {"speculate": False})}
     owners = {"": chains}
     if lookup:
         if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
@@ -93,17 +94,20 @@ def measure(
             run_prompt(kind.session, tokens, kind.options, 8)
         spent: dict[str, list[float]] = {name: [] for name in [*kinds, *programs]}
         steps: dict[str, tuple[int, int]] = dict.fromkeys(kinds, (0, 0))
+        texts: dict[str, list[int]] = {}
         for turn in range(repeat):
             for name in list(spent) if (i + turn) % 2 else list(spent)[::-1]:
                 if name in kinds:
-                    said = run_prompt(kinds[name].session, tokens, kinds[name].options, max_tokens).statistics
+                    generation = run_prompt(kinds[name].session, tokens, kinds[name].options, max_tokens)
+                    said, texts[name] = generation.statistics, generation.tokens
                     steps[name] = (said.generated_tokens, said.verify_steps)
                 else:
                     assert rival is not None
                     said = rival(prompt.text, int(name.split()[1]))
                 spent[name].append(1 / said.tokens_per_second)
         decided = steps[PLAIN][0]
-        rows.append({"family": prompt.family, "tokens": decided, "seconds": {n: decided * median(s) for n, s in spent.items()}, "steps": steps})
+        rows.append({"family": prompt.family, "tokens": decided, "seconds": {n: decided * median(s) for n, s in spent.items()}, "steps": steps,
+                     "other_texts": {n: int(texts[n] != texts[PLAIN]) for n in kinds}})  # fmt: skip
         progress()
     fixed = [name for name, kind in kinds.items() if kind.fixed]
     names = list(dict.fromkeys(row["family"] for row in rows))
@@ -125,13 +129,14 @@ def _family(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> 
     return {
         "family": name, "prompts": len(rows), "plain_tokens_per_second": sum(row["tokens"] for row in rows) / seconds[PLAIN], "speedup": speedup,
         "tau": {kind: tokens / count for kind, (tokens, count) in steps.items()}, "best_fixed": best,
+        "other_texts": {kind: sum(row["other_texts"][kind] for row in rows) for kind in steps},
         "adaptive_share": speedup["adaptive"] / speedup[best],
     }  # fmt: skip
 
 
 def table(m: dict[str, Any]) -> list[str]:
     """The numbers of `measure` as lines of text."""
-    kinds = [kind for kind in m["all"]["speedup"] if kind != PLAIN]
+    kinds = [kind for kind in m["all"]["speedup"] if kind not in (PLAIN, AGAIN)]
     heads = {kind: _head(kind) for kind in kinds}
     name = max(len(f["family"]) for f in [*m["families"], m["all"]])
     out = [
@@ -145,11 +150,14 @@ def table(m: dict[str, Any]) -> list[str]:
     out.append("tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"]))
     low = min(m["families"], key=lambda f: f["speedup"]["adaptive"])
     far = min(m["families"], key=lambda f: f["adaptive_share"])
-    fastest = max(m["all"]["speedup"], key=m["all"]["speedup"].__getitem__)
+    fastest = max((kind for kind in m["all"]["speedup"] if kind != AGAIN), key=m["all"]["speedup"].__getitem__)
+    twice, others = [f["speedup"][AGAIN] for f in m["families"]], m["all"]["other_texts"]
     out += [
         f"adaptive: {m['all']['speedup']['adaptive']:.2f} x over all, at least {low['speedup']['adaptive']:.2f} x plain decoding ({low['family']}); "
         f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
         f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
+        f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
+        f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --pair-rows)",
         "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:

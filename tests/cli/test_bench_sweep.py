@@ -34,25 +34,31 @@ def test_every_kind_runs_on_every_family_and_the_table_names_them(pair, prompts)
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
     assert measured["draft_max"] == [1, 3] and [(f["family"], f["prompts"]) for f in measured["families"]] == [("maths", 2), ("chat", 1)]
-    kinds = ["plain", "chain 1", "chain 3", "adaptive", "chain 1 + lookup", "chain 3 + lookup", "adaptive + lookup", "tree 4:2:3", "tree 4:2:3 + lookup", "adaptive tree 4:2:3", "adaptive tree 4:2:3 + lookup"]
+    kinds = ["plain", "plain again", "chain 1", "chain 3", "adaptive", "chain 1 + lookup", "chain 3 + lookup", "adaptive + lookup", "tree 4:2:3", "tree 4:2:3 + lookup", "adaptive tree 4:2:3", "adaptive tree 4:2:3 + lookup"]
     for family in [*measured["families"], measured["all"]]:
         assert list(family["speedup"]) == kinds and list(family["tau"]) == kinds
-        assert family["speedup"]["plain"] == 1.0 and family["tau"]["plain"] == 1.0
+        assert family["speedup"]["plain"] == 1.0 and family["tau"]["plain"] == family["tau"]["plain again"] == 1.0
+        assert list(family["other_texts"]) == kinds and family["other_texts"]["plain"] == family["other_texts"]["plain again"] == 0
         assert family["best_fixed"] in ("plain", "chain 1", "chain 3")
         assert family["speedup"][family["best_fixed"]] == max(family["speedup"][k] for k in ("plain", "chain 1", "chain 3"))
         assert family["adaptive_share"] == pytest.approx(family["speedup"]["adaptive"] / family["speedup"][family["best_fixed"]])
     lines = sweep.table(measured)
     assert lines[1].split() == ["plain", "t/s", "1", "3", "adapt", "1+", "3+", "adapt+", "tree", "tree+", "atree", "atree+", "best", "fixed", "adaptive", "of", "it"]
     assert [line.split()[0] for line in lines[2:5]] == ["maths", "chat", "all"]
+    twice = [f["speedup"]["plain again"] for f in measured["families"]]
+    (noise,) = [line for line in lines if line.startswith("noise:")]
+    assert f"against itself {min(twice):.2f} to {max(twice):.2f} x" in noise and "of 3 prompts" in noise
+    assert not any("plain again" in line for line in lines)
 
 
 def test_a_familys_times_add_up_and_the_best_length_may_be_none():
     def row(family, tokens, **seconds):
-        return {"family": family, "tokens": tokens, "seconds": seconds, "steps": {kind: (tokens, tokens) for kind in seconds}}
+        return {"family": family, "tokens": tokens, "seconds": seconds, "steps": {kind: (tokens, tokens) for kind in seconds}, "other_texts": {kind: int(kind == "chain") for kind in seconds}}
 
     rows = [row("a", 10, plain=1.0, chain=2.0, adaptive=1.25), row("a", 30, plain=3.0, chain=3.0, adaptive=3.75)]
     family = sweep._family("a", rows, ["plain", "chain"])
     assert family["plain_tokens_per_second"] == 10 and family["best_fixed"] == "plain"
+    assert family["other_texts"] == {"plain": 0, "chain": 2, "adaptive": 0}
     assert family["speedup"] == {"plain": 1.0, "chain": 4 / 5, "adaptive": 4 / 5} and family["adaptive_share"] == 4 / 5
 
 
@@ -78,7 +84,7 @@ def test_what_makes_no_sense_is_one_line(pair, prompts):
     draft_model = call(*small, "-d", pair[0], "--lookup")
     assert draft_model.exit_code == 2 and "EAGLE-3" in draft_model.stderr
     alone = call(*small, "--lookup", "-n", "8", "--draft-max", "2", "--repeat", "1", "--json")
-    assert alone.exit_code == 0 and list(json.loads(alone.stdout)["all"]["speedup"]) == ["plain", "chain 2", "adaptive"]
+    assert alone.exit_code == 0 and list(json.loads(alone.stdout)["all"]["speedup"]) == ["plain", "plain again", "chain 2", "adaptive"]
 
 
 def test_context_says_what_grows_with_the_prompt(pair):
