@@ -21,8 +21,12 @@ prompt_options = options(
 )
 
 repeat_option = click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
-rival_option = click.option(
-    "--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair."
+rival_option = options(
+    click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair."),
+    click.option(
+        "--llama-cpp-drafter", "rival_drafter", metavar="GGUF",
+        help="The drafter it runs, where -d is one it cannot: the pre-norm twin of a normalized drafter.",
+    ),
 )
 
 
@@ -65,11 +69,12 @@ def speed(
     texts = [p.text for p in read(prompts, families)][:count]
     with drafting(o) as session:
         other = None
-        if rival is not None:
-            program = rival_of(rival, session, texts, max_tokens, o)
+        program = rival_of(rival, session, texts, max_tokens, o)
+        if program is not None:
             length = session.draft_max if session.tree is None else DRAFT_MAX  # as benchmark.kinds_of
 
             def other(prompt: str) -> bench_rival.Run:
+                assert program is not None
                 return program(prompt, length)
 
         measured = benchmark.measure(
@@ -137,11 +142,17 @@ def verify(
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
 
 
-def rival_of(folder: str, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any]:
-    """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`."""
+def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any] | None:
+    """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`; None without it."""
     from refspec.measure import bench_rival
 
-    program = bench_rival.Rival(folder, session.name, getattr(session.drafter, "path", ""))
+    if folder is None:
+        if o["rival_drafter"]:
+            raise UsageError("--llama-cpp-drafter is for llama.cpp's own driver; name the directory of its tools with --llama-cpp-bin")
+        return None
+    if o["rival_drafter"]:
+        note(f"llama.cpp's own driver drafts with {o['rival_drafter']}")
+    program = bench_rival.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
     settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx}

@@ -45,7 +45,7 @@ def sweep(
     both = o["lookup"] and (o["drafter"] is not None or o["model"] is None)  # else lookup is the drafter
     o["lookup"] = bool(o["lookup"]) and not both
     with drafting(o) as session:
-        program = None if rival is None else rival_of(rival, session, [p.text for p in texts], max_tokens, o)
+        program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
             measured = sweeping.measure(
                 session, texts, lengths, max_tokens=max_tokens, repeat=repeat, lookup=both, progress=lambda: bar.update(1), rival=program

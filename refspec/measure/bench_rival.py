@@ -47,7 +47,7 @@ class Rival:
         if not os.access(self.program, os.X_OK):
             raise UsageError(f"{self.program}: no such program; --llama-cpp-bin names the directory of llama.cpp's tools")
         if not os.fspath(drafter) or read_gguf_header(drafter).arch != drafter_meta.STOCK_ARCH:
-            raise UsageError(f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; compare on a pre-norm pair, or see `refspec stock`")
+            raise UsageError(f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with --llama-cpp-drafter, or see `refspec stock`")
         self.model, self.drafter = model, os.fspath(drafter)
 
     def command(self, prompt_file: str, *, max_tokens: int, draft_max: int, n_ctx: int, **settings: Any) -> list[str]:

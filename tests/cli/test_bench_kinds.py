@@ -73,6 +73,12 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
     assert "llama.cpp's own" in "\n".join(bench.table(measured))
     calls = [eval(line) for line in log.read_text().splitlines()]
     assert len(calls) == 2
+    both = call(*[pair[1] if a == pair[2] else a for a in arguments], "--llama-cpp-bin", folder, "--llama-cpp-drafter", pair[2], "--json")
+    assert both.exit_code == 0 and f"llama.cpp's own driver drafts with {pair[2]}" in both.stderr
+    calls = [eval(line) for line in log.read_text().splitlines()]  # -d is normalized, and the program runs the twin
+    assert len(calls) == 4
+    alone = call(*arguments, "--llama-cpp-drafter", pair[2])
+    assert alone.exit_code == 2 and "--llama-cpp-bin" in alone.stderr
     for argv, text in calls:
         said = dict(zip(argv[::2], argv[1::2], strict=True))
         assert (said["-m"], said["-md"], said["--spec-type"], said["-n"], said["-t"]) == (pair[0], pair[2], "draft-eagle3", "24", "1")
