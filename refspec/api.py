@@ -42,6 +42,7 @@ __all__ = ["ADAPTIVE_MAX", "DRAFT_LIMIT", "DRAFT_MAX", "GREEDY", "Event", "Gener
 DRAFT_MAX = 3  # draft length where nothing measured says better: verification is dear on a CPU
 ADAPTIVE_MAX = 8  # the longest draft considered where its length is chosen every step
 DRAFT_LIMIT = 64  # more rows than a hybrid model can take back, and far more than pays
+EXACT_LIMIT = 6  # with the pending token the most rows that round alike, `engine/rounding.py`
 GREEDY = Sampler()
 
 
@@ -56,6 +57,7 @@ def load(
     gpu_layers: int = 0,
     flash_attn: str | None = None,
     strict: bool = False,
+    exact: bool = False,
     draft_max: int | None = None,
     lookup: bool | None = None,
     adaptive: bool = False,
@@ -73,7 +75,8 @@ def load(
     is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
     per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
-    then rounds alike whatever stands beside it. `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
+    then rounds alike whatever stands beside it. `exact` promises the same for the weights as they are, whatever their type: single rows in
+    pairs, nothing laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first (`engine/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
     `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
     `refspec tune` stored for these files, where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is
     its default, but where that would crash (`engine/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
@@ -100,8 +103,12 @@ def load(
         chosen = chosen | found.record["chosen"]
     lookup = bool(chosen.get("lookup", False)) if lookup is None else lookup
     shape = _shape(tree, draft_max)
+    limit = DRAFT_LIMIT
+    if exact:
+        _check_exact(strict=strict, repack=repack, pair_rows=pair_rows, tree=shape)
+        repack, pair_rows, limit = False, True, EXACT_LIMIT
     default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
-    length = _draft_length(default if draft_max is None else draft_max)
+    length = min(default, limit) if draft_max is None else _draft_length(draft_max, limit)
     if threads_draft is None:
         threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
@@ -121,9 +128,11 @@ def load(
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
     target = kinds.make_target(
         model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack,
-        pair_rows=strict or (bool(chosen.get("pair_rows")) if pair_rows is None else pair_rows), **settings,
+        pair_rows=strict or exact or (bool(chosen.get("pair_rows")) if pair_rows is None else pair_rows), **settings,
     )  # fmt: skip
     try:
+        if exact:
+            _exact_or_raise(target.first_unlike())
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
@@ -133,7 +142,8 @@ def load(
         raise
     types = {tensor.type for tensor in target.info.tensors.values() if len(tensor.shape) > 1}
     session = Session(
-        target, loaded, draft_max=length, name=str(model), bit_strict=strict and types <= {"F32"} and shape is None, adaptive=adaptive, tree=shape
+        target, loaded, draft_max=length, name=str(model), bit_strict=exact or (strict and types <= {"F32"} and shape is None),
+        adaptive=adaptive, tree=shape, draft_limit=limit,
     )  # fmt: skip
     session.tuned = found
     return session
@@ -148,11 +158,27 @@ def _shape(tree: str | TreeShape | None, draft_max: int | None) -> TreeShape | N
     return TreeShape.parse(tree) if isinstance(tree, str) else tree.checked()
 
 
-def _draft_length(draft_max: int) -> int:
-    """draft_max itself; UsageError unless it is 0..DRAFT_LIMIT."""
-    if _whole("draft_max", draft_max) > DRAFT_LIMIT:
-        raise UsageError(f"draft_max = {draft_max} exceeds {DRAFT_LIMIT}; verifying so many rows never pays")
+def _draft_length(draft_max: int, limit: int = DRAFT_LIMIT) -> int:
+    """draft_max itself; UsageError unless it is 0..limit."""
+    if _whole("draft_max", draft_max) > limit:
+        why = "verifying so many rows never pays" if limit == DRAFT_LIMIT else "exact text is not promised for more rows together (--exact)"
+        raise UsageError(f"draft_max = {draft_max} exceeds {limit}; {why}")
     return draft_max
+
+
+def _check_exact(*, strict: bool, repack: bool | None, pair_rows: bool | None, tree: TreeShape | None) -> None:
+    """UsageError for settings that exact text cannot be promised with."""
+    for name, wrong in (("strict", strict), ("repack", repack), ("no-pair-rows", pair_rows is False), ("tree", tree is not None)):
+        if wrong:
+            raise UsageError(f"--exact and --{name} exclude each other; leave one of them out")
+
+
+def _exact_or_raise(unlike: int | None) -> None:
+    """BackendError where the kernels here do not keep what `exact` promises."""
+    if unlike is not None:
+        raise BackendError(
+            f"--exact: here llama.cpp rounds a row otherwise among {unlike} than alone, so the text cannot be promised; use --strict"
+        )
 
 
 def _whole(name: str, value: int) -> int:
@@ -171,7 +197,8 @@ class Session:
     draft_max         draft tokens per verify step where `generate` does not say otherwise
     name              the target's file, for messages
     tree              the shape of draft trees, for a TreeTarget and a TreeDrafter; None drafts chains
-    bit_strict        F32 weights and strict settings: a row's logits are the same bits in every batch of a chain
+    bit_strict        strict settings and F32 weights, or exact: a row's logits are the same bits in every batch of a chain
+    draft_limit       the most draft tokens per verify step that `generate` may be asked for
     adaptive          the draft length, or a tree's nodes, are chosen every step where `generate` does not say otherwise, up to draft_max
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
     window            the policy that chooses, with all it has learned
@@ -180,13 +207,14 @@ class Session:
 
     def __init__(
         self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX, name: str = "target",
-        bit_strict: bool = False, adaptive: bool = False, tree: TreeShape | None = None,
+        bit_strict: bool = False, adaptive: bool = False, tree: TreeShape | None = None, draft_limit: int = DRAFT_LIMIT,
     ) -> None:  # fmt: skip
         self.target = target
         self.drafter = drafter
         self.draft_max = draft_max
         self.name = name
         self.bit_strict = bit_strict
+        self.draft_limit = draft_limit
         self.adaptive = adaptive
         self.tuned = Found(None, "")
         self.window: Window | TreeWindow | None = None
@@ -262,7 +290,7 @@ class Session:
         if (prompt is None) == (tokens is None):
             raise UsageError("give either a prompt or tokens, and not both")
         _whole("max_tokens", max_tokens)
-        draft_max = _draft_length(self.draft_max if draft_max is None else draft_max)
+        draft_max = _draft_length(self.draft_max if draft_max is None else draft_max, self.draft_limit)
         encoded = self._known(tokens) if tokens is not None else self.encode(prompt or "", system=system, raw=raw)
         if not encoded:
             raise PromptError("the prompt has no tokens; give at least one")

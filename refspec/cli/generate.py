@@ -150,8 +150,8 @@ def compare(
 
     if o["strict"]:
         note("--strict is for equality, not for speed: plain decoding runs each token beside a second row, thrown away")
-    elif o["pair_rows"]:
-        note("--pair-rows: plain decoding runs each token beside a copy of itself, too")
+    elif o["exact"] or o["pair_rows"]:
+        note(f"--{'exact' if o['exact'] else 'pair-rows'}: plain decoding runs each token beside a copy of itself, too")
     lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
     if session.tree is not None:
         return False  # costs and windows of chains predict nothing here

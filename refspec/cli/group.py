@@ -132,6 +132,10 @@ model_options = options(
         is_flag=True,
         help="All in F32, no flash attention: speculative text is the plain text, bit for bit.",
     ),
+    click.option(
+        "--exact", is_flag=True,
+        help="The same with the weights as they are: single rows in pairs, nothing laid out anew, drafts of at most 6 tokens.",
+    ),
 )
 
 
@@ -154,6 +158,7 @@ def load(o: dict[str, Any]) -> Session:
         gpu_layers=o["gpu_layers"],
         flash_attn=o["flash_attn"],
         strict=o["strict"],
+        exact=o["exact"],
         draft_max=o.get("draft_max"),
         tree=o.get("tree"),
         lookup=o["lookup"],

@@ -9,8 +9,6 @@ in a child process, once per build and processor; the answer is kept in the user
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -21,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from refspec.engine import lib
+from refspec.engine.remembered import remembered
 from refspec.formats.gguf_io import TensorOut, read_gguf_header, write_gguf
-from refspec.formats.recast import cache_directory
 
 WIDTH, VOCAB = 64, 64  # tiles take matrices with a multiple of 32 rows
 ROWS = (1, 3, 40)  # one row, a few, more than a tile
@@ -38,35 +36,7 @@ def repacking_works() -> bool:
     """Whether weights may be laid out anew. At once True for a llama.cpp without AMX; else what the child process showed."""
     if b"AMX_INT8 = 1" not in lib.system_info():
         return True
-    answer = cache_directory() / f"amx-{_key()}.json"
-    try:
-        known = json.loads(answer.read_text("utf-8"))["works"]
-        if isinstance(known, bool):
-            return known
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    works = _tried()
-    try:
-        answer.parent.mkdir(parents=True, exist_ok=True)
-        partial = answer.with_name(f"{answer.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"works": works}), "utf-8")
-        os.replace(partial, answer)
-    except OSError:
-        pass  # it is tried again next time
-    return works
-
-
-def _key() -> str:
-    """The library as it is on disk, and the processor's flags."""
-    path = lib.library_path()
-    about: list[object] = [path]
-    try:
-        state = os.stat(path)
-        about += [state.st_size, state.st_mtime_ns]
-        about += sorted({line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model name"))})
-    except OSError:
-        pass
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return remembered("amx", [], _tried, bool)
 
 
 def _tried() -> bool:

@@ -98,11 +98,11 @@ class CallbackCapture:
             self.callback_data = int(native.ffi.cast("uintptr_t", self._state[0]))
         else:
             self._state = None
-            self._get_name = _prototype(ggml, "ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
-            self._nbytes = _prototype(ggml, "ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
-            self._nelements = _prototype(ggml, "ggml_nelements", ctypes.c_int64, ctypes.c_void_p)
+            self._get_name = prototype(ggml, "ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
+            self._nbytes = prototype(ggml, "ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
+            self._nelements = prototype(ggml, "ggml_nelements", ctypes.c_int64, ctypes.c_void_p)
             size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
-            self._read = _prototype(ggml, "ggml_backend_tensor_get", None, pointer, pointer, size_t, size_t)
+            self._read = prototype(ggml, "ggml_backend_tensor_get", None, pointer, pointer, size_t, size_t)
             self.callback, self.callback_data = lib.EvalCallback(self._on_node), 0
 
     def attach(self, handle: int) -> None:
@@ -165,7 +165,7 @@ class CallbackCapture:
         self._rows[i] += rows
 
 
-def _prototype(ggml: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:
+def prototype(ggml: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:
     function = ggml[name]
     function.restype, function.argtypes = restype, list(argtypes)
     return function

@@ -56,7 +56,7 @@ def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: boo
         )
         lines.append(
             f"  the engine's rounding between batch shapes, measured on this text, is {d.noise:.2g} per logit and closes gaps up to {d.limit:.2g}: "
-            + ("within the noise (--pair-rows and --strict avoid it)" if d.within_noise else "NOT within the noise: please report this")
+            + ("within the noise (--exact avoids it)" if d.within_noise else "NOT within the noise: please report this")
         )
     return lines
 

@@ -157,7 +157,7 @@ def table(m: dict[str, Any]) -> list[str]:
         f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
         f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
         f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
-        f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --pair-rows)",
+        f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --exact)",
         "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:

@@ -10,15 +10,18 @@ import math
 import os
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, lib
+from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, default_threads, lib
 from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, Views
 from refspec.engine.checks import STAGED_ARCHS
 from refspec.engine.cycle import NativeTarget, possible
+from refspec.engine.remembered import remembered
+from refspec.engine.rounding import Looker, first_unlike
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
@@ -70,9 +73,15 @@ class LlamaTarget:
         self._capturing = self._capture is not None
         rewind = bool(self.capture_layers) if rewind is None else rewind
         recurrent = lib.model_is_recurrent(self.model.handle) or lib.model_is_hybrid(self.model.handle)
+        # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row has the same bits
+        # in every batch (`engine/rounding.py`), and of some weights two rows cost less than one. A recurrent state could not take the second row back.
+        self.pair_rows = pair_rows and not recurrent
+        self._settings: dict[str, Any] = dict(
+            n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max
+        )
         self.context = Context(
-            self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads, n_threads_batch=n_threads_batch,
-            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max, n_rs_seq=MAX_REWIND if recurrent and rewind else 0,
+            self.model, n_ctx=n_ctx + self.pair_rows, n_batch=n_batch, n_ubatch=n_ubatch,
+            n_rs_seq=MAX_REWIND if recurrent and rewind else 0, **self._settings,
             eval_callback=self._capture.callback if self._capture else None,
             eval_data=self._capture.callback_data if self._capture else 0,
         )  # fmt: skip
@@ -83,10 +92,7 @@ class LlamaTarget:
             )
         if self._capture is not None:
             self._capture.attach(self.context.handle)
-        self.n_ctx = self.context.n_ctx
-        # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, F32 weights give
-        # a row the same bits in every batch (tests/embedded). A recurrent state could not take the second row back.
-        self.pair_rows = pair_rows and not recurrent
+        self.n_ctx = self.context.n_ctx - self.pair_rows  # the second row of the last position needs a place, too
         self.n_past = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._batch = RowBatch(self.context.n_batch)
@@ -104,16 +110,35 @@ class LlamaTarget:
         Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
         or logits that are not finite; the positions held before stay held.
         """
-        if not self.pair_rows or len(tokens) != 1 or logits != "all" or self.n_past + 2 > self.n_ctx:
+        if not self.pair_rows or len(tokens) != 1 or logits != "all" or self.n_past >= self.n_ctx:
             return self._decode(tokens, logits)
-        self._decode([tokens[0], tokens[0]], logits)
+        self._decode([tokens[0], tokens[0]], logits, spare=1)
         self.rollback(self.n_past - 1)
         self._n_rows = 1
         return 1
 
-    def _decode(self, tokens: Sequence[int] | Ids, logits: str) -> int:
+    def first_unlike(self) -> int | None:
+        """The smallest batch, up to `rounding.MOST_ROWS`, in which a row computes other bits than in a pair; None if there is none.
+
+        Looked at in a small context of its own, once (`remembered`). Raises BackendError where rows cannot be run in pairs, or attention
+        not be looked at.
+        """
+        if not self.pair_rows:
+            raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
+        state = os.stat(self.path)
+        about = [os.path.realpath(self.path), state.st_size, state.st_mtime_ns, sorted(self._settings.items()), default_threads()]
+        return remembered("exact", about, self._look, int) or None
+
+    def _look(self) -> int:
+        looker = Looker(self.model, **self._settings)
+        try:
+            return first_unlike(looker.rows, self.n_vocab) or 0
+        finally:
+            looker.close()
+
+    def _decode(self, tokens: Sequence[int] | Ids, logits: str, spare: int = 0) -> int:
         handle, n = self.context.alive(), len(tokens)
-        if n == 0 or n > self.n_ctx - self.n_past:
+        if n == 0 or n > self.n_ctx + spare - self.n_past:
             raise ShapeError(
                 f"{self.path}: {n} tokens after {self.n_past} do not fit into a context of {self.n_ctx}; give 1 to"
                 f" {self.n_ctx - self.n_past} or a larger context"

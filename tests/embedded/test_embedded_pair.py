@@ -146,14 +146,14 @@ def test_the_twin_drafts_for_the_same_target() -> None:
 
 
 @pytest.fixture(scope="module")
-def paired() -> Iterator[refspec.Session]:
+def exact() -> Iterator[refspec.Session]:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("that quantized rows round alike in every batch of two and more was seen on x86 only")
-    with refspec.load(pair_rows=True, repack=False, threads=1) as session:
+    with refspec.load(exact=True, threads=1) as session:
         yield session
 
 
-@pytest.mark.parametrize("how", ["strict", "paired"])
+@pytest.mark.parametrize("how", ["strict", "exact"])
 def test_logits_are_the_same_bits_in_every_batch(how: str, request: pytest.FixtureRequest) -> None:
     target, text = request.getfixturevalue(how).target, np.random.default_rng(1).integers(100, 4000, 120).tolist()
 
@@ -193,9 +193,10 @@ def test_with_the_shipped_weights_every_difference_is_within_the_noise(shipped: 
 
 @pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
 @pytest.mark.parametrize("length", [1, 5])
-def test_with_rows_in_pairs_the_shipped_weights_give_the_plain_texts(paired: refspec.Session, law: refspec.Sampler, length: int) -> None:
-    paired.draft_max = length
-    found = equality.check(paired, TEXTS, law, max_tokens=TOKENS, seed=1)
+def test_exact_texts_are_the_plain_texts_with_the_shipped_weights(exact: refspec.Session, law: refspec.Sampler, length: int) -> None:
+    assert exact.bit_strict
+    exact.draft_max = length
+    found = equality.check(exact, TEXTS, law, max_tokens=TOKENS, seed=1)
     assert found.prompts == len(TEXTS) and found.tau > 1.0
     assert found.differences == []
 
