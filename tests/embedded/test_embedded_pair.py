@@ -176,10 +176,12 @@ def test_logits_are_the_same_bits_in_every_batch(how: str, request: pytest.Fixtu
 
 @pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
 @pytest.mark.parametrize("length", [1, 5])
-def test_strict_texts_are_the_plain_texts(strict: refspec.Session, law: refspec.Sampler, length: int) -> None:
-    assert strict.bit_strict
-    strict.draft_max = length
-    found = equality.check(strict, TEXTS, law, max_tokens=TOKENS, seed=1)
+@pytest.mark.parametrize("how", ["strict", "exact"])
+def test_texts_are_the_plain_texts(how: str, law: refspec.Sampler, length: int, request: pytest.FixtureRequest) -> None:
+    session = request.getfixturevalue(how)
+    assert session.bit_strict
+    session.draft_max = length
+    found = equality.check(session, TEXTS, law, max_tokens=TOKENS, seed=1)
     assert found.prompts == len(TEXTS) and found.tau > 1.0
     assert found.differences == []
 
@@ -189,16 +191,6 @@ def test_with_the_shipped_weights_every_difference_is_within_the_noise(shipped: 
     found = equality.check(shipped, TEXTS, law, max_tokens=TOKENS, seed=1)
     assert found.prompts == len(TEXTS) and found.tau > 1.0
     assert found.unexplained == 0, equality.describe(found)
-
-
-@pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
-@pytest.mark.parametrize("length", [1, 5])
-def test_exact_texts_are_the_plain_texts_with_the_shipped_weights(exact: refspec.Session, law: refspec.Sampler, length: int) -> None:
-    assert exact.bit_strict
-    exact.draft_max = length
-    found = equality.check(exact, TEXTS, law, max_tokens=TOKENS, seed=1)
-    assert found.prompts == len(TEXTS) and found.tau > 1.0
-    assert found.differences == []
 
 
 def test_the_same_seed_gives_the_same_text_twice_and_another_seed_another(strict: refspec.Session) -> None:
