@@ -30,7 +30,7 @@ from refspec.windows import measured, tune_store
 from refspec.windows.measured import MOST
 
 ROUNDS = 3
-PROMPTS, TOKENS = 4, 48  # for the acceptance
+PROMPTS, TOKENS = 6, 64  # for the acceptance: a prompt of each built-in kind, or the easy ones alone decide the verdict
 NEVER_CHOSEN = ("q8_0",)
 PAIRED = 0.95  # of a single row's cost, at which a pair is worth it
 
