@@ -76,6 +76,7 @@ class LlamaTarget:
         # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row has the same bits
         # in every batch (`engine/rounding.py`), and of some weights two rows cost less than one. A recurrent state could not take the second row back.
         self.pair_rows = pair_rows and not recurrent
+        self._placed = {"n_gpu_layers": n_gpu_layers, "repack": repack}  # other places of weights are other kernels
         self._settings: dict[str, Any] = dict(
             n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max
         )
@@ -126,7 +127,7 @@ class LlamaTarget:
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
         state = os.stat(self.path)
-        about = [os.path.realpath(self.path), state.st_size, state.st_mtime_ns, sorted(self._settings.items()), default_threads()]
+        about = [os.path.realpath(self.path), state.st_size, state.st_mtime_ns, sorted((self._settings | self._placed).items()), default_threads()]
         return remembered("exact", about, self._look, int) or None
 
     def _look(self) -> int:

@@ -94,11 +94,11 @@ def test_the_look_is_taken_once_for_a_file_and_its_settings(tmp_path: Path, monk
     looks: list[int] = []
     monkeypatch.setattr(LlamaTarget, "_look", lambda self: looks.append(0) or 5)
     file = tiny.target(tmp_path / "target.gguf")
-    for kv_type in ("f16", "f16", "f32"):
-        target = LlamaTarget(file, n_ctx=64, n_threads=1, kv_type=kv_type, pair_rows=True)
+    for settings in ({}, {}, {"kv_type": "f32"}, {"repack": False}, {"n_gpu_layers": 1}, {}):
+        target = LlamaTarget(file, n_ctx=64, n_threads=1, pair_rows=True, **settings)
         assert target.first_unlike() == 5
         target.close()
-    assert len(looks) == 2
+    assert len(looks) == 4
 
 
 def test_what_cannot_be_promised_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
