@@ -108,13 +108,13 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if shaped.tree is not None:  # what runs trees runs chains too
         session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
         session.tuned = shaped.tuned
-    lookup = Session(session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name)
+    lookup = Session(session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit)
     found: dict[str, tuple[Session, dict[str, Any]]] = {
-        "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": max(ADAPTIVE_MAX, session.draft_max)}),
+        "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": min(max(ADAPTIVE_MAX, session.draft_max), session.draft_limit)}),
         "lookup": (lookup, {}),
     }  # fmt: skip
     if trained is not None and trained.capture_layers and not isinstance(trained, FallbackDrafter):
-        both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name)
+        both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit)
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
         found |= tree_kinds(shaped, trained)

@@ -44,15 +44,17 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     """
     target, drafter = session.target, session.drafter
     assert drafter is not None
-    chains = Session(target, drafter, draft_max=max(lengths), name=session.name)
+    chains = Session(target, drafter, draft_max=max(lengths), name=session.name, draft_limit=session.draft_limit)
     chains.tuned = session.tuned
-    most = max(ADAPTIVE_MAX, *lengths)
+    most = min(max(ADAPTIVE_MAX, *lengths), session.draft_limit)
     found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True), AGAIN: Kind(chains, {"speculate": False})}
     owners = {"": chains}
     if lookup:
         if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
             raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
-        owners[" + lookup"] = Session(target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name)
+        owners[" + lookup"] = Session(
+            target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name, draft_limit=session.draft_limit
+        )
         owners[" + lookup"].tuned = session.tuned
     for suffix, owner in owners.items():
         found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}

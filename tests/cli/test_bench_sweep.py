@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 
 import pytest
 from cli_models import call, tiny, write_pair
@@ -49,6 +50,18 @@ def test_every_kind_runs_on_every_family_and_the_table_names_them(pair, prompts)
     (noise,) = [line for line in lines if line.startswith("noise:")]
     assert f"against itself {min(twice):.2f} to {max(twice):.2f} x" in noise and "of 3 prompts" in noise
     assert not any("plain again" in line for line in lines)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only")
+def test_exact_runs_keep_their_limit_and_say_so_where_it_is_exceeded(pair, prompts):
+    for options in (["bench", "sweep", "--count", "1", "--draft-max", "1,6"], ["bench", "speed", "--count", "1"]):
+        result = call(*options, "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "12", "--repeat", "1", "--prompts", prompts, "--exact", "--json")
+        assert result.exit_code == 0, result.output
+    assert json.loads(call(*arguments(pair, prompts, "--exact", "--lookup", "--draft-max", "6", "--json")).stdout)["all"]["other_texts"] == dict.fromkeys(
+        ["plain", "plain again", "chain 6", "adaptive", "chain 6 + lookup", "adaptive + lookup"], 0
+    )
+    result = call(*arguments(pair, prompts, "--exact", "--draft-max", "8"))
+    assert result.exit_code == 2 and "draft_max = 8 exceeds 6; exact text" in result.stderr
 
 
 def test_a_familys_times_add_up_and_the_best_length_may_be_none():
