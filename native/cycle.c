@@ -46,6 +46,31 @@ int32_t rs_target_run(rs_target *t, size_t rows, int32_t first) {
     return best >= 0 && isfinite(last[best]) ? RS_OK : RS_NOT_FINITE;
 }
 
+int32_t rs_judge_step(rs_judge *j, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position) {
+    rs_target *t = j->target;
+    size_t pair = j->pair_rows && k == 0; /* the second row is a copy: what stands behind it sees neither of the two otherwise */
+    j->stage = RS_RUNNING;
+    if (k + 1 + pair > t->capacity) return RS_BAD_CONFIG;
+    t->batch.token[0] = pending;
+    if (pair) t->batch.token[1] = pending;
+    for (size_t i = 0; i < k; i++) t->batch.token[i + 1] = draft[i];
+    int32_t status = rs_target_run(t, k + 1 + pair, first);
+    if (status != RS_OK) return status;
+
+    j->stage = RS_JUDGING;
+    for (size_t i = 0; i <= k; i++) {
+        j->rows[i] = t->logits + i * t->vocab;
+        j->coins[i] = j->sampler->temperature > 0.0 ? rs_coin(j->seed, position + i, j->stream) : 0.0; /* argmax needs none */
+    }
+    int32_t accepted = rs_verify_deterministic(j->tokens, j->rows, draft, j->sampler, j->coins, j->p, j->order, k, t->vocab);
+    if (accepted < 0) return accepted;
+
+    j->stage = RS_KEEPING;
+    size_t kept = (size_t)accepted + 1;
+    if (kept < k + 1 + pair && !j->remove(j->memory, 0, first + (int32_t)kept, -1)) return RS_ENGINE;
+    return accepted;
+}
+
 /* DECODE rows of the steps' batch at positions first..; leaves the newest row's outputs in logits and state. */
 static int32_t decode(rs_chain *c, size_t rows, int32_t first) {
     c->logits = c->state = NULL;

@@ -181,19 +181,24 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
 }
 
 RS_FAST int64_t rs_argmax(const float *x, size_t n) {
-    float top = max_of(x, n);
-    size_t found = n;
-    uint32_t nans = 0;
-    for (size_t i = 0; i < n; i++) nans += x[i] != x[i];
-    if (nans)
-        for (size_t i = 0; i < n; i++)
-            if (x[i] != x[i]) return -1 - (int64_t)i;
-    for (size_t i = 0; i < n; i++)
-        if (x[i] == top) {
-            found = i;
-            break;
+    enum { STRIDE = 512 }; /* one pass, stride by stride: a loop that must be left at the first hit cannot be vectorized */
+    float top = -INFINITY;
+    size_t best = 0;
+    for (size_t at = 0; at < n; at += STRIDE) {
+        size_t size = n - at < STRIDE ? n - at : STRIDE;
+        uint32_t nans = 0;
+        for (size_t i = 0; i < size; i++) nans += x[at + i] != x[at + i];
+        if (nans)
+            for (size_t i = at;; i++)
+                if (x[i] != x[i]) return -1 - (int64_t)i;
+        float here = max_of(x + at, size);
+        if (here > top) {
+            top = here;
+            best = at;
         }
-    return (int64_t)found;
+    }
+    while (x[best] != top) best++;
+    return (int64_t)best;
 }
 
 RS_FAST int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {

@@ -345,6 +345,31 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_law(const double *q, size_t vocab);
 
+/* ---- cycle.c again: one verify step, the middle of refspec/speculate.py ---------------------------------------------- */
+
+enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2 };
+
+/* What a verify step with one coin per output position works on. */
+typedef struct rs_judge {
+    rs_target *target;
+    bool (*remove)(void *memory, int32_t sequence, int32_t from, int32_t to); /* llama_memory_seq_rm, to = -1: all that follow */
+    void *memory;                  /* of the target's context */
+    const rs_sampler *sampler;
+    uint64_t seed, stream;         /* of the coins */
+    bool pair_rows;                /* a single row runs beside a copy of itself, which is removed again */
+    const float **rows;            /* working space for `capacity` of the target's rows */
+    double *coins;                 /* the same */
+    double *p;                     /* working space [V] */
+    int32_t *order;                /* working space [V] */
+    int32_t *tokens;               /* [capacity] receives the tokens decided */
+    int32_t stage;                 /* enum rs_judge_stage: what failed */
+} rs_judge;
+
+/* Run the pending token and draft [k] at positions first.., judge them as rs_verify_deterministic does with the coins of output
+ * positions position.., and remove the rows that do not stand. Returns the number accepted, with accepted + 1 tokens decided, or a
+ * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
+int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
+
 /* ---- tree.c: refspec/trees/tree_verify.py --------------------------------------------------------------------------------- */
 
 /* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V], row 0 the

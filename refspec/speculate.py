@@ -25,7 +25,7 @@ from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
-from refspec.targets.base import Target
+from refspec.targets.base import Judges, Target
 from refspec.verify import Rows, Verdict
 from refspec.windows.window import Window
 
@@ -70,6 +70,7 @@ def speculate(
     # Without a drafter nothing is sampled from it, and the text of a seed is the plain one.
     rejecting = draft_sampling and drafter is not None and not sampler.greedy
     rule = _SampledDrafts(sampler, seed) if rejecting else _OneCoin(sampler, seed)
+    judge = target.judge(sampler, seed) if isinstance(target, Judges) and not rejecting else None
     end_tokens = target.end_tokens
     position = 0  # index of the next output token
     stop: str | None = None
@@ -88,12 +89,14 @@ def speculate(
         drafted = draft.tokens.tolist()
 
         # verify: one run of the target over the pending token and the draft; row i decides output position + i
-        rows = target.decode([pending, *drafted], logits="all")
-        verdict = rule.verify([target.logits(i) for i in range(rows)], draft, position)
-        accepted, tokens = verdict.accepted, verdict.tokens
-
         # commit: keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
-        target.rollback(start + accepted + 1)
+        if judge is not None:
+            accepted, tokens = judge(pending, draft.tokens, position)  # the next four lines in one call
+        else:
+            rows = target.decode([pending, *drafted], logits="all")
+            verdict = rule.verify([target.logits(i) for i in range(rows)], draft, position)
+            accepted, tokens = verdict.accepted, verdict.tokens
+            target.rollback(start + accepted + 1)
         if drafter is not None:
             drafter.extend(np.asarray(tokens, dtype=np.int32), _features(target, drafter, accepted + 1))
         pending = tokens[-1]

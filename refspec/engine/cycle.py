@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec import native
 from refspec.engine import lib
 from refspec.engine.capture import Floats
 from refspec.engine.context import Context, RowBatch
 from refspec.ops import Ids
+from refspec.sampling import TARGET, Sampler
 
 _FIELDS = {"token": "int32_t *", "embd": "float *", "pos": "int32_t *", "logits": "int8_t *"}
 
@@ -61,8 +63,8 @@ class NativeTarget:
         self._features: Floats | None = None
         self._states = len(layers)
 
-    def run(self, rows: int, first: int, features: Floats | None) -> tuple[int, int, float]:
-        """Run the first rows of the batch; features [>=T, N, Ht] receives the states, None keeps none. Status, address of logits [T, V], seconds."""
+    def keep_states(self, features: Floats | None) -> None:
+        """Where the next runs leave their states: features [>=T, N, Ht], None keeps none."""
         c = self.c
         if features is None:
             c.n_states = 0
@@ -71,9 +73,49 @@ class NativeTarget:
             if features is not self._features:  # a buffer that has grown
                 self._features = features
                 c.features = self._cast(self._pointer, features.ctypes.data)
-        status = self._run(c, rows, first)
-        seconds, c.seconds = c.seconds, 0.0
-        return status, int(self._cast(self._address, c.logits)), seconds
+
+    def run(self, rows: int, first: int) -> int:
+        """Run the first rows of the batch: the status."""
+        status: int = self._run(self.c, rows, first)
+        return status
+
+    def logits(self) -> int:
+        """Address of the logits [T, V] of the last run, 0 when there are none."""
+        return int(self._cast(self._address, self.c.logits))
+
+    def take_seconds(self) -> float:
+        """Time in llama.cpp since this was last asked."""
+        seconds: float = self.c.seconds
+        self.c.seconds = 0.0
+        return seconds
+
+
+class NativeJudge:
+    """`rs_judge` for one target, sampler and seed; what it points to is kept alive here."""
+
+    def __init__(self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool) -> None:
+        ffi, room, vocab = native.ffi, int(target.c.capacity), int(target.c.vocab)
+        c_sampler = native.c_sampler(sampler)
+        self.c = c = ffi.new("rs_judge *")
+        self._step, self._buffer, self._unpack = native.lib.rs_judge_step, ffi.from_buffer, ffi.unpack
+        self._ids = ffi.typeof("int32_t[]")
+        _set_functions(c, remove=lib.memory_seq_rm)
+        rows, coins = ffi.new("float *[]", room), ffi.new("double[]", room)
+        p, order, self._tokens = ffi.new("double[]", vocab), ffi.new("int32_t[]", vocab), ffi.new("int32_t[]", room)
+        c.target, c.memory, c.sampler, c.pair_rows = target.c, ffi.cast("void *", context.memory), c_sampler[0], pair_rows
+        c.seed, c.stream = seed % 2**64, TARGET
+        c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
+        self._keep = (target, context, c_sampler, rows, coins, p, order)
+
+    def step(self, pending: int, draft: npt.NDArray[np.int32], first: int, position: int) -> int:
+        """`rs_judge_step` for draft [k]: the number accepted, or a status."""
+        accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
+        return accepted
+
+    def decided(self, n: int) -> list[int]:
+        """The first n tokens that the last step decided."""
+        tokens: list[int] = self._unpack(self._tokens, n)
+        return tokens
 
 
 class NativeChain:

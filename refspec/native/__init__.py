@@ -12,6 +12,7 @@ from refspec.native.ops import argmax, attention, gather_rows, matvec, quantize_
 from refspec.native.tree import top_probs, verify_tree_deterministic, verify_tree_rejection, without
 from refspec.native.verify import (
     MatchRule,
+    c_sampler,
     coin,
     invert_cdf,
     p_target,
@@ -33,6 +34,7 @@ __all__ = [
     "argmax_prob",
     "attention",
     "backend",
+    "c_sampler",
     "check",
     "coin",
     "draft_feedback",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refspec.native.module import ffi, lib, to_c
-from refspec.native.verify import _pointers, _row, _rows, _sampler, _scratch, _tokens
+from refspec.native.verify import _pointers, _row, _rows, _scratch, _tokens, c_sampler
 from refspec.ops import Array
 from refspec.sampling import Sampler
 from refspec.trees import tree_grow, tree_verify
@@ -29,7 +29,7 @@ def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins:
         tokens, path = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)  # [N+1]
         p, order = _scratch(len(rows[0]))
         accepted = lib.rs_verify_tree_deterministic(
-            to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), _sampler(sampler)[0], to_c(u),
+            to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), c_sampler(sampler)[0], to_c(u),
             to_c(p), to_c(order), len(draft), len(rows[0]),
         )  # fmt: skip
         if accepted >= 0:
@@ -53,7 +53,7 @@ def verify_tree_rejection(
             p, order = _scratch(len(rows[0]))
             accepted = lib.rs_verify_tree_rejection(
                 to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), pointers,
-                _sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(np.empty_like(p)), to_c(order), len(draft), u.shape[1],
+                c_sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(np.empty_like(p)), to_c(order), len(draft), u.shape[1],
                 len(rows[0]),
             )  # fmt: skip
             if accepted >= 0:

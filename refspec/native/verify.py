@@ -33,7 +33,7 @@ def p_target(logits: NDArray[np.floating[Any]], sampler: Sampler) -> NDArray[np.
     if lib is None or row is None:
         return sampling.p_target(logits, sampler)
     p, order = _scratch(len(row))
-    if lib.rs_p_target(to_c(p), to_c(order), to_c(row), _sampler(sampler)[0], len(row)) < 0:
+    if lib.rs_p_target(to_c(p), to_c(order), to_c(row), c_sampler(sampler)[0], len(row)) < 0:
         return sampling.p_target(logits, sampler)
     return p
 
@@ -51,7 +51,7 @@ def sample(logits: NDArray[np.floating[Any]], sampler: Sampler, coin: float) -> 
     if lib is None or row is None:
         return sampling.sample(logits, sampler, coin)
     p, order = _scratch(len(row))
-    token = int(lib.rs_sample(to_c(row), _sampler(sampler)[0], coin, to_c(p), to_c(order), len(row)))
+    token = int(lib.rs_sample(to_c(row), c_sampler(sampler)[0], coin, to_c(p), to_c(order), len(row)))
     return token if token >= 0 else sampling.sample(logits, sampler, coin)
 
 
@@ -80,7 +80,7 @@ class MatchRule:
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self._rows, self._vocab = 0, 0
-        self._c = None if lib is None else _sampler(sampler)
+        self._c = None if lib is None else c_sampler(sampler)
         if lib is not None:
             self._floats, self._ints, self._doubles = map(ffi.typeof, ("float[]", "int32_t[]", "double[]"))
 
@@ -120,7 +120,7 @@ def verify_rejection(
         tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
         p, order = _scratch(len(rows[0]))
         accepted = lib.rs_verify_rejection(
-            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws), _sampler(sampler)[0],
+            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws), c_sampler(sampler)[0],
             to_c(u), to_c(v), to_c(p), to_c(order), len(proposed), len(rows[0]),
         )  # fmt: skip
         if accepted >= 0:
@@ -128,7 +128,7 @@ def verify_rejection(
     return verify.verify_rejection(logits, draft, q_draft, sampler, accept_coins, residual_coins)
 
 
-def _sampler(sampler: Sampler) -> tuple[Any, ...]:
+def c_sampler(sampler: Sampler) -> tuple[Any, ...]:
     """The C struct, and what it points to: cffi does not keep that alive by itself."""
     ids, values = to_c(sampler.bias_ids), to_c(sampler.bias_values)
     fields = (sampler.temperature, sampler.top_p, sampler.min_p, sampler.top_k, len(sampler.bias_ids), ids, values)

@@ -6,10 +6,19 @@ last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captur
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from refspec.ops import Array, Ids
+from refspec.sampling import Sampler
+from refspec.verify import Verdict
+
+# One verify step in one call: (pending token, draft [k], output position of the first token decided) -> what was decided, the rows that
+# do not stand taken back.
+Judge = Callable[[int, npt.NDArray[np.int32], int], Verdict]
 
 
 class Target(Protocol):
@@ -66,6 +75,14 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Release the model; calling it twice is harmless."""
+
+
+@runtime_checkable
+class Judges(Protocol):
+    """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
+
+    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+        """`decode`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where it cannot."""
 
 
 class TreeTarget(Target, Protocol):

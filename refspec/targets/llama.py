@@ -19,12 +19,15 @@ from refspec import native
 from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, default_threads, lib
 from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, Views
 from refspec.engine.checks import STAGED_ARCHS
-from refspec.engine.cycle import NativeTarget, possible
+from refspec.engine.cycle import NativeJudge, NativeTarget, possible
 from refspec.engine.remembered import remembered
 from refspec.engine.rounding import Looker, first_unlike
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
+from refspec.sampling import TARGET, Sampler, coins
+from refspec.targets.base import Judge
+from refspec.verify import Verdict, verify_deterministic
 
 DEFAULT_N_CTX = 8192  # cap of n_ctx = 0: models trained for 128k positions would ask for gigabytes of memory
 MAX_REWIND = 16  # positions a recurrent (hybrid) model can be asked to take back; it keeps one state for each
@@ -160,9 +163,7 @@ class LlamaTarget:
                 if self._capturing and self._capture is not None:
                     self._capture.collect(handle, self._features[i : i + len(part)])
         except BaseException:
-            if not self.context.keep(start):  # a recurrent state cannot always go back
-                self.context.clear()
-                self.n_past = 0
+            self._back_to(start)
             raise
         self.n_past = start + n
         if logits != "none":
@@ -186,13 +187,71 @@ class LlamaTarget:
         if not self._batch.put(tokens):
             raise self._bad_token()
         lib.forget_errors()
-        status, address, seconds = fast.run(n, start, self._features if self._capturing else None)
-        self.seconds += seconds
+        fast.keep_states(self._features if self._capturing else None)
+        status = fast.run(n, start)
+        self.seconds += fast.take_seconds()
         if status:
-            raise self._not_finite(start + n - 1) if status == native.lib.RS_NOT_FINITE else self._failure(fast.c.code, n, start)
-        self._logits = self._views.at(address, n, self.n_vocab)
-        self.n_past, self._first_logits, self._n_rows = start + n, 0, n
+            raise self._not_run(status, fast, n, start)
+        self._ran(fast, n, start + n)
         return n
+
+    def _ran(self, fast: NativeTarget, rows: int, n_past: int) -> None:
+        """Make the rows of a run in C those of the last decode, n_past positions of them and of before being held."""
+        self._logits = self._views.at(fast.logits(), rows, self.n_vocab)
+        self.n_past, self._first_logits, self._n_rows = n_past, 0, rows
+
+    def _not_run(self, status: int, fast: NativeTarget, rows: int, start: int) -> Exception:
+        return self._not_finite(start + rows - 1) if status == native.lib.RS_NOT_FINITE else self._failure(fast.c.code, rows, start)
+
+    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+        """`decode`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where C cannot run them.
+
+        Twin: the lines of `speculate.py` that call the three. Raises what they raise.
+        """
+        if self._fast is None:
+            return None
+        fast, native_judge = self._fast, NativeJudge(self._fast, self.context, sampler, seed, pair_rows=self.pair_rows)
+
+        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+            start, n = self.n_past, len(draft) + 1
+            if not 0 <= pending < self.n_vocab or n > min(self.n_ctx - start, len(self._batch.tokens) - self.pair_rows):
+                self.decode([pending, *draft.tolist()], logits="all")  # most of these it refuses, and says why
+                return self._settle(sampler, seed, draft, position, start)
+            self.context.alive()
+            if self._capturing and len(self._features) <= n:  # a single row may run beside a copy of itself
+                self._features = np.empty((n + 1, *self._features.shape[1:]), np.float32)
+            self._n_rows = 0  # nothing to read until this call has succeeded
+            lib.forget_errors()
+            fast.keep_states(self._features if self._capturing else None)
+            try:
+                accepted = native_judge.step(pending, draft, start, position)
+                self.seconds += fast.take_seconds()
+                if accepted < 0 and native_judge.c.stage == native.lib.RS_RUNNING:
+                    raise self._not_run(accepted, fast, n, start)
+                if accepted < 0:
+                    self.context.keep(start + n)
+                self._ran(fast, n, start + (n if accepted < 0 else accepted + 1))
+            except BaseException:
+                self._back_to(start)
+                raise
+            if accepted < 0:
+                return self._settle(sampler, seed, draft, position, start)
+            return Verdict(accepted, native_judge.decided(accepted + 1))
+
+        return judge
+
+    def _settle(self, sampler: Sampler, seed: int, draft: npt.NDArray[np.int32], position: int, start: int) -> Verdict:
+        """The second half of `judge` without C, which says in words what is wrong: rows of the last decode began at `start`."""
+        rows = [self.logits(i) for i in range(len(draft) + 1)]
+        verdict = verify_deterministic(rows, draft, sampler, coins(seed, position, len(rows), TARGET))
+        self.rollback(start + verdict.accepted + 1)
+        return verdict
+
+    def _back_to(self, n: int) -> None:
+        """Hold n positions, or none: a recurrent state cannot always go back."""
+        if not self.context.keep(n):
+            self.context.clear()
+            self.n_past = 0
 
     def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
         batch, n = self._batch, len(tokens)

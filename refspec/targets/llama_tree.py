@@ -12,12 +12,16 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refspec.engine import lib
 from refspec.engine.tree import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.ops import Ids
+from refspec.sampling import Sampler
+from refspec.targets.base import Judge
 from refspec.targets.llama import LlamaTarget
+from refspec.verify import Verdict
 
 # Caches whose cells know more than a position: llama.cpp attends differently, or refuses, when sequences share them.
 UNSHARED_ARCHS = frozenset({"deepseek4", "minimax-m3"})
@@ -105,6 +109,17 @@ class LlamaTreeTarget(LlamaTarget):
         """As LlamaTarget; a tree not settled is forgotten first."""
         self._forget_tree()
         return super().decode(tokens, logits=logits)
+
+    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+        """As LlamaTarget; a tree not settled is forgotten first."""
+        if (chain := super().judge(sampler, seed)) is None:
+            return None
+
+        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+            self._forget_tree()
+            return chain(pending, draft, position)
+
+        return judge
 
     def rollback(self, n: int) -> None:
         """As LlamaTarget; a tree not settled is forgotten first."""

@@ -10,8 +10,10 @@ import tiny
 
 from refspec import native
 from refspec.engine.capture import CallbackCapture
-from refspec.errors import BackendError, ShapeError
+from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.sampling import TARGET, Sampler, coins
 from refspec.targets.llama import LlamaTarget
+from refspec.verify import Verdict, verify_deterministic
 
 IDS = np.random.default_rng(5).integers(3, tiny.V, 45).tolist()
 STRICT: dict[str, Any] = dict(n_ctx=256, kv_type="f32", flash_attn="off", n_threads=1)
@@ -223,3 +225,80 @@ def test_the_run_in_c_gives_the_bits_python_gives(make: Make, layers: tuple[int,
         if layers:
             np.testing.assert_array_equal(in_c.features(), in_python.features())
     assert in_c.n_past == in_python.n_past == 21 and in_c.seconds > 0
+
+
+def in_parts(target: LlamaTarget, sampler: Sampler, seed: int, pending: int, draft: np.ndarray, position: int) -> Verdict:
+    """The twin of `judge`, as `speculate.py` has it."""
+    start = target.n_past
+    rows = target.decode([pending, *draft.tolist()])
+    needed = coins(seed, position, rows, TARGET)
+    verdict = verify_deterministic([target.logits(i) for i in range(rows)], draft, sampler, needed)
+    target.rollback(start + verdict.accepted + 1)
+    return verdict
+
+
+needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
+
+
+@needs_c
+@pytest.mark.parametrize("pair_rows", [False, True])
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})], ids=repr)
+def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, pair_rows: bool) -> None:
+    at_once, parts = (make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows) for _ in range(2))
+    judge = at_once.judge(sampler, 17)
+    assert judge is not None
+    for target in (at_once, parts):
+        target.decode(IDS[:5], logits="none")
+    pending, position, rng, accepted = IDS[5], 0, np.random.default_rng(3), set()
+    while parts.n_past < parts.n_ctx:
+        k = min(int(rng.integers(0, 5)), parts.n_ctx - parts.n_past - 1)
+        draft, start = np.zeros(0, np.int32), parts.n_past
+        for stands in rng.random(k) < 0.7:  # what the target will say, or something else
+            said = in_parts(parts, sampler, 17, pending, draft, position).tokens
+            draft = np.append(draft, said[-1] if stands else (said[-1] + 1) % tiny.V).astype(np.int32)
+            parts.rollback(start)
+        wanted, got = in_parts(parts, sampler, 17, pending, draft, position), judge(pending, draft, position)
+        assert got == wanted and at_once.n_past == parts.n_past
+        for i in range(k + 1):
+            np.testing.assert_array_equal(at_once.logits(i), parts.logits(i))
+        np.testing.assert_array_equal(at_once.features(), parts.features())
+        accepted.add((k, wanted.accepted))
+        pending, position = wanted.tokens[-1], position + len(wanted.tokens)
+    assert len(accepted) > 6, "drafts of several lengths, of which several numbers stand"
+
+
+@needs_c
+def test_one_call_refuses_what_its_parts_refuse_and_holds_what_was_held(make: Make) -> None:
+    target = make(n_ctx=64, n_batch=16, n_ubatch=16)
+    target.decode(IDS[:10], logits="none")
+    none, judge = np.zeros(0, np.int32), target.judge(Sampler(), 0)
+    assert judge is not None
+    for pending, draft, kind, words in (
+        (tiny.V, none, ShapeError, f"{tiny.V} is outside"),
+        (-1, none, ShapeError, "outside"),
+        (3, np.array([4, tiny.V], np.int32), ShapeError, f"{tiny.V} is outside"),
+        (3, np.full(16, 4, np.int32), UsageError, "at most 16 rows"),
+        (3, np.full(60, 4, np.int32), ShapeError, "do not fit"),
+    ):
+        with pytest.raises(kind, match=words):
+            judge(pending, draft, 0)
+        assert target.n_past == 10
+    foreign = target.judge(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
+    assert foreign is not None
+    with pytest.raises(UsageError, match=str(tiny.V + 5)):  # only the rule finds out
+        foreign(3, none, 0)
+    target.rollback(10)
+    again = make(n_ctx=64, n_batch=16, n_ubatch=16)
+    again.decode(IDS[:10], logits="none")
+    assert judge(IDS[10], none, 0) == in_parts(again, Sampler(), 0, IDS[10], none, 0)
+
+
+@needs_c
+def test_one_call_says_that_a_recurrent_state_cannot_go_back(make: Make) -> None:
+    target = make("lfm2")  # loaded without rewind
+    judge = target.judge(Sampler(), 0)
+    assert judge is not None
+    wrong = np.array([(judge(5, np.zeros(0, np.int32), 0).tokens[0] + 1) % tiny.V] * 3, np.int32)
+    target.reset()
+    with pytest.raises(BackendError, match="run it without speculation"):
+        judge(5, wrong, 0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from refspec import native, ops
+from refspec.sampling import Sampler
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 pytestmark = needs_c
@@ -200,3 +201,57 @@ def test_a_target_run_checks_its_size_and_keeps_the_code_of_a_failure() -> None:
     kept = target_on(fake := FakeLlama(fail_at=0))
     assert native.lib.rs_target_run(kept[0], 0, 0) == native.lib.rs_target_run(kept[0], ROOM + 1, 0) == native.lib.RS_BAD_CONFIG
     assert native.lib.rs_target_run(kept[0], 1, 0) == native.lib.RS_ENGINE and kept[0].code == 7 and len(fake.sent) == 1
+
+
+def judge_on(fake: FakeLlama, removes: bool = True, pair_rows: bool = False) -> tuple[Any, list[tuple[int, ...]], Any]:
+    """An rs_judge, what it removed, and what must be kept alive."""
+    ffi, (target, *kept) = native.ffi, target_on(fake)
+    removed: list[tuple[int, ...]] = []
+
+    def remove(memory: int, *what: int) -> bool:
+        removed.append(what)
+        return removes
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_bool, P, I32, I32, I32)(remove)
+    c, sampler = ffi.new("rs_judge *"), native.c_sampler(Sampler())
+    c.target, c.remove = target, ffi.cast(ffi.typeof(c.remove), ctypes.cast(kind, P).value)
+    c.sampler, c.pair_rows = sampler[0], pair_rows
+    space = [ffi.new(f"{name}[]", size) for name, size in (("float *", ROOM), ("double", ROOM), ("double", V), ("int32_t", V), ("int32_t", ROOM))]
+    c.rows, c.coins, c.p, c.order, c.tokens = space
+    return c, removed, (target, kept, kind, sampler, space)
+
+
+def judged(c: Any, pending: int, draft: list[int], first: int) -> tuple[int, list[int]]:
+    accepted = int(native.lib.rs_judge_step(c, pending, native.ffi.new("int32_t[]", draft), len(draft), first, 0))
+    return accepted, native.ffi.unpack(c.tokens, accepted + 1) if accepted >= 0 else []
+
+
+def test_a_step_keeps_the_rows_that_stand() -> None:
+    c, removed, kept = judge_on(fake := FakeLlama())
+    true = [(3 + 5) % V]
+    true.append((true[0] + 6) % V)
+    assert judged(c, 3, [*true, 0], 5) == (2, [*true, (true[1] + 7) % V]) and kept
+    assert fake.sent == [("decode", [5, 6, 7, 8], [3, *true, 0])] and removed == [(0, 8, -1)]
+    assert judged(c, 3, true[:1], 5) == (1, true) and len(removed) == 1, "where all stand nothing is removed"
+    assert judged(c, 3, [], 5) == (0, true[:1]) and len(removed) == 1
+
+
+def test_a_single_row_in_a_pair_is_removed_again() -> None:
+    c, removed, kept = judge_on(fake := FakeLlama(), pair_rows=True)
+    assert judged(c, 3, [], 5) == (0, [8]) and kept
+    assert fake.sent == [("decode", [5, 6], [3, 3])] and removed == [(0, 6, -1)]
+    fake.sent.clear()
+    assert judged(c, 3, [8], 5)[0] == 1 and fake.sent == [("decode", [5, 6], [3, 8])], "two rows are company enough"
+
+
+def test_a_step_says_where_it_failed() -> None:
+    lib = native.lib
+    for fake, removes, draft, status, stage in (
+        (FakeLlama(fail_at=0), True, [1], lib.RS_ENGINE, lib.RS_RUNNING),
+        (FakeLlama(poison=np.nan), True, [1], lib.RS_NOT_FINITE, lib.RS_RUNNING),
+        (FakeLlama(), True, [0] * ROOM, lib.RS_BAD_CONFIG, lib.RS_RUNNING),
+        (FakeLlama(), True, [V], lib.RS_BAD_TOKEN, lib.RS_JUDGING),
+        (FakeLlama(), False, [0], lib.RS_ENGINE, lib.RS_KEEPING),
+    ):
+        c, _, kept = judge_on(fake, removes)
+        assert judged(c, 3, draft, 5)[0] == status and c.stage == stage and kept
