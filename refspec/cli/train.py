@@ -149,7 +149,7 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
     "--data", type=folder, required=True, multiple=True,
     help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
 )  # fmt: skip
-@click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
+@click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.")
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .drafter import Eagle3
 from .model import Target, document_mask
+from .precision import compute_type, mixed
 
 DEPTH_WEIGHT = 0.8  # loss_i counts 0.8^i (EAGLE-3; SafeAILab, SpecForge and TorchSpec agree)
 
@@ -48,9 +49,9 @@ class Teacher:
         ids = torch.from_numpy(tokens).to(self.device)
         document = (ids == self.bos).cumsum(-1)
         seen, t = document_mask(ids, self.bos), ids.shape[1]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             hidden, states = self.target(ids, seen, self.capture)
-            logits = self.target.head(hidden.bfloat16())  # [B, T, V]
+            logits = self.target.head(hidden.to(compute_type(self.device)))  # [B, T, V]
         best = logits.argmax(-1)
 
         def valid_at(i: int) -> Tensor:  # row s predicts x_{s+2+i}: the assistant's, in the same document

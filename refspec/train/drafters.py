@@ -21,8 +21,9 @@ from .drafter import Eagle3, TrainedDrafter
 from .drafter_loss import Lesson, Teacher, chain_losses
 from .loop import Optimizers, run_steps, tune_allocator
 from .packing import InTurn, WholeDocuments
+from .precision import mixed
 from .start import start_drafters
-from .target import load_target
+from .target import hf_directory, load_target
 from .tokenizer import BOS, load_tokenizer
 
 ROWS, LENGTH = 8, 512  # one step: 4096 tokens
@@ -157,7 +158,7 @@ class Training:
             for i in range(count):
                 tokens, mask = self.held_out[i]
                 lesson = self.teacher.lesson(tokens[:, :-1], mask[:, :-1], 1.0)
-                with torch.autocast(self.device.type, torch.bfloat16):
+                with mixed(self.device):
                     value, right, rows = chain_losses(drafter, lesson, depth)
                 loss, hits, scored = loss + float(value) / count, hits + np.asarray(right), scored + np.asarray(rows)
             figures[f"{name}_loss"] = loss
@@ -168,7 +169,7 @@ class Training:
         return figures
 
     def _variant_loss(self, drafter: Eagle3, lesson: Lesson) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             return chain_losses(drafter, lesson, self.depth)[0]
 
 
@@ -212,7 +213,7 @@ def train_drafters(
     )  # fmt: skip
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name)
-        convert_drafter(out / name, target_run / "hf", out / f"{name}.gguf", outtype)
+        convert_drafter(out / name, hf_directory(target_run), out / f"{name}.gguf", outtype)
     return figures
 
 

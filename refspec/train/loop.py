@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .precision import muon
 
 
 def tune_allocator() -> None:
@@ -41,7 +42,7 @@ class Optimizers:
         matrices = [p for n, p in named if p.ndim == 2 and is_matrix(n)]
         rest = [p for n, p in named if not (p.ndim == 2 and is_matrix(n))]
         self.parts = [
-            torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+            muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
             torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.base = [muon_lr, adam_lr]

@@ -1,6 +1,6 @@
 """The target in torch: a plain Llama decoder (RMSNorm, RoPE half-split, grouped-query attention, SwiGLU, tied head).
 
-Trained in bf16 autocast with float32 master weights. `hidden_boundaries` returns the residual stream entering chosen
+Trained with float32 master weights, in bf16 where the device is fast at it (`precision.py`). `hidden_boundaries` returns the residual stream entering chosen
 layers, which is what an EAGLE-3 drafter reads.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from .data import Batches
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
 from .packing import WholeDocuments
+from .precision import compute_type, mixed
 from .start import start_target
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 from .unlikelihood import OwnRepeats, unlikelihood
@@ -84,12 +86,14 @@ def train_target(
         many = TOKENS_PER_STEP // OWN_ROW
         own = OwnRepeats(unlikely, data / "tokenizer.json", length=OWN_ROW, rows=many, seed=seed)
 
+    cpu = torch.device("cpu")
+
     def hidden_of(ids: torch.Tensor) -> torch.Tensor:
-        return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].bfloat16()
+        return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(cpu))
 
     def cross_entropy(tokens) -> torch.Tensor:
         ids = torch.from_numpy(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed(cpu):
             logits = model.head(hidden_of(ids))
         # A document's BOS follows nothing the model can know; predicting it is not its task.
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == bos, -100)
@@ -97,7 +101,7 @@ def train_target(
 
     def repeat_loss(tokens, marks) -> torch.Tensor:
         ids, at = torch.from_numpy(tokens), torch.from_numpy(marks)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed(cpu):
             logits = model.head(hidden_of(ids)[at])  # only the head sees the shape that `marks` has
         return unlikelihood(logits.float(), ids[:, 1:][at]).mean()
 
@@ -154,11 +158,51 @@ def export_target(model: Target, data: Path, out: Path) -> None:
 
 
 def load_target(run: Path) -> Target:
-    """The trained target of a run folder, in evaluation mode."""
-    if not (run / "checkpoint.pt").is_file():
-        raise CheckpointError(f"{run / 'checkpoint.pt'}: no such file; train the target first, or name its run folder")
-    state = read_checkpoint(run / "checkpoint.pt")
-    fields = {k: v for k, v in state["identity"].items() if k in TargetConfig.__dataclass_fields__}
-    model = Target(TargetConfig(**fields))
-    model.load_state_dict(state["model"])
+    """The trained target of a run folder, or of a Hugging Face directory, in evaluation mode. Raises CheckpointError."""
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = read_checkpoint(checkpoint)
+        fields = {k: v for k, v in state["identity"].items() if k in TargetConfig.__dataclass_fields__}
+        model = Target(TargetConfig(**fields))
+        model.load_state_dict(state["model"])
+    elif (run / "config.json").is_file():
+        model = Target(hf_target_config(run / "config.json"))
+        start_target(model, run)
+    else:
+        raise CheckpointError(
+            f"{checkpoint}: no such file; train the target first, name its run folder, or what `refspec export --format hf` made of a GGUF"
+        )
     return model.eval().requires_grad_(False)
+
+
+def hf_directory(run: Path) -> Path:
+    """Where the target that `load_target` reads lies as a Hugging Face directory."""
+    return run / "hf" if (run / "checkpoint.pt").is_file() else run
+
+
+def hf_target_config(file: Path) -> TargetConfig:
+    """Sizes in a Hugging Face config.json; CheckpointError for a model that `model.Target` does not compute."""
+    try:
+        c: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(c, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    rope: dict[str, Any] = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    wanted = {"model_type": "llama", "tie_word_embeddings": True, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    plain = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # what Hugging Face takes a missing key to mean
+    found = {key: c.get(key, plain.get(key)) for key in wanted} | {"rope_type": rope.get("rope_type", rope.get("type", "default"))}
+    for key, value in (wanted | {"rope_type": "default"}).items():
+        if found[key] != value:
+            raise CheckpointError(f"{file}: {key} = {found[key]!r}; drafters are trained here for targets with {value!r} only")
+    names = {
+        "vocab_size": "vocab_size", "hidden_size": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size", "rms_eps": "rms_norm_eps", "context_length": "max_position_embeddings",
+    }  # fmt: skip
+    if missing := [key for key in names.values() if key not in c]:
+        raise CheckpointError(f"{file}: has no {missing[0]}; name a complete Hugging Face directory")
+    heads, theta = c["num_attention_heads"], rope.get("rope_theta") or c.get("rope_theta") or 10000.0
+    return TargetConfig(
+        **{ours: c[theirs] for ours, theirs in names.items()}, n_kv_heads=c.get("num_key_value_heads") or heads,
+        head_dim=c.get("head_dim") or c["hidden_size"] // heads, rope_theta=theta,
+    )  # fmt: skip

@@ -21,10 +21,11 @@ from refspec.convert.files import read_tensors  # noqa: E402
 from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
 from refspec.formats.gguf_io import read_drafter  # noqa: E402
-from refspec.train import loop  # noqa: E402
+from refspec.train import loop, precision  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.model import Target, document_mask  # noqa: E402
+from refspec.train.precision import Float32Muon  # noqa: E402
 from refspec.train.start import start_target  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
@@ -271,3 +272,60 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
     with pytest.raises(CheckpointError, match="not a checkpoint") as error:
         load_target(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_float32_muon_takes_the_steps_of_torch_s():
+    steps = {}
+    for kind in (torch.optim.Muon, Float32Muon):
+        torch.manual_seed(4)
+        matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 40), (40, 24), (16, 16))]
+        optimizer = kind(matrices, lr=0.02, momentum=0.95, weight_decay=0.01)
+        before = [m.detach().clone() for m in matrices]
+        for _ in range(4):
+            for m in matrices:
+                m.grad = torch.randn_like(m)
+            optimizer.step()
+        steps[kind] = [m.detach() - b for m, b in zip(matrices, before, strict=True)]
+    for ours, theirs in zip(steps[Float32Muon], steps[torch.optim.Muon], strict=True):
+        assert (ours - theirs).norm() < 5 * 2**-8 * theirs.norm(), "bf16's rounding in each of its five iterations, and nothing else"
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_both_precisions_train(data, tmp_path, monkeypatch, pays):
+    monkeypatch.setattr(precision, "half_pays", lambda kind: pays)
+    figures = train_target(data, tmp_path, config=CONFIG, steps=3, seed=1, threads=1)
+    assert np.isfinite(figures["val_loss"])
+    with precision.mixed(torch.device("cpu")):
+        hidden = load_target(tmp_path).layers[0].qkv(torch.randn(1, 12, CONFIG.hidden_size))
+    assert hidden.dtype == precision.compute_type(torch.device("cpu")) == (torch.bfloat16 if pays else torch.float32)
+
+
+def test_the_faster_precision_is_chosen_by_the_clock(monkeypatch):
+    for half, pays in ((1.0, True), (60.0, False)):
+        precision.half_pays.cache_clear()
+        monkeypatch.setattr(precision, "_seconds", lambda dtype, half=half: half if dtype is torch.bfloat16 else 2.0)
+        assert precision.half_pays("cpu") is pays and precision.half_pays("cuda")
+    precision.half_pays.cache_clear()
+
+
+def test_a_drafter_trains_on_an_exported_target(data, target_run, tmp_path):
+    ours, theirs = (load_target(folder) for folder in (target_run, target_run / "hf"))
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert ours.config == theirs.config
+    config = json.loads((target_run / "hf" / "config.json").read_text())
+    for change, words in (
+        ({"model_type": "qwen3"}, "model_type = 'qwen3'"), ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"), ({"vocab_size": None}, "vocab_size"),
+    ):  # fmt: skip
+        changed = {key: value for key, value in (config | change).items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=words):
+            load_target(tmp_path)
+    for text, words in (("[]", "not a JSON object"), ("{", "not readable")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=words):
+            load_target(tmp_path)
+    variants = {"post_norm": drafter_for(target_run / "hf", 64, (1, 2, 3), ffn=48)}
+    train_drafters(data, target_run / "hf", tmp_path / "out", variants, steps=1, depth=2, seed=1, threads=1)
+    assert (tmp_path / "out" / "post_norm.gguf").is_file()
