@@ -34,12 +34,12 @@ def measure(
     """
     load = ForeignLoad()
     texts = {n: measured.text_for(session, n) for n in lengths}
-    accepted = tune.acceptance(session)
+    seen = tune.acceptance(session)
     out: list[dict[str, Any]] = []
     for n, text in texts.items():
         costs = measured.measure(session, text, rounds)
-        plain = costs["target"][1]
-        found = tune.verdict(costs["target"], costs["feed"], costs["draft"], accepted)
+        plain = costs["target"][1] + seen.own_plain
+        found = tune.verdict(costs["target"], costs["feed"], costs["draft"], seen)
         seconds, best = [plain, *(plain / speedup for speedup in found["by_length"])], found["best"]
         kept = out[0]["best"] if out else best
         times = {"plain_seconds": plain, "best_seconds": seconds[best], "kept_seconds": seconds[kept]}
@@ -47,7 +47,7 @@ def measure(
         out.append({"after": n, **costs, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth})
         progress()
     return {
-        "model": session.name, "accepted": accepted, "lengths": out, "inflated": session.target.metadata.get("refspec.inflated"),
+        "model": session.name, "accepted": seen.accepted, "own": seen.own, "own_plain": seen.own_plain, "lengths": out, "inflated": session.target.metadata.get("refspec.inflated"),
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
 
@@ -64,7 +64,7 @@ def table(m: dict[str, Any]) -> list[str]:
         rows, plain = {int(r): t for r, t in n["target"].items()}, n["plain_seconds"]
         line = f"{n['after']:8d}{plain * 1e3:10.2f}{n['growth']['plain']:7.2f}{n['kept_seconds'] * 1e3:12.2f}{n['growth']['kept']:7.2f}"
         line += f"{n['best'] or 'plain':>14}{n['best_seconds'] * 1e3:9.2f}{n['growth']['best']:7.2f}{plain / n['best_seconds']:7.2f} x"
-        out.append(line + "".join(f"{rows[r] / plain:8.2f}" for r in SHOWN) + f"{(n['feed'] + n['draft']) / plain:16.2f}")
+        out.append(line + "".join(f"{rows[r] / rows[1]:8.2f}" for r in SHOWN) + f"{(n['feed'] + n['draft']) / rows[1]:16.2f}")
     out.append("rows: cost of verifying so many together, one token = 1; feed + draft 2: the drafter's part of a step that drafts two tokens")
     out.append("accepted by position  " + " ".join(f"{share:.2f}" for share in m["accepted"]))
     first, last = m["lengths"][0], m["lengths"][-1]

@@ -134,4 +134,7 @@ class Costs:
         if not record:
             return cls()
         rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
-        return cls(rows, **{name: float(record[name]) for name in ("switch", "draft", "feed")})
+        costs = cls(rows, **{name: float(record[name]) for name in ("switch", "draft", "feed")})
+        if "own" in record:  # `tune` has run texts
+            costs.other = {True: float(record["own"]), False: float(record["own_plain"])}
+        return costs

@@ -7,6 +7,7 @@ instead of learning from its first steps, where every size of batch is new and o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from statistics import median
 from time import perf_counter
@@ -19,6 +20,7 @@ from refspec.errors import RefspecError
 from refspec.measure.prompts import built_in
 from refspec.ops import Array
 from refspec.speculate import prefill
+from refspec.targets.base import Target
 from refspec.windows.costs import TICK
 
 if TYPE_CHECKING:
@@ -128,9 +130,7 @@ def time_rows(
             runs = []
             for _ in range(samples + 1):
                 target.rollback(base)
-                began = perf_counter()
-                target.decode(tokens[:r], logits="all")
-                runs.append(perf_counter() - began)
+                runs.append(seconds_in(target, partial(target.decode, tokens[:r], logits="all")))
                 if drafter is not None and r > 1:
                     drafter.extend(np.asarray(tokens[1:3], np.int32), target.features()[:2])
                     drafter.draft(drafted(r))
@@ -155,13 +155,21 @@ def in_proportion(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
 
 def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Array) -> tuple[float, float]:
     """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
-    began = perf_counter()
-    drafter.extend(np.asarray(text[base + 1 : base + 3], np.int32), features)
-    drafter.draft(1)
-    first = perf_counter()
-    drafter.draft(1)
-    again = perf_counter()
-    drafted = len(drafter.draft(MOST).tokens)
-    many = perf_counter()
+    two, drafted = np.asarray(text[base + 1 : base + 3], np.int32), 0
+
+    def draft_many() -> None:
+        nonlocal drafted
+        drafted = len(drafter.draft(MOST).tokens)
+
+    feed = seconds_in(drafter, lambda: drafter.extend(two, features)) + seconds_in(drafter, lambda: drafter.draft(1))
+    again, many = seconds_in(drafter, lambda: drafter.draft(1)), seconds_in(drafter, draft_many)
     drafter.rollback(base)
-    return first - began, ((many - again) - (again - first)) / max(drafted - 1, 1)
+    return feed, (many - again) / max(drafted - 1, 1)
+
+
+def seconds_in(model: Target | Drafter, call: Callable[[], object]) -> float:
+    """What `call` takes inside the model, all of its time where the model keeps no account: what refspec does around it is counted elsewhere."""
+    before, began = model.seconds, perf_counter()
+    call()
+    took, inside = perf_counter() - began, model.seconds - before
+    return inside if inside > 0 else took

@@ -4,7 +4,9 @@ Not a benchmark of text: `bench` runs prompts. The settings are tried one after 
 cache type and repacked weights on all threads, then the numbers of threads on the best of them. Acceptance is counted once, because no
 setting changes it beyond rounding. For a setting with costs c(r) of r rows together, and the drafter's per cycle (`costs.Costs`),
 
-    predicted speedup of draft length k  =  tau(k) c(1) / (c(k+1) + feed + draft (k - 1)),    tau(k) = 1 + sum of accepted shares
+    predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o),    tau(k) = 1 + sum of accepted shares
+
+with o and o_plain refspec's own time in a step, which on a small model is not small.
 
 Where two rows cost less than one, a single row is run beside a copy of itself, and c(1) above is c(2).
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from refspec import embedded, kinds
 from refspec.api import Session
@@ -25,6 +27,7 @@ from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.measure import bench
 from refspec.measure.prompts import built_in
+from refspec.metrics import Statistics
 from refspec.targets.llama import DEFAULT_N_CTX
 from refspec.windows import measured, tune_store
 from refspec.windows.measured import MOST
@@ -68,7 +71,7 @@ def run(
     counts = sorted({1, *(n for n in (2, 4, 6, 8, 12, 16, 24, 32) if n < cores), cores})
     total, load = len(forms) + len(counts), bench.ForeignLoad()
     tried: list[Setting] = []
-    accepted: list[float] = []
+    seen = Seen([], 0.0, 0.0)
     refused = [] if len(layouts) == 2 else ["repacked: the AMX kernels of this llama.cpp crash on this processor"]
     for i, form in enumerate(forms):
         progress(i, total, describe_form(form))
@@ -81,30 +84,31 @@ def run(
             continue
         with session:
             if not tried and session.drafter is not None:
-                accepted = acceptance(session)
-            tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, accepted, after))
+                seen = acceptance(session)
+            tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, seen, after))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
     form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
     by_count: dict[int, Setting] = {}
     for i, n in enumerate(counts, start=len(forms)):
         progress(i, total, f"{n} threads")
         with _session(names, form | {"threads": n, "threads_batch": n}) as session:
-            by_count[n] = form | {"threads": n, "threads_batch": n} | _priced(session, rounds, accepted, after)
+            by_count[n] = form | {"threads": n, "threads_batch": n} | _priced(session, rounds, seen, after)
             tried.append(by_count[n])
     one = min(counts, key=lambda n: by_count[n]["target"][1])
     several = max(counts, key=lambda n: by_count[n]["tokens_per_second"])
     costs = by_count[several]
     rows, paired = paired_rows({**costs["target"], 1: by_count[one]["target"][1]})
-    final = verdict(rows, costs["feed"], costs["draft"], accepted)
+    final = verdict(rows, costs["feed"], costs["draft"], seen)
     chosen = form | {"threads": one, "threads_batch": several, "threads_draft": several}
     if paired:
         chosen["pair_rows"] = True
-    if accepted:
+    if seen.accepted:
         chosen["draft_max"] = max(final["best"], 1)
     record = {
         "chosen": chosen,
-        "costs": {"target": {str(r): t for r, t in rows.items()}, **{n: costs[n] for n in ("switch", "feed", "draft")}},
-        "settings": tried, "refused": refused, "accepted": accepted, "predicted": final["by_length"], "speedup": final["speedup"],
+        "costs": {"target": {str(r): t for r, t in rows.items()}, **{n: costs[n] for n in ("switch", "feed", "draft")},
+                  "own": seen.own, "own_plain": seen.own_plain},
+        "settings": tried, "refused": refused, "accepted": seen.accepted, "predicted": final["by_length"], "speedup": final["speedup"],
         "paired": paired,
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
@@ -136,22 +140,30 @@ def paired_rows(rows: dict[int, float]) -> tuple[dict[int, float], float]:
     return {**rows, 1: rows[2]}, rows[1] / rows[2]
 
 
-def verdict(rows: dict[int, float], feed: float, draft: float, accepted: Sequence[float]) -> dict[str, Any]:
+class Seen(NamedTuple):
+    """What a few prompts showed of a pair."""
+
+    accepted: list[float]  # [MOST] share of steps that accept at least i + 1 draft tokens; empty without a drafter
+    own: float  # seconds of refspec itself in a step that drafts
+    own_plain: float  # and in one that does not
+
+
+def verdict(rows: dict[int, float], feed: float, draft: float, seen: Seen) -> dict[str, Any]:
     """{by_length: predicted speedup of draft lengths 1..K, best: length (0 = plain decoding), speedup, tokens_per_second}."""
-    out, tau = [], 1.0
-    for k, share in enumerate(accepted, start=1):
+    out, tau, plain = [], 1.0, rows[1] + seen.own_plain
+    for k, share in enumerate(seen.accepted, start=1):
         tau += share
         if k + 1 in rows:
-            out.append(tau * rows[1] / (rows[k + 1] + feed + draft * (k - 1)))
+            out.append(tau * plain / (rows[k + 1] + feed + draft * (k - 1) + seen.own))
     speedup = max([1.0, *out])
     best = out.index(speedup) + 1 if speedup > 1.0 else 0
-    return {"by_length": out, "best": best, "speedup": speedup, "tokens_per_second": speedup / rows[1]}
+    return {"by_length": out, "best": best, "speedup": speedup, "tokens_per_second": speedup / plain}
 
 
-def _priced(session: Session, rounds: int, accepted: Sequence[float], after: int | None) -> Setting:
+def _priced(session: Session, rounds: int, seen: Seen, after: int | None) -> Setting:
     """What steps cost in one setting, and the verdict on it."""
     costs = measured.measure(session, measured.text_for(session, after), rounds)
-    return costs | verdict(costs["target"], costs["feed"], costs["draft"], accepted)
+    return costs | verdict(costs["target"], costs["feed"], costs["draft"], seen)
 
 
 def _session(names: dict[str, Any], setting: Setting) -> Session:
@@ -160,20 +172,24 @@ def _session(names: dict[str, Any], setting: Setting) -> Session:
     return load(**names, **setting, draft_max=MOST)
 
 
-def acceptance(session: Session) -> list[float]:
-    """[MOST] share of steps that accept at least i + 1 draft tokens, over a few prompts."""
-    runs = []
+def acceptance(session: Session) -> Seen:
+    """Runs a few prompts with the longest drafts, and one of them without."""
+    runs: list[Statistics] = []
+    plain: list[Statistics] = []
     for prompt in built_in(PROMPTS):
         try:
             tokens = session.encode(prompt)
         except RefspecError:
             tokens = measured.text_for(session)[:32]
         room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
-        generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room)
-        for _ in generation:
-            pass
-        runs.append(generation.statistics)
-    return bench.total(runs).accepted_by_position
+        for kind, speculate in (runs, True), (plain, False):
+            if speculate or not plain:
+                generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate)
+                for _ in generation:
+                    pass
+                kind.append(generation.statistics)
+    fast, slow = bench.total(runs), bench.total(plain)
+    return Seen(fast.accepted_by_position, fast.other_seconds / fast.verify_steps, slow.other_seconds / slow.verify_steps)
 
 
 def describe_form(form: Setting) -> str:
@@ -187,8 +203,8 @@ def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> floa
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):
         return None
-    spent = sum(n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0)) for k, n in enumerate(windows))
-    return tokens * rows[1] / spent if spent else None
+    spent = sum(n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0) + costs["own"]) for k, n in enumerate(windows))
+    return tokens * (rows[1] + costs["own_plain"]) / spent if spent else None
 
 
 def kind(model: str | None, drafter: str | None) -> str:

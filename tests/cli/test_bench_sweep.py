@@ -110,7 +110,8 @@ def test_context_says_what_grows_with_the_prompt(pair):
         every = [n["plain_seconds"], *n["by_length"]]
         assert n["best_seconds"] == min(every) == every[n["best"]] and n["kept_seconds"] == every[measured["lengths"][0]["best"]]
         tau = 1 + sum(measured["accepted"][:2])
-        assert n["by_length"][1] == pytest.approx((n["target"]["3"] + n["feed"] + n["draft"]) / tau)
+        assert n["by_length"][1] == pytest.approx((n["target"]["3"] + n["feed"] + n["draft"] + measured["own"]) / tau)
+        assert n["plain_seconds"] == n["target"]["1"] + measured["own_plain"]
     assert measured["lengths"][0]["growth"] == {"plain": 1.0, "best": 1.0, "kept": 1.0}
     last = measured["lengths"][1]
     assert last["growth"]["plain"] == last["plain_seconds"] / measured["lengths"][0]["plain_seconds"]

@@ -78,12 +78,12 @@ def test_a_record_is_stale_when_a_file_or_the_engine_changes(tuned, monkeypatch)
 
 def test_the_verdict_is_the_formula():
     rows = {1: 1.0, 2: 1.5, 3: 2.0}
-    got = tune.verdict(rows, 0.05, 0.1, [0.5, 0.25])
-    assert got["by_length"] == pytest.approx([1.5 / 1.55, 1.75 / 2.15]) and (got["best"], got["speedup"]) == (0, 1.0)
-    cheap = tune.verdict({1: 1.0, 2: 1.1}, 0.0, 0.0, [0.5])
+    got = tune.verdict(rows, 0.05, 0.1, tune.Seen([0.5, 0.25], 0.02, 0.01))
+    assert got["by_length"] == pytest.approx([1.5 * 1.01 / 1.57, 1.75 * 1.01 / 2.17]) and (got["best"], got["speedup"]) == (0, 1.0)
+    cheap = tune.verdict({1: 1.0, 2: 1.1}, 0.0, 0.0, tune.Seen([0.5], 0.0, 0.0))
     assert cheap["best"] == 1 and cheap["speedup"] == pytest.approx(1.5 / 1.1)
-    costs = {"target": {"1": 1.0, "2": 1.5, "3": 2.0}, "feed": 0.05, "draft": 0.1}
-    assert tune.predict({"costs": costs}, [2, 0, 3], 11) == pytest.approx(11 / (2 * 1.05 + 3 * 2.15))
+    costs = {"target": {"1": 1.0, "2": 1.5, "3": 2.0}, "feed": 0.05, "draft": 0.1, "own": 0.02, "own_plain": 0.01}
+    assert tune.predict({"costs": costs}, [2, 0, 3], 11) == pytest.approx(11 * 1.01 / (2 * 1.07 + 3 * 2.17))
     assert tune.predict({"costs": costs}, [0, 0, 0, 1], 4) is None
     lost = {"accepted": [0.1], "speedup": 1.0, "predicted": [0.6], "chosen": {}}
     assert "does not pay" in tune_report.verdict(lost)
