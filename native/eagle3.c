@@ -37,16 +37,41 @@ size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
     return packed_size(c) + larger(step, c->hidden + c->n_states * c->target_hidden);
 }
 
-/* out [O] = w x, plus bias [O] unless it is NULL. */
-static void linear(float *out, const rs_matrix *w, const float *bias, const float *x, size_t n_out, size_t n_in, float *packed) {
-    if (!w->dot) {
-        rs_matvec(out, w->data, x, 1, n_out, n_in);
-    } else {
-        if (w->pack) w->pack(x, packed, (int64_t)n_in);
-        const void *input = w->pack ? packed : x;
-        for (size_t o = 0; o < n_out; o++)
-            w->dot((int32_t)n_in, out + o, 0, (const char *)w->data + o * w->row_bytes, 0, input, 0, 1);
+enum { SHARED = 1 << 15 }; /* products per thread from which sharing them takes less time than calling the others together */
+
+/* out [O] = w input, by one thread or by a team, each output summed by one of them. */
+typedef struct product {
+    float *out;
+    const rs_matrix *w;
+    const void *input; /* [I], packed where the matrix wants it */
+    size_t n_out, n_in;
+    const rs_team *team;
+} product;
+
+static void multiply(const product *p, size_t from, size_t to) {
+    const char *row = (const char *)p->w->data + from * p->w->row_bytes;
+    if (!p->w->dot) {
+        rs_matvec(p->out + from, (const float *)row, p->input, 1, to - from, p->n_in);
+        return;
     }
+    for (size_t o = from; o < to; o++, row += p->w->row_bytes) p->w->dot((int32_t)p->n_in, p->out + o, 0, row, 0, p->input, 0, 1);
+}
+
+static void multiply_share(void *data) {
+    const product *p = data;
+    size_t rank = (size_t)p->team->rank(), size = (size_t)p->team->size(); /* it may be fewer threads than were asked for */
+    multiply(p, p->n_out * rank / size, p->n_out * (rank + 1) / size);
+}
+
+/* out [O] = w x, plus bias [O] unless it is NULL. */
+static void linear(float *out, const rs_matrix *w, const float *bias, const float *x, size_t n_out, size_t n_in, float *packed,
+                   const rs_team *team) {
+    if (w->dot && w->pack) w->pack(x, packed, (int64_t)n_in);
+    product p = {.out = out, .w = w, .input = w->dot && w->pack ? (const void *)packed : x, .n_out = n_out, .n_in = n_in, .team = team};
+    if (team && n_out * n_in >= (size_t)SHARED * team->threads)
+        team->parallel(multiply_share, &p, team->threads, 0);
+    else
+        multiply(&p, 0, n_out);
     for (size_t i = 0; bias && i < n_out; i++) out[i] += bias[i];
 }
 
@@ -63,7 +88,7 @@ void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, c
     } else {
         normed = feature;
     }
-    linear(state, &w->fc, w->fc_bias, normed, c->hidden, width, packed); /* [H] */
+    linear(state, &w->fc, w->fc_bias, normed, c->hidden, width, packed, c->team); /* [H] */
 }
 
 void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width) {
@@ -94,31 +119,31 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     rs_rms_norm(e, w->token_embd.unpack ? e : embedding, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
     rs_rms_norm(g, state, w->hidden_norm, c->rms_eps, 1, H);
 
-    linear(k, &w->attn_k, w->attn_k_bias, e, kv_width, 2 * H, packed);
-    linear(v, &w->attn_v, w->attn_v_bias, e, kv_width, 2 * H, packed);
+    linear(k, &w->attn_k, w->attn_k_bias, e, kv_width, 2 * H, packed, c->team);
+    linear(v, &w->attn_v, w->attn_v_bias, e, kv_width, 2 * H, packed, c->team);
     if (c->qk_norm) rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
     rs_rope(k, k, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_kv_heads, c->head_dim);
     if (!logits && !hidden && !next_state && !attn_weights) return RS_OK; /* in a block of one layer later rows read only k and v */
 
-    linear(q, &w->attn_q, w->attn_q_bias, e, q_width, 2 * H, packed);
+    linear(q, &w->attn_q, w->attn_q_bias, e, q_width, 2 * H, packed, c->team);
     if (c->qk_norm) rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
     rs_rope(q, q, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_heads, c->head_dim);
     rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads, c->head_dim);
 
     const float *residual = c->residual == RS_NORMED ? g : state;
-    linear(y, &w->attn_output, w->attn_output_bias, mixed, H, q_width, packed);
+    linear(y, &w->attn_output, w->attn_output_bias, mixed, H, q_width, packed, c->team);
     for (size_t i = 0; i < H; i++) y[i] = residual[i] + y[i];
 
     rs_rms_norm(z, y, w->ffn_norm, c->rms_eps, 1, H);
-    linear(gate, &w->ffn_gate, w->ffn_gate_bias, z, c->intermediate, H, packed);
-    linear(up, &w->ffn_up, w->ffn_up_bias, z, c->intermediate, H, packed);
+    linear(gate, &w->ffn_gate, w->ffn_gate_bias, z, c->intermediate, H, packed, c->team);
+    linear(up, &w->ffn_up, w->ffn_up_bias, z, c->intermediate, H, packed, c->team);
     rs_swiglu(gate, gate, up, c->intermediate);
-    linear(h, &w->ffn_down, w->ffn_down_bias, gate, H, c->intermediate, packed);
+    linear(h, &w->ffn_down, w->ffn_down_bias, gate, H, c->intermediate, packed, c->team);
     for (size_t i = 0; i < H; i++) h[i] = y[i] + h[i];
 
     if (c->head_norm) /* read from h before next_state is written: next_state may be `state` itself */
         rs_rms_norm(n, h, w->output_norm, c->rms_eps, 1, H);
-    if (logits) linear(logits, &w->output, w->output_bias, c->head_norm ? n : h, c->draft_vocab, H, packed);
+    if (logits) linear(logits, &w->output, w->output_bias, c->head_norm ? n : h, c->draft_vocab, H, packed, c->team);
     if (hidden) memcpy(hidden, h, H * sizeof *h);
     if (next_state) rs_draft_feedback(next_state, h, w->output_norm, c->rms_eps, c->feedback == RS_POST_NORM, H);
     return RS_OK;

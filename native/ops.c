@@ -154,6 +154,21 @@ RS_FAST void rs_swiglu(float *out, const float *gate, const float *up, size_t n)
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
+/* o [hd] = sum over s of p[s] value[s], in the order of s; some channels at a time, so that their sums stay in registers. */
+RS_INLINE void mix(float *o, const float *p, const float *value, size_t seen, size_t stride, size_t head_dim) {
+    size_t i = 0;
+    for (; i + LANES <= head_dim; i += LANES) {
+        float lane[LANES] = {0};
+        for (size_t s = 0; s < seen; s++)
+            for (size_t j = 0; j < LANES; j++) lane[j] += p[s] * value[s * stride + i + j];
+        for (size_t j = 0; j < LANES; j++) o[i + j] = lane[j];
+    }
+    for (; i < head_dim; i++) {
+        o[i] = 0.0f;
+        for (size_t s = 0; s < seen; s++) o[i] += p[s] * value[s * stride + i];
+    }
+}
+
 RS_FAST void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
                   const int64_t *visible, size_t rows, size_t keys, size_t heads, size_t kv_heads, size_t head_dim) {
     size_t group = heads / kv_heads, stride = kv_heads * head_dim; /* stride: floats per cached row */
@@ -167,9 +182,7 @@ RS_FAST void rs_attention(float *out, float *weights, float *scratch, const floa
             float *o = out + (t * heads + h) * head_dim;                    /* [hd] */
             for (size_t s = 0; s < seen; s++) p[s] = dot(query, key + s * stride, head_dim) / scale;
             rs_softmax(p, p, 1, seen);
-            for (size_t i = 0; i < head_dim; i++) o[i] = 0.0f;
-            for (size_t s = 0; s < seen; s++)
-                for (size_t i = 0; i < head_dim; i++) o[i] += p[s] * value[s * stride + i];
+            mix(o, p, value, seen, stride, head_dim);
             if (weights)
                 for (size_t s = seen; s < keys; s++) p[s] = 0.0f;
         }

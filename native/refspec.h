@@ -106,6 +106,15 @@ void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks)
 
 /* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
 
+/* Threads that share the outputs of a large matrix: those of the OpenMP library that llama.cpp uses, so that they are the same ones,
+ * as addresses (refspec/engine/team.py). */
+typedef struct rs_team {
+    void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
+    int (*rank)(void);   /* omp_get_thread_num */
+    int (*size)(void);   /* omp_get_num_threads */
+    unsigned threads;    /* to ask for; always as many, because GNU OpenMP ends the threads that a smaller team leaves over */
+} rs_team;
+
 typedef struct rs_eagle3_config {
     size_t hidden;          /* H */
     size_t target_hidden;   /* Ht */
@@ -123,6 +132,7 @@ typedef struct rs_eagle3_config {
     int32_t residual;       /* enum rs_residual */
     int32_t head_norm;      /* 0: logits = output h, without the norm in between */
     int32_t qk_norm;        /* 1: RMSNorm over hd on query and key heads before RoPE */
+    const rs_team *team;    /* NULL: the calling thread alone; results are the same bits */
 } rs_eagle3_config;
 
 /* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's own functions for it, passed as

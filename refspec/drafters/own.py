@@ -2,7 +2,7 @@
 
 Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the host
 sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than llama.cpp takes to prepare
-its graph, several times per verify step. The forward pass is `eagle3_forward.py` in C (native/eagle3.c), one thread, each matrix in the
+its graph, several times per verify step. The forward pass is `eagle3_forward.py` in C (native/eagle3.c), large matrices on the threads of llama.cpp, each in the
 type its file stores, multiplied by ggml's own function for that type; llama.cpp runs the target.
 """
 
@@ -24,6 +24,7 @@ from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import MARGIN, LlamaEagle3Drafter
 from refspec.engine import Lender, check_pair, check_threads, drafter_config
 from refspec.engine.packed import functions, packed_matrix
+from refspec.engine.team import team
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats import drafter_meta as meta
 from refspec.formats.gguf_header import GgufInfo
@@ -33,13 +34,13 @@ from refspec.sampling import Sampler, invert_cdf
 
 Kernels = Literal["auto", "llama", "own"]
 KERNELS: tuple[Kernels, ...] = ("auto", "llama", "own")
-SMALL = 8_000_000  # bytes of a drafter up to which one thread of C takes less time than calls of llama.cpp on several
+SMALL = 8_000_000  # bytes of a drafter up to which C takes less time than calls of llama.cpp on several
 
 
 class OwnEagle3Drafter:
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
-    def __init__(self, path: str | os.PathLike[str], target: Lender) -> None:
+    def __init__(self, path: str | os.PathLike[str], target: Lender, *, n_threads: int | None = 1) -> None:
         """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target), BackendError without C."""
         info, config, weights = _read_for(path, target)
         self.path, self.config, self.capture_layers = info.path, config, config.capture_layers
@@ -48,7 +49,7 @@ class OwnEagle3Drafter:
         if config.rope_attention_factor != 1.0:
             packed.pop("attn_q", None)  # the factor is folded into it
         try:
-            self._chain = native.Eagle3Chain(config, weights, target.n_ctx + MARGIN, packed)
+            self._chain = native.Eagle3Chain(config, weights, target.n_ctx + MARGIN, packed, shared := team(n_threads))
         except CheckpointError as error:
             raise CheckpointError(f"{info.path}: {error}") from None
         self.d2t = np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)  # [D]
@@ -58,7 +59,7 @@ class OwnEagle3Drafter:
         self.probe: Callable[[int, Array], None] | None = None  # (depth, state fed to the next row [H]) before each drafted token
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
-        self.note = f"{info.path.name} runs on refspec's own C kernels, one thread, {held / 1e6:.0f} MB: {_why(config)}"
+        self.note = f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Drop drafted rows, then append true rows from tokens [T] and target features [T, N*Ht].
@@ -182,6 +183,10 @@ def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, D
     return info, *complete_weights(info, target.info)
 
 
+def _threads(shared: native.Team | None) -> str:
+    return "one thread" if shared is None else f"{shared.threads} threads"
+
+
 def _why(config: DrafterConfig) -> str:
     reasons = meta.graph_reasons(config)
     return f"llama.cpp cannot run it: {'; '.join(reasons)}" if reasons else "it is so small that calls of llama.cpp would take longer"
@@ -237,6 +242,7 @@ def open_drafter(
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(path, target, **settings)
-    # One thread is all they use, but a wrong setting is wrong whatever runs the drafter.
     check_threads(**{name: settings.get(name) for name in ("n_threads", "n_threads_batch")})
-    return NumpyEagle3Drafter(path, target) if native.lib is None else OwnEagle3Drafter(path, target)
+    if native.lib is None:
+        return NumpyEagle3Drafter(path, target)
+    return OwnEagle3Drafter(path, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))

@@ -146,6 +146,11 @@ get_layer_input = _bind(
 
 system_info = _bind("llama_print_system_info", _S)  # bytes: the instructions the library was built for
 
+# the OpenMP library of ggml, where it has one, for `team.py`; GNU's entry point, which LLVM's library has too
+team_parallel = _bind("GOMP_parallel", None, _P, _P, ctypes.c_uint, ctypes.c_uint)
+team_rank = _bind("omp_get_thread_num", ctypes.c_int)
+team_size = _bind("omp_get_num_threads", ctypes.c_int)
+
 # tables of the types of weights, for `packed.py`; they return addresses of structs
 type_traits = _bind("ggml_get_type_traits", _P, ctypes.c_int)
 type_traits_cpu = _bind("ggml_get_type_traits_cpu", _P, ctypes.c_int)

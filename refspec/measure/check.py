@@ -180,7 +180,7 @@ def _engine(drafter: GgufInfo) -> Finding:
     except RefspecError as error:
         return Finding("engine", MISFIT, str(error))
     if reasons:
-        return Finding("engine", NOTE, f"refspec's own kernels run it, one thread: llama.cpp cannot ({'; '.join(reasons)})")
+        return Finding("engine", NOTE, f"refspec's own kernels run it: llama.cpp cannot ({'; '.join(reasons)})")
     return Finding("engine", OK, "llama.cpp runs it")
 
 

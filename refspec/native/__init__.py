@@ -5,7 +5,7 @@ differ by the order of summation only (tests/agreement states the bounds), and i
 neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
 """
 
-from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult
+from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult, Team
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
 from refspec.native.module import BACKENDS, backend, check, ffi, lib
 from refspec.native.ops import argmax, attention, gather_rows, matvec, quantize_q8_0, rms_norm, rope, softmax, swiglu
@@ -29,6 +29,7 @@ __all__ = [
     "MatchRule",
     "PackedMatrix",
     "StepResult",
+    "Team",
     "all_finite",
     "argmax",
     "argmax_prob",

@@ -40,6 +40,15 @@ class PackedMatrix(NamedTuple):
     unpack: int  # a row to float32
 
 
+class Team(NamedTuple):
+    """Threads to share a large matrix: addresses of an OpenMP library's functions (`engine/team.py`), and how many to ask for."""
+
+    parallel: int
+    rank: int
+    size: int
+    threads: int
+
+
 class StepResult(NamedTuple):
     """What one row produced."""
 
@@ -53,9 +62,10 @@ class Eagle3Rows:
     """The weights and a KV cache of `capacity` rows in C's hands; raises like Eagle3Drafter, and BackendError without C."""
 
     def __init__(
-        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None
-    ) -> None:
-        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name."""
+        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
+        team: Team | None = None,
+    ) -> None:  # fmt: skip
+        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name; None: one thread."""
         if lib is None:
             raise BackendError("Eagle3Rows needs the C module; build it with: python native/build_ffi.py")
         check_weights(config, weights)
@@ -66,6 +76,7 @@ class Eagle3Rows:
         folded = fold_rope_attention(config, weights)
         self._packed = dict(packed or {})
         self._arrays = {name: floats(array) for name, array in folded.items() if name != "d2t" and name not in self._packed}
+        self._team = _c_team(team)
         self._config, self._weights = self._make_config(), self._make_weights()
         if lib.rs_eagle3_check(self._config, self._weights) != lib.RS_OK:
             raise ShapeError(f"the C drafter cannot run this configuration with {capacity} rows: {config}")
@@ -103,7 +114,7 @@ class Eagle3Rows:
             "draft_vocab": c.draft_vocab_size, "capacity": self.capacity, "rope_theta": c.rope_theta, "rms_eps": c.rms_eps,
             "rope_style": list(RopeStyle).index(c.rope_style), "feature_norm": list(FeatureNorm).index(c.feature_norm),
             "feedback": list(Feedback).index(c.feedback), "residual": list(Residual).index(c.residual),
-            "head_norm": int(c.head_norm), "qk_norm": int(c.qk_norm),
+            "head_norm": int(c.head_norm), "qk_norm": int(c.qk_norm), "team": self._team,
         })  # fmt: skip
 
     def _make_weights(self) -> Any:
@@ -135,9 +146,10 @@ class Eagle3Chain(Eagle3Rows):
     """Eagle3Rows with what chains of drafted rows need: each method is the function of native/eagle3.c, statuses as errors."""
 
     def __init__(
-        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None
-    ) -> None:
-        super().__init__(config, weights, capacity, packed)
+        self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
+        team: Team | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(config, weights, capacity, packed, team)
         self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None  # [D] target ids, or None: draft ids are
         shapes = {"true_logits": config.draft_vocab_size, "true_state": config.hidden_size}
         self._outputs = {n: np.zeros(size, np.float32) for name, size in shapes.items() for n in (name, name.replace("true", "drafted"))}
@@ -177,3 +189,12 @@ class Eagle3Chain(Eagle3Rows):
     def state(self) -> Array:
         """The state of that row which the next one takes: [H], overwritten by the next call."""
         return self._outputs["true_state" if self.c.state == self.c.true_state else "drafted_state"]
+
+
+def _c_team(team: Team | None) -> Any:
+    if team is None:
+        return ffi.NULL
+    struct = ffi.new("rs_team *", {"threads": team.threads})
+    for name in ("parallel", "rank", "size"):
+        setattr(struct, name, ffi.cast(ffi.typeof(getattr(struct, name)), getattr(team, name)))
+    return struct

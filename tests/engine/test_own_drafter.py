@@ -8,13 +8,14 @@ import pytest
 import tiny
 
 import refspec
-from refspec import ops
+from refspec import embedded, ops
 from refspec.config import BIASED, weight_shapes
 from refspec.drafters import own
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
 from refspec.engine import packed
+from refspec.engine.team import team
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.drafter_meta import TENSORS, from_metadata
 from refspec.formats.gguf_io import read_gguf_header
@@ -208,4 +209,21 @@ def test_a_rollback_wants_rows_before_the_next_draft(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="not finite"):
         drafter.extend([1], np.full((1, 3 * tiny.HT), np.nan, np.float32))
     assert drafter.n_rows == 4 and drafter.draft(3).tokens.tolist() == first
+    target.close()
+
+
+def test_threads_of_llama_cpp_draft_the_same_bits(tmp_path: Path) -> None:
+    target = LlamaTarget(embedded.path(embedded.TARGET), capture_layers=(2, 7, 11), n_ctx=64, n_threads=2)
+    drafters = [OwnEagle3Drafter(embedded.path(embedded.DRAFTER), target, n_threads=n) for n in (1, 2, 3)]
+    assert "one thread" in drafters[0].note
+    if team(2) is not None:
+        assert "2 threads" in drafters[1].note
+    tokens = np.random.default_rng(3).integers(3, 4000, 12).astype(np.int32)
+    target.decode(tokens[:-1], logits="none")
+    drafts = []
+    for drafter in drafters:
+        drafter.extend(tokens[1:], target.features())
+        drafts.append(drafter.draft(5))
+    for draft in drafts[1:]:
+        assert draft.tokens.tolist() == drafts[0].tokens.tolist() and np.array_equal(draft.confidence, drafts[0].confidence)
     target.close()

@@ -1,5 +1,7 @@
 """rs_eagle3_step beyond agreement: bounds, switches it refuses, and rows that may be run again. Agreement: tests/agreement."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from small_drafters import small_config, small_rows, small_weights
@@ -8,7 +10,7 @@ from refspec import native
 from refspec.config import FeatureNorm
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, ShapeError
-from refspec.native import Eagle3Chain, Eagle3Rows, PackedMatrix
+from refspec.native import Eagle3Chain, Eagle3Rows, PackedMatrix, Team
 
 if native.backend != "c":
     pytest.skip("the C module is not built", allow_module_level=True)
@@ -136,3 +138,47 @@ def test_a_chain_refuses_before_it_writes() -> None:
     assert ours.extend(tokens[:2], broken, 0) == lib.RS_NOT_FINITE
     assert ours.follow(0, 6) == lib.RS_CACHE_FULL and ours.follow(-1, 5) == lib.RS_BAD_TOKEN
     assert np.array_equal(ours.keys, keys) and np.array_equal(ours._outputs["true_logits"], logits)
+
+
+class FakeTeam:
+    """GNU OpenMP's functions, one thread after another; `gives` is how many threads it has, whatever was asked for."""
+
+    def __init__(self, gives: int) -> None:
+        self.gives, self.rank, self.asked = gives, 0, list[int]()
+        body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        self._kept = [
+            ctypes.CFUNCTYPE(None, body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(self._parallel),
+            ctypes.CFUNCTYPE(ctypes.c_int)(lambda: self.rank),
+            ctypes.CFUNCTYPE(ctypes.c_int)(lambda: self.gives),
+        ]
+
+    def _parallel(self, body, data: int, threads: int, flags: int) -> None:  # type: ignore[no-untyped-def]
+        self.asked.append(threads)
+        for self.rank in range(self.gives):
+            body(data)
+
+    def team(self, threads: int) -> Team:
+        parallel, rank, size = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in self._kept)
+        return Team(parallel, rank, size, threads)
+
+
+@pytest.mark.parametrize("gives", [1, 2, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_team_shares_a_large_matrix_and_changes_no_bit(gives: int, packed: bool) -> None:
+    config = small_config(vocab_size=9001, draft_vocab_size=8501)  # its head is the only matrix worth sharing
+    weights = small_weights(config)
+    matrices = {}
+    if packed:  # float32 rows through a function, as if they were packed
+        dot = native.ffi.callback(
+            "void(int32_t, float *, size_t, const void *, size_t, const void *, size_t, int32_t)",
+            lambda n, out, _b, row, _r, x, _x, _n: out.__setitem__(
+                0, float(np.dot(*(np.frombuffer(native.ffi.buffer(p, 4 * n), np.float32) for p in (row, x))))
+            ),
+        )
+        matrices = {"output": PackedMatrix(weights["output"].view(np.uint8), int(native.ffi.cast("uintptr_t", dot)), 0, 0)}
+    fake = FakeTeam(gives)
+    alone, shared = (Eagle3Rows(config, weights, 2, matrices, team) for team in (None, fake.team(3)))
+    feature = np.random.default_rng(5).standard_normal(config.n_states * config.target_hidden_size).astype(np.float32)
+    results = [rows.step(7, rows.encode(feature), 0) for rows in (alone, shared)]
+    assert np.array_equal(results[0].logits, results[1].logits) and np.array_equal(results[0].h, results[1].h)
+    assert fake.asked == [3], "small matrices are not worth waking anyone"
