@@ -154,7 +154,8 @@ class FakeTeam:
 
     def _parallel(self, body, data: int, threads: int, flags: int) -> None:  # type: ignore[no-untyped-def]
         self.asked.append(threads)
-        for self.rank in range(self.gives):
+        for rank in range(self.gives):
+            self.rank = rank
             body(data)
 
     def team(self, threads: int) -> Team:
