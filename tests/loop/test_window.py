@@ -314,3 +314,13 @@ def test_what_is_forgotten_is_how_much_was_seen_not_what():
     assert belief.chance(0.65, 0) > kept + 0.15, "and four tokens that stand overrule the rest"
     belief.forget(100)
     assert belief._depths[0][0] < 9, "fewer are left as they are"
+
+
+def test_a_record_of_tune_is_where_costs_begin():
+    record = {"target": {"1": 1.0, "2": 1.2}, "switch": 0.3, "feed": 0.1, "draft": 0.05}
+    measured, tuned = Costs.of(record), Costs.of(record | {"own": 0.04, "own_plain": 0.02})
+    assert tuned.step(1) == pytest.approx(1.2 + 0.1 + 0.04) and tuned.plain() == pytest.approx(1.02)
+    assert measured.step(1) == pytest.approx(1.2 + 0.1) and measured.plain() == 1.0, "learned as it runs, where nothing was run before"
+    tuned.learn(1, 2, 1.2, 0.1, 0.08)
+    assert 0.04 < tuned.other[True] < 0.08 and tuned.other[False] == 0.02
+    assert Costs.of(None).rows == {}
