@@ -82,10 +82,11 @@ def speculate(
         k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
         if window is not None:
             k = window.plan(k if drafter and drafter.n_rows else 0)
-        draft = rule.draft(drafter, k, position, window.stop if window else None) if drafter and k > 0 and drafter.n_rows else NO_DRAFT
-        draft = _cut_after_end(draft, end_tokens)
-        if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
-            draft = _first(draft, window.keep(len(draft.tokens)))
+        draft = NO_DRAFT
+        if drafter is not None and k > 0 and drafter.n_rows:
+            draft = _cut_after_end(rule.draft(drafter, k, position, window.stop if window else None), end_tokens)
+            if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
+                draft = _first(draft, window.keep(len(draft.tokens)))
         drafted = draft.tokens.tolist()
 
         # verify: one run of the target over the pending token and the draft; row i decides output position + i

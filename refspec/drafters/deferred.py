@@ -6,7 +6,6 @@ are kept: a drafter that missed older ones drafts from a text with a gap, which 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -28,13 +27,15 @@ class DeferredDrafter(WrappedDrafter):
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)
         self.waiting = waiting
-        self._queue: deque[tuple[npt.NDArray[np.int32], Array]] = deque()
+        # Rows that wait, oldest first, in buffers that are never made anew: a step that decodes plainly should cost no more than that.
+        self._tokens = np.empty(2 * BACKLOG, np.int32)
+        self._features: Array = np.empty((0, 0), np.float32)  # [2 * BACKLOG, W] once a row has come
         self._queued = 0
 
     @property
     def n_rows(self) -> int:
         """True rows committed or waiting."""
-        return self.inner.n_rows + self._queued
+        return self.inner.n_rows + min(self._queued, BACKLOG)
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Queue rows while waiting, else append what waits and then these."""
@@ -42,10 +43,16 @@ class DeferredDrafter(WrappedDrafter):
             self._flush()
             self.inner.extend(tokens, features)
             return
-        self._queue.append((np.array(tokens, np.int32), np.array(features, np.float32)))  # copies: the target reuses its buffer
-        self._queued += len(tokens)
-        while self._queued - len(self._queue[0][0]) >= BACKLOG:
-            self._queued -= len(self._queue.popleft()[0])
+        tokens, features = tokens[-BACKLOG:], features[-BACKLOG:]
+        first, n = self._queued, len(tokens)
+        if len(self._features) == 0:
+            self._features = np.empty((2 * BACKLOG, features.shape[1]), np.float32)
+        if first + n > 2 * BACKLOG:  # only the newest are wanted
+            for rows in (self._tokens, self._features):
+                rows[:BACKLOG] = rows[first - BACKLOG : first]
+            first = BACKLOG
+        self._tokens[first : first + n], self._features[first : first + n] = tokens, features
+        self._queued = first + n
 
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
@@ -68,13 +75,11 @@ class DeferredDrafter(WrappedDrafter):
 
     def reset(self) -> None:
         """Forget every row."""
-        self._queue.clear()
         self._queued = 0
         self.inner.reset()
 
     def _flush(self) -> None:
-        if self._queue:
-            tokens, features = (np.concatenate(parts) for parts in zip(*self._queue, strict=True))
-            self._queue.clear()
+        if self._queued:
+            newest = slice(max(self._queued - BACKLOG, 0), self._queued)
             self._queued = 0
-            self.inner.extend(tokens, features)
+            self.inner.extend(self._tokens[newest], self._features[newest])

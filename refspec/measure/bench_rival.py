@@ -20,6 +20,7 @@ from refspec.formats.gguf_io import read_gguf_header
 
 PROGRAM = "llama-speculative-simple"
 TIMEOUT = 3600  # seconds, for one prompt
+TRIES = 3  # a thread of its own writes the program's log, and now and then the program ends before that is done
 _DECODED = re.compile(r"decoded\s+(\d+) tokens in\s+([0-9.]+) seconds")
 _COUNT = re.compile(r"^n_(drafted|accept)\s*=\s*(\d+)", re.MULTILINE)
 
@@ -68,11 +69,15 @@ class Rival:
             file = Path(folder) / "prompt.txt"
             file.write_text(text, "utf-8")
             command = self.command(str(file), **settings)
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise BackendError(f"{self.program}: {error}") from None
-        return read(self.program, done.stdout + "\n" + done.stderr, done.returncode)
+            for _ in range(TRIES):
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
+                except (OSError, subprocess.TimeoutExpired) as error:
+                    raise BackendError(f"{self.program}: {error}") from None
+                output = done.stdout + "\n" + done.stderr
+                if done.returncode or _DECODED.search(output):
+                    break
+        return read(self.program, output, done.returncode)
 
 
 def read(program: str | os.PathLike[str], output: str, code: int) -> Run:

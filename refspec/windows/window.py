@@ -37,6 +37,7 @@ ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
+LOOKED = 8  # of so many steps while off, one whose cost is taken in
 
 
 class Window(Account):
@@ -74,6 +75,9 @@ class Window(Account):
 
     def plan(self, room: int) -> int:
         """The most tokens to draft in this step, at most `room`; 0 verifies the pending token alone."""
+        if self.off and not self.may_try():
+            self._planned, self._forced, self._woke, self._running = 0, False, False, True
+            return 0
         self._chances, self._confidences, self._refused = [], [], None
         self._forced, self._woke, self._running = False, False, True
         room = min(room, self.most)
@@ -81,8 +85,6 @@ class Window(Account):
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
         if self.off:
-            if not self.may_try():
-                return 0
             self.begin_try()
             self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
@@ -120,6 +122,9 @@ class Window(Account):
 
     def learn(self, step: Step) -> None:
         """Take in what a step drafted, accepted and cost."""
+        if self.off and not self._planned:
+            self._watch(step)
+            return
         drafted, tokens, (target, drafter, other) = len(step.draft), len(step.tokens), step.seconds
         usual = DISTURBED * self.costs.step(drafted, self._before) if self._planned else math.inf
         asked = len(self._chances) + (self._refused is not None)
@@ -133,10 +138,19 @@ class Window(Account):
             if not self._forced:
                 self._tokens = self._tokens * RATE_KEEP + tokens
                 self._seconds = self._seconds * RATE_KEEP + step.seconds.total
-        elif self.off:
-            self.watched(tokens)
         self._explore = min(self._explore + EXPLORE * tokens, SAVED)
         self._before = drafted + 1
+        self._age += 1
+        self._steps += 1
+
+    def _watch(self, step: Step) -> None:
+        """A step while off: what it cost is looked at now and then, because looking is a part of it."""
+        target, _, other = step.seconds
+        if self._before != 1 or self._steps % LOOKED == 0:
+            self.costs.learn(0, self._before, target, None, other)
+        self.watched(len(step.tokens))
+        self._explore = min(self._explore + EXPLORE * len(step.tokens), SAVED)
+        self._before = 1
         self._age += 1
         self._steps += 1
 

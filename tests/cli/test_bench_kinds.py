@@ -98,3 +98,18 @@ def test_what_cannot_be_compared_is_one_line(pair, tmp_path):
     with pytest.raises(BackendError, match="no output"):
         bench_rival.read("x", "", 0)
     assert bench_rival.read("x", OUTPUT, 0) == bench_rival.Run(33, 0.11, 60, 12)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+@pytest.mark.parametrize(("silent", "told"), [(0, 1), (2, 3), (9, bench_rival.TRIES)])
+def test_a_run_whose_log_was_lost_is_run_again(pair, tmp_path, silent, told):
+    count = tmp_path / "count"
+    body = f"with open({str(count)!r}, 'a') as f: f.write('x')\nif len(open({str(count)!r}).read()) > {silent}: print({OUTPUT!r})"
+    rival = bench_rival.Rival(program(tmp_path / "bin", body), pair[0], pair[2])
+    settings = {"max_tokens": 8, "draft_max": 2, "n_ctx": 64}
+    if silent < told:
+        assert rival.run("hello", **settings) == bench_rival.Run(33, 0.11, 60, 12)
+    else:
+        with pytest.raises(BackendError, match="no decoding speed"):
+            rival.run("hello", **settings)
+    assert len(count.read_text()) == told
