@@ -1,4 +1,4 @@
-/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target, extend the drafter, draft.
+/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target and judge, extend the drafter, draft.
  *
  * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of
  * `struct llama_batch` that refspec/engine/cycle.py compares with llama-cpp-python's before the first call. The Python twins
