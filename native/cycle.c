@@ -58,8 +58,15 @@ int32_t rs_judge_step(rs_judge *j, int32_t pending, const int32_t *draft, size_t
     if (status != RS_OK) return status;
 
     j->stage = RS_JUDGING;
+    if (j->penalties) {
+        j->history[first] = pending;
+        for (size_t i = 0; i < k; i++) j->history[first + 1 + (int32_t)i] = draft[i];
+    }
     for (size_t i = 0; i <= k; i++) {
         j->rows[i] = t->logits + i * t->vocab;
+        int32_t counted = first + (int32_t)i + 1 - j->counted_from; /* the row's own token is the newest of its history */
+        if (j->penalties && counted > 0)
+            rs_penalize(t->logits + i * t->vocab, j->history + j->counted_from, (size_t)counted, j->penalties);
         j->coins[i] = j->sampler->temperature > 0.0 ? rs_coin(j->seed, position + i, j->stream) : 0.0; /* argmax needs none */
     }
     int32_t accepted = rs_verify_deterministic(j->tokens, j->rows, draft, j->sampler, j->coins, j->p, j->order, k, t->vocab);

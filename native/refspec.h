@@ -267,7 +267,7 @@ typedef struct rs_target {
     const uint32_t *layers;        /* n_states boundaries to copy out */
     float *features;               /* [capacity, n_states, Ht] receives them */
     size_t n_states, width, vocab, capacity;
-    const float *logits;           /* [T, V] of the last run, or NULL */
+    float *logits;                 /* [T, V] of the last run, or NULL */
     int32_t code;                  /* what llama.cpp returned last */
     double seconds;                /* spent in llama.cpp; the caller takes it away */
 } rs_target;
@@ -355,6 +355,20 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_law(const double *q, size_t vocab);
 
+/* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */
+
+typedef struct rs_penalties {
+    double repeat, presence, frequency, dry_multiplier, dry_base;
+    int32_t repeat_last_n, dry_allowed_length, dry_last_n; /* last_n: -1 is all */
+    bool counting, dry;            /* Penalties.counting, Penalties.dry */
+    const int8_t *breaks;          /* [V] above 0: a sequence breaker; NULL: there are none */
+    int32_t *scratch;              /* [V] zeros before and after */
+    int32_t *lengths;              /* working space for as many numbers as the longest history has tokens */
+} rs_penalties;
+
+/* row [V] = logits of the token that follows history [n], tokens below V, under the penalties. */
+void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penalties *penalties);
+
 /* ---- cycle.c again: one verify step, the middle of refspec/speculate.py ---------------------------------------------- */
 
 enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2 };
@@ -372,10 +386,13 @@ typedef struct rs_judge {
     double *p;                     /* working space [V] */
     int32_t *order;                /* working space [V] */
     int32_t *tokens;               /* [capacity] receives the tokens decided */
+    const rs_penalties *penalties; /* or NULL */
+    int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those of the rows run */
+    int32_t counted_from;          /* the first position whose token counts */
     int32_t stage;                 /* enum rs_judge_stage: what failed */
 } rs_judge;
 
-/* Run the pending token and draft [k] at positions first.., judge them as rs_verify_deterministic does with the coins of output
+/* Run the pending token and draft [k] at positions first.., penalize their logits where they lie if so asked, judge them as rs_verify_deterministic does with the coins of output
  * positions position.., and remove the rows that do not stand. Returns the number accepted, with accepted + 1 tokens decided, or a
  * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);

@@ -94,9 +94,9 @@ def load(
     for name, named in (("model", model), ("drafter", drafter)):
         if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
             raise UsageError(f"{name}: the file name is empty; name a GGUF file or leave the option out")
-    chosen: dict[str, Any] = {}
+    chosen, sampler = dict[str, Any](), GREEDY
     if model is None:
-        chosen = embedded.defaults()
+        chosen, sampler = embedded.defaults(), Sampler(penalties=embedded.penalties())
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
     found = tune_store.find(model, drafter) if tuned and not strict else tune_store.Found(None, "")
     if found.record:
@@ -145,7 +145,7 @@ def load(
         target, loaded, draft_max=length, name=str(model), bit_strict=exact or (strict and types <= {"F32"} and shape is None),
         adaptive=adaptive, tree=shape, draft_limit=limit,
     )  # fmt: skip
-    session.tuned = found
+    session.tuned, session.sampler = found, sampler
     return session
 
 
@@ -201,6 +201,7 @@ class Session:
     draft_limit       the most draft tokens per verify step that `generate` may be asked for
     adaptive          the draft length, or a tree's nodes, are chosen every step where `generate` does not say otherwise, up to draft_max
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
+    sampler           the law of a text where `generate` is not given one: greedy, of the embedded pair with what keeps it from repeating itself
     window            the policy that chooses, with all it has learned
     current           the last generation; starting the next one ends it
     """
@@ -217,6 +218,7 @@ class Session:
         self.draft_limit = draft_limit
         self.adaptive = adaptive
         self.tuned = Found(None, "")
+        self.sampler = GREEDY
         self.window: Window | TreeWindow | None = None
         self.tree = tree
         self.current: Generation | None = None
@@ -264,7 +266,7 @@ class Session:
         *,
         tokens: Sequence[int] | None = None,
         max_tokens: int = 256,
-        sampler: Sampler = GREEDY,
+        sampler: Sampler | None = None,
         seed: int = 0,
         draft_max: int | None = None,
         speculate: bool = True,
@@ -277,7 +279,8 @@ class Session:
         """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is iterated, except that
         an adaptive session without a record of `tune` first measures what steps cost, if that takes at most 0.3 s (`windows/measured.py`).
 
-        Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the target's law,
+        Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the target's law
+        (None: the session's),
         `seed` its coins, one per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`)
         the tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding; `draft_sampling` is
         Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly.
@@ -298,7 +301,7 @@ class Session:
             raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)")
         drafter: Drafter | None = self.drafter if speculate and draft_max > 0 else None
         options: dict[str, object] = {
-            "sampler": sampler,
+            "sampler": self.sampler if sampler is None else sampler,
             "seed": seed,
             "max_tokens": max_tokens,
             "draft_max": draft_max,

@@ -1,7 +1,7 @@
 """The pair that comes with the package: where its files are, and the settings measured to suit it.
 
 Not a loader. `refspec/models/defaults.json` holds what was chosen from measured costs (draft_max, threads, threads_batch);
-a key that is absent falls back to the defaults of `api.load`.
+a key that is absent falls back to the defaults of `api.load`. `penalties` in it keeps so small a model from repeating itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refspec.errors import CheckpointError
+from refspec.penalties import Penalties
 
 TARGET, DRAFTER, DRAFTER_PRENORM = "target.gguf", "drafter.gguf", "drafter-prenorm.gguf"
 
@@ -33,3 +34,8 @@ def defaults() -> dict[str, Any]:
     """Settings for the embedded pair; empty when the file is absent."""
     found = folder() / "defaults.json"
     return dict(json.loads(found.read_text("utf-8"))) if found.is_file() else {}
+
+
+def penalties() -> Penalties:
+    """What the embedded pair's text is decided under, unless something else is asked for."""
+    return Penalties(**defaults().get("penalties", {}))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from refspec.drafters.base import Drafter
 from refspec.errors import UsageError
 from refspec.metrics import Seconds, Statistics, Step
+from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
+from refspec.targets.penalized import under
 from refspec.text import Utf8Stream
 from refspec.trees.speculate_tree import speculate_tree
 
@@ -33,6 +35,7 @@ class Generation(Iterator[Event]):
     text        str   what the Events gave so far; a character whose bytes are not all decided yet is not in it
     tokens      [n]   ids decided so far, an end-of-generation token included
     prompt      [N]   ids the run began with
+    target            the session's, under the sampler's penalties
     statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context or interrupted
     """
 
@@ -42,6 +45,7 @@ class Generation(Iterator[Event]):
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
         self._session, self._drafter, self._options = session, drafter, options
+        self.target = under(session.target, cast(Sampler, options["sampler"]).penalties, prompt)
         self._stopping = False
         self._events = self._run()
 
@@ -53,7 +57,7 @@ class Generation(Iterator[Event]):
         self._stopping = True
 
     def _run(self) -> Iterator[Event]:
-        target, statistics, session = self._session.target, self.statistics, self._session
+        target, statistics, session = self.target, self.statistics, self._session
         began = perf_counter()
         for _ in prefill(target, self._drafter, self.prompt):
             if self._stopping:

@@ -8,7 +8,7 @@ and why `exp` is spelled out below.
 
 Order of the transforms, llama.cpp's default chain, because users carry their settings over from there:
 
-    logit bias -> top-k -> top-p -> min-p -> temperature -> softmax
+    penalties (`penalties.py`) -> logit bias -> top-k -> top-p -> min-p -> temperature -> softmax
 
 The filters therefore look at the untempered law (after bias), and raising the temperature never lets in tokens that
 they removed. Departures from llama.cpp: probabilities are float64, and ties go to the lowest token id.
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.penalties import Penalties
 
 # Streams keep the coins of different purposes independent. TARGET, ACCEPT and RESIDUAL coins are looked at once per
 # output position. A position can be drafted again after a rejection, so drafting in verify step s uses the stream
@@ -44,6 +45,9 @@ class Sampler:
     top_p: float = 1.0  # (0, 1]; 1 is off
     min_p: float = 0.0  # [0, 1], relative to the most probable token; 0 is off
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit; -inf forbids it
+    # What the text so far does to the logits, before all of this: `targets/penalized.py` applies it where the text is known. Functions of
+    # logits take those it has given.
+    penalties: Penalties = field(default_factory=Penalties)
     bias_ids: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # [n] logit_bias as arrays,
     bias_values: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [n] for NumPy and for C
 

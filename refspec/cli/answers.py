@@ -10,6 +10,8 @@ import click
 
 from refspec.cli.group import load, model_options
 from refspec.cli.measure import bench, json_option, prompt_options
+from refspec.cli.penalties import changed, penalty_options
+from refspec.penalties import Penalties
 
 
 @bench.command()
@@ -17,6 +19,7 @@ from refspec.cli.measure import bench, json_option, prompt_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=256, show_default=True, help="Tokens per answer.")
 @click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
+@penalty_options
 @json_option
 def answers(
     max_tokens: int, prompts: str | None, families: tuple[str, ...], count: int | None, as_json: bool, **o: Any
@@ -34,9 +37,11 @@ def answers(
     from refspec.measure import answers as reading
     from refspec.measure.acceptance import first_of_each
     from refspec.measure.prompts import read
+    from refspec.sampling import Sampler
 
     texts = read(prompts, families)
     texts = texts if count is None else first_of_each(texts, count)
+    sampler = Sampler(penalties=changed(Penalties(), o))
     with load(o) as session, click.progressbar(length=len(texts), label="answers", file=sys.stderr) as bar:
-        measured = reading.measure(session, texts, max_tokens=max_tokens, progress=lambda: bar.update(1))
+        measured = reading.measure(session, texts, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1))
     click.echo(json.dumps(measured) if as_json else "\n".join(reading.table(measured)))

@@ -8,12 +8,23 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from refspec.cli.group import INTERRUPTED, load, main, model_options, note, read_bias, read_prompt, tree_option
+from refspec.cli.group import (
+    INTERRUPTED,
+    load,
+    main,
+    model_options,
+    note,
+    read_bias,
+    read_prompt,
+    tree_option,
+)
+from refspec.cli.penalties import changed, penalties_of, penalty_options
 
 if TYPE_CHECKING:
     from refspec.api import Generation, Session
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--logit-bias", metavar="ID=X", multiple=True, help="Add X to the logit of token ID, -inf forbids it; may be repeated."
 )
+@penalty_options
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
 )
@@ -66,8 +78,12 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, it does not end the run
     bias = read_bias(o["logit_bias"])
     sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
+    penalties_of(o)  # refuses what cannot be before a model is loaded
     text = read_prompt(prompt, path)
     with load(o) as session:
+        sampler = replace(sampler, penalties=changed(session.sampler.penalties, o))
+        if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
+            note("stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out")
         code = run(session, text, sampler, o, as_json)
     ctx.exit(code)
 
@@ -94,6 +110,7 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
     record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record["penalties"] = asdict(sampler.penalties) if sampler.penalties.on else None
     record["tree"] = str(session.tree) if speculating and session.tree is not None else None
     record["lookups"] = looked_up = kinds.lookups(session.drafter) if speculating else 0
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")

@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from refspec.cli.group import load, main, model_options, note, options, tree_option
+from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
+from refspec.penalties import Penalties
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 prompt_options = options(
@@ -56,6 +58,7 @@ def bench() -> None:
 @repeat_option
 @click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many of the prompts.")
 @rival_option
+@penalty_options
 @json_option
 def speed(
     max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
@@ -65,7 +68,9 @@ def speed(
     from refspec.measure import bench as benchmark
     from refspec.measure import bench_rival
     from refspec.measure.prompts import read
+    from refspec.sampling import Sampler
 
+    sampler = Sampler(penalties=changed(Penalties(), o))
     texts = [p.text for p in read(prompts, families)][:count]
     with drafting(o) as session:
         other = None
@@ -78,7 +83,7 @@ def speed(
                 return program(prompt, length)
 
         measured = benchmark.measure(
-            session, texts, max_tokens=max_tokens, repeat=repeat, progress=note, rival=other
+            session, texts, max_tokens=max_tokens, repeat=repeat, progress=note, rival=other, sampler=sampler
         )  # fmt: skip
     click.echo(json.dumps(measured) if as_json else "\n".join(benchmark.table(measured)))
 
@@ -96,6 +101,7 @@ def speed(
     "--seed", type=int, default=0, show_default=True, help="Seed of the first prompt; the next ones count up."
 )
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many prompts.")
+@penalty_options
 @json_option
 @click.pass_context
 def verify(
@@ -117,6 +123,7 @@ def verify(
     from refspec.measure.prompts import read
     from refspec.sampling import Sampler
 
+    penalties = changed(Penalties(), o)
     texts = [p.text for p in read(prompts, families)][:count]
     results, laws = [], []
     with drafting(o) as session:
@@ -125,12 +132,12 @@ def verify(
             with click.progressbar(length=len(texts), label=label, file=sys.stderr) as bar:
                 results.append(
                     equality.check(
-                        session, texts, Sampler(temperature=temp), max_tokens=max_tokens, seed=seed,
+                        session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed,
                         progress=lambda: bar.update(1),
                     )
                 )  # fmt: skip
             if temp > 0:
-                laws.append(law.check(session, texts, Sampler(temperature=temp), max_tokens=max_tokens, seed=seed))
+                laws.append(law.check(session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed))
     if as_json:
         found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
         click.echo(json.dumps({"model": session.name, **found}))

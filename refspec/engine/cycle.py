@@ -17,6 +17,7 @@ from refspec import native
 from refspec.engine import lib
 from refspec.engine.capture import Floats
 from refspec.engine.context import Context, RowBatch
+from refspec.native.penalties import Penalizer
 from refspec.ops import Ids
 from refspec.sampling import TARGET, Sampler
 
@@ -93,7 +94,11 @@ class NativeTarget:
 class NativeJudge:
     """`rs_judge` for one target, sampler and seed; what it points to is kept alive here."""
 
-    def __init__(self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool) -> None:
+    def __init__(
+        self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool,
+        penalties: tuple[Penalizer, npt.NDArray[np.int32], int] | None = None,
+    ) -> None:  # fmt: skip
+        """`penalties` as in `targets.base.Penalized`, with its C struct."""
         ffi, room, vocab = native.ffi, int(target.c.capacity), int(target.c.vocab)
         c_sampler = native.c_sampler(sampler)
         self.c = c = ffi.new("rs_judge *")
@@ -105,7 +110,10 @@ class NativeJudge:
         c.target, c.memory, c.sampler, c.pair_rows = target.c, ffi.cast("void *", context.memory), c_sampler[0], pair_rows
         c.seed, c.stream = seed % 2**64, TARGET
         c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
-        self._keep = (target, context, c_sampler, rows, coins, p, order)
+        self._keep = (target, context, c_sampler, rows, coins, p, order, penalties)
+        if penalties is not None:
+            penalizer, history, c.counted_from = penalties
+            c.penalties, c.history = penalizer.c, ffi.from_buffer("int32_t[]", history)
 
     def step(self, pending: int, draft: npt.NDArray[np.int32], first: int, position: int) -> int:
         """`rs_judge_step` for draft [k]: the number accepted, or a status."""

@@ -15,14 +15,16 @@ import ast
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from refspec.api import Session
+from refspec.api import GREEDY, Session
 from refspec.measure import repetition
 from refspec.measure.prompts import Prompt, fit
+from refspec.sampling import Sampler
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _TIMES, _OVER = "*x\u00d7", "/\u00f7"
@@ -72,20 +74,20 @@ def parses(text: str) -> bool | None:
 
 
 def measure(
-    session: Session, prompts: Sequence[Prompt], *, max_tokens: int, progress: Callable[[], None] = lambda: None
+    session: Session, prompts: Sequence[Prompt], *, max_tokens: int, sampler: Sampler = GREEDY, progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Greedy answers to first turns; {families: [{family, answers, ...}], all: {...}, max_tokens, model}. Shares are of 1, None of nothing."""
+    """Answers to first turns; {families: [{family, answers, ...}], all: {...}, max_tokens, model}. Shares are of 1, None of nothing."""
     room = max(session.target.n_ctx - max_tokens, 1)
     rows: list[tuple[str, list[int], str, bool]] = []
     for prompt in prompts:
-        generation = session.generate(tokens=fit(session.encode(prompt.text), room), max_tokens=max_tokens)
+        generation = session.generate(tokens=fit(session.encode(prompt.text), room), max_tokens=max_tokens, sampler=sampler)
         for _ in generation:
             pass
         rows.append((prompt.family, generation.tokens, generation.text, generation.statistics.stop == "end"))
         progress()
     families = list(dict.fromkeys(family for family, *_ in rows))
     return {
-        "model": session.name, "max_tokens": max_tokens,
+        "model": session.name, "max_tokens": max_tokens, "penalties": asdict(sampler.penalties) if sampler.penalties.on else None,
         "families": [_figures(name, [row for row in rows if row[0] == name]) for name in families], "all": _figures("all", rows),
     }  # fmt: skip
 
@@ -114,7 +116,7 @@ def table(m: dict[str, Any]) -> list[str]:
     rows = [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]
     name = max(len(f["family"]) for f in rows)
     out = [
-        f"{m['model']}: greedy answers of up to {m['max_tokens']} tokens",
+        f"{m['model']}: greedy answers of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}",
         f"{'':{name}} answers  tokens  ended  looping  rep-4   Python parses    sums right  conclude",
     ]
     for f in rows:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, Generation, Session
+from refspec.api import ADAPTIVE_MAX, DRAFT_MAX, GREEDY, Generation, Session
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.drafters.tree_lookup import TreeLookupDrafter
@@ -21,6 +22,7 @@ from refspec.errors import RefspecError
 from refspec.measure.bench_costs import ROWS, cost_curve, predict, predict_tree, sizes_to_time
 from refspec.measure.prompts import built_in
 from refspec.metrics import Statistics
+from refspec.sampling import Sampler
 
 __all__ = ["ROWS", "ForeignLoad", "foreign_line", "kinds_of", "measure", "predict", "run_prompt", "table", "total"]
 
@@ -36,6 +38,7 @@ def measure(
     repeat: int,
     progress: Callable[[str], None],
     rival: Callable[[str], Any] | None = None,
+    sampler: Sampler = GREEDY,
 ) -> dict[str, Any]:
     """Run the benchmark on a session with a drafter and return every number `table` prints; times in seconds.
 
@@ -53,7 +56,7 @@ def measure(
         for turn in range(repeat):
             names = list(variants) if turn % 2 else list(variants)[::-1]  # who goes first changes
             for name in names:
-                runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1], max_tokens))
+                runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1] | {"sampler": sampler}, max_tokens))
             if rival is not None:
                 rivals.append(rival(prompt))
     ratios = _ratios(runs["chain"], runs["plain"])
@@ -76,6 +79,7 @@ def measure(
         "prompts": len(prompts),
         "repeat": repeat,
         "max_tokens": max_tokens,
+        "penalties": asdict(sampler.penalties) if sampler.penalties.on else None,
         "draft_max": session.draft_max,
         "plain_tokens_per_second": median(run.statistics.tokens_per_second for run in runs["plain"]),
         "speculative_tokens_per_second": median(run.statistics.tokens_per_second for run in runs["chain"]),
@@ -159,9 +163,9 @@ def _about_rival(runs: Sequence[Any], plain: Sequence[Generation]) -> dict[str, 
 
 
 def run_prompt(session: Session, prompt: str | Sequence[int], options: dict[str, Any], max_tokens: int) -> Generation:
-    """One generation from a text or tokens to its end, with `options` of `Session.generate`; RefspecError where nothing comes."""
+    """One generation from a text or tokens to its end, greedy unless `options` of `Session.generate` say else; RefspecError where nothing comes."""
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
-    generation = session.generate(**given, max_tokens=max_tokens, **options)
+    generation = session.generate(**given, max_tokens=max_tokens, **({"sampler": GREEDY} | options))
     for _ in generation:
         pass
     if generation.statistics.verify_steps == 0:
@@ -221,7 +225,8 @@ def table(m: dict[str, Any]) -> list[str]:
     """The numbers of `measure` as lines of text."""
     verify, low_high = m["verify_seconds"], m["speedup_range"]
     out = [
-        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, draft length {m['draft_max']}",
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens, draft length {m['draft_max']}"
+        + (", under penalties" if m["penalties"] else ""),
         f"plain            {m['plain_tokens_per_second']:8.1f} tokens/s (median)",
         f"speculative      {m['speculative_tokens_per_second']:8.1f} tokens/s (median)",
         f"speedup          {m['speedup']:8.2f} x (median of pairs, {low_high[0]:.2f} to {low_high[1]:.2f})",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec.api import Session
+from refspec.api import GREEDY, Session
 from refspec.config import DrafterConfig, FeatureNorm, Feedback
 from refspec.drafters.base import RowRecord, magnitude
 from refspec.drafters.eagle3 import Eagle3Drafter
@@ -138,7 +138,7 @@ def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
     try:
         for text in texts:
             encoded = fit(session.encode(text), session.target.n_ctx - max_tokens)
-            generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=DRAFT)
+            generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=DRAFT, sampler=GREEDY)
             for _ in generation:
                 pass
             runs.append(generation.statistics)

@@ -23,6 +23,7 @@ from refspec.ops import Array
 from refspec.sampling import TARGET, Sampler, coin, p_target
 from refspec.speculate import prefill
 from refspec.targets.base import Target
+from refspec.targets.penalized import under
 
 WINDOW = 64  # rows kept on each side of the difference; a row of a large vocabulary is half a megabyte
 
@@ -63,6 +64,7 @@ def explain(
     position = first_difference(plain, speculative)
     if position is None:
         return None
+    target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
     together = _rows(target, prompt, plain, window, range(2, max(draft_max, 1) + 2))

@@ -94,7 +94,7 @@ def record(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_to
             last, drafter.last = drafter.last, None
             if last is not None and last.q_draft is not None:
                 for j in range(min(len(event.step.draft), event.step.accepted + 1)):
-                    rows.append(Row(target.logits(j).copy(), last.q_draft[j].copy(), int(last.tokens[j])))
+                    rows.append(Row(generation.target.logits(j).copy(), last.q_draft[j].copy(), int(last.tokens[j])))
                     taken += 1
             if taken >= share or len(rows) >= ROWS:
                 generation.stop()

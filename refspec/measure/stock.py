@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from refspec.api import Session
+from refspec.api import GREEDY, Session
 from refspec.convert import stock as folding
 from refspec.drafters.base import Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
@@ -81,7 +81,7 @@ def make_stock(
             runs = []
             for text in prompts:
                 encoded = session.encode(text)[-(held.n_ctx - max_tokens) :]
-                generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=draft_max)
+                generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=draft_max, sampler=GREEDY)
                 for _ in generation:
                     pass
                 runs.append(generation.statistics)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.verify import Verdict
@@ -19,6 +20,8 @@ from refspec.verify import Verdict
 # One verify step in one call: (pending token, draft [k], output position of the first token decided) -> what was decided, the rows that
 # do not stand taken back.
 Judge = Callable[[int, npt.NDArray[np.int32], int], Verdict]
+# What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that counts.
+Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 
 
 class Target(Protocol):
@@ -81,8 +84,8 @@ class Target(Protocol):
 class Judges(Protocol):
     """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
 
-    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
-        """`decode`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where it cannot."""
+    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
+        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where it cannot."""
 
 
 class TreeTarget(Target, Protocol):

@@ -19,7 +19,7 @@ from refspec.engine.tree import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.ops import Ids
 from refspec.sampling import Sampler
-from refspec.targets.base import Judge
+from refspec.targets.base import Judge, Penalized
 from refspec.targets.llama import LlamaTarget
 from refspec.verify import Verdict
 
@@ -110,9 +110,9 @@ class LlamaTreeTarget(LlamaTarget):
         self._forget_tree()
         return super().decode(tokens, logits=logits)
 
-    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
         """As LlamaTarget; a tree not settled is forgotten first."""
-        if (chain := super().judge(sampler, seed)) is None:
+        if (chain := super().judge(sampler, seed, penalties)) is None:
             return None
 
         def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from refspec import embedded, kinds
-from refspec.api import Session
+from refspec.api import GREEDY, Session
 from refspec.engine import default_threads, repacking_works
 from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
@@ -184,7 +184,7 @@ def acceptance(session: Session) -> Seen:
         room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
         for kind, speculate in (runs, True), (plain, False):
             if speculate or not plain:
-                generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate)
+                generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate, sampler=GREEDY)
                 for _ in generation:
                     pass
                 kind.append(generation.statistics)

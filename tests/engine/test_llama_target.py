@@ -11,8 +11,11 @@ import tiny
 from refspec import native
 from refspec.engine.capture import CallbackCapture
 from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.penalties import Penalties
 from refspec.sampling import TARGET, Sampler, coins
+from refspec.targets.base import Target
 from refspec.targets.llama import LlamaTarget
+from refspec.targets.penalized import under
 from refspec.verify import Verdict, verify_deterministic
 
 IDS = np.random.default_rng(5).integers(3, tiny.V, 45).tolist()
@@ -227,7 +230,7 @@ def test_the_run_in_c_gives_the_bits_python_gives(make: Make, layers: tuple[int,
     assert in_c.n_past == in_python.n_past == 21 and in_c.seconds > 0
 
 
-def in_parts(target: LlamaTarget, sampler: Sampler, seed: int, pending: int, draft: np.ndarray, position: int) -> Verdict:
+def in_parts(target: Target, sampler: Sampler, seed: int, pending: int, draft: np.ndarray, position: int) -> Verdict:
     """The twin of `judge`, as `speculate.py` has it."""
     start = target.n_past
     rows = target.decode([pending, *draft.tolist()])
@@ -238,14 +241,16 @@ def in_parts(target: LlamaTarget, sampler: Sampler, seed: int, pending: int, dra
 
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
+COUNTED = Penalties(repeat=1.4, presence=0.2, frequency=0.1, repeat_last_n=9, prompt=True)
 
 
 @needs_c
 @pytest.mark.parametrize("pair_rows", [False, True])
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})], ids=repr)
-def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, pair_rows: bool) -> None:
-    at_once, parts = (make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows) for _ in range(2))
-    judge = at_once.judge(sampler, 17)
+@pytest.mark.parametrize("penalties", [Penalties(), COUNTED, Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "counted", "dry"])
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})], ids=["greedy", "warm", "biased"])
+def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
+    at_once, parts = (under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2))
+    judge = at_once.judge(sampler, 17)  # type: ignore[attr-defined]
     assert judge is not None
     for target in (at_once, parts):
         target.decode(IDS[:5], logits="none")

@@ -1,0 +1,122 @@
+"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of what its rows say (`refspec/penalties.py`).
+
+The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules and its proofs do not
+know about it. The tokens of all positions are kept; a row of the last decode looks at those up to its own, a node of a tree at its path.
+Legend: T rows of the last decode, V vocabulary, N nodes of a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.native.penalties import Penalizer
+from refspec.ops import Array, Ids
+from refspec.penalties import Penalties
+from refspec.sampling import Sampler
+from refspec.targets.base import Judge, Judges, Target, TreeTarget
+from refspec.verify import Verdict
+
+UNKNOWN, BREAKS, GOES_ON = -1, 1, 0  # of a token, as a sequence breaker
+
+
+class PenalizedTarget:
+    """`inner` under penalties; what it does not change is `inner`'s. Tokens count from position `first` on."""
+
+    def __init__(self, inner: Target, penalties: Penalties, first: int) -> None:
+        self.inner, self.penalties, self.first = inner, penalties, first
+        room = inner.n_ctx + 2  # a judge may run a row beside the last position
+        self._breakers = tuple(text.encode() for text in penalties.dry_breakers) if penalties.dry else ()
+        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if self._breakers else None  # [V], looked at when a token comes up
+        self._penalizer = Penalizer(penalties, inner.n_vocab, room, self._breaks)
+        self._tokens = np.zeros(room, np.int32)  # of every position held, and of the rows of the last decode
+        self._start = 0  # position of the first row of the last decode
+        self._judged = False  # the last decode was a judge's, which has penalized its rows
+        self._paths: list[list[int]] | None = None  # tokens from the pending one to each node's, if the last decode was a tree
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    @property
+    def capturing(self) -> bool:
+        """As of `inner`."""
+        return self.inner.capturing
+
+    @capturing.setter
+    def capturing(self, wanted: bool) -> None:
+        self.inner.capturing = wanted
+
+    def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
+        """As of `inner`; the logits that follow are penalized."""
+        start = self.inner.n_past
+        rows = self.inner.decode(tokens, logits=logits)
+        self._start, self._paths, self._judged = start, None, False
+        self._tokens[start : start + rows] = tokens
+        self._look_at(tokens)
+        return rows
+
+    def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
+        """As of `inner`, a TreeTarget."""
+        rows = cast(TreeTarget, self.inner).decode_tree(tokens, parents)
+        ids = [int(t) for t in tokens]
+        self._start, self._paths, self._judged = self.inner.n_past, [ids[:1]], False
+        for token, parent in zip(ids[1:], parents, strict=True):
+            self._paths.append([*self._paths[int(parent) + 1], token])
+        self._look_at(ids)
+        return rows
+
+    def keep_path(self, nodes: Sequence[int]) -> None:
+        """As of `inner`, a TreeTarget."""
+        assert self._paths is not None
+        cast(TreeTarget, self.inner).keep_path(nodes)
+        path = self._paths[nodes[-1] + 1 if len(nodes) else 0]
+        self._tokens[self._start : self._start + len(path)] = path
+
+    def logits(self, i: int) -> Array:
+        """Penalized logits [V] of row i of the last decode: a new array, or what a judge has penalized where it lay."""
+        row = self.inner.logits(i)
+        if self._judged:
+            return row
+        if self._paths is None:
+            history = self._tokens[self.first : self._start + i + 1]
+        else:
+            history = np.concatenate([self._tokens[self.first : self._start], np.array(self._paths[i], np.int32)])
+        out: Array = self._penalizer(row, history)
+        return out
+
+    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+        """As of `inner`, the penalties between its run and its rule; None where it has none."""
+        if not isinstance(self.inner, Judges) or self._penalizer.c is None:
+            return None
+        step = self.inner.judge(sampler, seed, (self._penalizer, self._tokens, self.first))
+        if step is None:
+            return None
+        judge_inner = step
+
+        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+            self._judged = True
+            if self._breaks is not None:
+                self._look_at((pending, *draft.tolist()))
+            return judge_inner(pending, draft, position)
+
+        return judge
+
+    def _look_at(self, tokens: Sequence[int] | Ids) -> None:
+        """Settle which of these tokens are sequence breakers."""
+        breaks = self._breaks
+        if breaks is None:
+            return
+        for token in tokens:
+            if 0 <= token < len(breaks) and breaks[token] == UNKNOWN:
+                said = self.inner.token_to_bytes(int(token))
+                breaks[token] = BREAKS if any(text in said for text in self._breakers) else GOES_ON
+
+
+def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target:
+    """`target` under penalties, for one text that begins with `prompt` [N]; itself where they are off."""
+    if not penalties.on:
+        return target
+    return PenalizedTarget(target, penalties, 0 if penalties.prompt else len(prompt))
