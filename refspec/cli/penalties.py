@@ -12,9 +12,9 @@ from refspec.penalties import Penalties
 
 # None is the default of `Penalties`, or what suits the embedded pair.
 penalty_options = options(
-    click.option("--repeat-penalty", "repeat", type=float, metavar="X", help="Divide logits of tokens the text has by X; 1 is off (default)."),
-    click.option("--presence-penalty", "presence", type=float, metavar="X", help="Take X from the logits of tokens the text has (0)."),
-    click.option("--frequency-penalty", "frequency", type=float, metavar="X", help="Take X for each time the text has a token (0)."),
+    click.option("--repeat-penalty", type=float, metavar="X", help="Divide logits of tokens the text has by X; 1 is off (default)."),
+    click.option("--presence-penalty", type=float, metavar="X", help="Take X from the logits of tokens the text has (0)."),
+    click.option("--frequency-penalty", type=float, metavar="X", help="Take X for each time the text has a token (0)."),
     click.option("--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."),
     click.option(
         "--dry-multiplier", type=float, metavar="X",
@@ -33,8 +33,8 @@ penalty_options = options(
 
 def penalties_of(o: dict[str, Any]) -> dict[str, Any]:
     """The fields of `Penalties` that the penalty options set; UsageError for values it refuses."""
-    names = ("repeat", "presence", "frequency", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last_n")
-    asked = {name: o[name] for name in names if o[name] is not None}
+    names = ("repeat_penalty", "presence_penalty", "frequency_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last_n")
+    asked = {name.removesuffix("_penalty"): o[name] for name in names if o[name] is not None}
     if o["dry_breakers"]:
         asked["dry_breakers"] = () if o["dry_breakers"] == ("none",) else tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in o["dry_breakers"])
     if o["prompt_counts"] is not None:

@@ -72,7 +72,8 @@ def test_the_model_card_is_complete() -> None:
 
 
 def test_defaults_are_settings_that_load_knows() -> None:
-    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn", "lookup"}
+    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn", "lookup", "penalties"}
+    assert embedded.penalties().on
 
 
 def test_what_was_drafted_from_the_text_itself_is_said() -> None:
