@@ -371,7 +371,7 @@ void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penaltie
 
 /* ---- cycle.c again: one verify step, the middle of refspec/speculate.py ---------------------------------------------- */
 
-enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2 };
+enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2, RS_RESTED = 3 };
 
 /* What a verify step with one coin per output position works on. */
 typedef struct rs_judge {
@@ -389,13 +389,21 @@ typedef struct rs_judge {
     const rs_penalties *penalties; /* or NULL */
     int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those of the rows run */
     int32_t counted_from;          /* the first position whose token counts */
-    int32_t stage;                 /* enum rs_judge_stage: what failed */
+    const int8_t *ends;            /* [V] not 0: the token ends the text; read by rs_judge_rest only */
+    int32_t stage;                 /* enum rs_judge_stage: what failed, or that nothing did */
 } rs_judge;
 
 /* Run the pending token and draft [k] at positions first.., penalize their logits where they lie if so asked, judge them as rs_verify_deterministic does with the coins of output
  * positions position.., and remove the rows that do not stand. Returns the number accepted, with accepted + 1 tokens decided, or a
  * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
+
+/* Up to `steps` such steps without a draft, one after the other, their states in rows 0.. of the target's features: tokens [steps] decided
+ * and the seconds [steps] of each in llama.cpp. Ends after a token that ends the text or of which it is not known whether it is a
+ * sequence breaker, and once it has taken `most` seconds. Returns how many steps were run. The stage is RS_RESTED unless one more step
+ * failed, which may have left its row. */
+size_t rs_judge_rest(rs_judge *judge, int32_t pending, size_t steps, int32_t first, uint64_t position, double most, int32_t *tokens,
+                     double *seconds);
 
 /* ---- tree.c: refspec/trees/tree_verify.py --------------------------------------------------------------------------------- */
 

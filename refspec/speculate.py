@@ -75,6 +75,21 @@ def speculate(
     position = 0  # index of the next output token
     stop: str | None = None
     while stop is None and max_tokens > 0:
+        # rest: while speculation is off for a while, steps that need not be asked for one by one, as many to a call as nobody notices
+        if window is not None and drafter is not None and judge is not None and (resting := window.rest()) > 1:
+            began = perf_counter()
+            decided, in_target_each = judge.rest(pending, min(resting, max_tokens - position), position)
+            drafter.extend(np.asarray(decided, dtype=np.int32), _features(target, drafter, len(decided)))
+            pending = decided[-1]
+            window.rested(len(decided))
+            other = (perf_counter() - began - sum(in_target_each)) / len(decided)
+            for i, in_target in enumerate(in_target_each):
+                if i + 1 == len(decided):  # no text ends before
+                    stop = close_text(decided[i:], 0, target, max_tokens - position)[1]
+                yield Step(position, [], 0, decided[i : i + 1], Seconds(in_target, 0.0, other), stop)
+                position += 1
+            continue
+
         began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds if drafter else 0.0
         start = target.n_past
 

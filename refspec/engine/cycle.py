@@ -7,7 +7,7 @@ built or more is asked. Shape legend: T rows, N captured states, Ht target width
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class NativeJudge:
     """`rs_judge` for one target, sampler and seed; what it points to is kept alive here."""
 
     def __init__(
-        self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool,
+        self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool, ends: Iterable[int] = (),
         penalties: tuple[Penalizer, npt.NDArray[np.int32], int] | None = None,
     ) -> None:  # fmt: skip
         """`penalties` as in `targets.base.Penalized`, with its C struct."""
@@ -110,7 +110,12 @@ class NativeJudge:
         c.target, c.memory, c.sampler, c.pair_rows = target.c, ffi.cast("void *", context.memory), c_sampler[0], pair_rows
         c.seed, c.stream = seed % 2**64, TARGET
         c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
-        self._keep = (target, context, c_sampler, rows, coins, p, order, penalties)
+        self._room, self._rest = room, native.lib.rs_judge_rest
+        self._rested, self._seconds, ends_text = ffi.new("int32_t[]", room), ffi.new("double[]", room), ffi.new("int8_t[]", vocab)
+        for token in ends:
+            ends_text[token] = 1
+        c.ends = ends_text
+        self._keep = (target, context, c_sampler, rows, coins, p, order, penalties, ends_text)
         if penalties is not None:
             penalizer, history, c.counted_from = penalties
             c.penalties, c.history = penalizer.c, ffi.from_buffer("int32_t[]", history)
@@ -119,6 +124,11 @@ class NativeJudge:
         """`rs_judge_step` for draft [k]: the number accepted, or a status."""
         accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
         return accepted
+
+    def rest(self, pending: int, steps: int, first: int, position: int, most: float) -> tuple[list[int], list[float]]:
+        """`rs_judge_rest` for at most as many steps as the target's batch has rows: tokens decided, and seconds of each."""
+        done = self._rest(self.c, pending, min(steps, self._room), first, position, most, self._rested, self._seconds)
+        return self._unpack(self._rested, done), self._unpack(self._seconds, done)
 
     def decided(self, n: int) -> list[int]:
         """The first n tokens that the last step decided."""

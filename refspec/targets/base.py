@@ -6,7 +6,7 @@ last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,9 +17,21 @@ from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.verify import Verdict
 
-# One verify step in one call: (pending token, draft [k], output position of the first token decided) -> what was decided, the rows that
-# do not stand taken back.
-Judge = Callable[[int, npt.NDArray[np.int32], int], Verdict]
+
+class Judge(Protocol):
+    """Verify steps of a chain in one call each, or several that draft nothing in one."""
+
+    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+        """Run the pending token and draft [k] and decide from output position `position` on; rows that do not stand are taken back."""
+
+    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
+        """Up to `steps` steps without a draft, but no longer than MOST_REST seconds: the tokens decided, one or more, and each one's seconds.
+
+        Ends after a token that ends the text. `features` are those of all its rows.
+        """
+
+
+MOST_REST = 0.002  # seconds: nobody sees that a token waited so long
 # What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that counts.
 Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 

@@ -19,15 +19,15 @@ from refspec import native
 from refspec.engine import Context, Model, RowBatch, check_boundaries, check_target, default_threads, lib
 from refspec.engine.capture import CallbackCapture, Capture, StagedCapture, Views
 from refspec.engine.checks import STAGED_ARCHS
-from refspec.engine.cycle import NativeJudge, NativeTarget, possible
+from refspec.engine.cycle import NativeTarget, possible
 from refspec.engine.remembered import remembered
 from refspec.engine.rounding import Looker, first_unlike
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
-from refspec.sampling import TARGET, Sampler, coins
+from refspec.sampling import Sampler
 from refspec.targets.base import Judge, Penalized
-from refspec.verify import Verdict, verify_deterministic
+from refspec.targets.llama_judge import LlamaJudge
 
 DEFAULT_N_CTX = 8192  # cap of n_ctx = 0: models trained for 128k positions would ask for gigabytes of memory
 MAX_REWIND = 16  # positions a recurrent (hybrid) model can be asked to take back; it keeps one state for each
@@ -204,56 +204,8 @@ class LlamaTarget:
         return self._not_finite(start + rows - 1) if status == native.lib.RS_NOT_FINITE else self._failure(fast.c.code, rows, start)
 
     def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where C cannot run them.
-
-        Twin: the lines of `speculate.py` that call the others, and `targets/penalized.py`. Raises what they raise.
-        """
-        if self._fast is None:
-            return None
-        fast, native_judge = self._fast, NativeJudge(self._fast, self.context, sampler, seed, pair_rows=self.pair_rows, penalties=penalties)
-
-        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-            start, n = self.n_past, len(draft) + 1
-            if not 0 <= pending < self.n_vocab or n > min(self.n_ctx - start, len(self._batch.tokens) - self.pair_rows):
-                self.decode([pending, *draft.tolist()], logits="all")  # most of these it refuses, and says why
-                return self._settle(self._penalized_rows(pending, draft, start, penalties), sampler, seed, draft, position, start)
-            self.context.alive()
-            if self._capturing and len(self._features) <= n:  # a single row may run beside a copy of itself
-                self._features = np.empty((n + 1, *self._features.shape[1:]), np.float32)
-            self._n_rows = 0  # nothing to read until this call has succeeded
-            lib.forget_errors()
-            fast.keep_states(self._features if self._capturing else None)
-            try:
-                accepted = native_judge.step(pending, draft, start, position)
-                self.seconds += fast.take_seconds()
-                if accepted < 0 and native_judge.c.stage == native.lib.RS_RUNNING:
-                    raise self._not_run(accepted, fast, n, start)
-                if accepted < 0:
-                    self.context.keep(start + n)
-                self._ran(fast, n, start + (n if accepted < 0 else accepted + 1))
-            except BaseException:
-                self._back_to(start)
-                raise
-            if accepted < 0:  # their penalties are in them
-                return self._settle(self._penalized_rows(pending, draft, start), sampler, seed, draft, position, start)
-            return Verdict(accepted, native_judge.decided(accepted + 1))
-
-        return judge
-
-    def _penalized_rows(self, pending: int, draft: npt.NDArray[np.int32], start: int, penalties: Penalized | None = None) -> list[Array]:
-        """Logits of the pending token and of the draft, the last decode, which began at `start`; under penalties, if given."""
-        rows: list[Array] = [self.logits(i) for i in range(len(draft) + 1)]
-        if penalties is not None:
-            penalizer, tokens, first = penalties
-            tokens[start : start + len(rows)] = [pending, *draft.tolist()]
-            rows = [penalizer(row, tokens[first : start + i + 1]) for i, row in enumerate(rows)]
-        return rows
-
-    def _settle(self, rows: list[Array], sampler: Sampler, seed: int, draft: npt.NDArray[np.int32], position: int, start: int) -> Verdict:
-        """The second half of `judge` without C, which says in words what is wrong: rows of the last decode began at `start`."""
-        verdict = verify_deterministic(rows, draft, sampler, coins(seed, position, len(rows), TARGET))
-        self.rollback(start + verdict.accepted + 1)
-        return verdict
+        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where C cannot run them."""
+        return None if self._fast is None else LlamaJudge(self, self._fast, sampler, seed, penalties)
 
     def _back_to(self, n: int) -> None:
         """Hold n positions, or none: a recurrent state cannot always go back."""

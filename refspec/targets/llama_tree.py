@@ -112,14 +112,8 @@ class LlamaTreeTarget(LlamaTarget):
 
     def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
         """As LlamaTarget; a tree not settled is forgotten first."""
-        if (chain := super().judge(sampler, seed, penalties)) is None:
-            return None
-
-        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-            self._forget_tree()
-            return chain(pending, draft, position)
-
-        return judge
+        chain = super().judge(sampler, seed, penalties)
+        return None if chain is None else _Forgetting(self, chain)
 
     def rollback(self, n: int) -> None:
         """As LlamaTarget; a tree not settled is forgotten first."""
@@ -139,6 +133,21 @@ class LlamaTreeTarget(LlamaTarget):
     def _check_kind(self) -> None:
         super()._check_kind()
         check_shares(self)
+
+
+class _Forgetting:
+    """A Judge that forgets a tree not settled first."""
+
+    def __init__(self, target: LlamaTreeTarget, chain: Judge) -> None:
+        self.target, self.chain = target, chain
+
+    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+        self.target._forget_tree()
+        return self.chain(pending, draft, position)
+
+    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
+        self.target._forget_tree()
+        return self.chain.rest(pending, steps, position)
 
 
 def check_shares(target: LlamaTarget) -> None:

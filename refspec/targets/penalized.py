@@ -92,17 +92,13 @@ class PenalizedTarget:
         if not isinstance(self.inner, Judges) or self._penalizer.c is None:
             return None
         step = self.inner.judge(sampler, seed, (self._penalizer, self._tokens, self.first))
-        if step is None:
-            return None
-        judge_inner = step
+        return None if step is None else _PenalizedJudge(self, step)
 
-        def judge(pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-            self._judged = True
-            if self._breaks is not None:
-                self._look_at((pending, *draft.tolist()))
-            return judge_inner(pending, draft, position)
-
-        return judge
+    def _judging(self, tokens: Sequence[int]) -> None:
+        """A judge is about to run these tokens."""
+        self._judged = True
+        if self._breaks is not None:
+            self._look_at(tokens)
 
     def _look_at(self, tokens: Sequence[int] | Ids) -> None:
         """Settle which of these tokens are sequence breakers."""
@@ -113,6 +109,21 @@ class PenalizedTarget:
             if 0 <= token < len(breaks) and breaks[token] == UNKNOWN:
                 said = self.inner.token_to_bytes(int(token))
                 breaks[token] = BREAKS if any(text in said for text in self._breakers) else GOES_ON
+
+
+class _PenalizedJudge:
+    """The judge of `target.inner`, which penalizes its rows where they lie."""
+
+    def __init__(self, target: PenalizedTarget, inner: Judge) -> None:
+        self.target, self.inner = target, inner
+
+    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+        self.target._judging((pending, *draft.tolist()))
+        return self.inner(pending, draft, position)
+
+    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
+        self.target._judging((pending,))  # of a token that is not known to be a breaker or none, C asks by ending there
+        return self.inner.rest(pending, steps, position)
 
 
 def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target:

@@ -18,6 +18,8 @@ holds as much: WATCH of each token decided while off, or EAGER, halved with each
 
 from __future__ import annotations
 
+import math
+
 PRIOR, DEBT = 8.0, 1.5  # steps that `usual` is worth, plain tokens
 FIRST = 16  # steps
 KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
@@ -77,8 +79,18 @@ class Account:
         self.off = self.reserve < 0 or PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain < -DEBT
         self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
 
+    def off_for(self) -> int:
+        """Tokens that are sure to be decided before the next try; 0 where one is allowed now, or speculation is on."""
+        if not self.off:
+            return 0
+        aside = (STAKE - self._aside) / max(WATCH, self._eager())
+        return max(math.ceil(aside), math.ceil((STAKE - self.reserve) / WATCH), 0)
+
     def watched(self, decided: int) -> None:
-        """A step while off."""
-        eager = EAGER / 2 ** max(self._failed - 1, 0) if self.reserve >= STAKE else 0.0
-        self._aside = min(self._aside + max(WATCH, eager) * decided, STAKE)
+        """One or more steps while off."""
+        share = max(WATCH, self._eager() if self.reserve >= STAKE else 0.0)
+        self._aside = min(self._aside + share * decided, STAKE)
         self.reserve = min(self.reserve + WATCH * decided, FULL)
+
+    def _eager(self) -> float:
+        return EAGER / 2 ** max(self._failed - 1, 0)

@@ -95,6 +95,23 @@ class Window(Account):
         self._planned = self._forced_length(room) or self._worth_asking(room)
         return self._planned
 
+    def rest(self) -> int:
+        """Steps that may decode plainly without asking: speculation is off and stays so, and no cost is due to be looked at. `rested` follows.
+
+        Asking is dear where a step takes less than a millisecond.
+        """
+        if not self.off or self._before != 1 or self._steps % LOOKED == 0:
+            return 0
+        return min(self.off_for(), LOOKED - self._steps % LOOKED)
+
+    def rested(self, steps: int) -> None:
+        """So many steps of `rest` were run, each of which decided a token."""
+        self.watched(steps)
+        self._explore = min(self._explore + EXPLORE * steps, SAVED)
+        self._planned, self._forced, self._woke, self._running = 0, False, False, True
+        self._age += steps
+        self._steps += steps
+
     def stop(self, i: int, confidence: float) -> bool:
         """Whether to draft no token i (0 = first), its likeliest candidate having this probability; see `base.Stop`."""
         chance = self.belief.chance(confidence, i) * (self._chances[i - 1] if i else 1.0)

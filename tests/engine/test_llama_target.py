@@ -273,6 +273,49 @@ def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties
 
 
 @needs_c
+@pytest.mark.parametrize("pair_rows", [False, True])
+@pytest.mark.parametrize("penalties", [Penalties(), Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "dry"])
+@pytest.mark.parametrize("sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=0.7)], ids=["endless", "warm"])
+def test_steps_that_rest_decide_what_single_ones_decide(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
+    at_once, alone = (under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2))
+    judges = [target.judge(sampler, 17) for target in (at_once, alone)]  # type: ignore[attr-defined]
+    for target in (at_once, alone):
+        target.decode(IDS[:5], logits="none")
+    pending, position, sizes, ended = IDS[5], 0, [], False
+    while at_once.n_past < at_once.n_ctx and not ended:
+        tokens, seconds = judges[0].rest(pending, 7, position)
+        sizes.append(len(tokens))
+        assert len(seconds) == len(tokens) <= 7 and min(seconds) > 0
+        states = []
+        for i, token in enumerate(tokens):
+            assert judges[1]([pending, *tokens][i], np.zeros(0, np.int32), position + i).tokens == [token]
+            states.append(alone.features().copy())
+        np.testing.assert_array_equal(at_once.features(), np.concatenate(states))
+        np.testing.assert_array_equal(at_once.logits(len(tokens) - 1), alone.logits(0))
+        assert at_once.n_past == alone.n_past
+        ended = any(token in at_once.end_tokens for token in tokens)
+        assert not any(token in at_once.end_tokens for token in tokens[:-1]), "nothing is decided behind the end of a text"
+        pending, position = tokens[-1], position + len(tokens)
+    assert max(sizes) > 1
+
+
+@needs_c
+def test_a_rest_that_fails_says_what_a_single_step_says(make: Make) -> None:
+    target = make(n_ctx=64)
+    target.decode(IDS[:10], logits="none")
+    foreign = target.judge(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
+    assert foreign is not None
+    with pytest.raises(UsageError, match=str(tiny.V + 5)):
+        foreign.rest(3, 5, 0)
+    target.rollback(10)
+    judge = target.judge(Sampler(), 0)
+    assert judge is not None
+    with pytest.raises(ShapeError, match=f"{tiny.V} is outside"):
+        judge.rest(tiny.V, 5, 0)
+    assert target.n_past == 10 and len(judge.rest(3, 1, 0)[0]) == 1 and target.n_past == 11
+
+
+@needs_c
 def test_one_call_refuses_what_its_parts_refuse_and_holds_what_was_held(make: Make) -> None:
     target = make(n_ctx=64, n_batch=16, n_ubatch=16)
     target.decode(IDS[:10], logits="none")

@@ -15,12 +15,13 @@ from window_simulation import MOST, Fixed, Machine, best_fixed, boastful, flat, 
 from refspec import speculate as module
 from refspec.api import Session
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
+from refspec.metrics import Seconds, Step
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
 from refspec.windows.account import EAGER, FIRST, FULL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import Window
+from refspec.windows.window import LOOKED, Window
 
 
 class Whim(Window):
@@ -211,6 +212,28 @@ def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_dou
             account.speculated(0.6, 1, 1.0)
     assert waits[0] == pytest.approx(STAKE / EAGER, abs=1) and waits[1] == pytest.approx(2 * STAKE / EAGER, abs=1)
     assert waits[-1] == pytest.approx(STAKE / WATCH, abs=1)
+
+
+@given(st.floats(0, 40), st.integers(0, 4), st.integers(0, 150))
+def test_no_try_would_be_made_while_the_window_rests(reserve: float, failed: int, waited: int):
+    plain = Step(0, [], 0, [1], Seconds(1.0, 0.0, 0.0))
+    asked, resting = (Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)})) for _ in range(2))
+    for window in (asked, resting):
+        window.off, window.reserve, window._failed = True, reserve, failed
+        for _ in range(waited + 1):  # the first step after a draft is looked at
+            if window.may_try():
+                break
+            assert window.plan(MOST) == 0
+            window.learn(plain)
+    steps = resting.rest()
+    for _ in range(steps):
+        assert asked.plan(MOST) == 0
+        asked.learn(plain)
+    resting.rested(steps)
+    assert resting.reserve == pytest.approx(asked.reserve) and resting._steps == asked._steps
+    assert reserve < STAKE or resting._aside == pytest.approx(asked._aside, abs=1e-6)
+    assert resting._aside <= asked._aside + 1e-6, "one that could just be afforded is not made sooner"
+    assert steps <= LOOKED and resting.waiting()
 
 
 def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
