@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MOST = 8  # the longest draft considered
 SAMPLES = 3  # runs of one size in a row, after one that builds the graph
 CONTEXT = 128  # tokens the costs are measured after, unless told
+WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
+ALONE = 4  # runs of a single row before its samples: plain decoding does nothing else, and its caches are its own
 BUDGET = 0.3  # seconds that a session may spend on this before its first answer
 ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
 
@@ -68,14 +70,22 @@ def quick(session: Session) -> dict[str, Any] | None:
         text = text_for(session)
     except RefspecError:
         return None
-    session.target.reset()
-    session.target.decode(text[:1], logits="all")
-    began = perf_counter()
-    session.target.decode(text[1:2], logits="all")
-    one = perf_counter() - began
+    one = min(_first_steps(session.target, text))
     sizes = (SAMPLES + 1) * sum(1 + 0.4 * r for r in range(MOST + 1))
     rounds = int((BUDGET / max(one, TICK) - 0.2 * len(text)) / sizes)
     return measure(session, text, min(rounds, ROUNDS)) if rounds > 0 else None
+
+
+def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
+    """Seconds of single rows, until caches and threads are warm: where a step takes half a millisecond the first few take up to three times that."""
+    target.reset()
+    target.decode(text[:1], logits="all")
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < min(WARM_STEPS, len(text) - 1) and sum(seconds) < WARM):
+        began = perf_counter()
+        target.decode(text[len(seconds) + 1 : len(seconds) + 2], logits="all")
+        seconds.append(perf_counter() - began)
+    return seconds
 
 
 def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -128,15 +138,15 @@ def time_rows(
     for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
         for r, seen in times.items():
             runs = []
-            for _ in range(samples + 1):
+            for _ in range(samples + (1 if r > 1 else ALONE)):
                 target.rollback(base)
                 runs.append(seconds_in(target, partial(target.decode, tokens[:r], logits="all")))
                 if drafter is not None and r > 1:
                     drafter.extend(np.asarray(tokens[1:3], np.int32), target.features()[:2])
                     drafter.draft(drafted(r))
                     drafter.rollback(base)
-            seen.append(median(runs[1:]))
-            switches.append(runs[0] - median(runs[1:]))
+            seen.append(median(runs[-samples:]))
+            switches.append(runs[0] - median(runs[-samples:]))
         features = target.features()[:2].copy()
         target.rollback(base)
         each_round(features)
