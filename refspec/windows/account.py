@@ -76,6 +76,8 @@ class Account:
         self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
         if self._counted <= FIRST:
             self._usual, self._usual_steps = self._usual * USUAL_KEEP + gain, self._usual_steps * USUAL_KEEP + 1
+        if self.off:  # already: a step that was planned before
+            return
         self.off = self.reserve < 0 or PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain < -DEBT
         self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
 

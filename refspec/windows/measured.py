@@ -81,7 +81,7 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
     target.reset()
     target.decode(text[:1], logits="all")
     seconds: list[float] = []
-    while not seconds or (len(seconds) < min(WARM_STEPS, len(text) - 1) and sum(seconds) < WARM):
+    while not seconds or (len(seconds) < min(WARM_STEPS, len(text) - 1) and sum(seconds) < min(WARM, BUDGET)):
         began = perf_counter()
         target.decode(text[len(seconds) + 1 : len(seconds) + 2], logits="all")
         seconds.append(perf_counter() - began)

@@ -21,6 +21,7 @@ from EXPLORE of the tokens decided.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from refspec.metrics import Step
 from refspec.windows.account import Account
@@ -28,7 +29,7 @@ from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
 
 EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
-REFRESH = 8  # steps between two computations of the thresholds
+REFRESH = 16  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # observations of a length that make it known, and weight of the model in the rate
 TRIAL = 2  # steps of a trial
@@ -37,7 +38,21 @@ ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
+TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
 LOOKED = 8  # of so many steps while off, one whose cost is taken in
+
+
+class _Told(NamedTuple):
+    """A step and what the window thought when it was planned."""
+
+    step: Step
+    before: int
+    planned: int
+    chances: list[float]
+    confidences: list[float]
+    refused: float | None
+    forced: bool
+    woke: bool
 
 
 class Window(Account):
@@ -65,10 +80,12 @@ class Window(Account):
         self._home, self._guess, self._trial = 0, 1, TRIAL
         self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
         self._age = self._steps = 0
+        self._untold: list[_Told] = []  # steps not taken in yet
         self.begin()
 
     def begin(self) -> None:
         """A new generation: no step came before, and its prompt's rows do not wait."""
+        self._take_in()  # of a text that was broken off
         self._before = 0  # rows of the step before
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
         self.new_text()
@@ -138,27 +155,36 @@ class Window(Account):
         return best
 
     def learn(self, step: Step) -> None:
-        """Take in what a step drafted, accepted and cost."""
+        """Take in what a step drafted, accepted and cost; where little is new in it, a few together."""
         if self.off and not self._planned:
             self._watch(step)
             return
-        drafted, tokens, (target, drafter, other) = len(step.draft), len(step.tokens), step.seconds
-        usual = DISTURBED * self.costs.step(drafted, self._before) if self._planned else math.inf
-        asked = len(self._chances) + (self._refused is not None)
-        self.costs.learn(drafted, self._before, target, None if self.off or self._woke else drafter, other, max(asked - 1, 0))
-        self.belief.learn(self._confidences, drafted, step.accepted, self._refused)
-        if self._planned:
-            # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
-            spent = (min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)) / self.costs.plain()
-            expected = tokens if self._forced else 1 + sum(self._chances[:drafted])  # of a forced draft the chances are not to be trusted
-            self.speculated(expected, tokens, spent)
-            if not self._forced:
-                self._tokens = self._tokens * RATE_KEEP + tokens
-                self._seconds = self._seconds * RATE_KEEP + step.seconds.total
-        self._explore = min(self._explore + EXPLORE * tokens, SAVED)
-        self._before = drafted + 1
+        self._untold.append(_Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke))
+        self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
+        if self._forced or not self._planned or step.stop is not None or len(self._untold) >= TOGETHER:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        told, self._untold = self._untold, []
+        for t in told:
+            drafted, tokens, (target, drafter, other) = len(t.step.draft), len(t.step.tokens), t.step.seconds
+            if len(told) < TOGETHER or t is told[-1]:  # of several alike, one cost is enough
+                asked = len(t.chances) + (t.refused is not None)
+                self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
+            self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
+            if t.planned:
+                # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
+                switch = self.costs.switch
+                usual = DISTURBED * (self._cost[drafted] + switch * (t.before not in (0, drafted + 1)))
+                spent = (min(t.step.seconds.total, usual) - (switch if t.before == 0 else 0.0)) / self._plain
+                expected = tokens if t.forced else 1 + sum(t.chances[:drafted])  # of a forced draft the chances are not to be trusted
+                self.speculated(expected, tokens, spent)
+                if not t.forced:
+                    self._tokens = self._tokens * RATE_KEEP + tokens
+                    self._seconds = self._seconds * RATE_KEEP + t.step.seconds.total
+            self._explore = min(self._explore + EXPLORE * tokens, SAVED)
 
     def _watch(self, step: Step) -> None:
         """A step while off: what it cost is looked at now and then, because looking is a part of it."""
@@ -173,9 +199,10 @@ class Window(Account):
 
     def _refresh(self) -> None:
         """Costs, chances by depth and the rate to beat, as they are known now."""
+        self._take_in()
         self._age, self._known = 0, {}
         self._cost = [self.costs.step(k) for k in range(self.most + 1)]  # without a change of size
-        self._draft = self.costs.drafter[1]
+        self._draft, self._plain = self.costs.drafter[1], self.costs.plain()
         self._depth, self._value, chance = self.belief.by_depth(), [1.0], 1.0
         for share in self._depth:
             chance *= share
@@ -185,7 +212,7 @@ class Window(Account):
         if self._value[best] / self._cost[best] > MOVE * self._value[self._home] / self._cost[self._home]:
             self._home = best
         tokens, seconds = self._tokens + FEW * self._value[best], self._seconds + FEW * self._cost[best]
-        self._rate = max(1 / self.costs.plain(), tokens / seconds)
+        self._rate = max(1 / self._plain, tokens / seconds)
 
     def _cost_after(self, before: int, k: int) -> float:
         changes = (before not in (0, k + 1)) + (k != self._home)
