@@ -12,9 +12,8 @@ half of g is what it decided and half what it was expected to, which is less noi
 May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
 when it is used up, whatever was expected. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
 
-When again? On a new text at once, where speculation usually pays and fewer than PATIENCE tries have failed in a row, of this text or
-those before: texts of one kind come one after another. Otherwise when STAKE has been put aside, and the reserve holds as much: WATCH of
-each token decided while off, or EAGER, halved with each try in a row that failed.
+When again? On a new text at once, where speculation usually pays. Otherwise when STAKE has been put aside, and the reserve
+holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ FIRST = 16  # steps
 KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
 USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
-PATIENCE = 2  # tries that failed in a row
 STAKE, WATCH, EAGER = 2.0, 0.015, 0.05  # plain tokens, and shares of those decided
 
 
@@ -38,14 +36,15 @@ class Account:
     def __init__(self) -> None:
         self.off, self.reserve = False, RESERVE
         self._usual, self._usual_steps = USUAL * USUAL_STEPS, USUAL_STEPS  # decayed sums over first steps
-        self._aside, self._failed = 0.0, 0
+        self._aside = 0.0
         self._running = False  # the prompt has been read
         self.new_text()
 
     def new_text(self) -> None:
         """What did not pay on one text may on the next."""
+        self._failed = 0
         self._begin_again()
-        if self.off and self.usual > 0 and self.reserve >= STAKE and self._failed < PATIENCE:
+        if self.off and self.usual > 0 and self.reserve >= STAKE:
             self._aside = STAKE
 
     def _begin_again(self) -> None:
