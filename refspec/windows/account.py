@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 
-PRIOR, DEBT = 8.0, 1.5  # steps that `usual` is worth, plain tokens
+PRIOR, DEBT = 2.0, 1.5  # steps that `usual` is worth, plain tokens
 FIRST = 16  # steps
 KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
 USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
