@@ -20,6 +20,7 @@ from refspec.convert.target import LAYER
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from refspec.errors import CheckpointError, UsageError
 from refspec.formats.gguf_io import GgufInfo, read_gguf_header, read_tensor
+from refspec.recommended import to_generation_config
 
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
@@ -51,6 +52,8 @@ def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, 
     if isinstance(template := info.metadata.get("tokenizer.chat_template"), str):
         to.write_text(directory / "chat_template.jinja", template)
     to.write_json(directory / "config.json", _config(info, head_dim, kind))
+    if generation := to_generation_config(info.metadata):
+        to.write_json(directory / "generation_config.json", generation)
     notes = []
     if quantized := sorted({t.type for t in info.tensors.values()} - {"F32", "F16", "BF16"}):
         notes.append(f"the GGUF holds {', '.join(quantized)} weights: the checkpoint has their rounded values")

@@ -22,6 +22,7 @@ from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
 from refspec.formats.gguf_io import TensorOut, interleave_rows, outtype_for, write_gguf
+from refspec.recommended import from_generation_config, recommended
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's names for "mostly this type"
@@ -135,6 +136,8 @@ def convert_target(
     if divisors is not None:
         tensors.append(TensorOut("rope_freqs.weight", divisors.shape, "f32", lambda: divisors))
     tokens = tokenizer_metadata(directory, config, pre=pre, add_bos=add_bos)
+    generation = directory / "generation_config.json"
+    sampling = from_generation_config(read_json(generation), str(generation)) if generation.is_file() else {}
     values = {
         "general.name": name or directory.resolve().name, "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": 2,
@@ -145,7 +148,7 @@ def convert_target(
         "llama.attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
         "llama.attention.key_length": sizes["head_dim"], "llama.attention.value_length": sizes["head_dim"],
         "llama.rope.freq_base": theta, "llama.rope.dimension_count": sizes["head_dim"],
-        "llama.vocab_size": sizes["vocab"], **kept_scaling(rope), **tokens, **(metadata or {}),
+        "llama.vocab_size": sizes["vocab"], **kept_scaling(rope), **tokens, **sampling, **(metadata or {}),
     }  # fmt: skip
     path = write_gguf(out, "llama", values, tensors)
     report = Report(path, "llama", len(tensors), path.stat().st_size, notes=notes)
@@ -159,4 +162,6 @@ def convert_target(
         ),
         "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
     }
+    if sampling:
+        report.resolved["recommended sampling"] = Resolved(str(recommended(sampling, str(generation))), "generation_config.json")
     return report

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from refspec.cli.group import (
     INTERRUPTED,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
 )
+@click.option("--recommended", is_flag=True, help="Sample as the target's file recommends, where no option says otherwise.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System text for the chat template.")
 @click.option("--no-spec", is_flag=True, help="Plain decoding, although there is a drafter.")
@@ -81,11 +83,31 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     penalties_of(o)  # refuses what cannot be before a model is loaded
     text = read_prompt(prompt, path)
     with load(o) as session:
-        sampler = replace(sampler, penalties=changed(session.sampler.penalties, o))
+        sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
         if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
             note("stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out")
         code = run(session, text, sampler, o, as_json)
     ctx.exit(code)
+
+
+# Option of `generate` -> the field of Sampler or Penalties it sets.
+SETS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "repeat", "repeat_last_n": "repeat_last_n"}
+
+
+def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
+    """`sampler` with what the target's file recommends, if that was asked for; options win. Says so where it was not."""
+    from refspec.recommended import recommended
+
+    found = recommended(session.target.metadata, session.name)
+    given = {field for option, field in SETS.items() if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE}
+    if o["recommended"]:
+        note(f"{session.name} recommends {found}" if found else f"--recommended: {session.name} recommends no sampling")
+        if found.unknown:
+            note(f"--recommended: {', '.join(found.unknown)} of {session.name} is not known here and left out")
+        return found.applied(sampler, given)
+    if found and not given:
+        note(f"{session.name} recommends {found}; --recommended takes that, this is greedy")
+    return sampler
 
 
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:

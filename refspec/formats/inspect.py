@@ -18,6 +18,7 @@ from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
 from refspec.errors import CheckpointError
 from refspec.formats import drafter_meta as meta
 from refspec.formats.gguf_io import GgufInfo, read_gguf_header, read_tensor
+from refspec.recommended import recommended
 
 WORDS: dict[Any, str] = {
     FeatureNorm.NONE: "captured states enter fc as they are (EAGLE-3)",
@@ -108,6 +109,7 @@ def _target(info: GgufInfo) -> dict[str, Any]:
             "vocabulary": embd.shape[0] if embd is not None else m.get(f"{a}.vocab_size"),
             "context": m.get(f"{a}.context_length"),
         },
+        "recommended_sampling": str(recommended(info.metadata, str(info.path))) or None,
         "tied_head": "output.weight" not in info.tensors,
         "default_capture_layers": [2, n_layer // 2, n_layer - 3] if type(n_layer) is int and n_layer > 5 else None,
         "hidden_states": "staged layer inputs" if a in STAGED_ARCHS else "evaluation callback",
@@ -232,6 +234,8 @@ def lines(about: dict[str, Any]) -> list[str]:
         out.append(f"  chat template    {'yes' if t['chat_template'] else 'no'}")
         out.append(f"  output head      {'tied to the embedding' if about['tied_head'] else 'own'}")
         out.append(f"  hidden states    by {about['hidden_states']}")
+        if about.get("recommended_sampling"):
+            out.append(f"  recommends       {about['recommended_sampling']} (refspec generate --recommended)")
     else:
         bounds = ", ".join("embeddings" if b == 0 else f"{b} (entering layer {b})" for b in about["capture_layers"])
         d = about["draft_vocabulary"]

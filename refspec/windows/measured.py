@@ -30,7 +30,7 @@ MOST = 8  # the longest draft considered
 SAMPLES = 3  # runs of one size in a row, after one that builds the graph
 CONTEXT = 128  # tokens the costs are measured after, unless told
 WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
-ALONE = 4  # runs of a single row before its samples: plain decoding does nothing else, and its caches are its own
+ALONE = 0.012  # seconds of single rows before their samples: plain decoding has the caches for itself, and a small model then runs faster
 BUDGET = 0.3  # seconds that a session may spend on this before its first answer
 ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
 
@@ -137,8 +137,8 @@ def time_rows(
     switches: list[float] = []
     for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
         for r, seen in times.items():
-            runs = []
-            for _ in range(samples + (1 if r > 1 else ALONE)):
+            runs: list[float] = []
+            while len(runs) <= samples or (r == 1 and sum(runs) < ALONE):
                 target.rollback(base)
                 runs.append(seconds_in(target, partial(target.decode, tokens[:r], logits="all")))
                 if drafter is not None and r > 1:

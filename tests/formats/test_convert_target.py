@@ -10,6 +10,7 @@ import pytest
 from formats_toys import TEMPLATE, VECTORS, target_config, target_tensors, write_target_directory
 
 from refspec.convert import convert_target
+from refspec.convert.export_hf import export_target
 from refspec.engine import repacking_works
 from refspec.errors import CheckpointError, UsageError
 from refspec.formats.gguf_io import read_gguf_header, read_tensor
@@ -211,3 +212,21 @@ def test_unknown_pre_tokenizer_is_refused_unless_named(tmp_path: Path) -> None:
 def test_an_unknown_outtype_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="q9_9"):
         convert_target(broken(tmp_path), tmp_path / "t.gguf", "q9_9")
+
+
+def test_the_recommended_sampling_goes_there_and_back(pair: Any, tmp_path: Path) -> None:
+    folder = write_target_directory(tmp_path / "hf", pair[1], pair[2])
+    said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 1, "repetition_penalty": 1.05, "eos_token_id": 3}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    report = convert_target(folder, tmp_path / "t.gguf", "f32")
+    assert "temperature 0.6, top_k 20, top_p 1, repeat_penalty 1.05" in str(report.resolved["recommended sampling"])
+    metadata = read_gguf_header(tmp_path / "t.gguf").metadata
+    assert metadata["general.sampling.top_k"] == 20 and metadata["general.sampling.temp"] == pytest.approx(0.6)
+    export_target(tmp_path / "t.gguf", tmp_path / "back")
+    del said["eos_token_id"]
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == said
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6}))
+    assert "recommended sampling" not in convert_target(folder, tmp_path / "greedy.gguf", "f32").resolved
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
+    with pytest.raises(CheckpointError, match=r"generation_config.json.*temperature"):
+        convert_target(folder, tmp_path / "bad.gguf", "f32")
