@@ -38,6 +38,7 @@ ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
+COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
 TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
 LOOKED = 8  # of so many steps while off, one whose cost is taken in
 
@@ -53,6 +54,7 @@ class _Told(NamedTuple):
     refused: float | None
     forced: bool
     woke: bool
+    cold: bool  # one of the first steps of its text
 
 
 class Window(Account):
@@ -86,7 +88,7 @@ class Window(Account):
     def begin(self) -> None:
         """A new generation: no step came before, and its prompt's rows do not wait."""
         self._take_in()  # of a text that was broken off
-        self._before = 0  # rows of the step before
+        self._before, self._cold = 0, COLD  # rows of the step before, and steps until the caches are warm
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
         self.new_text()
 
@@ -159,7 +161,9 @@ class Window(Account):
         if self.off and not self._planned:
             self._watch(step)
             return
-        self._untold.append(_Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke))
+        self._cold -= self._cold > 0
+        cold = self._cold > 0
+        self._untold.append(_Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold))
         self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
@@ -170,15 +174,15 @@ class Window(Account):
         told, self._untold = self._untold, []
         for t in told:
             drafted, tokens, (target, drafter, other) = len(t.step.draft), len(t.step.tokens), t.step.seconds
-            if len(told) < TOGETHER or t is told[-1]:  # of several alike, one cost is enough
+            if not (t.cold and self._cost) and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
                 self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
-                # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
-                switch = self.costs.switch
-                usual = DISTURBED * (self._cost[drafted] + switch * (t.before not in (0, drafted + 1)))
-                spent = (min(t.step.seconds.total, usual) - (switch if t.before == 0 else 0.0)) / self._plain
+                # Plain decoding would have been slow as well in the first steps, when the prompt has the caches and the graph is new; and one
+                # disturbed step is no evidence.
+                usual = self._cost[drafted] + self.costs.switch * (t.before not in (0, drafted + 1))
+                spent = min(t.step.seconds.total, usual * (1.0 if t.cold else DISTURBED)) / self._plain
                 expected = tokens if t.forced else 1 + sum(t.chances[:drafted])  # of a forced draft the chances are not to be trusted
                 self.speculated(expected, tokens, spent)
                 if not t.forced:
@@ -247,10 +251,10 @@ class Window(Account):
 
     def _forced_length(self, room: int) -> int:
         """A length to draft in full, whatever its chances: of a trial, or because too little is known of it; 0 for none."""
-        if self._trial:  # evidence for the best guess, or a low belief would never be found wrong
+        if self._trial:  # evidence, or a low belief would never be found wrong; of one token, which costs little where it is right
             self._trial -= 1
             self._forced = True
-            return min(self._guess, room)
+            return 1
         wanted = min(range(1, room + 1), key=self._tried.__getitem__)
         if self._tried[wanted] >= FEW + self._steps // AGAIN:
             return 0

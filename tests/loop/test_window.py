@@ -239,12 +239,12 @@ def test_no_try_would_be_made_while_the_window_rests(reserve: float, failed: int
 def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
     machine = Machine([0, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8])
     window = Window(MOST)
-    tokens_per_second(window, machine, flat(0.02), 2000, 0)
-    assert window.off
-    good = tokens_per_second(window, machine, flat(0.9), 6000, 0)
-    assert not window.off and good > 1.5
-    tokens_per_second(window, machine, flat(0.02), 1500, 0)
-    assert window.off
+    plain, on = (tokens_per_second(Fixed(k), machine, flat(0.02), 2000, 0) for k in (0, 1))
+    least = 0.93 * plain  # at the last token it may be trying again, so what it decided is what tells
+    assert least > 1.05 * on, "a window that stays on decides fewer"
+    assert tokens_per_second(window, machine, flat(0.02), 2000, 0) > least
+    assert tokens_per_second(window, machine, flat(0.9), 6000, 0) > 1.5 and not window.off
+    assert tokens_per_second(window, machine, flat(0.02), 1500, 0) > least
 
 
 def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
