@@ -181,6 +181,7 @@ def compare(
             sampler=sampler,
             seed=o["seed"],
             draft_max=session.draft_max,
+            trees=session.tree is not None,
         )
     record |= {"identical": same, "first_difference": report.difference_as_dict(difference)}
 

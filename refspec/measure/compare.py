@@ -13,8 +13,8 @@ Legend: N prompt tokens, L rows looked at, V vocabulary, T temperature.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import cycle
-from typing import NamedTuple
+from itertools import chain, cycle
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from refspec.ops import Array
 from refspec.sampling import TARGET, Sampler, coin, p_target
 from refspec.speculate import prefill
-from refspec.targets.base import Target
+from refspec.targets.base import Target, TreeTarget
 from refspec.targets.penalized import under
 
 WINDOW = 64  # rows kept on each side of the difference; a row of a large vocabulary is half a megabyte
@@ -59,16 +59,25 @@ def explain(
     sampler: Sampler,
     seed: int,
     draft_max: int,
+    trees: bool = False,
 ) -> Difference | None:
-    """Measure the first difference of two texts of the same prompt [N]; None when there is none. Runs the target over the plain text twice."""
+    """Measure the first difference of two texts of the same prompt [N]; None when there is none. Runs the target over the plain text twice.
+
+    `draft_max` is the most rows that were verified beside the pending one, with `trees` as nodes of a tree, for a TreeTarget.
+    """
     position = first_difference(plain, speculative)
     if position is None:
         return None
     target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
-    together = _rows(target, prompt, plain, window, range(2, max(draft_max, 1) + 2))
+    # Largest first: other kernels may begin at some size (eight rows, in llama.cpp), and a short text must not end before they are met.
+    together = _rows(target, prompt, plain, window, range(max(draft_max, 1) + 1, 1, -1))
     noise = moved = 0.0
+    if trees:  # what stands beside a row then lies between the cells it attends to, which changes sums that a chain does not: where it lies decides
+        sizes = sorted({2, max(draft_max // 2, 2), max(draft_max, 2)})
+        grown = (_tree_rows(cast(TreeTarget, target), prompt, plain, window, nodes) for nodes in sizes)
+        together = chain.from_iterable((*grown, together))
     for i, row in together:
         noise = max(noise, _largest_change(alone[i], row))
         if not sampler.greedy:
@@ -101,6 +110,32 @@ def _rows(
             if start + i in window:
                 yield start + i, target.logits(i).copy()  # the view dies with the next decode
         start += rows
+
+
+def _tree_rows(target: TreeTarget, prompt: Sequence[int], text: Sequence[int], window: range, nodes: int) -> Iterator[tuple[int, Array]]:
+    """As `_rows`, in trees of `nodes` nodes: the text itself, and at every token another one beside it."""
+    for _ in prefill(target, None, prompt):
+        pass
+    inputs = [prompt[-1], *text[: window.stop - 1]]
+    start = 0
+    while start < len(inputs):
+        depth = min(nodes // 2, len(inputs) - start - 1, target.n_ctx - target.n_past - 1)
+        tokens, parents, path = [inputs[start]], list[int](), list[int]()
+        for token in inputs[start + 1 : start + 1 + depth]:
+            above = path[-1] if path else -1
+            if len(parents) + 2 <= min(target.max_nodes, target.n_ctx - target.n_past - 1):
+                tokens.append((token + 1) % target.n_vocab)  # first, so that it lies between the two
+                parents.append(above)
+            path.append(len(parents))
+            tokens.append(token)
+            parents.append(above)
+        target.decode_tree(tokens, parents) if path else target.decode(tokens, logits="all")
+        for i, row in enumerate([0, *(node + 1 for node in path)]):
+            if start + i in window:
+                yield start + i, target.logits(row).copy()
+        if path:
+            target.keep_path(path)
+        start += 1 + len(path)
 
 
 def _cumulative(logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:

@@ -68,7 +68,7 @@ def check(
         if fast.tokens != plain.tokens:
             difference = explain(
                 session.target, fast.prompt, plain.tokens, fast.tokens, sampler=sampler, seed=seed + i,
-                draft_max=session.draft_max,
+                draft_max=session.draft_max, trees=session.tree is not None,
             )  # fmt: skip
             if difference is None:  # one stopped before the other, which no rounding explains
                 a, b = len(plain.tokens), len(fast.tokens)

@@ -162,7 +162,7 @@ class Window(Account):
             self._watch(step)
             return
         self._cold -= self._cold > 0
-        cold = self._cold > 0
+        cold = self._cold > 0 and self.costs.seen.get(len(step.draft) + 1, 0) >= FEW  # only what is known can be told from what is seen
         self._untold.append(_Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold))
         self._before = len(step.draft) + 1
         self._age += 1
@@ -174,7 +174,7 @@ class Window(Account):
         told, self._untold = self._untold, []
         for t in told:
             drafted, tokens, (target, drafter, other) = len(t.step.draft), len(t.step.tokens), t.step.seconds
-            if not (t.cold and self._cost) and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
+            if not t.cold and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
                 self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)

@@ -10,7 +10,9 @@ import tiny
 
 import refspec
 from refspec.errors import UsageError
+from refspec.measure import compare
 from refspec.sampling import Sampler
+from refspec.targets.llama_tree import LlamaTreeTarget
 from refspec.windows.costs import Costs
 from refspec.windows.tree_window import TreeWindow
 
@@ -117,3 +119,23 @@ def test_a_tree_needs_a_drafter_and_no_draft_length(pair: tuple[Path, Path]) -> 
         run(opened, adaptive=True, sampler=WARM, draft_sampling=True)
     with pytest.raises(UsageError, match="is not N, N:topk or N:topk:depth"):
         session(pair, tree="4x")
+
+
+def test_rows_in_trees_are_looked_at_when_a_difference_is_explained(tmp_path: Path) -> None:
+    """A tree's other branches lie between the cells that a row attends to, which rounds unlike any chain."""
+    target = LlamaTreeTarget(tiny.target(tmp_path / "target.gguf", quantize="Q8_0"), leaves=8, n_ctx=128, n_threads=1)
+    try:
+        ids = np.random.default_rng(3).integers(3, tiny.V, 52).tolist()
+        prompt, text = ids[:12], ids[12:]
+        rows = dict(compare._tree_rows(target, prompt, text, range(0, 30), 6))
+        assert sorted(rows) == list(range(30)) and target.n_past == 12 + 29
+        alone = dict(compare._rows(target, prompt, text, range(0, 30), [1]))
+        for i in range(30):
+            np.testing.assert_allclose(rows[i], alone[i], atol=0.5)
+            assert rows[i].argmax() == alone[i].argmax()
+        assert compare.explain(target, prompt, text, text, sampler=Sampler(), seed=0, draft_max=6, trees=True) is None
+        other = [*text[:20], (text[20] + 1) % tiny.V, *text[21:]]
+        found = compare.explain(target, prompt, text, other, sampler=Sampler(), seed=0, draft_max=6, trees=True)
+        assert found is not None and found.position == 20 and found.noise > 0
+    finally:
+        target.close()
