@@ -6,6 +6,7 @@
 from refspec.api import Event, Generation, Session, load
 from refspec.errors import BackendError, CheckpointError, PromptError, RefspecError, ShapeError, UsageError
 from refspec.metrics import Seconds, Statistics, Step
+from refspec.penalties import Penalties
 from refspec.sampling import Sampler
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "Event",
     "Generation",
+    "Penalties",
     "PromptError",
     "RefspecError",
     "Sampler",

@@ -26,6 +26,7 @@ from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Judges, Target
+from refspec.targets.penalized import check_under
 from refspec.verify import Rows, Verdict
 from refspec.windows.window import Window
 
@@ -66,6 +67,7 @@ def speculate(
     Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the text depends on the target,
     the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
     """
+    check_under(target, sampler)
     # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.
     # Without a drafter nothing is sampled from it, and the text of a seed is the plain one.
     rejecting = draft_sampling and drafter is not None and not sampler.greedy

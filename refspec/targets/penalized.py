@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
 from refspec.penalties import Penalties
@@ -131,3 +132,9 @@ def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target
     if not penalties.on:
         return target
     return PenalizedTarget(target, penalties, 0 if penalties.prompt else len(prompt))
+
+
+def check_under(target: Target, sampler: Sampler) -> None:
+    """UsageError for a sampler whose penalties nobody would apply."""
+    if sampler.penalties.on and not isinstance(target, PenalizedTarget):
+        raise UsageError("the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)")

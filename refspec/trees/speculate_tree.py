@@ -21,6 +21,7 @@ from refspec.native import verify_tree_deterministic, verify_tree_rejection
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.speculate import close_text
 from refspec.targets.base import TreeTarget
+from refspec.targets.penalized import check_under
 from refspec.trees.tree import ROOT, Tree, TreeShape, empty_tree
 from refspec.trees.tree_verify import TreeVerdict
 from refspec.verify import Rows
@@ -53,6 +54,7 @@ def speculate_tree(
     """
     if window is not None and draft_sampling:
         raise UsageError("the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out")
+    check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     end_tokens = target.end_tokens
     position = 0  # index of the next output token

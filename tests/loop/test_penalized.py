@@ -12,6 +12,7 @@ from loop_toys import TEMPERS, ToyTarget
 from test_sampled_law import PROMPT, Halves, Tape
 
 from refspec import speculate as module
+from refspec.errors import UsageError
 from refspec.penalties import Penalties, penalize
 from refspec.sampling import Sampler
 from refspec.speculate import prefill, speculate
@@ -44,6 +45,11 @@ def test_a_row_depends_on_the_rows_up_to_it_only(penalties, batches):
         for i in range(len(tokens)):
             np.testing.assert_array_equal(target.logits(i), expected(inner, inner.rows[: start + i + 1], penalties, first))
         target.rollback(max(target.n_past - back, start + 1))
+
+
+def test_penalties_that_nobody_would_apply_are_refused():
+    with pytest.raises(UsageError, match="applies none"):
+        next(speculate(ToyTarget(), None, 1, sampler=Sampler(penalties=LAWS[0]), seed=0, max_tokens=3, draft_max=0))
 
 
 class Trees(ToyTarget):
