@@ -1,6 +1,5 @@
 """A target under penalties is one more target: its rows are a function of what they hold, and the cycle keeps its law and its text."""
 
-from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 
@@ -9,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loop_toys import TEMPERS, ToyTarget
-from test_sampled_law import PROMPT, Halves, Tape
+from test_sampled_law import PROMPT, Halves, law_of_texts, sampled
 
-from refspec import speculate as module
 from refspec.errors import UsageError
 from refspec.penalties import Penalties, penalize
 from refspec.sampling import Sampler
@@ -125,22 +123,8 @@ CASES = {
 @pytest.mark.parametrize("n, k", [(3, 1), (3, 2), (4, 2)])
 def test_sampled_drafts_emit_exactly_the_penalized_law(monkeypatch, case, n, k):
     penalties, punished = CASES[case]
-    law, branch = Counter(), []
-    while True:  # every value of every coin
-        tape = Tape(branch)
-        monkeypatch.setattr(module, "coins", tape.coins)
-        inner = Even(n_vocab=2, end=())
-        drafter, target = Halves(inner), under(inner, penalties, PROMPT)
-        list(prefill(target, drafter, PROMPT))
-        options = {"sampler": Sampler(temperature=1.0, penalties=penalties), "seed": 0, "max_tokens": n, "draft_max": k, "draft_sampling": True}
-        text = [t for step in speculate(target, drafter, PROMPT[-1], **options) for t in step.tokens]
-        law[tuple(text)] += Fraction(1, int(np.prod(tape.sizes)))
-        branch = tape.branch
-        while branch and branch[-1] + 1 == tape.sizes[len(branch) - 1]:
-            branch.pop()
-        if not branch:
-            break
-        branch[-1] += 1
+    inner, sampler = Even(n_vocab=2, end=()), Sampler(temperature=1.0, penalties=penalties)
+    law = law_of_texts(monkeypatch, lambda: sampled(under(inner, penalties, PROMPT), Halves(inner), sampler=sampler, n=n, k=k))
     assert len(law) == 2**n and sum(law.values()) == 1
     for text, probability in law.items():
         wanted = Fraction(1)

@@ -55,17 +55,13 @@ class Tape:
         return (self.branch[i] + 0.5) / self.sizes[i]
 
 
-def law_of_texts(monkeypatch, target, n, k):
-    """Text -> exact probability, over every value of every coin."""
+def law_of_texts(monkeypatch, text_of, tape_of=Tape):
+    """Text -> exact probability, over every value of every coin that `text_of()` asks the cycle for."""
     law, branch = Counter(), []
     while True:
-        tape = Tape(branch)
+        tape = tape_of(branch)
         monkeypatch.setattr(module, "coins", tape.coins)
-        drafter = Halves(target)
-        list(prefill(target, drafter, PROMPT))
-        options = {"sampler": Sampler(temperature=1.0), "seed": 0, "max_tokens": n, "draft_max": k, "draft_sampling": True}
-        text = [t for step in speculate(target, drafter, PROMPT[-1], **options) for t in step.tokens]
-        law[tuple(text)] += Fraction(1, int(np.prod(tape.sizes)))
+        law[tuple(text_of())] += Fraction(1, int(np.prod(tape.sizes)))
         branch = tape.branch
         while branch and branch[-1] + 1 == tape.sizes[len(branch) - 1]:
             branch.pop()
@@ -74,11 +70,18 @@ def law_of_texts(monkeypatch, target, n, k):
         branch[-1] += 1
 
 
+def sampled(target, drafter, *, sampler, n, k, window=None):
+    """A text of n tokens by sampled drafts of at most k."""
+    list(prefill(target, drafter, PROMPT))
+    options = {"sampler": sampler, "seed": 0, "max_tokens": n, "draft_max": k, "draft_sampling": True, "window": window}
+    return [t for step in speculate(target, drafter, PROMPT[-1], **options) for t in step.tokens]
+
+
 @pytest.mark.parametrize("salt", [0, 1, 2])
 @pytest.mark.parametrize("n, k", [(2, 1), (3, 1), (3, 2)])
 def test_sampled_drafts_emit_exactly_the_law_of_the_target(monkeypatch, salt, n, k):
     target = Quarters(n_vocab=2, end=(), salt=salt)
-    got = law_of_texts(monkeypatch, target, n, k)
+    got = law_of_texts(monkeypatch, lambda: sampled(target, Halves(target), sampler=Sampler(temperature=1.0), n=n, k=k))
     assert len(got) == 2**n and sum(got.values()) == 1
     for text, probability in got.items():
         expected = Fraction(1)

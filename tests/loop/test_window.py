@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from loop_toys import TEMPERS, Noisy, Perfect, ToyTarget
-from test_sampled_law import PROMPT, Halves, Quarters, Tape
+from test_sampled_law import PROMPT, Halves, Quarters, Tape, law_of_texts, sampled
 from window_simulation import MOST, Fixed, Machine, best_fixed, boastful, flat, sure, tokens_per_second
 
 from refspec import speculate as module
@@ -17,7 +17,6 @@ from refspec.api import Session
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
 from refspec.metrics import Seconds, Step
 from refspec.sampling import Sampler
-from refspec.speculate import prefill, speculate
 from refspec.windows.account import EAGER, FIRST, FULL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
@@ -92,21 +91,8 @@ class Moody(Halves):
 @pytest.mark.parametrize("salt", [1])
 def test_a_window_that_looks_at_confidence_and_at_the_past_keeps_the_law_of_sampled_drafts(monkeypatch, salt):
     target = Quarters(n_vocab=2, end=(), salt=salt)
-    law, branch, n = Counter(), [], 3
-    while True:
-        tape = FineTape(branch)
-        monkeypatch.setattr(module, "coins", tape.coins)
-        drafter = Moody(target)
-        list(prefill(target, drafter, PROMPT))
-        options = {"sampler": Sampler(temperature=1.0), "seed": 0, "max_tokens": n, "draft_max": 2, "draft_sampling": True}
-        text = [t for s in speculate(target, drafter, PROMPT[-1], window=Shrinking(), **options) for t in s.tokens]
-        law[tuple(text)] += Fraction(1, int(np.prod(tape.sizes)))
-        branch = tape.branch
-        while branch and branch[-1] + 1 == tape.sizes[len(branch) - 1]:
-            branch.pop()
-        if not branch:
-            break
-        branch[-1] += 1
+    n, sampler = 3, Sampler(temperature=1.0)
+    law = law_of_texts(monkeypatch, lambda: sampled(target, Moody(target), sampler=sampler, n=n, k=2, window=Shrinking()), FineTape)
     assert len(law) == 2**n and sum(law.values()) == 1
     for text, probability in law.items():
         expected = Fraction(1)
