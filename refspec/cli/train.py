@@ -111,7 +111,7 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
 @click.option("--width", type=click.IntRange(32), default=192, show_default=True)
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
-@click.option("--init", type=folder, help="Hugging Face directory to start from: weights only, the same sizes; --ffn may be larger.")
+@click.option("--init", type=folder, help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.")
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",

@@ -13,15 +13,17 @@ from .loop import read_checkpoint
 from .model import Target
 
 WEIGHTS = "model.safetensors"
+LAYERS = "model.layers."
 
 
 def start_target(model: Target, init: Path) -> None:
-    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels. Raises CheckpointError."""
+    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels or layers. Raises CheckpointError."""
     file = init / WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
     try:
-        model.load_hf_state(widened(_read(file), model.hf_state()))
+        drawn = model.hf_state()
+        model.load_hf_state(deepened(widened(_read(file), drawn), model.config.n_layers))
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file}: does not fit the sizes asked for ({_short(error)})") from None
 
@@ -40,6 +42,29 @@ def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Ten
             out[name] = torch.cat([w.float(), new[len(w) :]])
         elif name.endswith("down_proj.weight") and w.shape[1] < new.shape[1]:
             out[name] = torch.cat([w.float(), torch.zeros_like(new[:, w.shape[1] :])], 1)
+    return out
+
+
+def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
+    """`state` (Hugging Face names) with `n_layers` layers, where it has fewer; the function stays the same.
+
+    The new ones lie evenly between the others. Each reads as the one before it and writes nothing (zeros in `o_proj` and `down_proj`) until
+    training changes that. Raises KeyError for fewer layers.
+    """
+    have = 1 + max((int(name.split(".")[2]) for name in state if name.startswith(LAYERS)), default=-1)
+    if have > n_layers:
+        raise KeyError(f"{have} layers, {n_layers} asked for")
+    if have in (0, n_layers):
+        return state
+    out = {name: w for name, w in state.items() if not name.startswith(LAYERS)}
+    places = [i * n_layers // have for i in range(have)]
+    for at in range(n_layers):
+        source = sum(place <= at for place in places) - 1
+        for name, w in state.items():
+            if name.startswith(f"{LAYERS}{source}."):
+                rest = name.removeprefix(f"{LAYERS}{source}.")
+                fresh = at not in places and rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+                out[f"{LAYERS}{at}.{rest}"] = torch.zeros_like(w) if fresh else w
     return out
 
 

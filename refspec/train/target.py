@@ -53,8 +53,8 @@ def train_target(
 ) -> dict[str, float]:
     """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
-    `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`, which
-    may be larger: the model then begins as the same function (`widened`). `compiled` fuses
+    `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`
+    and the number of layers, which may be larger: the model then begins as the same function (`widened`, `deepened`). `compiled` fuses
     each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
     `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
     -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip

@@ -96,6 +96,24 @@ def test_a_wider_target_begins_as_the_same_function_and_its_new_channels_learn(t
     assert not down[:, CONFIG.intermediate_size :].any() and down.grad[:, CONFIG.intermediate_size :].any()
 
 
+@pytest.mark.parametrize("more", [1, 2, 5])
+def test_a_deeper_target_begins_as_the_same_function_and_its_new_layers_learn(target_run, more):
+    torch.manual_seed(7)
+    config = dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers + more, intermediate_size=2 * CONFIG.intermediate_size)
+    deeper = Target(config)
+    start_target(deeper, target_run / "hf")
+    tokens = torch.arange(24).reshape(2, 12) % CONFIG.vocab_size
+    mask = document_mask(tokens, -1)
+    ours, theirs = (model(tokens, mask)[0] for model in (deeper, load_target(target_run)))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    deeper.head(ours).square().mean().backward()
+    fresh = [block for block in deeper.layers if not block.o.weight.any()]
+    assert len(fresh) == more and not deeper.layers[0].o.weight.eq(0).all()
+    assert all(block.o.weight.grad.any() and block.down.weight.grad.any() for block in fresh)
+    with pytest.raises(CheckpointError, match="layers"):
+        start_target(Target(dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers - 1)), target_run / "hf")
+
+
 def test_batches_are_a_function_of_the_step(data):
     one, other = (Batches(data, "train", length=64, rows=4, seed=5) for _ in range(2))
     later = one.per_epoch + 3
