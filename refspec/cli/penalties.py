@@ -18,7 +18,7 @@ penalty_options = options(
     click.option("--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."),
     click.option(
         "--dry-multiplier", type=float, metavar="X",
-        help="DRY: take X * BASE^(L - ALLOWED) from what would continue a stretch of L tokens that stood before (0: off; embedded pair: on).",
+        help="DRY: take X * BASE^(L - ALLOWED) from what would continue a stretch of L tokens that stood before (0: off; `generate` turns it on for the embedded pair).",
     ),
     click.option("--dry-base", type=float, metavar="X", help="BASE (1.75)."),
     click.option("--dry-allowed-length", type=int, metavar="N", help="ALLOWED: shorter stretches may come again (2)."),
