@@ -35,7 +35,7 @@ static void count(float *row, const int32_t *tokens, size_t n, const rs_penaltie
     }
 }
 
-/* DRY; z [n] is working space, longest [V] is 0 before and after. */
+/* DRY: back to the newest sequence breaker, no breaker is punished; z [n] is working space, longest [V] is 0 before and after. */
 static void dry(float *row, const int32_t *tokens, size_t n, const rs_penalties *p, int32_t *z, int32_t *longest) {
     int32_t length = (int32_t)n, limit = length, allowed = p->dry_allowed_length;
     for (int32_t back = 0; p->breaks && back < length; back++)

@@ -83,32 +83,29 @@ def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypat
         train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=tmp_path)
 
 
-def test_a_wider_target_begins_as_the_same_function_and_its_new_channels_learn(target_run):
+def begun(target_run, **larger):
+    """A target with larger sizes that starts from the run's weights, after a backward pass; it computes what the run's target computes."""
     torch.manual_seed(7)
-    wider = Target(dataclasses.replace(CONFIG, intermediate_size=2 * CONFIG.intermediate_size))
-    start_target(wider, target_run / "hf")
+    model = Target(dataclasses.replace(CONFIG, **larger))
+    start_target(model, target_run / "hf")
     tokens = torch.arange(24).reshape(2, 12) % CONFIG.vocab_size
     mask = document_mask(tokens, -1)
-    ours, theirs = (model(tokens, mask)[0] for model in (wider, load_target(target_run)))
+    ours, theirs = (each(tokens, mask)[0] for each in (model, load_target(target_run)))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    wider.head(ours).square().mean().backward()
-    down = wider.layers[0].down.weight
+    model.head(ours).square().mean().backward()
+    return model
+
+
+def test_a_wider_target_begins_as_the_same_function_and_its_new_channels_learn(target_run):
+    down = begun(target_run, intermediate_size=2 * CONFIG.intermediate_size).layers[0].down.weight
     assert not down[:, CONFIG.intermediate_size :].any() and down.grad[:, CONFIG.intermediate_size :].any()
 
 
 @pytest.mark.parametrize("more", [1, 2, 5])
 def test_a_deeper_target_begins_as_the_same_function_and_its_new_layers_learn(target_run, more):
-    torch.manual_seed(7)
-    config = dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers + more, intermediate_size=2 * CONFIG.intermediate_size)
-    deeper = Target(config)
-    start_target(deeper, target_run / "hf")
-    tokens = torch.arange(24).reshape(2, 12) % CONFIG.vocab_size
-    mask = document_mask(tokens, -1)
-    ours, theirs = (model(tokens, mask)[0] for model in (deeper, load_target(target_run)))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    deeper.head(ours).square().mean().backward()
+    deeper = begun(target_run, n_layers=CONFIG.n_layers + more, intermediate_size=2 * CONFIG.intermediate_size)
     fresh = [block for block in deeper.layers if not block.o.weight.any()]
-    assert len(fresh) == more and not deeper.layers[0].o.weight.eq(0).all()
+    assert len(fresh) == more and deeper.layers[0].o.weight.any()
     assert all(block.o.weight.grad.any() and block.down.weight.grad.any() for block in fresh)
     with pytest.raises(CheckpointError, match="layers"):
         start_target(Target(dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers - 1)), target_run / "hf")
