@@ -78,11 +78,10 @@ class Costs:
         """Seconds of a step of plain decoding, the drafter left alone."""
         return self.target(1) + self.other.get(False, 0.0)
 
-    def step(self, k: int, before: int = 0) -> float:
-        """Seconds of a step that drafts k tokens, after a step of `before` rows (0: of as many)."""
+    def step(self, k: int) -> float:
+        """Seconds of a step that drafts k tokens, after a step of as many."""
         feed, draft = self.drafter
-        switch = self.switch if before and before != k + 1 else 0.0
-        return self.target(k + 1) + switch + feed + draft * max(k - 1, 0) + self.other.get(k > 0, self.other.get(False, 0.0))
+        return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.other.get(k > 0, self.other.get(False, 0.0))
 
     def learn(self, k: int, before: int, target: float, drafter: float | None, other: float, chained: int | None = None) -> None:
         """One step: k verified, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec.
