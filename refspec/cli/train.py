@@ -13,21 +13,26 @@ from refspec.cli.group import main, options
 from refspec.errors import UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it is trained."
+)  # fmt: skip
 run_options = options(
     click.option("-o", "--out", type=folder, required=True, help="Run folder: checkpoints, log, exports."),
-    click.option("--steps", type=click.IntRange(1), required=True, help="Steps of 4096 tokens."),
+    click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
+    click.option(
+        "--batch-tokens", type=click.IntRange(1024), default=4096, show_default=True,
+        help="Tokens in a step, a multiple of 1024; an accelerator wants more than a processor.",
+    ),
     click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads."),
     click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler)."),
     click.option(
         "--lr-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
         help="Times the learning rates; below 1 when starting from trained weights.",
     ),
+    device_option,
     click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
 )
-device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where drafters are trained."
-)  # fmt: skip
 
 
 @main.group()
@@ -62,18 +67,30 @@ def _installed(name: str) -> bool:
 @click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
-    "--mix", type=click.Choice(["broad", "chat", "tasks"]), default="broad", show_default=True,
-    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of a training.",
+    "--mix", type=click.Choice(["broad", "chat", "tasks", "epochs"]), default="broad", show_default=True,
+    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of a training, epochs where that is seen many times.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", "tokenizer_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A tokenizer.json to keep instead of training one.",
 )  # fmt: skip
-def data(corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_file: Path | None) -> None:
+@click.option(
+    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Plain text to read besides, JSONL of `text` (may be .xz): training part only.",
+)  # fmt: skip
+@click.option(
+    "--without", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Benchmark prompts (JSONL): paragraphs of --texts that share 13 words in a row with them are left out.",
+)  # fmt: skip
+def data(
+    corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_file: Path | None, texts: Path | None, without: Path | None
+) -> None:
     """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
     from refspec.train.data import MIXES, prepare
 
-    made = prepare(corpus, out, vocab_size=vocab, seed=seed, weights=MIXES[mix], tokenizer_file=tokenizer_file)
+    if without is not None and texts is None:
+        raise UsageError("--without does nothing without --texts FILE")
+    made = prepare(corpus, out, vocab_size=vocab, seed=seed, weights=MIXES[mix], tokenizer_file=tokenizer_file, texts=texts, without=without)
     for split, counts in made.items():
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
@@ -117,6 +134,15 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
 )  # fmt: skip
 @click.option(
+    "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
+    help="Of the matrices; more of it where the same text is seen many times.",
+)  # fmt: skip
+@click.option("--finish", type=folder, help="Folder made by `train data` that the last part of the steps reads, instead of --data.")
+@click.option(
+    "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
+    help="Share of the steps after which --finish is read.",
+)  # fmt: skip
+@click.option(
     "--unlikely", type=folder,
     help="Folder of the model's own answers, like that of `train data`: tokens that repeat their answer are made less likely.",
 )  # fmt: skip
@@ -133,6 +159,8 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
     for name in ("unlikely_weight", "unlikely_every"):
         if o["unlikely"] is None and given(name) is not ParameterSource.DEFAULT:
             raise UsageError(f"--{name.replace('_', '-')} does nothing without --unlikely DIR")
+    if o["finish"] is None and given("finish_from") is not ParameterSource.DEFAULT:
+        raise UsageError("--finish-from does nothing without --finish DIR")
     from refspec.train.model import TargetConfig
     from refspec.train.target import train_target
     from refspec.train.tokenizer import load_tokenizer
@@ -162,7 +190,6 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
     "--attention-reg", type=click.FloatRange(0), default=0.0, show_default=True,
     help="Weight of the attention that chained rows give the chain's own tokens, added to the loss.",
 )  # fmt: skip
-@device_option
 @click.option("--ffn", type=click.IntRange(32), help="Feed-forward channels; the target's if not given.")
 @click.option(
     "--init", type=folder,

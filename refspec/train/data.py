@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UsageError
+from .overlap import runs_of, strings_in
+from .overlap import without as cleaned
 from .tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
 
 # How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three records of ten.
 # `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth seeing several times, books
 # are plentiful. `chat` is for the last part of a training: what people ask, and less of what only teaches words. `tasks` is like it, with
-# more Python and fewer repetitions of the thinnest sources, for a model with room for more.
+# more Python and fewer repetitions of the thinnest sources, for a model with room for more. `epochs` repeats less, for a training that sees
+# the whole of it several times.
 MIXES: dict[str, dict[str, float]] = {
     "broad": {
         "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "taskmaster4": 2, "gsm8k_train": 3,
@@ -36,7 +39,15 @@ MIXES: dict[str, dict[str, float]] = {
         "chatterbot_corpus": 3, "african_storybook": 4, "18f_blog": 1.5, "flan_cot_strategyqa": 3, "flan_cot_*": 1.5,
         "t0_common_gen": 2, "py_*": 2, "classic_books": 0.5, "peps": 0.2, "rust_book": 0.3, "tldr": 0.7, "synth_retrieval": 0.4,
     },
+    "epochs": {
+        "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "gsm8k_train": 3, "mbpp_train": 6, "mawps": 3,
+        "chatterbot_corpus": 2, "african_storybook": 3, "18f_blog": 1.5, "flan_cot_strategyqa": 2, "flan_cot_*": 1.5,
+        "t0_common_gen": 1.5, "py_*": 2, "classic_books": 0.4, "peps": 0.2, "rust_book": 0.5, "tldr": 0.7, "synth_retrieval": 0.3,
+    },
 }  # fmt: skip
+
+
+TEXT = "plain text"  # the source of it, for `weight_of`
 
 
 def weight_of(source: str, weights: dict[str, float]) -> float:
@@ -75,6 +86,12 @@ def encode_conversation(tokenizer, messages: list[dict]) -> tuple[list[int], lis
     return ids, mask
 
 
+def encode_text(tokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Token ids and loss mask of plain text: a document that nobody answers in."""
+    ids = tokenizer.encode(BOS + text, add_special_tokens=False).ids
+    return ids, [0] * len(ids)
+
+
 def prepare(
     corpus: Path,
     out: Path,
@@ -84,9 +101,13 @@ def prepare(
     val_every: int = 200,
     weights: dict[str, float] | None = None,
     tokenizer_file: Path | None = None,
+    texts: Path | None = None,
+    without: Path | None = None,
 ) -> dict:
     """Train the tokenizer (or take `tokenizer_file`), then write packed train and validation arrays.
 
+    `texts` is a file of {text} objects, plain text to read: each is one more document of the training part, none of it the assistant's;
+    paragraphs that share 13 words in a row with a string in the JSONL file `without` are left out.
     Returns counts for the model card. With the same seed the held-out records are the same whatever the weights."""
     weights = MIXES["broad"] if weights is None else weights
     records = list(read_conversations(corpus))
@@ -106,6 +127,11 @@ def prepare(
     counts = {}
     for name, part in (("train", kept), ("val", held)):
         encoded = [(encode_conversation(tokenizer, r["messages"]), r["source"]) for r in part]
+        if name == "train" and texts is not None:
+            known = {run for r in read_conversations(without) for s in strings_in(r) for run in runs_of(s)} if without else set()
+            kept_texts = [cleaned(r["text"], known) for r in read_conversations(texts)]
+            encoded += [(encode_text(tokenizer, text), TEXT) for text, _ in kept_texts]
+            counts["left out"] = {"paragraphs": sum(n for _, n in kept_texts)}
         wanted = np.array([weight_of(s, weights) if name == "train" else 1.0 for _, s in encoded])
         repeats = np.floor(wanted).astype(int)
         if (wanted != repeats).any():  # whole numbers draw nothing, so the order of a plain mix is as it was
@@ -117,7 +143,7 @@ def prepare(
         mask = np.concatenate([np.asarray(encoded[i][0][1], np.uint8) for i in order])
         np.save(out / f"{name}.tokens.npy", tokens)
         np.save(out / f"{name}.mask.npy", mask)
-        counts[name] = {"records": len(part), "tokens": int(tokens.size), "assistant": int(mask.sum())}
+        counts[name] = {"records": len(encoded), "tokens": int(tokens.size), "assistant": int(mask.sum())}
     (out / "counts.json").write_text(json.dumps(counts, indent=1))
     return counts
 

@@ -20,8 +20,8 @@ from .data import Batches
 from .drafter import Eagle3, TrainedDrafter
 from .drafter_loss import Lesson, Teacher, chain_losses
 from .loop import Optimizers, run_steps, tune_allocator
-from .packing import InTurn, WholeDocuments
-from .precision import mixed
+from .packing import Ahead, InTurn, WholeDocuments
+from .precision import choose_device, mixed
 from .start import start_drafters
 from .target import hf_directory, load_target
 from .tokenizer import BOS, load_tokenizer
@@ -64,9 +64,9 @@ class Separately:
     def __init__(self, parts: list[Optimizers]):
         self.parts = parts
 
-    def step(self, scale: float) -> float:
+    def step(self, scale: float) -> Tensor:
         """Step every variant; returns the largest gradient norm."""
-        return max([part.step(scale) for part in self.parts])
+        return torch.stack([part.step(scale) for part in self.parts]).max()
 
     def state_dict(self) -> list:
         """The state of every variant, in order."""
@@ -97,6 +97,7 @@ class Training:
         compiled: bool = False,
         init: Path | None = None,
         device: str = "auto",
+        batch_tokens: int | None = None,
     ) -> None:
         """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device).
 
@@ -131,22 +132,27 @@ class Training:
             ]
         )
         self.teacher = Teacher(target, capture, draft_ids, bos, depth)
-        tokens = ROWS * LENGTH
-        self.batches = InTurn(
-            [WholeDocuments(f, "train", length=n, rows=tokens // n, seed=seed, bos=bos) for n in WHOLE for f in folders]
+        batch_tokens = batch_tokens or ROWS * LENGTH
+        if batch_tokens % max(WHOLE):
+            raise UsageError(f"--batch-tokens {batch_tokens} is no multiple of {max(WHOLE)}, the longest row")
+        self.batches: InTurn | Ahead = InTurn(
+            [WholeDocuments(f, "train", length=n, rows=batch_tokens // n, seed=seed, bos=bos) for n in WHOLE for f in folders]
             if rows == "whole"
-            else [Batches(f, "train", length=LENGTH, rows=ROWS, seed=seed) for f in folders]
+            else [Batches(f, "train", length=LENGTH, rows=batch_tokens // LENGTH, seed=seed) for f in folders]
         )
+        self.kinds = len(self.batches.sources)  # batches of different shapes take turns
+        if self.device.type == "cuda":
+            self.batches = Ahead(self.batches)
         self.held_out = Batches(folders[0], "val", length=LENGTH, rows=ROWS, seed=0)
         loss = self._variant_loss
         self.losses = {n: torch.compile(loss, dynamic=False) if compiled else loss for n in self.drafters}
 
-    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the variants' losses on batch `step`, and each of them."""
         tokens, mask = self.batches[step]
         lesson = self.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
         each = {name: self.losses[name](d, lesson) for name, d in self.drafters.items()}
-        return sum(each.values()), {f"loss_{n}": round(float(v.detach()), 4) for n, v in each.items()}  # type: ignore[return-value]
+        return sum(each.values()), {f"loss_{n}": v.detach() for n, v in each.items()}  # type: ignore[return-value]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -173,13 +179,6 @@ class Training:
             return chain_losses(drafter, lesson, self.depth)[0]
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is an accelerator torch sees, else the processor; UsageError for `cuda` where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no such accelerator here; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def train_drafters(
     data: Path | Sequence[Path],
     target_run: Path,
@@ -193,23 +192,27 @@ def train_drafters(
     outtype: str = "f16",
     init: Path | None = None,
     rows: str = "cut",
+    batch_tokens: int | None = None,
     **how: Any,
 ) -> dict[str, float]:
-    """Train every variant for `steps` steps of 4096 tokens; exports each to `out/NAME` (the speculators
+    """Train every variant for `steps` steps of `batch_tokens` (4096) tokens; exports each to `out/NAME` (the speculators
     layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to start from (weights only, fresh
     optimizer; `start.start_drafters`); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
-    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, **how)
+    batch_tokens = batch_tokens or ROWS * LENGTH
+    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, batch_tokens=batch_tokens, **how)
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     if lr_scale != 1:
         identity["lr_scale"] = lr_scale
     if init is not None:
         identity["init"] = str(init)
+    if batch_tokens != ROWS * LENGTH:
+        identity["batch_tokens"] = batch_tokens
     if rows != "cut" or not isinstance(data, Path):
         identity["rows"], identity["data"] = rows, [str(f) for f in ([data] if isinstance(data, Path) else data)]
     figures = run_steps(
         out, identity, training.together, training.optimizers, steps=steps, loss_of=training.loss_of,  # type: ignore[arg-type]
-        validate=training.validate, tokens_per_step=ROWS * LENGTH,
+        validate=training.validate, tokens_per_step=batch_tokens,
     )  # fmt: skip
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name)

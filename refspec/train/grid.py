@@ -106,7 +106,7 @@ def _time(plan: Plan, data: Path | Sequence[Path], target_run: Path, depth: int,
     job = next(j for j in jobs if j.depth == depth)
     name, drafter = next(iter(drafters_of(job, plan, target_run).items()))
     training = Training(data, target_run, {name: drafter}, depth=depth, seed=job.seed, rows=plan.rows, **how)
-    kinds = len(training.batches.sources)  # batches of different shapes take turns
+    kinds = training.kinds
     best = [[float("inf"), float("inf")] for _ in range(kinds)]
     for step in range(kinds * (1 + TIMED)):
         began = _now(training)

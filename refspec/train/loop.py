@@ -21,6 +21,9 @@ from ..errors import CheckpointError
 from .precision import muon
 
 
+SAVE_SECONDS = 20.0  # checkpoints are at least so far apart, where steps are quick
+
+
 def tune_allocator() -> None:
     """Keep freed memory in the process (glibc): fresh pages for every temporary cost up to half of a CPU step."""
     try:
@@ -37,20 +40,22 @@ class Optimizers:
     Muon (orthogonalized momentum) needs roughly a third fewer tokens than AdamW for models this small.
     """
 
-    def __init__(self, model: nn.Module, *, muon_lr: float, adam_lr: float, is_matrix: Callable[[str], bool]):
+    def __init__(
+        self, model: nn.Module, *, muon_lr: float, adam_lr: float, is_matrix: Callable[[str], bool], weight_decay: float = 0.01
+    ):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         matrices = [p for n, p in named if p.ndim == 2 and is_matrix(n)]
         rest = [p for n, p in named if not (p.ndim == 2 and is_matrix(n))]
         self.parts = [
-            muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+            muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=weight_decay),
             torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.base = [muon_lr, adam_lr]
         self.parameters = [p for _, p in named]
 
-    def step(self, scale: float) -> float:
-        """Clip, update with learning rates scaled by `scale`, clear gradients; returns the gradient norm."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
+    def step(self, scale: float) -> Tensor:
+        """Clip, update with learning rates scaled by `scale`, clear gradients; returns the gradient norm, on its device."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part, base in zip(self.parts, self.base, strict=True):
             for group in part.param_groups:
                 group["lr"] = base * scale
@@ -102,7 +107,7 @@ def run_steps(
     optimizers: Optimizers,
     *,
     steps: int,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
     validate: Callable[[], dict[str, float]],
     tokens_per_step: int,
     checkpoint_every: int = 200,
@@ -111,7 +116,8 @@ def run_steps(
     """Train from the last checkpoint in `out` (or from step 0) to `steps`; returns the last validation figures.
 
     `identity` is what must not change between a run and its resumption; a difference raises CheckpointError.
-    The log `out/log.jsonl` holds one object per 20 steps and per validation.
+    `loss_of` also returns parts of the loss for the log; it and a validation are read only where they are written down, so that an accelerator
+    need not be waited for in between. The log `out/log.jsonl` holds one object per 20 steps and per validation.
     """  # fmt: skip
     from tqdm import tqdm
 
@@ -137,17 +143,18 @@ def run_steps(
         )  # fmt: skip
 
     with open(out / "log.jsonl", "a", buffering=1) as log, tqdm(total=steps, initial=start, unit="step") as bar:
-        clock = time.perf_counter()
+        clock, saved = time.perf_counter(), time.perf_counter() - SAVE_SECONDS
         for step in range(start, steps):
             loss, parts = loss_of(step)
             loss.backward()
             norm = optimizers.step(schedule(step, steps))
             bar.update()
             if (step + 1) % 20 == 0:
+                float(loss.detach())  # an accelerator's work is done when its result is there
                 rate = 20 * tokens_per_step / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                record = {"step": step + 1, "loss": round(float(loss.detach()), 4), "grad_norm": round(norm, 3),
-                          "tokens_per_second": round(rate), **parts}  # fmt: skip
+                record = {"step": step + 1, "loss": round(float(loss.detach()), 4), "grad_norm": round(float(norm), 3),
+                          "tokens_per_second": round(rate), **{k: round(float(v), 4) for k, v in parts.items()}}  # fmt: skip
                 bar.set_postfix(loss=record["loss"], tok_s=record["tokens_per_second"])
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:
@@ -156,6 +163,8 @@ def run_steps(
                 model.train()
                 log.write(json.dumps({"step": step + 1, "validation": figures}) + "\n")
                 bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
-            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            due = (step + 1) % checkpoint_every == 0 and time.perf_counter() - saved > SAVE_SECONDS
+            if due or step + 1 == steps:
                 save(step + 1)
+                saved = time.perf_counter()
     return figures

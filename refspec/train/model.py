@@ -61,8 +61,10 @@ def document_mask(tokens: Tensor, bos: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out: torch's CPU flash kernel was 2-3x slower
-    at these sizes (T <= 1024, head_dim 64, bf16)."""
+    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out on a processor: torch's CPU flash kernel was
+    2-3x slower at these sizes (T <= 1024, head_dim 64, bf16). An accelerator's kernel keeps no [T, S] scores."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(-1, q.shape[1], -1, -1))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
     return torch.softmax(scores, -1) @ v
 
@@ -160,7 +162,7 @@ class Target(nn.Module):
                 p + "input_layernorm.weight": block.attn_norm.weight,
                 p + "post_attention_layernorm.weight": block.ffn_norm.weight,
             }  # fmt: skip
-        return {name: w.detach().float().contiguous() for name, w in out.items()}
+        return {name: w.detach().float().cpu().contiguous() for name, w in out.items()}
 
     def load_hf_state(self, state: dict[str, Tensor]) -> None:
         """The inverse of `hf_state`: start from weights under Hugging Face Llama names."""

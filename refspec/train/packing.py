@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,24 @@ class WholeDocuments:
                 mask[row, filled : filled + end - start] = self.mask[start:end]
                 filled += end - start
         return tokens, mask
+
+
+class Ahead:
+    """Batches made by a thread while an accelerator works on the one before: the same batches, step by step."""
+
+    def __init__(self, source: Batches | WholeDocuments | InTurn):
+        self.source = source
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[tuple[np.ndarray, np.ndarray]]] | None = None
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of batch `step`; begins to make the one after it."""
+        waiting = self._next
+        if waiting is None or waiting[0] != step:
+            waiting = step, self._pool.submit(self.source.__getitem__, step)
+        batch = waiting[1].result()
+        self._next = step + 1, self._pool.submit(self.source.__getitem__, step + 1)
+        return batch
 
 
 class InTurn:

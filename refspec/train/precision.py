@@ -13,6 +13,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
+
 SIZE, TRIES = 256, 3  # of the product that is timed: some milliseconds even where it is slow
 
 
@@ -32,6 +34,13 @@ def _seconds(dtype: torch.dtype) -> float:
         a @ a
         found.append(perf_counter() - began)
     return min(found)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is an accelerator torch sees, else the processor; UsageError for `cuda` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no such accelerator here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def mixed(device: torch.device) -> torch.autocast:

@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from ..convert import convert_target
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from .data import Batches
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
-from .packing import WholeDocuments
-from .precision import compute_type, mixed
+from .packing import Ahead, WholeDocuments
+from .precision import choose_device, compute_type, mixed
 from .start import start_target
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 from .unlikelihood import OwnRepeats, unlikelihood
 
 TOKENS_PER_STEP = 4096
+MOST_IN_A_ROW = 1024
 # (until this share of the run, tokens in a row). Cut rows of 256 while the model learns words (attention is cheap), of 1024 for
 # the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from the start.
 PHASES = {"cut": ((0.75, 256), (1.0, 1024)), "whole": ((0.85, 512), (1.0, 1024))}
@@ -47,82 +48,104 @@ def train_target(
     outtype: str = "f16",
     init: Path | None = None,
     rows: str = "cut",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    weight_decay: float = 0.01,
+    finish: Path | None = None,
+    finish_from: float = 0.6,
     unlikely: Path | None = None,
     unlikely_weight: float = 0.5,
     unlikely_every: int = 4,
 ) -> dict[str, float]:
-    """Train for `steps` steps of 4096 tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
+    """Train for `steps` steps of `batch_tokens` (4096) tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
 
     `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`
     and the number of layers, which may be larger: the model then begins as the same function (`widened`, `deepened`). `compiled` fuses
     each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
+    From the share `finish_from` of the steps on, batches are those of the folder `finish`, if given. `weight_decay` is that of the blocks' matrices.
     `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
     -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
+    on = choose_device(device)
+    batch_tokens = batch_tokens or TOKENS_PER_STEP
+    if batch_tokens % MOST_IN_A_ROW:
+        raise UsageError(f"--batch-tokens {batch_tokens} is no multiple of {MOST_IN_A_ROW}, the longest row")
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(data / "tokenizer.json")
     bos = tokenizer.token_to_id(BOS)
     model = Target(config)
     if init is not None:
         start_target(model, init)
+    model.to(on)
     if compiled:
         for block in model.layers:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
     optimizers = Optimizers(
-        model, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=is_hidden_matrix
-    )
-    def source(length: int) -> Batches | WholeDocuments:
-        many = TOKENS_PER_STEP // length
-        if rows == "whole":
-            return WholeDocuments(data, "train", length=length, rows=many, seed=seed, bos=bos)
-        return Batches(data, "train", length=length, rows=many, seed=seed)
+        model, muon_lr=muon_lr * lr_scale, adam_lr=adam_lr * lr_scale, is_matrix=is_hidden_matrix,
+        weight_decay=weight_decay,
+    )  # fmt: skip
 
-    batches = [(until, source(length)) for until, length in PHASES[rows]]
+    def source(folder: Path, length: int) -> Batches | WholeDocuments | Ahead:
+        many = batch_tokens // length
+        made: Batches | WholeDocuments
+        if rows == "whole":
+            made = WholeDocuments(folder, "train", length=length, rows=many, seed=seed, bos=bos)
+        else:
+            made = Batches(folder, "train", length=length, rows=many, seed=seed)
+        return Ahead(made) if on.type == "cuda" else made
+
+    # (until this share of the steps, rows of this length, of this folder), in the order of the run
+    plan = [(until, length, data) for until, length in PHASES[rows]]
+    if finish is not None:
+        _same_tokenizer(data, finish)
+        first = [(min(until, finish_from), length, data) for until, length, _ in plan]
+        plan = [p for i, p in enumerate(first) if i == 0 or p[0] > first[i - 1][0]]
+        plan += [(until, length, finish) for until, length in PHASES[rows] if until > finish_from]
+    batches = [(until, source(folder, length)) for until, length, folder in plan]
     held_out = Batches(data, "val", length=512, rows=8, seed=0)
     own = None
     if unlikely is not None:
         many = TOKENS_PER_STEP // OWN_ROW
         own = OwnRepeats(unlikely, data / "tokenizer.json", length=OWN_ROW, rows=many, seed=seed)
 
-    cpu = torch.device("cpu")
-
     def hidden_of(ids: torch.Tensor) -> torch.Tensor:
-        return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(cpu))
+        return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(on))
 
     def cross_entropy(tokens) -> torch.Tensor:
-        ids = torch.from_numpy(tokens)
-        with mixed(cpu):
+        ids = torch.from_numpy(tokens).to(on)
+        with mixed(on):
             logits = model.head(hidden_of(ids))
         # A document's BOS follows nothing the model can know; predicting it is not its task.
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == bos, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
     def repeat_loss(tokens, marks) -> torch.Tensor:
-        ids, at = torch.from_numpy(tokens), torch.from_numpy(marks)
-        with mixed(cpu):
+        ids, at = torch.from_numpy(tokens).to(on), torch.from_numpy(marks).to(on)
+        with mixed(on):
             logits = model.head(hidden_of(ids)[at])  # only the head sees the shape that `marks` has
         return unlikelihood(logits.float(), ids[:, 1:][at]).mean()
 
-    parts: dict[str, float] = {}  # for the log: the term keeps its last value between the steps that have one
+    parts: dict[str, torch.Tensor] = {}  # for the log: the term keeps its last value between the steps that have one
 
     def loss_of(step: int):
         now = next(b for until, b in batches if step < until * steps)
         loss = cross_entropy(now[step][0])
         if own is None:
             return loss, {}
-        parts["cross_entropy"] = round(float(loss.detach()), 4)
+        parts["cross_entropy"] = loss.detach()
         if (step + 1) % unlikely_every == 0:
             term = repeat_loss(*own[step // unlikely_every])
-            parts["unlikely"] = round(float(term.detach()), 4)
+            parts["unlikely"] = term.detach()
             loss = loss + unlikely_weight * term
         return loss, parts
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         count = min(24, held_out.per_epoch)
-        return {"val_loss": sum(float(cross_entropy(held_out[i][0])) for i in range(count)) / count}
+        with torch.compiler.set_stance("force_eager"):  # its rows are of another shape: not worth compiling
+            return {"val_loss": sum(float(cross_entropy(held_out[i][0])) for i in range(count)) / count}
 
     identity = {"kind": "target", "seed": seed, "steps": steps, **config.to_dict()}
     if lr_scale != 1:
@@ -131,15 +154,28 @@ def train_target(
         identity["init"] = str(init)
     if rows != "cut":
         identity["rows"] = rows
+    if batch_tokens != TOKENS_PER_STEP:
+        identity["batch_tokens"] = batch_tokens
+    if weight_decay != 0.01:
+        identity["weight_decay"] = weight_decay
+    if finish is not None:
+        identity |= {"finish": str(finish), "finish_from": finish_from}
     if unlikely is not None:
         identity |= {"unlikely": str(unlikely), "unlikely_weight": unlikely_weight, "unlikely_every": unlikely_every}
     figures = run_steps(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
-        tokens_per_step=TOKENS_PER_STEP,
+        tokens_per_step=batch_tokens,
     )  # fmt: skip
     export_target(model, data, out / "hf")
     convert_target(out / "hf", out / "target.gguf", outtype)
     return figures
+
+
+def _same_tokenizer(data: Path, other: Path) -> None:
+    """UsageError unless both folders mean the same by a token id."""
+    here, there = (load_tokenizer(folder / "tokenizer.json").get_vocab() for folder in (data, other))
+    if here != there:
+        raise UsageError(f"{other}: its tokenizer is not that of {data}; make it with `refspec train data --tokenizer {data}/tokenizer.json`")
 
 
 def export_target(model: Target, data: Path, out: Path) -> None:

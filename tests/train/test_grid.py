@@ -16,7 +16,7 @@ from filelock import FileLock  # noqa: E402
 from refspec.cli import main  # noqa: E402
 from refspec.errors import UsageError  # noqa: E402
 from refspec.formats.gguf_io import read_drafter  # noqa: E402
-from refspec.train import drafters, grid  # noqa: E402
+from refspec.train import drafters, grid, precision  # noqa: E402
 from refspec.train.drafter_loss import chain_losses  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.plan import read_plan  # noqa: E402
@@ -171,10 +171,10 @@ def test_a_regularizer_without_draft_tokens_and_a_device_that_is_not_there_are_r
         Training(data, target_run, reg, depth=1, seed=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--device cuda"):
-        drafters.choose_device("cuda")
-    assert drafters.choose_device("auto").type == "cpu"
+        precision.choose_device("cuda")
+    assert precision.choose_device("auto").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert drafters.choose_device("auto").type == "cuda" and drafters.choose_device("cpu").type == "cpu"
+    assert precision.choose_device("auto").type == "cuda" and precision.choose_device("cpu").type == "cpu"
 
 
 def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
