@@ -179,11 +179,22 @@ int32_t rs_eagle3_follow(rs_eagle3_chain *c, int32_t token, size_t row) {
     return status;
 }
 
+/* The logits [D] to choose the token at position n by: the newest row's, under the penalties of the n tokens before it. */
+static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
+    size_t D = c->config->draft_vocab;
+    if (!c->penalties || n <= c->counted_from) return c->logits;
+    for (size_t i = 0; i < D; i++) c->row[c->d2t ? c->d2t[i] : (int32_t)i] = c->logits[i];
+    rs_penalize(c->row, c->text + c->counted_from, n - c->counted_from, c->penalties);
+    for (size_t i = 0; i < D; i++) c->penalized[i] = c->row[c->d2t ? c->d2t[i] : (int32_t)i];
+    return c->penalized;
+}
+
 int32_t rs_eagle3_draft(rs_eagle3_chain *c, int32_t *tokens, float *confidence, size_t k, size_t first) {
     for (size_t i = 0; i < k; i++) {
-        int64_t best = rs_argmax_prob(&confidence[i], c->logits, c->config->draft_vocab);
+        int64_t best = rs_argmax_prob(&confidence[i], chosen_by(c, c->decided + i), c->config->draft_vocab);
         if (best < 0) return RS_NOT_FINITE;
         tokens[i] = c->d2t ? c->d2t[best] : (int32_t)best;
+        if (c->penalties) c->text[c->decided + i] = tokens[i];
         if (i + 1 == k) break; /* the last draft token needs no row of its own */
         int32_t status = rs_eagle3_follow(c, tokens[i], first + i);
         if (status != RS_OK) return status;

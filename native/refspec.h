@@ -104,6 +104,20 @@ void rs_gather_features(float *out, const float *const *src, const float *const 
  * scale [n] = max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
 void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks);
 
+/* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */
+
+typedef struct rs_penalties {
+    double repeat, presence, frequency, dry_multiplier, dry_base;
+    int32_t repeat_last_n, dry_allowed_length, dry_last_n; /* last_n: -1 is all */
+    bool counting, dry;            /* Penalties.counting, Penalties.dry */
+    const int8_t *breaks;          /* [V] above 0: a sequence breaker; NULL: there are none */
+    int32_t *scratch;              /* [V] zeros before and after */
+    int32_t *lengths;              /* working space for as many numbers as the longest history has tokens */
+} rs_penalties;
+
+/* row [V] = logits of the token that follows history [n], tokens below V, under the penalties. */
+void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penalties *penalties);
+
 /* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
 
 /* Threads that share the outputs of a large matrix: those of the OpenMP library that llama.cpp uses, so that they are the same ones,
@@ -196,6 +210,10 @@ typedef struct rs_eagle3_chain {
     float *drafted_logits, *drafted_state; /* the same of the last drafted row */
     const int32_t *d2t;            /* [D] target ids, or NULL: draft ids are target ids */
     const float *logits, *state;   /* outputs of the row to draft after: the true ones, or the drafted ones */
+    const rs_penalties *penalties; /* tokens are chosen under these; NULL: there are none */
+    int32_t *text;                 /* tokens by position: the text's, then drafted ones, written here */
+    size_t counted_from, decided;  /* positions below the first do not count; the text has this many tokens before the draft */
+    float *row, *penalized;        /* [V] and [D] of working space */
 } rs_eagle3_chain;
 
 /* True rows first..first+T-1 from tokens [T] and features [T, n_states*Ht]; drafting continues after the last of them.
@@ -354,20 +372,6 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_law(const double *q, size_t vocab);
-
-/* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */
-
-typedef struct rs_penalties {
-    double repeat, presence, frequency, dry_multiplier, dry_base;
-    int32_t repeat_last_n, dry_allowed_length, dry_last_n; /* last_n: -1 is all */
-    bool counting, dry;            /* Penalties.counting, Penalties.dry */
-    const int8_t *breaks;          /* [V] above 0: a sequence breaker; NULL: there are none */
-    int32_t *scratch;              /* [V] zeros before and after */
-    int32_t *lengths;              /* working space for as many numbers as the longest history has tokens */
-} rs_penalties;
-
-/* row [V] = logits of the token that follows history [n], tokens below V, under the penalties. */
-void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penalties *penalties);
 
 /* ---- cycle.c again: one verify step, the middle of refspec/speculate.py ---------------------------------------------- */
 

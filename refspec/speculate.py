@@ -26,7 +26,7 @@ from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Judges, Target
-from refspec.targets.penalized import check_under
+from refspec.targets.penalized import check_under, drafting_under
 from refspec.verify import Rows, Verdict
 from refspec.windows.window import Window
 
@@ -68,6 +68,7 @@ def speculate(
     the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
     """
     check_under(target, sampler)
+    minded = drafting_under(target, drafter)
     # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.
     # Without a drafter nothing is sampled from it, and the text of a seed is the plain one.
     rejecting = draft_sampling and drafter is not None and not sampler.greedy
@@ -101,6 +102,8 @@ def speculate(
             k = window.plan(k if drafter and drafter.n_rows else 0)
         draft = NO_DRAFT
         if drafter is not None and k > 0 and drafter.n_rows:
+            if minded is not None:
+                minded.begin(pending, start)
             draft = _cut_after_end(rule.draft(drafter, k, position, window.stop if window else None), end_tokens)
             if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
                 draft = _first(draft, window.keep(len(draft.tokens)))

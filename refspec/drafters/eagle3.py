@@ -20,6 +20,7 @@ from refspec.drafters.base import Draft, Ops, Probe, RowRecord, Stop, check_draf
 from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, output_norm, project, resized
 from refspec.drafters.eagle3_tree import draft_tree
+from refspec.drafters.penalized import DraftPenalties
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
@@ -56,6 +57,7 @@ class Eagle3Drafter:
         self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
+        self.penalties: DraftPenalties | None = None
         self.seconds = 0.0
         self.reset()
 
@@ -112,6 +114,8 @@ class Eagle3Drafter:
             h = self.hidden.rows[-1:]  # [1, H]
             n = output_norm(self.config, self.weights, h, self.ops)  # [1, H]
             logits = head(self.config, self.weights, h, n, self.ops)[0]  # [D]
+            if self.penalties is not None:
+                logits = self.penalties(logits, tokens, self.d2t)
             if sampler is None or coins is None:
                 best = self.ops.argmax(logits)
                 probability = float(self.ops.softmax(logits)[best])

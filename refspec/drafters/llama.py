@@ -21,6 +21,7 @@ import numpy.typing as npt
 from refspec import native
 from refspec.config import FeatureNorm, Feedback
 from refspec.drafters.base import Draft, Stop, check_draft_arguments
+from refspec.drafters.penalized import DraftPenalties
 from refspec.engine import Context, Lender, Model, RowBatch, check_pair, drafter_config, lib
 from refspec.engine.capture import Floats, Views
 from refspec.engine.cycle import NativeChain, possible
@@ -96,6 +97,7 @@ class LlamaEagle3Drafter:
             )  # fmt: skip
         self._logits = self._state = 0  # addresses of the newest row's outputs; 0 when they are gone
         self._held = 0  # rows in the cache, drafted ones included
+        self.penalties: DraftPenalties | None = None
         self.n_rows = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._draft_ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)  # [D]
@@ -151,20 +153,20 @@ class LlamaEagle3Drafter:
         if k and (self._held != self.n_rows or not self._logits):
             self._run_last_again()
         position = self.n_rows
-        if self._chain is not None and sampler is None and self.probe is None and stop is None:
+        if self._chain is not None and sampler is None and self.probe is None and stop is None and self.penalties is None:
             self._draft_c(self._chain, tokens, confidence)
             return Draft(tokens, None, confidence)
         for i in range(k):
             if self.probe is not None:
                 self._tell(i)
             if sampler is None or coins is None or q_draft is None:
-                token, confidence[i] = self._best(self._logits)
+                token, confidence[i] = self._best(self._address(tokens[:i]))
                 if token < 0:
                     raise self._not_finite()
                 if stop is not None and stop(i, float(confidence[i])):
                     return Draft(tokens[:i], None, confidence[:i])
             else:
-                q_draft[i] = q = native.p_target(self._views.at(self._logits, 1, self.config.vocab_size)[0], sampler)
+                q_draft[i] = q = native.p_target(self._views.at(self._address(tokens[:i]), 1, self.config.vocab_size)[0], sampler)
                 if stop is not None and stop(i, float(q.max())):  # before the coin: see `base.Stop`
                     return Draft(tokens[:i], q_draft[:i], confidence[:i])
                 token = native.invert_cdf(q, float(coins[i]))
@@ -199,6 +201,14 @@ class LlamaEagle3Drafter:
         self._encoder.close()
         self.context.close()
         self.model.close()
+
+    def _address(self, drafted: npt.NDArray[np.int32]) -> int:
+        """Of the newest row's logits [V], as they are or under the penalties."""
+        if self.penalties is None:
+            return self._logits
+        row = self._views.at(self._logits, 1, self.config.vocab_size)[0]
+        self._penalized: Array = self.penalties(row, drafted.tolist())  # kept while its address is in use
+        return int(self._penalized.ctypes.data)
 
     def _drop_drafted(self) -> None:
         if self._held != self.n_rows:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from refspec import native
 from refspec.drafters.base import Draft, Stop, check_draft_arguments
 from refspec.drafters.llama import MARGIN
+from refspec.drafters.penalized import DraftPenalties
 from refspec.engine import Context, Lender, Model, RowBatch, check_target, lib
 from refspec.engine.capture import Views
 from refspec.engine.steps import argmax_prob
@@ -68,6 +69,7 @@ class LlamaModelDrafter:
         self._best = argmax_prob(self._common)
         self._views = Views()
         self.seconds = 0.0  # inside llama.cpp only
+        self.penalties: DraftPenalties | None = None
         self._text: list[int] = []  # the true text
         self._held: list[int] = []  # what the cache holds: a prefix of the text, then drafted tokens
         self._agreed = 0  # tokens of the cache known to be the text's
@@ -113,11 +115,12 @@ class LlamaModelDrafter:
             self._catch_up("last")
         for i in range(k):
             if sampler is None or coins is None or q_draft is None:
-                token, best = self._best(self._logits)
+                row = self._row(tokens[:i])
+                token, best = self._best(row.ctypes.data)
                 if token < 0:
                     raise BackendError(f"{self.path}: the draft model's logits are not finite; its weights are damaged")
             else:
-                q_draft[i, : self._common] = q = native.p_target(self._row(), _within(sampler, self._common))
+                q_draft[i, : self._common] = q = native.p_target(self._row(tokens[:i]), _within(sampler, self._common))
                 best = float(q.max())
             if stop is not None and stop(i, float(best)):  # before the coin: see `base.Stop`
                 return Draft(tokens[:i], None if q_draft is None else q_draft[:i], confidence[:i])
@@ -150,8 +153,10 @@ class LlamaModelDrafter:
     def _fits(self) -> bool:
         return len(self._text) <= self.n_ctx
 
-    def _row(self) -> Array:
-        return self._views.at(self._logits, 1, self._common)[0]
+    def _row(self, drafted: npt.NDArray[np.int32]) -> Array:
+        """The last row's logits [C], as they are or under the penalties."""
+        row: Array = self._views.at(self._logits, 1, self._common)[0]
+        return row if self.penalties is None else self.penalties(row, drafted.tolist())
 
     def _catch_up(self, outputs: str) -> None:
         """Drop what the cache holds beyond the text, then run what it lacks; with outputs "last", the last row's logits."""

@@ -22,6 +22,7 @@ from refspec.drafters.base import Draft, Drafter, Stop, check_draft_arguments
 from refspec.drafters.draft_law import draft_law, restricted
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import MARGIN, LlamaEagle3Drafter
+from refspec.drafters.penalized import DraftPenalties
 from refspec.engine import Lender, check_pair, check_threads, drafter_config
 from refspec.engine.packed import functions, packed_matrix
 from refspec.engine.team import team
@@ -55,11 +56,22 @@ class OwnEagle3Drafter:
         self.d2t = np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)  # [D]
         self.n_rows = 0
         self.seconds = 0.0
+        self._penalties: DraftPenalties | None = None
         self._resumes = False  # the outputs of the last true row are held
         self.probe: Callable[[int, Array], None] | None = None  # (depth, state fed to the next row [H]) before each drafted token
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
         self.note = f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+
+    @property
+    def penalties(self) -> DraftPenalties | None:
+        """What chains are drafted under."""
+        return self._penalties
+
+    @penalties.setter
+    def penalties(self, penalties: DraftPenalties | None) -> None:
+        self._penalties = penalties
+        self._chain.under(penalties)
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Drop drafted rows, then append true rows from tokens [T] and target features [T, N*Ht].
@@ -98,6 +110,8 @@ class OwnEagle3Drafter:
         began = perf_counter()
         try:
             self._chain.restart()
+            if self._penalties is not None:
+                self._chain.decide(self._penalties.decided)
             if coins is not None and sampler is not None:
                 return self._sampled(k, coins, restricted(sampler, self.d2t), stop)
             return self._likeliest(k, stop)
@@ -133,6 +147,8 @@ class OwnEagle3Drafter:
             if stop is not None and stop(drafted, float(confidence[drafted])):
                 break
             drafted += 1
+            if self._penalties is not None:
+                self._chain.decide(self._penalties.decided + drafted)
             if drafted < k:  # the last draft token needs no row of its own
                 self._checked(self._chain.follow(int(tokens[drafted - 1]), self.n_rows + drafted - 1))
         return Draft(tokens[:drafted], None, confidence[:drafted])
@@ -146,6 +162,8 @@ class OwnEagle3Drafter:
             logits = self._chain.logits()
             if not np.isfinite(logits.max()):
                 raise self._not_finite()
+            if self._penalties is not None:
+                logits = self._penalties(logits, tokens, self._chain.draft_ids)
             law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
             if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
                 break

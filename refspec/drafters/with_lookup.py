@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from refspec.drafters.base import Drafter, SeesFirst
 from refspec.drafters.lookup import LookupDrafter
+from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.ops import Array, Ids
 
 D = TypeVar("D", bound=Drafter)
@@ -27,6 +28,16 @@ class WithLookup(Generic[D]):
     def seconds(self) -> float:
         """Time spent inside both."""
         return self.trained.seconds + self.lookup.seconds
+
+    @property
+    def penalties(self) -> DraftPenalties | None:
+        """What `trained` drafts under, if it minds penalties."""
+        return getattr(self.trained, "penalties", None)
+
+    @penalties.setter
+    def penalties(self, penalties: DraftPenalties | None) -> None:
+        if isinstance(self.trained, MindsPenalties):
+            self.trained.penalties = penalties
 
     def begin(self, token: int) -> None:
         """Take x_0."""

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 
@@ -25,6 +26,16 @@ class WrappedDrafter:
     def seconds(self) -> float:
         """Time spent inside the drafter."""
         return self.inner.seconds
+
+    @property
+    def penalties(self) -> DraftPenalties | None:
+        """What `inner` drafts under, if it minds penalties."""
+        return getattr(self.inner, "penalties", None)
+
+    @penalties.setter
+    def penalties(self, penalties: DraftPenalties | None) -> None:
+        if isinstance(self.inner, MindsPenalties):
+            self.inner.penalties = penalties
 
     def begin(self, token: int) -> None:
         """Take x_0, if the drafter wants it."""

@@ -7,7 +7,7 @@ rolling back is stepping again from an earlier row. Shape legend: see `refspec/c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from refspec.config import (
 from refspec.errors import BackendError, ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
 from refspec.ops import Array
+
+if TYPE_CHECKING:  # it knows this package
+    from refspec.drafters.penalized import DraftPenalties
 
 _MATRICES = ("token_embd", *BIASED)
 _VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_norm", "output_norm", "fc_norm")
@@ -160,6 +163,9 @@ class Eagle3Chain(Eagle3Rows):
             setattr(c, name, to_c(array))
         c.d2t = ffi.NULL if self.draft_ids is None else to_c(self.draft_ids)
         self._kept = [c.scratch, c.k_cache, c.v_cache, c.d2t]  # cffi fields do not keep what they point to alive
+        self._penalized = np.empty(config.draft_vocab_size, np.float32)
+        c.penalized = self._penalized_pointer = to_c(self._penalized)
+        self._under: tuple[Any, ...] = ()
         self._floats, self._ids, self._buffer = ffi.typeof("float[]"), ffi.typeof("int32_t[]"), ffi.from_buffer
         self._extend, self._follow, self._draft = lib.rs_eagle3_extend, lib.rs_eagle3_follow, lib.rs_eagle3_draft
 
@@ -167,6 +173,19 @@ class Eagle3Chain(Eagle3Rows):
         """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both without gaps: its status."""
         status: int = self._extend(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
         return status
+
+    def under(self, penalties: DraftPenalties | None) -> None:
+        """Drafts are chosen under these from now on; each draft needs `decide` before it."""
+        held = (ffi.NULL, ffi.NULL, ffi.NULL)
+        if penalties is not None:
+            held = penalties.penalizer.c, ffi.from_buffer("int32_t[]", penalties.tokens), to_c(penalties.row)
+        self._under = (*held, penalties)
+        self.c.penalties, self.c.text, self.c.row = held
+        self.c.counted_from = 0 if penalties is None else penalties.first
+
+    def decide(self, tokens: int) -> None:
+        """The text, and what was drafted after it, has so many tokens."""
+        self.c.decided = tokens
 
     def restart(self) -> None:
         """Continue after the last true row, forgetting drafted ones."""

@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from refspec.drafters.base import Drafter
+from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
@@ -88,6 +90,10 @@ class PenalizedTarget:
         out: Array = self._penalizer(row, history)
         return out
 
+    def for_drafts(self) -> DraftPenalties:
+        """The same penalties for a drafter of this text; `begin` it before every draft."""
+        return DraftPenalties(self._penalizer, self._tokens, self.first, self.inner.n_vocab)
+
     def judge(self, sampler: Sampler, seed: int) -> Judge | None:
         """As of `inner`, the penalties between its run and its rule; None where it has none."""
         if not isinstance(self.inner, Judges) or self._penalizer.c is None:
@@ -138,3 +144,11 @@ def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
         raise UsageError("the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)")
+
+
+def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:
+    """Have a drafter that minds penalties draft under the target's, or under none; what it then drafts under."""
+    if not isinstance(drafter, MindsPenalties):
+        return None
+    drafter.penalties = target.for_drafts() if isinstance(target, PenalizedTarget) else None
+    return drafter.penalties

@@ -144,6 +144,9 @@ class Training:
         if self.device.type == "cuda":
             self.batches = Ahead(self.batches)
         self.held_out = Batches(folders[0], "val", length=LENGTH, rows=ROWS, seed=0)
+        if compiled:
+            for block in target.layers:
+                block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         loss = self._variant_loss
         self.losses = {n: torch.compile(loss, dynamic=False) if compiled else loss for n in self.drafters}
 

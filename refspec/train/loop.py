@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .precision import muon
 
-
 SAVE_SECONDS = 20.0  # checkpoints are at least so far apart, where steps are quick
 
 

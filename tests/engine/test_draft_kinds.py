@@ -216,3 +216,19 @@ def test_a_draft_model_whose_context_is_full_drafts_nothing_and_the_text_goes_on
         plain = session.generate(tokens=IDS[:20].tolist(), max_tokens=80, speculate=False)
         list(plain)
         assert run.tokens == plain.tokens and windows[1] > 0 and windows[-1] == 0
+
+
+PUNISHED = refspec.Penalties(repeat=1.3, presence=0.5, dry_multiplier=1.0, dry_allowed_length=1, dry_breakers=())
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(files, sampling):
+    options: dict[str, Any] = dict(
+        tokens=IDS[:30].tolist(), max_tokens=60, seed=5, sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED)
+    )
+    with refspec.load(files["target"], files["target"], strict=True, threads=1, draft_max=4, n_ctx=200) as session:
+        run = session.generate(**options, draft_sampling=sampling)
+        tokens = [t for event in run for t in event.step.tokens]
+        assert len(tokens) > 20 and run.statistics.verify_steps == -(-len(tokens) // 5), "every draft token is accepted"
+        plain = session.generate(**options, speculate=False)
+        assert sampling or tokens == [t for event in plain for t in event.step.tokens]

@@ -14,12 +14,14 @@ from refspec.drafters import own
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
 from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
+from refspec.drafters.penalized import DraftPenalties
 from refspec.engine import packed
 from refspec.engine.team import team
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.formats.drafter_meta import TENSORS, from_metadata
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.formats.gguf_types import weight_type
+from refspec.native.penalties import Penalizer
 from refspec.targets.llama import LlamaTarget
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
@@ -65,6 +67,31 @@ def test_it_drafts_what_the_reference_drafts(tmp_path: Path, kind: str) -> None:
     for each in (drafter, reference):
         each.extend(tokens[1:], target.features())
     assert drafter.draft(6).tokens.tolist() == reference.draft(6).tokens.tolist()
+    drafter.close()
+    target.close()
+
+
+@pytest.mark.parametrize("kernels", ["llama", "own"])
+def test_under_penalties_every_way_to_run_a_drafter_drafts_what_the_reference_drafts(tmp_path: Path, kernels: Any) -> None:
+    path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
+    drafter = open_drafter(path, target, kernels=kernels, **STRICT)
+    reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)
+    tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
+    target.decode(tokens[:-1], logits="none")
+    drafts = []
+    for each in (drafter, reference):
+        each.extend(tokens[1:], target.features())
+        plain = each.draft(6).tokens.tolist()
+        penalties = refspec.Penalties(presence=3.0, frequency=1.0, repeat_last_n=-1, dry_multiplier=2.0, dry_allowed_length=1)
+        text = np.zeros(64, np.int32)
+        text[: len(tokens)] = tokens
+        each.penalties = made = DraftPenalties(Penalizer(penalties, target.n_vocab, len(text)), text, 5, target.n_vocab)
+        made.begin(int(tokens[-1]), len(tokens) - 1)
+        drafts.append(each.draft(6).tokens.tolist())
+        stopped = each.draft(6, stop=lambda i, confidence: i == 4).tokens.tolist()
+        assert stopped == drafts[-1][:4] and drafts[-1] != plain
+    assert drafts[0] == drafts[1]
     drafter.close()
     target.close()
 

@@ -16,7 +16,7 @@ from filelock import FileLock  # noqa: E402
 from refspec.cli import main  # noqa: E402
 from refspec.errors import UsageError  # noqa: E402
 from refspec.formats.gguf_io import read_drafter  # noqa: E402
-from refspec.train import drafters, grid, precision  # noqa: E402
+from refspec.train import grid, precision  # noqa: E402
 from refspec.train.drafter_loss import chain_losses  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.plan import read_plan  # noqa: E402

@@ -14,7 +14,7 @@ import itertools
 
 from refspec.errors import UsageError
 from refspec.train.data import Batches, weight_of
-from refspec.train.packing import InTurn, WholeDocuments
+from refspec.train.packing import Ahead, InTurn, WholeDocuments
 
 BOS, LENGTH, ROWS = 1, 16, 2
 
@@ -87,3 +87,10 @@ def test_too_little_text_is_one_line(folder: Path) -> None:
 def test_weights_of_sources_go_by_name_then_by_the_longest_beginning() -> None:
     weights = {"py_sympy": 2, "py_*": 0.5, "p*": 3}
     assert [weight_of(s, weights) for s in ("py_sympy", "py_click", "peps", "mawps")] == [2, 0.5, 3, 1.0]
+
+
+def test_batches_made_ahead_are_the_same(folder: Path) -> None:
+    plain, ahead = whole(folder), Ahead(whole(folder))
+    for step in (0, 1, 2, plain.per_epoch, plain.per_epoch + 1, 1):  # in turn, over an epoch's end, and back
+        for one, other in zip(plain[step], ahead[step], strict=True):
+            np.testing.assert_array_equal(one, other)

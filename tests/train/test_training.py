@@ -22,12 +22,12 @@ from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
 from refspec.formats.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop, precision  # noqa: E402
-from refspec.train.data import Batches, encode_conversation, render_pieces  # noqa: E402
+from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
 from refspec.train.model import Target, document_mask  # noqa: E402
 from refspec.train.precision import Float32Muon  # noqa: E402
 from refspec.train.start import start_target  # noqa: E402
-from refspec.train.target import load_target, train_target  # noqa: E402
+from refspec.train.target import is_hidden_matrix, load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, load_tokenizer  # noqa: E402
 
 
@@ -109,6 +109,72 @@ def test_a_deeper_target_begins_as_the_same_function_and_its_new_layers_learn(ta
     assert all(block.o.weight.grad.any() and block.down.weight.grad.any() for block in fresh)
     with pytest.raises(CheckpointError, match="layers"):
         start_target(Target(dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers - 1)), target_run / "hf")
+
+
+def test_the_last_part_of_a_run_reads_other_data_in_batches_of_any_size(corpus, data, target_run, tmp_path, monkeypatch):
+    finish, read, sizes = tmp_path / "finish", [], []
+    prepare(corpus, finish, vocab_size=320, seed=1, val_every=4, tokenizer_file=data / "tokenizer.json")
+
+    class Noted(Batches):
+        def __init__(self, folder, split, *, length, rows, seed):
+            super().__init__(folder, split, length=length, rows=rows, seed=seed)
+            self.about = (folder.name, split, length)
+
+        def __getitem__(self, step):
+            read.append(self.about)
+            sizes.append(super().__getitem__(step)[0][:, 1:].size)
+            return super().__getitem__(step)
+
+    monkeypatch.setattr("refspec.train.target.Batches", Noted)
+    how = {"config": CONFIG, "seed": 3, "threads": 1, "device": "cpu", "finish": finish}
+    train_target(data, tmp_path / "run", steps=8, batch_tokens=2048, finish_from=0.5, **how)
+    seen = [about for about in read if about[1] == "train"]
+    assert seen == [(data.name, "train", 256)] * 4 + [("finish", "train", 256)] * 2 + [("finish", "train", 1024)] * 2
+    assert {size for size, about in zip(sizes, read, strict=True) if about[1] == "train"} == {2048}
+    with pytest.raises(CheckpointError, match=r"finish_from=0\.5, now 0\.75"):
+        train_target(data, tmp_path / "run", steps=8, batch_tokens=2048, finish_from=0.75, **how)
+    with pytest.raises(UsageError, match="--batch-tokens 1500 is no multiple of 1024"):
+        train_target(data, tmp_path / "no", steps=8, batch_tokens=1500, **how)
+    with pytest.raises(UsageError, match="--batch-tokens 1500 is no multiple of 1024"):
+        train_drafters(data, target_run, tmp_path / "no", {"a": drafter_for(target_run, 200, (1, 2, 4))}, steps=1, depth=1, seed=1, batch_tokens=1500)
+    other = tmp_path / "other"
+    prepare(corpus, other, vocab_size=310, seed=1, val_every=4)
+    with pytest.raises(UsageError, match="its tokenizer is not that of"):
+        train_target(data, tmp_path / "no", steps=8, **(how | {"finish": other}))
+
+
+def test_weight_decay_is_that_of_the_blocks_matrices():
+    shrunk = {}
+    for decay in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = Target(CONFIG)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        loop.Optimizers(model, muon_lr=0.1, adam_lr=0.1, is_matrix=is_hidden_matrix, weight_decay=decay).step(1.0)
+        shrunk[decay] = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    matrices = {name for name, p in Target(CONFIG).named_parameters() if p.ndim == 2 and "embed" not in name}
+    assert not shrunk[0.0] and shrunk[0.5] == matrices
+
+
+def test_plain_text_is_read_without_what_a_benchmark_has(corpus, data, tmp_path):
+    said = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    texts, bench, out = tmp_path / "t.jsonl", tmp_path / "b.jsonl", tmp_path / "out"
+    texts.write_text(json.dumps({"text": f"The cat runs.\n\nHe said: {said.upper()}, and more.\n\nThe dog sees a tree."}) + "\n")
+    bench.write_text(json.dumps({"turns": [f"Say {said}!"]}) + "\n")
+    made = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--tokenizer", str(data / "tokenizer.json"),
+                                     "--texts", str(texts), "--without", str(bench)])  # fmt: skip
+    assert made.exit_code == 0 and "left out: 1 paragraphs" in made.stdout
+    tokens, mask = np.load(out / "train.tokens.npy"), np.load(out / "train.mask.npy")
+    tokenizer = load_tokenizer(out / "tokenizer.json")
+    kept = tokenizer.encode(f"{BOS}The cat runs.\n\nThe dog sees a tree.", add_special_tokens=False).ids
+    (at,) = [i for i in range(len(tokens)) if tokens[i : i + len(kept)].tolist() == kept]
+    assert not mask[at : at + len(kept)].any()
+    plain = tmp_path / "plain"
+    prepare(corpus, plain, vocab_size=320, seed=1, tokenizer_file=data / "tokenizer.json")
+    np.testing.assert_array_equal(np.load(out / "val.tokens.npy"), np.load(plain / "val.tokens.npy"))  # the held-out text is the same
+    refused = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--without", str(bench)])
+    assert refused.exit_code == 2 and "--without does nothing without --texts" in refused.stderr
 
 
 def test_batches_are_a_function_of_the_step(data):
