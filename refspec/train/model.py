@@ -62,11 +62,16 @@ def document_mask(tokens: Tensor, bos: int) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out on a processor: torch's CPU flash kernel was
-    2-3x slower at these sizes (T <= 1024, head_dim 64, bf16). An accelerator's kernel keeps no [T, S] scores."""
+    2-3x slower at these sizes (T <= 1024, head_dim 64, bf16)."""
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(-1, q.shape[1], -1, -1))
+        return fused_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
     return torch.softmax(scores, -1) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same by torch's kernel, which on an accelerator keeps no [T, S] scores."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(-1, q.shape[1], -1, -1).to(q.dtype))
 
 
 class RMSNorm(nn.Module):

@@ -24,7 +24,7 @@ from refspec.formats.gguf_io import read_drafter  # noqa: E402
 from refspec.train import loop, precision  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
-from refspec.train.model import Target, document_mask  # noqa: E402
+from refspec.train.model import Target, attention, document_mask, fused_attention  # noqa: E402
 from refspec.train.precision import Float32Muon  # noqa: E402
 from refspec.train.start import start_target  # noqa: E402
 from refspec.train.target import is_hidden_matrix, load_target, train_target  # noqa: E402
@@ -195,6 +195,14 @@ def test_the_template_renders_what_training_saw(data):
     ids, mask = encode_conversation(tokenizer, messages)
     mine = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
     assert mine == "a b<|im_end|>"
+
+
+def test_an_accelerators_attention_is_the_one_written_out():
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 6, (2, 24))  # 1 begins a document
+    q, k, v = (torch.randn(2, 3, 24, 16) for _ in range(3))
+    mask = document_mask(tokens, 1)
+    torch.testing.assert_close(fused_attention(q, k, v, mask), attention(q, k, v, mask), atol=1e-6, rtol=1e-5)
 
 
 def test_a_document_does_not_see_the_one_before():
