@@ -134,11 +134,14 @@ def test_generate_with_defaults_speculates_and_reports_every_field() -> None:
 
 
 def test_its_answers_are_text(shipped: refspec.Session) -> None:
-    for prompt in TEXTS[:3]:
+    words = 0
+    for prompt in TEXTS:
         generation = shipped.generate(prompt, max_tokens=TOKENS)
         text = "".join(event.text for event in generation)
         assert text == generation.text and "\ufffd" not in text and "<|" not in text
-        assert len(text.split()) > 2
+        assert text.strip()  # one word may be an answer
+        words += len(text.split())
+    assert words > 10 * len(TEXTS)
 
 
 def test_the_twin_drafts_for_the_same_target() -> None:
