@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -70,6 +70,11 @@ class Penalties:
         if isinstance(self.dry_breakers, str) or not all(isinstance(text, str) and text for text in self.dry_breakers):
             raise UsageError(f"dry_breakers: {self.dry_breakers!r} are not texts of a character or more")
         object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
+
+    def times(self, share: float) -> Penalties:
+        """The same with `share` of what each takes from a logit; of the factor `repeat`, the power."""
+        scaled = {name: share * getattr(self, name) for name in ("presence", "frequency", "dry_multiplier")}
+        return replace(self, repeat=self.repeat**share, **scaled)
 
     @property
     def counting(self) -> bool:

@@ -1,7 +1,7 @@
-"""DraftPenalties: the penalties of the text that is drafted for, as a drafter sees them.
+"""DraftPenalties: the penalties of the text that is drafted for, as a drafter sees them (a share of them: `targets/penalized.py`).
 
 A target under penalties (`targets/penalized.py`) refuses tokens that a drafter, which knows nothing of them, would draft all the same. So chains
-are chosen, or sampled, from the drafter's logits under the same penalties, each position seeing the drafted tokens before it. That
+are chosen, or sampled, from the drafter's logits under penalties too, each position seeing the drafted tokens before it. That
 moves what is drafted and nothing else: a draft is a function of the text and of coins of its own as before, and the rules that judge it are told the law it was
 drawn from. Not for trees, nor for lookup, which has no logits.
 Legend: V target vocabulary, D draft vocabulary.
@@ -20,7 +20,7 @@ from refspec.ops import Array, Ids
 
 
 class DraftPenalties:
-    """Shares the target's Penalizer and its tokens of all positions [n_ctx + 2], of which those from `first` on count."""
+    """A Penalizer, and the target's own tokens of all positions [n_ctx + 2], of which those from `first` on count."""
 
     def __init__(self, penalizer: Penalizer, tokens: npt.NDArray[np.int32], first: int, vocab: int) -> None:
         self.penalizer, self.tokens, self.first = penalizer, tokens, first

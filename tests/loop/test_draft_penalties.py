@@ -115,4 +115,5 @@ def test_a_run_tells_its_penalties_and_the_next_one_without_any_takes_them_back(
     assert isinstance(drafter, MindsPenalties)
     minded = drafting_under(under(target, LAWS["dry"], [1, 2]), drafter)
     assert minded is not None and inner.penalties is minded and minded.first == 2
+    assert minded.penalizer.penalties == Penalties(dry_multiplier=15.0, dry_allowed_length=1, dry_breakers=())
     assert drafting_under(target, drafter) is None and inner.penalties is None

@@ -84,3 +84,10 @@ def test_off_is_off():
 def test_settings_that_cannot_be_are_named(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Penalties(**wrong)
+
+
+def test_a_share_of_the_penalties_takes_that_share_from_a_logit():
+    whole = Penalties(repeat=1.44, presence=0.6, frequency=0.2, dry_multiplier=0.8, dry_allowed_length=1, dry_breakers=())
+    half = whole.times(0.5)
+    assert (half.repeat, half.presence, half.frequency, half.dry_multiplier) == (pytest.approx(1.2), 0.3, 0.1, 0.4)
+    assert half.dry_base == whole.dry_base and whole.times(1.0) == whole and not whole.times(0.0).on
