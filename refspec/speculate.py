@@ -21,12 +21,13 @@ from time import perf_counter
 import numpy as np
 
 from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.penalized import DraftPenalties, MindsPenalties, draft_penalties
 from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Judges, Target
-from refspec.targets.penalized import check_under, drafting_under
+from refspec.targets.penalized import PenalizedTarget, check_under
 from refspec.verify import Rows, Verdict
 from refspec.windows.window import Window
 
@@ -131,6 +132,16 @@ def speculate(
             window.learn(step)
         yield step
         position += len(tokens)
+
+
+def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:
+    """Have a drafter that minds penalties draft under the target's, or under none; what it then drafts under."""
+    if not isinstance(drafter, MindsPenalties):
+        return None
+    drafter.penalties = None
+    if isinstance(target, PenalizedTarget):
+        drafter.penalties = draft_penalties(target.penalties, target.text, target.first, target.n_vocab, target.breaks)
+    return drafter.penalties
 
 
 def _features(target: Target, drafter: Drafter, rows: int) -> Array:

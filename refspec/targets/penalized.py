@@ -13,8 +13,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Drafter
-from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
@@ -23,9 +21,6 @@ from refspec.sampling import Sampler
 from refspec.targets.base import Judge, Judges, Target, TreeTarget
 from refspec.verify import Verdict
 
-# A drafter is less sure than its target: its logits lie closer together, and the whole of a penalty would turn its choice where it does not yet
-# turn the target's. Of 0, 1/4, 1/2, 3/4 and all, half drafts best, or nearly, on two pairs under four penalties.
-DRAFT_SHARE = 0.5
 UNKNOWN, BREAKS, GOES_ON = -1, 1, 0  # of a token, as a sequence breaker
 
 
@@ -93,11 +88,15 @@ class PenalizedTarget:
         out: Array = self._penalizer(row, history)
         return out
 
-    def for_drafts(self) -> DraftPenalties:
-        """DRAFT_SHARE of the penalties, for a drafter of this text; `begin` it before every draft."""
-        vocab = self.inner.n_vocab
-        penalizer = Penalizer(self.penalties.times(DRAFT_SHARE), vocab, len(self._tokens), self._breaks)
-        return DraftPenalties(penalizer, self._tokens, self.first, vocab)
+    @property
+    def text(self) -> npt.NDArray[np.int32]:
+        """Tokens by position [n_ctx + 2]: those of the rows held, and of the rows of the last decode; a drafter may write behind them."""
+        return self._tokens
+
+    @property
+    def breaks(self) -> npt.NDArray[np.int8] | None:
+        """[V] above 0 where a token is known to be a sequence breaker; None where nothing breaks."""
+        return self._breaks
 
     def judge(self, sampler: Sampler, seed: int) -> Judge | None:
         """As of `inner`, the penalties between its run and its rule; None where it has none."""
@@ -149,11 +148,3 @@ def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
         raise UsageError("the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)")
-
-
-def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:
-    """Have a drafter that minds penalties draft under the target's, or under none; what it then drafts under."""
-    if not isinstance(drafter, MindsPenalties):
-        return None
-    drafter.penalties = target.for_drafts() if isinstance(target, PenalizedTarget) else None
-    return drafter.penalties

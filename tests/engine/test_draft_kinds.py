@@ -223,7 +223,7 @@ PUNISHED = refspec.Penalties(repeat=1.3, presence=0.5, dry_multiplier=1.0, dry_a
 
 @pytest.mark.parametrize("sampling", [False, True])
 def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(files, sampling, monkeypatch):
-    monkeypatch.setattr("refspec.targets.penalized.DRAFT_SHARE", 1.0)  # half is for drafters that are less sure than their target
+    monkeypatch.setattr("refspec.drafters.penalized.DRAFT_SHARE", 1.0)  # half is for drafters that are less sure than their target
     options: dict[str, Any] = dict(
         tokens=IDS[:30].tolist(), max_tokens=60, seed=5, sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED)
     )

@@ -14,7 +14,8 @@ from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.native.penalties import Penalizer
 from refspec.penalties import Penalties, penalize
 from refspec.sampling import Sampler
-from refspec.targets.penalized import drafting_under, under
+from refspec.speculate import drafting_under
+from refspec.targets.penalized import under
 
 CONFIG = small_config()
 WEIGHTS = small_weights(CONFIG)
