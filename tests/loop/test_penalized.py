@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from loop_toys import TEMPERS, ToyTarget
 from test_sampled_law import PROMPT, Halves, law_of_texts, sampled
 
+from refspec.drafters.deferred import DeferredDrafter
+from refspec.drafters.fallback import FallbackDrafter
+from refspec.drafters.penalized import MindsPenalties
 from refspec.errors import UsageError
 from refspec.penalties import Penalties, penalize
 from refspec.sampling import Sampler
-from refspec.speculate import prefill, speculate
+from refspec.speculate import drafting_under, prefill, speculate
 from refspec.targets.penalized import PenalizedTarget, under
 
 LAWS = [
@@ -132,3 +135,20 @@ def test_sampled_drafts_emit_exactly_the_penalized_law(monkeypatch, case, n, k):
             bad = punished(text[:i])
             wanted *= Fraction(1, 2) if len(bad) != 1 else Fraction(1 if token in bad else 3, 4)
         assert probability == wanted, text
+
+
+class Minding:
+    """A drafter that notes what it is told to draft under."""
+
+    capture_layers, penalties, n_rows, seconds = (), None, 0, 0.0
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: DeferredDrafter(d, lambda: False), FallbackDrafter])
+def test_a_run_tells_half_of_its_penalties_and_the_next_one_without_any_takes_them_back(wrap):
+    inner, target = Minding(), ToyTarget()
+    drafter = wrap(inner)
+    assert isinstance(drafter, MindsPenalties)
+    minded = drafting_under(under(target, Penalties(presence=1.0, dry_multiplier=2.0), [1, 2]), drafter)
+    assert minded is not None and inner.penalties is minded and minded.first == 2
+    assert minded.penalizer.penalties == Penalties(presence=0.5, dry_multiplier=1.0)
+    assert drafting_under(target, drafter) is None and inner.penalties is None

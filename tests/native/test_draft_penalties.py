@@ -1,21 +1,16 @@
-"""Drafting under the target's penalties: the reference chooses by penalized logits, C chooses the same, and the cycle tells the drafter the text."""
+"""Drafting under the target's penalties: the reference chooses by penalized logits, and C chooses the same."""
 
 import numpy as np
 import pytest
-from loop_toys import ToyTarget
 from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
 from refspec.drafters import eagle3
-from refspec.drafters.deferred import DeferredDrafter
 from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.fallback import FallbackDrafter
-from refspec.drafters.penalized import DraftPenalties, MindsPenalties
+from refspec.drafters.penalized import DraftPenalties
 from refspec.native.penalties import Penalizer
 from refspec.penalties import Penalties, penalize
 from refspec.sampling import Sampler
-from refspec.speculate import drafting_under
-from refspec.targets.penalized import under
 
 CONFIG = small_config()
 WEIGHTS = small_weights(CONFIG)
@@ -107,14 +102,3 @@ def test_sampled_drafts_are_drawn_from_the_penalized_law():
     for i in range(K):
         before = {0, *TOKENS.tolist(), *draft.tokens[:i].tolist()}
         assert not draft.q_draft[i][sorted(before)].any() and np.isclose(draft.q_draft[i].sum(), 1)
-
-
-@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: DeferredDrafter(d, lambda: False), FallbackDrafter])
-def test_a_run_tells_its_penalties_and_the_next_one_without_any_takes_them_back(wrap):
-    inner = reference()
-    drafter, target = wrap(inner), ToyTarget(n_vocab=CONFIG.vocab_size)
-    assert isinstance(drafter, MindsPenalties)
-    minded = drafting_under(under(target, LAWS["dry"], [1, 2]), drafter)
-    assert minded is not None and inner.penalties is minded and minded.first == 2
-    assert minded.penalizer.penalties == Penalties(dry_multiplier=15.0, dry_allowed_length=1, dry_breakers=())
-    assert drafting_under(target, drafter) is None and inner.penalties is None
