@@ -111,6 +111,7 @@ class OwnEagle3Drafter:
         try:
             self._chain.restart()
             if self._penalties is not None:
+                k = min(k, len(self._penalties.tokens) - self._penalties.decided)  # C writes drafted tokens there
                 self._chain.decide(self._penalties.decided)
             if coins is not None and sampler is not None:
                 return self._sampled(k, coins, restricted(sampler, self.d2t), stop)
@@ -128,6 +129,7 @@ class OwnEagle3Drafter:
     def reset(self) -> None:
         """Forget every row and the time spent."""
         self.n_rows, self._resumes, self.seconds = 0, False, 0.0
+        self.penalties = None  # they were those of a text
 
     def close(self) -> None:
         """Nothing is held that Python does not free."""
