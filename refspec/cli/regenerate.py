@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from refspec.cli.group import note
-from refspec.cli.train import folder, train
+from refspec.cli.train import device_option, folder, train
+from refspec.errors import UsageError
 
 
 @train.command()
@@ -15,8 +17,9 @@ from refspec.cli.train import folder, train
     "--data", type=folder, required=True, help="Folder made by `train data` with the target's tokenizer: the prompts."
 )
 @click.option(
-    "-m", "--model", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="GGUF", help="The target."
-)
+    "-m", "--model", type=click.Path(path_type=Path), required=True, metavar="GGUF|DIR",
+    help="The target: a GGUF, run by llama.cpp, or a folder of `train target` or in Hugging Face's layout, run by torch.",
+)  # fmt: skip
 @click.option("-o", "--out", type=folder, required=True, help="Folder for the new data set.")
 @click.option("--tokens", type=click.IntRange(1), required=True, help="Size of the train split, prompts included.")
 @click.option(
@@ -36,9 +39,10 @@ from refspec.cli.train import folder, train
     "--max-prompt", type=click.IntRange(1), default=600, show_default=True, help="Longer prompts are left out."
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--parallel", type=click.IntRange(1, 256), default=32, show_default=True, help="Texts decoded at once.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp.")
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all.")
+@click.option("--parallel", type=click.IntRange(1), help="Texts decoded at once  [default: 32 with a GGUF, at most 256; 64 with a folder, 2048 on an accelerator]")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp or torch.")
+@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all.")
+@device_option
 def regenerate(
     data: Path,
     model: Path,
@@ -49,9 +53,10 @@ def regenerate(
     max_new: int,
     max_prompt: int,
     seed: int,
-    parallel: int,
+    parallel: int | None,
     threads: int | None,
     gpu_layers: int,
+    device: str,
 ) -> None:
     """Let the target answer the prompts of a prepared data set: data for `train drafter`, in the same format.
 
@@ -61,11 +66,16 @@ def regenerate(
 
     Kill it at any time and give the same command again; with more --tokens it goes on from where it was.
     """
+    given = click.get_current_context().get_parameter_source
+    if not model.is_dir() and given("device") is not ParameterSource.DEFAULT:
+        raise UsageError(f"--device does nothing with a GGUF ({model}), which llama.cpp runs; see --gpu-layers")
+    if model.is_dir() and gpu_layers:
+        raise UsageError(f"--gpu-layers does nothing with a folder ({model}), which torch runs; see --device")
     from refspec.train.regenerate import regenerate as make
 
     made = make(
         data, model, out, tokens=tokens, temperature=temperature, greedy_share=greedy_share, max_new=max_new,
-        max_prompt=max_prompt, seed=seed, parallel=parallel, threads=threads, gpu_layers=gpu_layers,
+        max_prompt=max_prompt, seed=seed, parallel=parallel, threads=threads, gpu_layers=gpu_layers, device=device,
     )  # fmt: skip
     for split, m in made.items():
         click.echo(

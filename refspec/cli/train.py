@@ -35,6 +35,12 @@ run_options = options(
 )
 
 
+data_option = click.option(
+    "--data", type=folder, required=True, multiple=True,
+    help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
+)  # fmt: skip
+
+
 @main.group()
 def train() -> None:
     """Train a target and its drafters.
@@ -122,7 +128,38 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
 
 
 @train.command()
-@click.option("--data", type=folder, required=True, help="Folder made by `train data`.")
+@click.option("--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`.")
+@click.option("-o", "--out", type=folder, required=True, help="Folder for the data set of those that are sound.")
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+def sound(data: Path, out: Path, as_json: bool) -> None:
+    """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.
+
+    \b
+        refspec train regenerate --data runs/data -m runs/target -o runs/own --tokens 2000000
+        refspec train sound --data runs/own -o runs/sound
+        refspec train target --init runs/target/hf --data runs/data --data runs/sound -o runs/better --lr-scale 0.3 ...
+
+    \b
+    A document is kept unless one of its answers
+        cut      did not end by itself
+        empty    says nothing
+        repeats  has a stretch of 12 tokens twice
+        sums     states a sum that is wrong
+        python   has a fenced block of Python that does not parse
+    """
+    from refspec.train.sound import sound as make
+
+    made = make(data, out)
+    if as_json:
+        click.echo(json.dumps(made))
+        return
+    for split, found in made.items():
+        left = ", ".join(f"{count} {name}" for name, count in found.items() if name != "kept")
+        click.echo(f"{split}: {found['kept']} of {sum(found.values())} documents kept; left out: {left}")
+
+
+@train.command()
+@data_option
 @run_options
 @click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
 @click.option("--width", type=click.IntRange(32), default=192, show_default=True)
@@ -153,7 +190,7 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
 @click.option(
     "--unlikely-every", type=click.IntRange(1), default=4, show_default=True, help="Every how many steps it is added."
 )
-def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
+def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
     given = click.get_current_context().get_parameter_source
     for name in ("unlikely_weight", "unlikely_every"):
@@ -166,17 +203,14 @@ def target(data: Path, out: Path, layers: int, width: int, heads: int, ffn: int,
     from refspec.train.tokenizer import load_tokenizer
 
     config = TargetConfig(
-        vocab_size=load_tokenizer(data / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
+        vocab_size=load_tokenizer(data[0] / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
         n_heads=heads, intermediate_size=ffn,
     )  # fmt: skip
-    _print(train_target(data, out, config=config, **o))
+    _print(train_target(_one_or_more(data), out, config=config, **o))
 
 
 @train.command()
-@click.option(
-    "--data", type=folder, required=True, multiple=True,
-    help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
-)  # fmt: skip
+@data_option
 @click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.")
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
@@ -230,7 +264,11 @@ def drafter(
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
         variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
-    _print(train_drafters(data[0] if len(data) == 1 else data, target_run, out, variants, depth=depth, **o))
+    _print(train_drafters(_one_or_more(data), target_run, out, variants, depth=depth, **o))
+
+
+def _one_or_more(folders: tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    return folders[0] if len(folders) == 1 else folders
 
 
 def _print(figures: dict[str, float]) -> None:

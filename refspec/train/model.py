@@ -108,18 +108,24 @@ class Block(nn.Module):
         self.gate_up = Linear(c.hidden_size, 2 * c.intermediate_size, std)
         self.down = Linear(c.intermediate_size, c.hidden_size, out_std)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, H], cos and sin of `rope_tables`, mask [B, 1, T, T] -> [B, T, H]."""
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, H] -> q [B, heads, T, hd], k and v [B, kv heads, T, hd], the first two rotated."""
         c, (b, t, _) = self.c, x.shape
         qkv = self.qkv(self.attn_norm(x)).view(b, t, -1, c.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], 1)  # [B, heads, T, hd]
-        q, k = rope(q, cos, sin).to(v.dtype), rope(k, cos, sin).to(v.dtype)
-        group = c.n_heads // c.n_kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        y = attention(q, k, v, mask)
-        x = x + self.o(y.transpose(1, 2).reshape(b, t, -1))
+        q, k, v = qkv.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], 1)
+        return rope(q, cos, sin).to(v.dtype), rope(k, cos, sin).to(v.dtype), v
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual stream x [B, T, H] with what attention read, y [B, heads, T, hd], and the feed-forward of it."""
+        x = x + self.o(y.transpose(1, 2).reshape(*x.shape[:2], -1))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, H], cos and sin of `rope_tables`, mask [B, 1, T, T] -> [B, T, H]."""
+        q, k, v = self.heads(x, cos, sin)
+        group = self.c.n_heads // self.c.n_kv_heads
+        return self.after(x, attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), mask))
 
 
 class Target(nn.Module):

@@ -1,7 +1,8 @@
 """`refspec train regenerate`: the target's own answers to the prompts of a prepared data set, as a data set of the same format.
 
 A drafter is asked to draft what the target would say, so it learns best from that (the field calls it regenerated data). Only first
-turns are regenerated: a second question was asked about another answer. Not needed here: torch.
+turns are regenerated: a second question was asked about another answer. The target is a GGUF, run by llama.cpp (torch is not needed
+then), or the folder of a training run, run by torch on the device that trains (`answering.py`).
 
 Every document has a random generator of its own, made of seed, split and its number in the source, and the documents of the result
 are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for llama.cpp's rounding.
@@ -14,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,12 @@ from ..measure.journal import Journal, fingerprint
 from ..targets.parallel import ParallelTarget, Request
 from .tokenizer import BOS, load_tokenizer
 
+if TYPE_CHECKING:
+    from .answering import TorchAnswers
+
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
+PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -94,14 +99,16 @@ def regenerate(
     max_new: int = 192,
     max_prompt: int = 600,
     seed: int = 1,
-    parallel: int = 32,
+    parallel: int | None = None,
     threads: int | None = None,
     gpu_layers: int = 0,
+    device: str = "auto",
 ) -> dict[str, dict[str, float]]:
     """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for each split.
 
     A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on from it, also
-    with more tokens than before. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
+    with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face directory; `threads` and
+    `gpu_layers` are for the first, `device` for the others. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")
@@ -113,13 +120,11 @@ def regenerate(
         raise CheckpointError(f"{source / 'tokenizer.json'}: has no {BOS}; make the folder with `refspec train data`")
     after = tokenizer.encode("\n", add_special_tokens=False).ids
     sources = {split: Source(source, split, bos=bos, vocab=len(vocab)) for split in SPLITS}
-    target = ParallelTarget(
-        model, parallel=parallel, n_ctx=max_prompt + max_new, n_threads=threads, n_gpu_layers=gpu_layers
-    )
+    target = _open(model, parallel=parallel, n_ctx=max_prompt + max_new, threads=threads, gpu_layers=gpu_layers, device=device)
     try:
-        _check_vocabulary(source, vocab, target)
+        _check_vocabulary(source / "tokenizer.json", vocab, target)
         settings = {
-            "data": {name: fingerprint(source / name) for name in _files()}, "target": fingerprint(model), "temperature": temperature,
+            "data": {name: fingerprint(source / name) for name in _files()}, "target": fingerprint(_weights(model)), "temperature": temperature,
             "greedy_share": greedy_share, "max_new": max_new, "max_prompt": max_prompt, "seed": seed,
         }  # fmt: skip
         made, stop = {}, target.end_tokens | {bos}
@@ -159,7 +164,7 @@ class _Work:
         self.finished = 0  # tokens of all that are answered
         self.generated, self.seconds = 0, 0.0  # in this run
 
-    def run(self, target: ParallelTarget, *, max_new: int, temperature: float, stop: frozenset[int]) -> None:
+    def run(self, target: ParallelTarget | TorchAnswers, *, max_new: int, temperature: float, stop: frozenset[int]) -> None:
         """Answer what is not in the journal, until there is enough."""
         from tqdm import tqdm
 
@@ -230,9 +235,38 @@ class _Work:
         }  # fmt: skip
 
 
-def _check_vocabulary(source: Path, vocab: dict[str, int], target: ParallelTarget) -> None:
-    """ShapeError unless the ids of the data mean the same to the target."""
-    where, advice = source / "tokenizer.json", "prepare the data with the target's tokenizer"
+def _open(
+    model: Path, *, parallel: int | None, n_ctx: int, threads: int | None, gpu_layers: int, device: str
+) -> ParallelTarget | TorchAnswers:
+    """What answers: llama.cpp for a file, torch for a folder."""
+    if not model.is_dir():
+        return ParallelTarget(model, parallel=parallel or PARALLEL, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=gpu_layers)
+    try:
+        from .answering import TorchAnswers
+    except ImportError as error:
+        raise UsageError(f"{model}: a folder needs {error.name}: pip install 'refspec[train]', or name a GGUF") from None
+    return TorchAnswers(model, n_ctx=n_ctx, parallel=parallel, device=device, threads=threads)
+
+
+def _weights(model: Path) -> Path:
+    """The file that says which target this is."""
+    if not model.is_dir():
+        return model
+    return (model / "hf" if (model / "checkpoint.pt").is_file() else model) / "model.safetensors"
+
+
+def _check_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget | TorchAnswers) -> None:
+    """ShapeError unless the ids of the data, whose tokenizer is the file `where`, mean the same to the target."""
+    advice = "prepare the data with the target's tokenizer"
+    if isinstance(target, ParallelTarget):
+        _check_gguf_vocabulary(where, vocab, target, advice)
+    elif target.vocabulary != vocab:
+        raise ShapeError(f"{where}: not the tokenizer of {target.path}; {advice}")
+    if not target.end_tokens:
+        raise CheckpointError(f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again")
+
+
+def _check_gguf_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget, advice: str) -> None:
     texts, kinds = (target.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
     padding = kinds[len(vocab) :]  # converters fill the head's width with unused tokens
     if target.n_vocab != len(vocab) + len(padding) or any(kind != UNUSED for kind in padding):
@@ -244,10 +278,6 @@ def _check_vocabulary(source: Path, vocab: dict[str, int], target: ParallelTarge
     for i, text in enumerate(texts[: len(vocab)]):
         if vocab.get(text) != i:
             raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {advice}")
-    if not target.end_tokens:
-        raise CheckpointError(
-            f"{target.path}: names no token that ends an answer (tokenizer.ggml.eos_token_id); convert it again"
-        )
 
 
 def _files() -> list[str]:

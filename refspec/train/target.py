@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import CheckpointError, UsageError
 from .data import Batches
 from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
 from .model import Target, TargetConfig, document_mask
-from .packing import Ahead, WholeDocuments
+from .packing import Ahead, InTurn, WholeDocuments
 from .precision import choose_device, compute_type, mixed
 from .start import start_target
 from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
@@ -34,7 +35,7 @@ def is_hidden_matrix(name: str) -> bool:
 
 
 def train_target(
-    data: Path,
+    data: Path | Sequence[Path],
     out: Path,
     *,
     config: TargetConfig,
@@ -62,6 +63,7 @@ def train_target(
     `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`
     and the number of layers, which may be larger: the model then begins as the same function (`widened`, `deepened`). `compiled` fuses
     each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
+    Several `data` folders are read in turn; tokenizer and held-out text are the first one's.
     From the share `finish_from` of the steps on, batches are those of the folder `finish`, if given. `weight_decay` is that of the blocks' matrices.
     `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
     -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip
@@ -73,8 +75,10 @@ def train_target(
     if batch_tokens % MOST_IN_A_ROW:
         raise UsageError(f"--batch-tokens {batch_tokens} is no multiple of {MOST_IN_A_ROW}, the longest row")
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(data / "tokenizer.json")
-    bos = tokenizer.token_to_id(BOS)
+    folders = [data] if isinstance(data, Path) else list(data)
+    for other in [*folders[1:], *([finish] if finish else [])]:
+        _same_tokenizer(folders[0], other)
+    bos = load_tokenizer(folders[0] / "tokenizer.json").token_to_id(BOS)
     model = Target(config)
     if init is not None:
         start_target(model, init)
@@ -87,28 +91,29 @@ def train_target(
         weight_decay=weight_decay,
     )  # fmt: skip
 
-    def source(folder: Path, length: int) -> Batches | WholeDocuments | Ahead:
+    def source(read: list[Path], length: int) -> InTurn | Ahead:
         many = batch_tokens // length
-        made: Batches | WholeDocuments
-        if rows == "whole":
-            made = WholeDocuments(folder, "train", length=length, rows=many, seed=seed, bos=bos)
-        else:
-            made = Batches(folder, "train", length=length, rows=many, seed=seed)
+        made = InTurn(
+            [
+                WholeDocuments(folder, "train", length=length, rows=many, seed=seed, bos=bos)
+                if rows == "whole"
+                else Batches(folder, "train", length=length, rows=many, seed=seed)
+                for folder in read
+            ]
+        )
         return Ahead(made) if on.type == "cuda" else made
 
-    # (until this share of the steps, rows of this length, of this folder), in the order of the run
-    plan = [(until, length, data) for until, length in PHASES[rows]]
+    # (until this share of the steps, rows of this length, of these folders), in the order of the run
+    plan = [(until, length, folders) for until, length in PHASES[rows]]
     if finish is not None:
-        _same_tokenizer(data, finish)
-        first = [(min(until, finish_from), length, data) for until, length, _ in plan]
+        first = [(min(until, finish_from), length, folders) for until, length, _ in plan]
         plan = [p for i, p in enumerate(first) if i == 0 or p[0] > first[i - 1][0]]
-        plan += [(until, length, finish) for until, length in PHASES[rows] if until > finish_from]
-    batches = [(until, source(folder, length)) for until, length, folder in plan]
-    held_out = Batches(data, "val", length=512, rows=8, seed=0)
+        plan += [(until, length, [finish]) for until, length in PHASES[rows] if until > finish_from]
+    batches = [(until, source(read, length)) for until, length, read in plan]
+    held_out = Batches(folders[0], "val", length=512, rows=8, seed=0)
     own = None
     if unlikely is not None:
-        many = TOKENS_PER_STEP // OWN_ROW
-        own = OwnRepeats(unlikely, data / "tokenizer.json", length=OWN_ROW, rows=many, seed=seed)
+        own = OwnRepeats(unlikely, folders[0] / "tokenizer.json", length=OWN_ROW, rows=batch_tokens // OWN_ROW, seed=seed)
 
     def hidden_of(ids: torch.Tensor) -> torch.Tensor:
         return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(on))
@@ -148,6 +153,8 @@ def train_target(
             return {"val_loss": sum(float(cross_entropy(held_out[i][0])) for i in range(count)) / count}
 
     identity = {"kind": "target", "seed": seed, "steps": steps, **config.to_dict()}
+    if len(folders) > 1:
+        identity["data"] = [str(folder) for folder in folders]
     if lr_scale != 1:
         identity["lr_scale"] = lr_scale
     if init is not None:
@@ -166,7 +173,7 @@ def train_target(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
         tokens_per_step=batch_tokens,
     )  # fmt: skip
-    export_target(model, data, out / "hf")
+    export_target(model, folders[0], out / "hf")
     convert_target(out / "hf", out / "target.gguf", outtype)
     return figures
 

@@ -1,0 +1,164 @@
+"""TorchAnswers: a target of a training run answering many prompts at once, on the device that trained it.
+
+`targets/parallel.py` does the same for any GGUF in llama.cpp. On an accelerator this is some hundred times as fast as two cores, so that
+a run can learn from its own answers while the machine is there. Legend: B texts, S positions, T rows, H width, hd head size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UsageError
+from ..targets.parallel import Answer, Request
+from .model import Block, rope_tables
+from .precision import choose_device, compute_type, mixed
+from .target import hf_directory, load_target
+from .tokenizer import load_tokenizer
+
+POOL = 4  # waves are cut from so many of them in the order of their prompts' lengths: little of a wave is padding
+PARALLEL = {"cuda": 2048, "cpu": 64}
+
+
+class TorchAnswers:
+    """The interface of `ParallelTarget` that `regenerate` uses."""
+
+    def __init__(self, run: Path, *, n_ctx: int, device: str = "auto", parallel: int | None = None, threads: int | None = None) -> None:
+        """`run` is a run folder of `train target` or a Hugging Face directory. Raises CheckpointError, UsageError."""
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        self.model = load_target(run).to(self.device)
+        self.path = hf_directory(run)
+        if not 1 <= n_ctx <= self.model.config.context_length:
+            limit = self.model.config.context_length
+            raise UsageError(f"{run}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones")
+        self.parallel = parallel or PARALLEL[self.device.type]
+        self.vocabulary = load_tokenizer(self.path / "tokenizer.json").get_vocab()
+        ends = json.loads((self.path / "config.json").read_text("utf-8")).get("eos_token_id")
+        self.end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    def answers(
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int]
+    ) -> Iterator[Answer]:
+        """As `ParallelTarget.answers`: what a request gets depends on its neighbours by the rounding of the device's products alone."""
+        queue = iter(requests)
+        while pool := list(islice(queue, POOL * self.parallel)):
+            pool.sort(key=lambda request: len(request.prompt))
+            for at in range(0, len(pool), self.parallel):
+                yield from self._wave(pool[at : at + self.parallel], max_new, temperature, stop)
+
+    def close(self) -> None:
+        """Nothing to free by hand."""
+
+    @torch.no_grad()
+    def _wave(self, wave: list[Request], max_new: int, temperature: float, stop: frozenset[int]) -> Iterator[Answer]:
+        """Answers to one batch; texts that have ended leave it whenever half of it has."""
+        on, longest = self.device, max(len(request.prompt) for request in wave)
+        # Prompts end at the same position: what stands before the shorter ones is never attended to.
+        prompts = np.zeros((len(wave), longest), np.int64)
+        for row, request in enumerate(wave):
+            prompts[row, longest - len(request.prompt) :] = request.prompt
+        before = torch.tensor([longest - len(request.prompt) for request in wave], device=on)  # [B]
+        greedy = torch.tensor([request.coins is None for request in wave], device=on)
+        coins = torch.from_numpy(np.stack([np.zeros(max_new) if r.coins is None else r.coins[:max_new] for r in wave])).to(on)
+        sampled = temperature > 0 and any(request.coins is not None for request in wave)
+        stops = torch.tensor(sorted(stop), device=on)
+        texts, memory = list(wave), _Memory(self.model.layers, len(wave), longest + max_new, on)
+        rows, said = torch.from_numpy(prompts).to(on), torch.empty(len(wave), 0, dtype=torch.int64, device=on)
+        open_ = torch.ones(len(wave), dtype=torch.bool, device=on)
+        for step in range(max_new):
+            with mixed(on):
+                logits = self._next(rows, memory, before)
+            token = logits.argmax(-1)
+            if sampled:
+                token = torch.where(greedy, token, draw(logits, coins[:, step], temperature))
+            said = torch.cat([said, token[:, None]], 1)
+            open_ = open_ & ~torch.isin(token, stops)
+            rows = token[:, None]
+            last = step + 1 == max_new
+            if not last and (step % 8 or int(open_.sum()) * 2 > len(texts)):
+                continue  # looked at now and then: a look waits for the device
+            alive = torch.zeros_like(open_) if last else open_
+            written = said.cpu().numpy()
+            for i in torch.nonzero(~alive)[:, 0].tolist():
+                yield Answer(texts[i], _until(written[i].tolist(), stop))
+            if not bool(alive.any()):
+                return
+            kept = torch.nonzero(alive)[:, 0]
+            texts = [texts[i] for i in kept.tolist()]
+            before, greedy, coins, said, rows, open_ = (x[kept] for x in (before, greedy, coins, said, rows, open_))
+            memory.keep(kept)
+
+    def _next(self, rows: Tensor, memory: _Memory, before: Tensor) -> Tensor:
+        """Logits [B, V] float32 after rows [B, T] at the positions that follow those in memory."""
+        c, at = self.model.config, memory.held
+        end = at + rows.shape[1]
+        places = torch.arange(end, device=self.device)
+        seen = (places[None] >= before[:, None])[:, None] & (places[None] <= places[at:, None])[None]  # [B, T, S]
+        # A row before its text's first token sees itself: nobody reads it, and softmax of nothing is not a number.
+        seen = seen | (places[None] == places[at:, None])[None]
+        cos, sin = rope_tables(places[at:], c.head_dim, c.rope_theta)
+        x = self.model.embed(rows)
+        for layer, block in enumerate(self.model.layers):
+            q, k, v = block.heads(x, cos, sin)
+            keys, values = memory.put(layer, k, v, at)
+            x = block.after(x, _attend(q, keys, values, seen))
+        memory.held = end
+        return self.model.head(self.model.norm(x[:, -1]).to(compute_type(self.device))).float()
+
+
+class _Memory:
+    """Keys and values [B, kv heads, S, hd] of every layer, the first `held` positions filled."""
+
+    def __init__(self, layers: list[Block], texts: int, positions: int, device: torch.device) -> None:
+        c, self.held = layers[0].c, 0
+        shape = (texts, c.n_kv_heads, positions, c.head_dim)
+        self.pairs = [[torch.empty(shape, dtype=compute_type(device), device=device) for _ in "kv"] for _ in layers]
+
+    def put(self, layer: int, k: Tensor, v: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        """Store rows from position `at` on; keys and values up to them."""
+        end = at + k.shape[2]
+        for held, new in zip(self.pairs[layer], (k, v), strict=True):
+            held[:, :, at:end] = new
+        keys, values = self.pairs[layer]
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, texts: Tensor) -> None:
+        """Of the texts, only these."""
+        self.pairs = [[held[texts] for held in pair] for pair in self.pairs]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """q [B, heads, T, hd], k and v [B, kv heads, S, hd], seen [B, T, S] -> [B, heads, T, hd].
+
+    The query heads that share a key head are rows of one product: keys are read once, not once a head.
+    """
+    b, heads, t, hd = q.shape
+    group = heads // k.shape[1]
+    mask = seen.repeat(1, group, 1)[:, None]
+    y = F.scaled_dot_product_attention(q.reshape(b, k.shape[1], group * t, hd).to(k.dtype), k, v, attn_mask=mask)
+    return y.reshape(b, heads, t, hd)
+
+
+def draw(logits: Tensor, coins: Tensor, temperature: float) -> Tensor:
+    """Tokens [B]: the inverse-CDF draws with coins [B] from softmax(logits / temperature), as `parallel.choose` makes them."""
+    weights = torch.exp((logits - logits.max(-1, keepdim=True).values).double() / temperature)
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1]
+    point = torch.minimum(coins * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (cumulative <= point[:, None]).sum(-1)
+
+
+def _until(tokens: list[int], stop: frozenset[int]) -> list[int]:
+    for i, token in enumerate(tokens):
+        if token in stop:
+            return tokens[: i + 1]
+    return tokens
