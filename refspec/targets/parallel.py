@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,26 +22,9 @@ from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.ops import Array, Ids
 from refspec.targets.llama import check_kind
+from refspec.targets.requests import Answer, Coins, Request
 
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
-
-Coins = npt.NDArray[np.float64]
-
-
-class Request(NamedTuple):
-    """A prompt [>= 1] and what decides its answer: coins [at least the longest answer] in [0, 1), or None for argmax."""
-
-    key: int
-    prompt: Ids
-    coins: Coins | None
-
-
-class Answer(NamedTuple):
-    """The tokens after a request's prompt; the last one is a stop token, or the answer was cut at `max_new`."""
-
-    request: Request
-    tokens: list[int]
-
 
 class _Slot:
     """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
-from ..targets.parallel import Answer, Request
+from ..targets.requests import Answer, Request
 from .model import Block, rope_tables
 from .precision import choose_device, compute_type, mixed
 from .target import hf_directory, load_target

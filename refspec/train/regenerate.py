@@ -22,14 +22,16 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, ShapeError, UsageError
 from ..measure.journal import Journal, fingerprint
-from ..targets.parallel import ParallelTarget, Request
+from ..targets.requests import Request
 from .tokenizer import BOS, load_tokenizer
 
 if TYPE_CHECKING:
+    from ..targets.parallel import ParallelTarget
     from .answering import TorchAnswers
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
+ADVICE = "prepare the data with the target's tokenizer"
 PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
 Tokens = npt.NDArray[np.uint16]
 
@@ -240,6 +242,8 @@ def _open(
 ) -> ParallelTarget | TorchAnswers:
     """What answers: llama.cpp for a file, torch for a folder."""
     if not model.is_dir():
+        from ..targets.parallel import ParallelTarget
+
         return ParallelTarget(model, parallel=parallel or PARALLEL, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=gpu_layers)
     try:
         from .answering import TorchAnswers
@@ -257,27 +261,27 @@ def _weights(model: Path) -> Path:
 
 def _check_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget | TorchAnswers) -> None:
     """ShapeError unless the ids of the data, whose tokenizer is the file `where`, mean the same to the target."""
-    advice = "prepare the data with the target's tokenizer"
-    if isinstance(target, ParallelTarget):
-        _check_gguf_vocabulary(where, vocab, target, advice)
-    elif target.vocabulary != vocab:
-        raise ShapeError(f"{where}: not the tokenizer of {target.path}; {advice}")
+    if Path(target.path).is_dir():
+        if target.vocabulary != vocab:  # type: ignore[union-attr]
+            raise ShapeError(f"{where}: not the tokenizer of {target.path}; {ADVICE}")
+    else:
+        _check_gguf_vocabulary(where, vocab, target)  # type: ignore[arg-type]
     if not target.end_tokens:
         raise CheckpointError(f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again")
 
 
-def _check_gguf_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget, advice: str) -> None:
+def _check_gguf_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget) -> None:
     texts, kinds = (target.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
     padding = kinds[len(vocab) :]  # converters fill the head's width with unused tokens
     if target.n_vocab != len(vocab) + len(padding) or any(kind != UNUSED for kind in padding):
-        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; {advice}")
+        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; {ADVICE}")
     if target.n_vocab > 1 << 16:
         raise ShapeError(
             f"{target.path}: {target.n_vocab} tokens do not fit into this data format, which has 16 bits for each"
         )
     for i, text in enumerate(texts[: len(vocab)]):
         if vocab.get(text) != i:
-            raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {advice}")
+            raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {ADVICE}")
 
 
 def _files() -> list[str]:

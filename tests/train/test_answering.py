@@ -14,7 +14,8 @@ from click.testing import CliRunner  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.errors import ShapeError, UsageError  # noqa: E402
-from refspec.targets.parallel import Request, choose  # noqa: E402
+from refspec.targets.parallel import choose  # noqa: E402
+from refspec.targets.requests import Request  # noqa: E402
 from refspec.train import precision  # noqa: E402
 from refspec.train.answering import TorchAnswers, draw  # noqa: E402
 from refspec.train.data import prepare  # noqa: E402
@@ -101,7 +102,7 @@ def documents(folder):
 
 
 def test_what_a_folder_cannot_do_is_said(corpus, data, target_run, tmp_path):
-    with pytest.raises(UsageError, match="outside its 1..1024"):
+    with pytest.raises(UsageError, match=r"outside its 1\.\.1024"):
         TorchAnswers(target_run, n_ctx=2000)
     other = tmp_path / "other"
     prepare(corpus, other, vocab_size=300, seed=1, val_every=4)

@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
-from click.testing import CliRunner  # noqa: E402
+from click.testing import CliRunner
 
-from refspec.cli import main  # noqa: E402
-from refspec.errors import UsageError  # noqa: E402
-from refspec.train.data import encode_conversation  # noqa: E402
-from refspec.train.sound import sound  # noqa: E402
-from refspec.train.tokenizer import TURN_END, load_tokenizer  # noqa: E402
+from refspec.cli import main
+from refspec.errors import UsageError
+from refspec.train.data import encode_conversation
+from refspec.train.sound import sound
+from refspec.train.tokenizer import TURN_END, load_tokenizer
 
 LOOP = "the cat sees a tree the dog runs home the cat sees "
 ANSWERS = {
