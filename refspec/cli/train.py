@@ -159,6 +159,29 @@ def sound(data: Path, out: Path, as_json: bool) -> None:
 
 
 @train.command()
+@click.argument("before", type=folder)
+@click.argument("after", type=folder)
+@click.option("-o", "--out", type=folder, required=True, help="Run folder to write.")
+@click.option(
+    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
+)
+@click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0.")
+def average(before: Path, after: Path, out: Path, share: float, outtype: str) -> None:
+    """Write the mean of a target's weights before and after a short training; exports OUT/hf and OUT/target.gguf.
+
+    \b
+        refspec train target --init runs/target/hf ... -o runs/tuned
+        refspec train average runs/target runs/tuned -o runs/between
+
+    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short training takes from the
+    rest of the model, and the noise of its small batches, shrink more than what it was for.
+    """
+    from refspec.train.average import average as make
+
+    make(before, after, out, share=share, outtype=outtype)
+
+
+@train.command()
 @data_option
 @run_options
 @click.option("--layers", type=click.IntRange(4), default=14, show_default=True)

@@ -23,7 +23,7 @@ def start_target(model: Target, init: Path) -> None:
         raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
     try:
         drawn = model.hf_state()
-        model.load_hf_state(deepened(widened(_read(file), drawn), model.config.n_layers))
+        model.load_hf_state(deepened(widened(read_weights(file), drawn), model.config.n_layers))
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file}: does not fit the sizes asked for ({_short(error)})") from None
 
@@ -103,7 +103,7 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
                 " holds each as an export in the speculators layout, with --init"
             )
         try:
-            return {name: drafters[name].load_checkpoint_state(_read(export)) for name, export in exports.items()}, init
+            return {name: drafters[name].load_checkpoint_state(read_weights(export)) for name, export in exports.items()}, init
         except KeyError as error:
             raise CheckpointError(f"{init}: an export has no {error}; --init wants the same variants, in the speculators layout") from None
     state = read_checkpoint(file)
@@ -112,7 +112,7 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
     return {name: {k.removeprefix(f"{name}."): w for k, w in state["model"].items() if k.startswith(f"{name}.")} for name in drafters}, file
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
