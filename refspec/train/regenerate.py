@@ -256,7 +256,9 @@ def _weights(model: Path) -> Path:
     """The file that says which target this is."""
     if not model.is_dir():
         return model
-    return (model / "hf" if (model / "checkpoint.pt").is_file() else model) / "model.safetensors"
+    from .target import hf_directory
+
+    return hf_directory(model) / "model.safetensors"
 
 
 def _check_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget | TorchAnswers) -> None:

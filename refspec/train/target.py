@@ -208,9 +208,9 @@ def load_target(run: Path) -> Target:
         fields = {k: v for k, v in state["identity"].items() if k in TargetConfig.__dataclass_fields__}
         model = Target(TargetConfig(**fields))
         model.load_state_dict(state["model"])
-    elif (run / "config.json").is_file():
-        model = Target(hf_target_config(run / "config.json"))
-        start_target(model, run)
+    elif (hf_directory(run) / "config.json").is_file():
+        model = Target(hf_target_config(hf_directory(run) / "config.json"))
+        start_target(model, hf_directory(run))
     else:
         raise CheckpointError(
             f"{checkpoint}: no such file; train the target first, name its run folder, or what `refspec export --format hf` made of a GGUF"
@@ -220,7 +220,8 @@ def load_target(run: Path) -> Target:
 
 def hf_directory(run: Path) -> Path:
     """Where the target that `load_target` reads lies as a Hugging Face directory."""
-    return run / "hf" if (run / "checkpoint.pt").is_file() else run
+    inside = (run / "checkpoint.pt").is_file() or (run / "hf" / "config.json").is_file()
+    return run / "hf" if inside else run
 
 
 def hf_target_config(file: Path) -> TargetConfig:

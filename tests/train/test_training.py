@@ -143,6 +143,31 @@ def test_the_last_part_of_a_run_reads_other_data_in_batches_of_any_size(corpus, 
         train_target(data, tmp_path / "no", steps=8, **(how | {"finish": other}))
 
 
+def test_several_folders_are_read_in_turn(corpus, data, tmp_path, monkeypatch):
+    more, read = tmp_path / "more", []
+    prepare(corpus, more, vocab_size=320, seed=2, val_every=4, tokenizer_file=data / "tokenizer.json")
+
+    class Noted(Batches):
+        def __init__(self, folder, split, *, length, rows, seed):
+            super().__init__(folder, split, length=length, rows=rows, seed=seed)
+            self.about = (folder.name, split)
+
+        def __getitem__(self, step):
+            read.append((*self.about, step))
+            return super().__getitem__(step)
+
+    monkeypatch.setattr("refspec.train.target.Batches", Noted)
+    how = {"config": CONFIG, "seed": 3, "threads": 1, "device": "cpu"}
+    train_target([data, more], tmp_path / "run", steps=3, **how)
+    assert [r for r in read if r[1] == "train"] == [(data.name, "train", 0), ("more", "train", 0), (data.name, "train", 1)]
+    assert {r[0] for r in read if r[1] == "val"} == {data.name}
+    with pytest.raises(CheckpointError, match="this run was started with data="):
+        train_target([data, data], tmp_path / "run", steps=3, **how)
+    prepare(corpus, tmp_path / "other", vocab_size=280, seed=1, val_every=4)
+    with pytest.raises(UsageError, match="its tokenizer is not that of"):
+        train_target([data, tmp_path / "other"], tmp_path / "no", steps=3, **how)
+
+
 def test_weight_decay_is_that_of_the_blocks_matrices():
     shrunk = {}
     for decay in (0.0, 0.5):
