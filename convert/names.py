@@ -6,6 +6,7 @@ A name that is not in these tables is an error, never skipped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from refspec.config import BIASED
@@ -64,6 +65,11 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
                 prefixes.add(prefix)
         if ours is None and bare.endswith(".bias"):
             ours = _bias(bare)
+        if ours is None and re.match(r"layers\.[1-9]", bare):
+            raise CheckpointError(
+                f"{where}: {name!r} is of a second layer, and EAGLE-3 drafters have one; name the drafter's directory"
+                " (llama.cpp's convert_hf_to_gguf.py makes a GGUF of a whole model)"
+            )
         if ours is None:
             raise CheckpointError(
                 f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; --ignore {name} if it is not used"

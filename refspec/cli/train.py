@@ -179,6 +179,7 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
     from refspec.train.average import average as make
 
     make(before, after, out, share=share, outtype=outtype)
+    click.echo(f"wrote {out / 'hf'} and {out / 'target.gguf'}: {1 - share:g} of {before}, {share:g} of {after}")
 
 
 @train.command()

@@ -15,6 +15,7 @@ from layout_toys import WRITERS, write
 
 from refspec.config import RopeStyle
 from refspec.convert import convert_drafter, open_checkpoint, read_checkpoint
+from refspec.convert.names import drafter_names
 from refspec.convert.rope import rope_settings
 from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, RefspecError
@@ -229,3 +230,10 @@ def test_any_drafter_comes_back_from_its_gguf(tmp_path: Path, layout: str, heads
     tolerance = {"f32": 0.0, "bf16": 2**-8, "f16": 2**-10, "q8_0": 2**-6}[outtype]
     for name, array in expected.items():
         assert np.abs(weights[name] - array).max() <= tolerance * np.abs(array).max(), name
+
+
+def test_a_whole_model_is_told_from_a_drafter() -> None:
+    """Somebody named the target's directory: `--ignore` for each of its tensors would be bad advice."""
+    stored = [f"model.layers.{i}.input_layernorm.weight" for i in range(3)] + ["model.norm.weight"]
+    with pytest.raises(CheckpointError, match=r"here: 'model\.layers\.1\.input_layernorm\.weight' is of a second layer.*name the drafter's directory"):
+        drafter_names(stored, "here")
