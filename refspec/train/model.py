@@ -112,8 +112,9 @@ class Block(nn.Module):
         """x [B, T, H] -> q [B, heads, T, hd], k and v [B, kv heads, T, hd], the first two rotated."""
         c, (b, t, _) = self.c, x.shape
         qkv = self.qkv(self.attn_norm(x)).view(b, t, -1, c.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], 1)
-        return rope(q, cos, sin).to(v.dtype), rope(k, cos, sin).to(v.dtype), v
+        qk, v = qkv.split([c.n_heads + c.n_kv_heads, c.n_kv_heads], 1)
+        q, k = rope(qk, cos, sin).to(v.dtype).split([c.n_heads, c.n_kv_heads], 1)
+        return q, k, v
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
         """The residual stream x [B, T, H] with what attention read, y [B, heads, T, hd], and the feed-forward of it."""
