@@ -5,7 +5,7 @@ turns are regenerated: a second question was asked about another answer. The tar
 then), or the folder of a training run, run by torch on the device that trains (`answering.py`).
 
 Every document has a random generator of its own, made of seed, split and its number in the source, and the documents of the result
-are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for llama.cpp's rounding.
+are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for the rounding of llama.cpp or torch.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def regenerate(
     """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for each split.
 
     A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on from it, also
-    with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face directory; `threads` and
-    `gpu_layers` are for the first, `device` for the others. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
+    with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face directory; `gpu_layers`
+    is for the first, `device` for the others. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")

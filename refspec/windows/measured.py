@@ -142,7 +142,7 @@ def time_rows(
             runs: list[float] = []
             at = base
             while len(runs) <= samples or (r == 1 and sum(runs) < ALONE):
-                if at + r > target.n_ctx or at - base > AWAY:
+                if at + KEPT + max(r, drafted(r)) > target.n_ctx or at - base > AWAY:  # there is room at `base`, not always beyond
                     at = base
                 target.rollback(at)
                 following = [tokens[(at - base + i) % len(tokens)] for i in range(max(r, KEPT + 1))]
