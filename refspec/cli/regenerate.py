@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from refspec.cli.group import note
+from refspec.cli.penalties import changed, penalty_options
 from refspec.cli.train import device_option, folder, train
 from refspec.errors import UsageError
+from refspec.penalties import Penalties
 
 
 @train.command()
@@ -43,6 +46,7 @@ from refspec.errors import UsageError
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp or torch.")
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all.")
 @device_option
+@penalty_options
 def regenerate(
     data: Path,
     model: Path,
@@ -57,6 +61,7 @@ def regenerate(
     threads: int | None,
     gpu_layers: int,
     device: str,
+    **penalties: Any,
 ) -> None:
     """Let the target answer the prompts of a prepared data set: data for `train drafter`, in the same format.
 
@@ -64,7 +69,8 @@ def regenerate(
         refspec train regenerate --data runs/data -m runs/target/target.gguf -o runs/own --tokens 2000000
         refspec train drafter --data runs/own --target runs/target -o runs/drafters --steps 2200
 
-    Kill it at any time and give the same command again; with more --tokens it goes on from where it was.
+    Kill it at any time and give the same command again; with more --tokens it goes on from where it was. Penalties are off unless given: give
+    those the model is used with.
     """
     given = click.get_current_context().get_parameter_source
     if not model.is_dir() and given("device") is not ParameterSource.DEFAULT:
@@ -76,6 +82,7 @@ def regenerate(
     made = make(
         data, model, out, tokens=tokens, temperature=temperature, greedy_share=greedy_share, max_new=max_new,
         max_prompt=max_prompt, seed=seed, parallel=parallel, threads=threads, gpu_layers=gpu_layers, device=device,
+        penalties=changed(Penalties(), penalties),
     )  # fmt: skip
     for split, m in made.items():
         click.echo(

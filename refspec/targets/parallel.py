@@ -20,11 +20,14 @@ from refspec.engine.sequences import SequenceBatch, drop
 from refspec.engine.tree import MAX_SEQUENCES
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
+from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
+from refspec.penalties import Penalties
 from refspec.targets.llama import check_kind
 from refspec.targets.requests import Answer, Coins, Request
 
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
+NONE = Penalties()
 
 class _Slot:
     """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""
@@ -32,6 +35,11 @@ class _Slot:
     def __init__(self, request: Request, prompt: Ids) -> None:
         self.request, self.held, self.waiting = request, 0, prompt
         self.answer: list[int] = []
+
+    def history(self, with_prompt: bool) -> npt.NDArray[np.int32]:
+        """What penalties look at: the answer so far, after the prompt if that counts."""
+        answer = np.array(self.answer, np.int32)
+        return np.concatenate([np.asarray(self.request.prompt, np.int32), answer]) if with_prompt else answer
 
 
 class ParallelTarget:
@@ -75,19 +83,20 @@ class ParallelTarget:
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int]
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NONE
     ) -> Iterator[Answer]:
         """Answer every request, in the order in which they end; requests are taken when there is room for one.
 
         An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a request with coins is
-        the inverse-CDF draw with coin i from softmax(logits / temperature): what a request gets does not depend on its neighbours
-        but for the rounding of llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
+        the inverse-CDF draw with coin i from softmax(logits / temperature), the logits being those under `penalties`: what a request gets
+        does not depend on its neighbours but for the rounding of llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
             raise UsageError(
                 f"max_new = {max_new}, temperature = {temperature}: give at least 1, and a finite number from 0 on"
             )
         self.context.clear()
+        penalizer = self._penalizer(penalties) if penalties.on else None
         queue = iter(requests)
         slots: dict[int, _Slot] = {}
         for sequence in range(self.parallel):
@@ -95,9 +104,11 @@ class ParallelTarget:
         while slots:
             ready = self._run(slots)
             coins = np.array([_coin(slots[s]) for s in ready])
-            for sequence, token in zip(
-                ready, choose(self._logits(len(ready)), coins, temperature).tolist(), strict=True
-            ):
+            logits = self._logits(len(ready))
+            if penalizer and ready:
+                said = [slots[s].history(penalties.prompt) for s in ready]
+                logits = np.stack([penalizer(row, history) for row, history in zip(logits, said, strict=True)])
+            for sequence, token in zip(ready, choose(logits, coins, temperature).tolist(), strict=True):
                 slot = slots[sequence]
                 slot.answer.append(token)
                 if token not in stop and len(slot.answer) < max_new:
@@ -122,6 +133,13 @@ class ParallelTarget:
         if coins is not None and len(coins) < max_new:
             raise ShapeError(f"{len(coins)} coins for an answer of up to {max_new} tokens; give one for each")
         slots[sequence] = _Slot(request, prompt)
+
+    def _penalizer(self, penalties: Penalties) -> Penalizer:
+        texts, breaks = [text.encode() for text in penalties.dry_breakers], None
+        if penalties.dry and texts:
+            pieces = (self.model.token_to_bytes(token) for token in range(self.n_vocab))
+            breaks = np.array([any(text in piece for text in texts) for piece in pieces], np.int8)
+        return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
 
     def _run(self, slots: dict[int, _Slot]) -> list[int]:
         """Decode one batch: a row of every sequence, and more of the prompts while there is room; the sequences with logits."""

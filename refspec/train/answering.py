@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..penalties import Penalties
 from ..targets.requests import Answer, Request
 from .model import Block, rope_tables
 from .precision import choose_device, compute_type, mixed
 from .target import hf_directory, load_target
 from .tokenizer import load_tokenizer
 
+NONE = Penalties()
 POOL = 4  # waves are cut from so many of them in the order of their prompts' lengths: little of a wave is padding
 PARALLEL = {"cuda": 2048, "cpu": 64}
 
@@ -50,9 +52,11 @@ class TorchAnswers:
         self.end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int]
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NONE
     ) -> Iterator[Answer]:
-        """As `ParallelTarget.answers`: what a request gets depends on its neighbours by the rounding of the device's products alone."""
+        """As `ParallelTarget.answers`, but that it takes no penalties (UsageError): what a request gets depends on its neighbours by the rounding of the device's products alone."""
+        if penalties.on:
+            raise UsageError(f"{self.path}: torch answers without penalties; name the GGUF of this run, or leave the penalties out")
         queue = iter(requests)
         while pool := list(islice(queue, POOL * self.parallel)):
             pool.sort(key=lambda request: len(request.prompt))

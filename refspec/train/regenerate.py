@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, ShapeError, UsageError
 from ..measure.journal import Journal, fingerprint
+from ..penalties import Penalties
 from ..targets.requests import Request
 from .tokenizer import BOS, load_tokenizer
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 ADVICE = "prepare the data with the target's tokenizer"
+NONE = Penalties()
 PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
 Tokens = npt.NDArray[np.uint16]
 
@@ -105,12 +108,14 @@ def regenerate(
     threads: int | None = None,
     gpu_layers: int = 0,
     device: str = "auto",
+    penalties: Penalties = NONE,
 ) -> dict[str, dict[str, float]]:
     """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for each split.
 
     A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on from it, also
     with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face directory; `gpu_layers`
-    is for the first, `device` for the others. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
+    is for the first, `device` for the others. `penalties` (with a GGUF only) decide the answers as they do where the model is used: text that
+    may not repeat itself is other text, and a drafter learns it best from there. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")
@@ -128,7 +133,7 @@ def regenerate(
         settings = {
             "data": {name: fingerprint(source / name) for name in _files()}, "target": fingerprint(_weights(model)), "temperature": temperature,
             "greedy_share": greedy_share, "max_new": max_new, "max_prompt": max_prompt, "seed": seed,
-        }  # fmt: skip
+        } | ({"penalties": asdict(penalties)} if penalties.on else {})  # fmt: skip
         made, stop = {}, target.end_tokens | {bos}
         greedy = 1.0 if temperature == 0 else greedy_share
         out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +145,7 @@ def regenerate(
                 order = np.arange(count) if split == "val" else np.random.default_rng([seed, i]).permutation(count)
                 prompts = held.prompts(order, key=[seed, i], greedy=greedy, max_new=max_new, longest=max_prompt)
                 work = _Work(split, prompts, journal, limit=None if split == "val" else tokens)
-                work.run(target, max_new=max_new, temperature=temperature, stop=stop)
+                work.run(target, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties)
                 made[split] = work.write(out, after, target.end_tokens)
     finally:
         target.close()
@@ -166,13 +171,16 @@ class _Work:
         self.finished = 0  # tokens of all that are answered
         self.generated, self.seconds = 0, 0.0  # in this run
 
-    def run(self, target: ParallelTarget | TorchAnswers, *, max_new: int, temperature: float, stop: frozenset[int]) -> None:
+    def run(
+        self, target: ParallelTarget | TorchAnswers, *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties
+    ) -> None:
         """Answer what is not in the journal, until there is enough."""
         from tqdm import tqdm
 
         began = perf_counter()
         with tqdm(total=self.limit, unit="tok", desc=self.split, mininterval=0.5) as bar:
-            for answer in target.answers(self._requests(), max_new=max_new, temperature=temperature, stop=stop):
+            answers = target.answers(self._requests(), max_new=max_new, temperature=temperature, stop=stop, penalties=penalties)
+            for answer in answers:
                 self.journal.add(f"{self.split} {answer.request.key}", {"answer": answer.tokens})
                 self.generated += len(answer.tokens)
                 self.finished += len(answer.request.prompt) + len(answer.tokens)

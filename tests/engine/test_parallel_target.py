@@ -9,9 +9,12 @@ import pytest
 import tiny
 
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
+from refspec.penalties import Penalties
 from refspec.sampling import Sampler, sample
 from refspec.targets.llama import LlamaTarget
-from refspec.targets.parallel import ParallelTarget, Request, choose
+from refspec.targets.parallel import ParallelTarget, choose
+from refspec.targets.penalized import under
+from refspec.targets.requests import Request
 
 RNG = np.random.default_rng(11)
 PROMPTS = [RNG.integers(3, tiny.V, n).astype(np.int32) for n in (1, 40, 7, 23, 2, 64, 11, 5, 30)]
@@ -31,7 +34,7 @@ def model(tmp_path: Path) -> Make:
 
 def plain(path: Path, prompt: np.ndarray, max_new: int, stop: frozenset[int], coins: np.ndarray, sampler: Sampler) -> list[int]:
     """One text alone, one token at a time."""
-    target = LlamaTarget(path, **F32)
+    target = under(LlamaTarget(path, **F32), sampler.penalties, prompt)
     out: list[int] = []
     row = target.decode(prompt, logits="last") - 1
     while True:
@@ -42,10 +45,13 @@ def plain(path: Path, prompt: np.ndarray, max_new: int, stop: frozenset[int], co
         row = target.decode(out[-1:], logits="last") - 1
 
 
-def answered(path: Path, *, temperature: float = 0.0, max_new: int = 24, stop: frozenset[int] = frozenset(), **settings: Any) -> list[list[int]]:
+def answered(path: Path, *, temperature: float = 0.0, max_new: int = 24, stop: frozenset[int] = frozenset(), penalties: Penalties | None = None, **settings: Any) -> list[list[int]]:
     target = ParallelTarget(path, **(F32 | settings))
     requests = [Request(i, p, COINS[i] if temperature else None) for i, p in enumerate(PROMPTS)]
-    found = {a.request.key: a.tokens for a in target.answers(requests, max_new=max_new, temperature=temperature, stop=stop)}
+    found = {
+        a.request.key: a.tokens
+        for a in target.answers(requests, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties or Penalties())
+    }
     target.close()
     assert len(found) == len(PROMPTS)
     return [found[i] for i in range(len(PROMPTS))]
@@ -59,6 +65,24 @@ def test_answers_are_those_of_plain_decoding_whatever_runs_beside_them(model: Ma
     assert {len(tokens) for tokens in alone} != {24}, "no answer ended by itself: the test would not see it"
     for parallel, n_batch in ((1, 512), (3, 512), (4, 16), (len(PROMPTS) + 3, 512)):
         assert answered(path, temperature=temperature, stop=stop, parallel=parallel, n_batch=n_batch) == alone, (parallel, n_batch)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        Penalties(dry_multiplier=3.0, dry_allowed_length=1, dry_breakers=()),
+        Penalties(dry_multiplier=3.0, dry_allowed_length=1, dry_breakers=("a", "e"), prompt=True),
+        Penalties(repeat=1.4, presence=0.5, frequency=0.3, repeat_last_n=9),
+    ],
+    ids=["dry", "dry with breakers and the prompt", "counting"],
+)
+def test_answers_under_penalties_are_those_of_plain_decoding_under_them(model: Make, penalties: Penalties, temperature: float) -> None:
+    path, stop, sampler = model(), frozenset(range(0, tiny.V, 9)), Sampler(temperature, penalties=penalties)
+    alone = [plain(path, p, 24, stop, c, sampler) for p, c in zip(PROMPTS, COINS, strict=True)]
+    assert alone != answered(path, temperature=temperature, stop=stop, parallel=4), "the penalties changed nothing: the test would not see them"
+    for parallel in (1, 4):
+        assert answered(path, temperature=temperature, stop=stop, penalties=penalties, parallel=parallel) == alone, parallel
 
 
 def test_an_answer_ends_with_a_stop_token_or_at_its_length(model: Make) -> None:

@@ -19,6 +19,7 @@ from toy_training import CONFIG  # noqa: E402
 from refspec.cli import main  # noqa: E402
 from refspec.errors import CheckpointError, ShapeError, UsageError  # noqa: E402
 from refspec.measure.journal import Journal  # noqa: E402
+from refspec.penalties import Penalties  # noqa: E402
 from refspec.train.data import Batches  # noqa: E402
 from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
 from refspec.train.packing import WholeDocuments  # noqa: E402
@@ -152,6 +153,24 @@ def test_temperature_zero_is_all_greedy(data, gguf, tmp_path):
     regenerate(data, gguf, tmp_path / "a", **(HOW | {"temperature": 0.0, "tokens": 900}))
     regenerate(data, gguf, tmp_path / "b", **(HOW | {"greedy_share": 1.0, "tokens": 900}))
     assert documents(tmp_path / "a", "train") == documents(tmp_path / "b", "train")
+
+
+def test_penalties_decide_the_answers_and_belong_to_the_settings(data, gguf, target_run, tmp_path):
+    greedy = HOW | {"temperature": 0.0, "tokens": 900}
+    dry = greedy | {"penalties": Penalties(dry_multiplier=1e6, dry_allowed_length=2, dry_breakers=())}
+
+    def repeating(folder):
+        answers = [[t for t, m in zip(tokens, mask, strict=True) if m] for tokens, mask in documents(folder, "train")]
+        threes = [[tuple(a[i : i + 3]) for i in range(len(a) - 2)] for a in answers]
+        return sum(len(set(found)) < len(found) for found in threes)
+
+    regenerate(data, gguf, tmp_path / "free", **greedy)
+    regenerate(data, gguf, tmp_path / "dry", **dry)
+    assert repeating(tmp_path / "free") and not repeating(tmp_path / "dry")
+    with pytest.raises(UsageError, match="penalties"):
+        regenerate(data, gguf, tmp_path / "free", **dry)
+    with pytest.raises(UsageError, match="torch answers without penalties"):
+        regenerate(data, target_run, tmp_path / "torch", **dry)
 
 
 def write_source(folder, docs, name="train"):
