@@ -248,10 +248,14 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
     "--attention-reg", type=click.FloatRange(0), default=0.0, show_default=True,
     help="Weight of the attention that chained rows give the chain's own tokens, added to the loss.",
 )  # fmt: skip
+@click.option(
+    "--teacher-temp", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+    help="Temperature of the target's law that is learned; below 1 its first choice counts more, which is what greedy drafts are judged by.",
+)  # fmt: skip
 @click.option("--ffn", type=click.IntRange(32), help="Feed-forward channels; the target's if not given.")
 @click.option(
     "--init", type=folder,
-    help="Drafters of the same names and sizes to start from: their run folder, or one with exports NAME/ in the speculators layout.",
+    help="Drafters of the same names and sizes to start from, --ffn may be larger: their run folder, or one with exports NAME/ in the speculators layout.",
 )  # fmt: skip
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option(

@@ -26,7 +26,7 @@ class Lesson(NamedTuple):
     states: list[Tensor]  # captured, each [B, T, Ht]
     mask: Tensor  # [B, 1, T, T]
     rows: Tensor  # int64 [B, R] ascending
-    law: list[Tensor]  # K x [B, R, D] the target's over the draft vocabulary
+    law: list[Tensor]  # K x [B, R, D] the target's over the draft vocabulary, at the teacher's temperature
     best: list[Tensor]  # K x int64 [B, R] the target's argmax, a target id
     in_vocabulary: list[Tensor]  # K x bool [B, R] whether that is in the draft vocabulary
     valid: list[Tensor]  # K x bool [B, R] whether the row counts: the assistant's, in its own document
@@ -35,7 +35,9 @@ class Lesson(NamedTuple):
 class Teacher:
     """Makes Lessons with a target on a device."""
 
-    def __init__(self, target: Target, capture: tuple[int, ...], draft_ids: Tensor, bos: int, depth: int) -> None:
+    def __init__(self, target: Target, capture: tuple[int, ...], draft_ids: Tensor, bos: int, depth: int, temperature: float = 1.0) -> None:
+        """`temperature` is that of the law to learn; towards 0 it becomes the target's first choice."""
+        self.temperature = temperature
         self.target, self.capture, self.draft_ids, self.bos, self.depth = target, capture, draft_ids, bos, depth
         self.device = draft_ids.device
         none = torch.zeros(target.config.vocab_size, dtype=torch.bool, device=self.device)
@@ -63,7 +65,7 @@ class Teacher:
 
         rows = choose_rows(valid_at(0), int(t * share))
         where = [(rows + 1 + i).clamp(max=t - 1) for i in range(depth)]
-        over_draft = torch.softmax(drafted.float(), -1)
+        over_draft = torch.softmax(drafted.float() / self.temperature, -1)
         law = [over_draft.gather(1, at[:, :, None].expand(-1, -1, len(self.draft_ids))) for at in where]
         agreed = [best.gather(1, at) for at in where]
         return Lesson(

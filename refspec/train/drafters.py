@@ -98,11 +98,12 @@ class Training:
         init: Path | None = None,
         device: str = "auto",
         batch_tokens: int | None = None,
+        teacher_temp: float = 1.0,
     ) -> None:
         """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device).
 
         Several `data` folders are read in turn; held-out text is the first one's. `rows` "cut" takes rows of 512 tokens of the packed
-        text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn.
+        text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn. `teacher_temp` is the temperature of the law they learn.
         """
         tune_allocator()
         folders = [data] if isinstance(data, Path) else list(data)
@@ -131,7 +132,7 @@ class Training:
                 for d in self.drafters.values()
             ]
         )
-        self.teacher = Teacher(target, capture, draft_ids, bos, depth)
+        self.teacher = Teacher(target, capture, draft_ids, bos, depth, teacher_temp)
         batch_tokens = batch_tokens or ROWS * LENGTH
         if batch_tokens % max(WHOLE):
             raise UsageError(f"--batch-tokens {batch_tokens} is no multiple of {max(WHOLE)}, the longest row")
@@ -196,17 +197,23 @@ def train_drafters(
     init: Path | None = None,
     rows: str = "cut",
     batch_tokens: int | None = None,
+    teacher_temp: float = 1.0,
     **how: Any,
 ) -> dict[str, float]:
     """Train every variant for `steps` steps of `batch_tokens` (4096) tokens; exports each to `out/NAME` (the speculators
     layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to start from (weights only, fresh
     optimizer; `start.start_drafters`); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
     batch_tokens = batch_tokens or ROWS * LENGTH
-    training = Training(data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, batch_tokens=batch_tokens, **how)
+    training = Training(
+        data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, batch_tokens=batch_tokens,
+        teacher_temp=teacher_temp, **how,
+    )  # fmt: skip
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     if lr_scale != 1:
         identity["lr_scale"] = lr_scale
+    if teacher_temp != 1:
+        identity["teacher_temp"] = teacher_temp
     if init is not None:
         identity["init"] = str(init)
     if batch_tokens != ROWS * LENGTH:

@@ -29,7 +29,7 @@ def start_target(model: Target, init: Path) -> None:
 
 
 def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` (Hugging Face names) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays the same.
+    """`state` (Hugging Face names, or a drafter's) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays.
 
     New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes that.
     """
@@ -40,7 +40,10 @@ def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Ten
             continue
         if name.endswith(("gate_proj.weight", "up_proj.weight")) and len(w) < len(new):
             out[name] = torch.cat([w.float(), new[len(w) :]])
-        elif name.endswith("down_proj.weight") and w.shape[1] < new.shape[1]:
+        elif name.endswith("gate_up.weight") and len(w) < len(new):  # a drafter's two in one
+            halves = zip(w.float().chunk(2), new.chunk(2), strict=True)
+            out[name] = torch.cat([torch.cat([old, ours[len(old) :]]) for old, ours in halves])
+        elif name.endswith(("down_proj.weight", "down.weight")) and w.shape[1] < new.shape[1]:
             out[name] = torch.cat([w.float(), torch.zeros_like(new[:, w.shape[1] :])], 1)
     return out
 
@@ -72,7 +75,8 @@ def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
     """Take the weights of drafters of the same names, except the target's embedding and the draft vocabulary, which are this run's.
 
     `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout. Rows of the head
-    follow their tokens; one for a token that the earlier drafter could not draft stays as it was drawn. Raises CheckpointError.
+    follow their tokens; one for a token that the earlier drafter could not draft stays as it was drawn. The earlier ones may have fewer
+    feed-forward channels. Raises CheckpointError.
     """
     earlier, file = _earlier(drafters, init)
     for name, drafter in drafters.items():
@@ -81,7 +85,7 @@ def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
         if missing := sorted(trained - state.keys()):
             raise CheckpointError(f"{file}: has no {name}.{missing[0]}; --init wants the same variants")
         try:
-            weights = {key: state[key] for key in trained}
+            weights = widened({key: state[key] for key in trained}, {key: p.detach() for key, p in drafter.named_parameters()})
             row_of = {token: row for row, token in enumerate(state["draft_ids"].cpu().tolist())}
             ours = drafter.draft_ids.tolist()
             known = [i for i, token in enumerate(ours) if token in row_of]

@@ -375,6 +375,36 @@ def test_drafters_can_start_from_exports(data, target_run, drafter_run, tmp_path
         Training(data, target_run, plain, depth=2, seed=5, threads=1, init=tmp_path)
 
 
+def test_a_wider_drafter_starts_as_the_same_function(data, target_run, drafter_run):
+    def begun(ffn):
+        return Training(data, target_run, {"post_norm": drafter_for(target_run, 200, (1, 2, 4), ffn=ffn)}, depth=2, seed=5, threads=1, init=drafter_run[0])
+
+    same, wider = begun(None), begun(CONFIG.intermediate_size + 24)
+    assert wider.drafters["post_norm"].down.weight.shape[1] == CONFIG.intermediate_size + 24
+    for name, value in same.validate().items():
+        assert wider.validate()[name] == pytest.approx(value, rel=1e-3), name
+    loss, _ = wider.loss_of(0)
+    loss.backward()
+    assert wider.drafters["post_norm"].down.weight.grad[:, -24:].abs().max() > 0, "the new channels would never learn"
+    with pytest.raises(CheckpointError, match="does not fit the sizes"):
+        begun(CONFIG.intermediate_size - 8)
+
+
+def test_the_law_to_learn_is_that_of_the_teachers_temperature(data, target_run):
+    def lesson(temperature):
+        training = Training(
+            data, target_run, {"post_norm": drafter_for(target_run, 200, (1, 2, 4))}, depth=2, seed=5, threads=1, teacher_temp=temperature
+        )
+        tokens, mask = training.batches[0]
+        return training.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
+
+    one, half = lesson(1.0), lesson(0.5)
+    for law, sharper in zip(one.law, half.law, strict=True):
+        expected = law**2 / (law**2).sum(-1, keepdim=True)
+        assert torch.allclose(sharper, expected, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(one.best, half.best, strict=True))
+
+
 def test_the_feed_forward_width_of_a_drafter_may_differ_from_its_targets(target_run):
     assert drafter_for(target_run, 200, (1, 2, 4)).intermediate_size == CONFIG.intermediate_size
     assert drafter_for(target_run, 200, (1, 2, 4), ffn=40).intermediate_size == 40
