@@ -26,6 +26,7 @@ from refspec.penalties import Penalties
 from refspec.targets.llama import check_kind
 from refspec.targets.requests import Answer, Coins, Request
 
+UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
 NONE = Penalties()
 
@@ -133,6 +134,13 @@ class ParallelTarget:
         if coins is not None and len(coins) < max_new:
             raise ShapeError(f"{len(coins)} coins for an answer of up to {max_new} tokens; give one for each")
         slots[sequence] = _Slot(request, prompt)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token by its text; converters fill the head's width with unused ones, which are left out."""
+        texts, kinds = (self.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+        used = max((i + 1 for i, kind in enumerate(kinds) if kind != UNUSED), default=len(texts))
+        return {text: i for i, text in enumerate(texts[:used])}
 
     def _penalizer(self, penalties: Penalties) -> Penalizer:
         texts, breaks = [text.encode() for text in penalties.dry_breakers], None

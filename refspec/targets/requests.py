@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from refspec.ops import Ids
+from refspec.penalties import Penalties
 
 Coins = npt.NDArray[np.float64]
 
@@ -25,3 +28,27 @@ class Answer(NamedTuple):
 
     request: Request
     tokens: list[int]
+
+
+class Answers(Protocol):
+    """What answers: `targets.parallel.ParallelTarget`, `train.answering.TorchAnswers`."""
+
+    @property
+    def path(self) -> Path:
+        """Where its weights are, for messages."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left out."""
+
+    def answers(
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = ...
+    ) -> Iterator[Answer]:
+        """As `ParallelTarget.answers`."""
+
+    def close(self) -> None:
+        """Free what it holds."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,10 @@ import numpy.typing as npt
 from ..errors import CheckpointError, ShapeError, UsageError
 from ..measure.journal import Journal, fingerprint
 from ..penalties import Penalties
-from ..targets.requests import Request
+from ..targets.requests import Answers, Request
 from .tokenizer import BOS, load_tokenizer
 
-if TYPE_CHECKING:
-    from ..targets.parallel import ParallelTarget
-    from .answering import TorchAnswers
-
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
-UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 ADVICE = "prepare the data with the target's tokenizer"
 NONE = Penalties()
 PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
@@ -172,7 +167,7 @@ class _Work:
         self.generated, self.seconds = 0, 0.0  # in this run
 
     def run(
-        self, target: ParallelTarget | TorchAnswers, *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties
+        self, target: Answers, *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties
     ) -> None:
         """Answer what is not in the journal, until there is enough."""
         from tqdm import tqdm
@@ -247,7 +242,7 @@ class _Work:
 
 def _open(
     model: Path, *, parallel: int | None, n_ctx: int, threads: int | None, gpu_layers: int, device: str
-) -> ParallelTarget | TorchAnswers:
+) -> Answers:
     """What answers: llama.cpp for a file, torch for a folder."""
     if not model.is_dir():
         from ..targets.parallel import ParallelTarget
@@ -269,29 +264,18 @@ def _weights(model: Path) -> Path:
     return hf_directory(model) / "model.safetensors"
 
 
-def _check_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget | TorchAnswers) -> None:
+def _check_vocabulary(where: Path, vocab: dict[str, int], target: Answers) -> None:
     """ShapeError unless the ids of the data, whose tokenizer is the file `where`, mean the same to the target."""
-    if Path(target.path).is_dir():
-        if target.vocabulary != vocab:  # type: ignore[union-attr]
-            raise ShapeError(f"{where}: not the tokenizer of {target.path}; {ADVICE}")
-    else:
-        _check_gguf_vocabulary(where, vocab, target)  # type: ignore[arg-type]
-    if not target.end_tokens:
-        raise CheckpointError(f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again")
-
-
-def _check_gguf_vocabulary(where: Path, vocab: dict[str, int], target: ParallelTarget) -> None:
-    texts, kinds = (target.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
-    padding = kinds[len(vocab) :]  # converters fill the head's width with unused tokens
-    if target.n_vocab != len(vocab) + len(padding) or any(kind != UNUSED for kind in padding):
-        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {target.n_vocab}; {ADVICE}")
-    if target.n_vocab > 1 << 16:
-        raise ShapeError(
-            f"{target.path}: {target.n_vocab} tokens do not fit into this data format, which has 16 bits for each"
-        )
-    for i, text in enumerate(texts[: len(vocab)]):
+    theirs = target.vocabulary
+    if len(theirs) != len(vocab):
+        raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {len(theirs)}; {ADVICE}")
+    if len(theirs) > 1 << 16:
+        raise ShapeError(f"{target.path}: {len(theirs)} tokens do not fit into this data format, which has 16 bits for each")
+    for text, i in theirs.items():
         if vocab.get(text) != i:
             raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {ADVICE}")
+    if not target.end_tokens:
+        raise CheckpointError(f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again")
 
 
 def _files() -> list[str]:
