@@ -313,7 +313,7 @@ class Session:
             options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
         if drafter is not None and wants_window:
             window = self._window(draft_max) if window is None else window
-            window.begin()
+            window.begin(len(encoded) - 1)
             drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)

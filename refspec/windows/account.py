@@ -6,7 +6,8 @@ Does it pay on this text? Each text has its own answer, and a few steps say litt
 
     off where  PRIOR max(usual, 0) + g_1 + ... + g_n  <  -DEBT          sums decay by KEEP
 
-`usual` is the average gain of the first FIRST steps of every text and try, the steps that this rule has hardly chosen yet. Of a step
+`usual` is the average gain of the first FIRST steps of every text and try, the steps that this rule has hardly chosen yet, those of texts
+after prompts of about this length (to a factor of two) counting first: after a long prompt several rows are dearer beside one. Of a step
 half of g is what it decided and half what it was expected to, which is less noise.
 
 May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
@@ -35,14 +36,16 @@ class Account:
 
     def __init__(self) -> None:
         self.off, self.reserve = False, RESERVE
-        self._usual, self._usual_steps = USUAL * USUAL_STEPS, USUAL_STEPS  # decayed sums over first steps
+        self._usual = [USUAL * USUAL_STEPS, USUAL_STEPS]  # decayed sums over first steps: gains, steps
+        self._usual_after: dict[int, list[float]] = {}  # the same of texts after prompts of so many binary digits
         self._aside = 0.0
         self._running = False  # the prompt has been read
         self.new_text()
 
-    def new_text(self) -> None:
-        """What did not pay on one text may on the next."""
+    def new_text(self, held: int = 0) -> None:
+        """After `held` positions; what did not pay on one text may on the next."""
         self._failed = 0
+        self._alike = self._usual_after.setdefault(held.bit_length(), [0.0, 0.0])
         self._begin_again()
         if self.off and self.usual > 0 and self.reserve >= STAKE:
             self._aside = STAKE
@@ -53,8 +56,10 @@ class Account:
 
     @property
     def usual(self) -> float:
-        """Plain tokens that a first step gains on average."""
-        return self._usual / self._usual_steps
+        """Plain tokens that a first step gains on average, of a text like this."""
+        gains, steps = self._usual
+        like, n = self._alike
+        return (like + USUAL_STEPS * gains / steps) / (n + USUAL_STEPS)
 
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
@@ -75,7 +80,8 @@ class Account:
         self.reserve = min(self.reserve + decided - spent, FULL)
         self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
         if self._counted <= FIRST:
-            self._usual, self._usual_steps = self._usual * USUAL_KEEP + gain, self._usual_steps * USUAL_KEEP + 1
+            for sums in (self._usual, self._alike):
+                sums[:] = sums[0] * USUAL_KEEP + gain, sums[1] * USUAL_KEEP + 1
         if self.off:  # already: a step that was planned before
             return
         self.off = self.reserve < 0 or PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain < -DEBT

@@ -2,11 +2,13 @@
 
 The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
 
-    seconds = target(r) * drift + switch (only if the step before verified another number of rows) + feed + draft * c + other
+    seconds = (target(r) + attention * r * (context - AFTER)) * drift
+            + switch (only if the step before verified another number of rows) + feed + draft * c + other
 
-llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. `drift` is one factor
-for all sizes, because a longer context, a hotter processor or another program slows them alike, and only some sizes are seen.
-Averages are exponential. An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones
+llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights are read once
+for all rows of a step, but every row looks at the whole context: `attention` is what a position costs a row, so that after a long
+prompt several rows are dearer beside one. It is the slope of decayed least squares over all sizes and contexts seen. `drift` is one factor
+for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential. An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones
 add. Not a policy: `windows/window.py` decides. Times are seconds.
 """
 
@@ -19,6 +21,10 @@ ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before
 SLOWEST = 0.03  # weight of a new observation in an old average
 TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
+AFTER = 128  # positions before the rows that `target` is the cost of
+LEAST = 0.2  # of target(r), what remains of it in a shorter context
+SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slope, and what holds it where little is known, in (rows x 1000 positions)^2
+STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
 
@@ -31,6 +37,9 @@ class Costs:
         self.seen: dict[int, int] = {r: 4 for r in self.rows}
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
+        self.context = AFTER  # positions before the rows that are asked about
+        self.attention = 0.0  # seconds of a row per position of its context, before `drift`
+        self._slope = [0.0] * 5  # decayed sums of n, x, z, x^2, x z for z = level + slope x, all of it in shares of target(r)
         self.other: dict[bool, float] = {}  # by whether anything was drafted
         self._switches = 1 if target else 0
         # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
@@ -44,7 +53,8 @@ class Costs:
 
     def target(self, r: int) -> float:
         """Seconds of a run over r rows, the batch size being that of the run before."""
-        return self._shape(r) * self.drift
+        shape = self._shape(r)
+        return max(shape + self.attention * r * (self.context - AFTER), LEAST * shape) * self.drift
 
     def _shape(self, r: int) -> float:
         known = self.rows
@@ -93,7 +103,7 @@ class Costs:
         expected = self.target(r)
         count = self.seen.get(r, 0)
         if not switched and count and r not in self._clean:
-            self.rows[r] = target / self.drift  # what was seen before was with the switch
+            self.rows[r] = self._at_after(r, target)  # what was seen before was with the switch
             self.switch += (max(expected - target, 0.0) - self.switch) / (self._switches + 1)
             self._switches += 1
         elif switched and r in self._clean:
@@ -103,12 +113,13 @@ class Costs:
         else:
             value = max(target - self.switch, 0.3 * target) if switched else target
             if not count:
-                self.rows[r] = value / self.drift
+                self.rows[r] = self._at_after(r, value)
             else:
                 ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
                 self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else SLOWEST)
                 if count >= 3:
                     self.drift *= ratio**DRIFT
+                    self._see_context(r, min(max(value, expected / OUTLIER), OUTLIER * expected))
         if not switched:
             self._clean.add(r)
         self.seen[r] = count + 1
@@ -117,6 +128,23 @@ class Costs:
         drafted = k > 0
         self.other[drafted] = self.other[drafted] + SLOWEST * 2 * (other - self.other[drafted]) if drafted in self.other else other
 
+    def _at_after(self, r: int, seconds: float) -> float:
+        """What r rows that took so long would have taken after AFTER positions, before the drift."""
+        undrifted = seconds / self.drift
+        return max(undrifted - self.attention * r * (self.context - AFTER), LEAST * undrifted)
+
+    def _see_context(self, r: int, seconds: float) -> None:
+        """Learn what a position costs a row: r of them took so long after `context` positions."""
+        one, shape = self._shape(1), self._shape(r)
+        x, z = r * (self.context - AFTER) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
+        for i, value in enumerate((1.0, x, z, x * x, x * z)):
+            self._slope[i] = self._slope[i] * (1 - SLOW) + value
+        n, x, z, xx, xz = self._slope
+        x, z, xx, xz = x / n, z / n, xx / n, xz / n
+        slope = (xz - x * z) / (xx - x * x + STIFF)
+        level = max(z - slope * x, LEAST * z)  # the average drift of what is remembered
+        self.attention = min(max(slope / level, 0.0), STEEPEST) * one / 1000
+
     def _add_drafter(self, c: int, y: float) -> None:
         for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):
             self._drafter[i] = self._drafter[i] * (1 - SLOWEST) + value
@@ -124,7 +152,7 @@ class Costs:
     def as_dict(self) -> dict[str, Any]:
         """What is known, for records."""
         feed, draft = self.drafter
-        rows = {str(r): t * self.drift for r, t in sorted(self.rows.items())}
+        rows = {str(r): self.target(r) for r in sorted(self.rows)}
         return {"target": rows, "switch": self.switch, "draft": draft, "feed": feed}
 
     @classmethod

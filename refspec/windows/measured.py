@@ -21,14 +21,14 @@ from refspec.measure.prompts import built_in
 from refspec.ops import Array
 from refspec.speculate import prefill
 from refspec.targets.base import Target
-from refspec.windows.costs import TICK
+from refspec.windows.costs import AFTER, TICK
 
 if TYPE_CHECKING:
     from refspec.api import Session
 
 MOST = 8  # the longest draft considered
 SAMPLES = 3  # runs of one size in a row, after one that builds the graph
-CONTEXT = 128  # tokens the costs are measured after, unless told
+CONTEXT = AFTER  # tokens the costs are measured after, unless told
 WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
 KEPT, AWAY = 2, 64  # rows that a run leaves behind for the next one, and how far from the first they may lie
 ALONE = 0.012  # seconds of single rows before their samples: plain decoding has the caches for itself, and a small model then runs faster

@@ -36,22 +36,22 @@ class TreeWindow(Account):
     def __init__(self, most: int, costs: Costs | None = None) -> None:
         super().__init__()
         self.most, self.costs, self.belief = most, costs or Costs(), Belief(most)
-        self._tokens = self._seconds = 0.0  # decayed sums over the speculating steps
+        self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens
         self._trial = TRIAL
         self.begin()
 
-    def begin(self) -> None:
-        """A new generation: no step came before, and its prompt's rows do not wait."""
+    def begin(self, held: int = 0) -> None:
+        """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
+        self._held = self.costs.context = held
         self._before = 0  # rows of the step before
         self._planned, self._woke, self._forced, self._running = False, False, False, False
         self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
-        self.new_text()
+        self.new_text(held)
 
     @property
     def rate(self) -> float:
         """Tokens per second to beat."""
-        plain = self.costs.plain()
-        return max(1 / plain, (self._tokens + FEW) / (self._seconds + FEW * plain))
+        return max(1.0, (self._tokens + FEW) / (self._spent + FEW)) / self.costs.plain()
 
     def plan(self, room: int) -> int:
         """The most nodes to grow in this step, at most `room`; 0 verifies the pending token alone."""
@@ -97,6 +97,7 @@ class TreeWindow(Account):
     def learn(self, step: Step, path: Sequence[int]) -> None:
         """Take in what a step verified, accepted (`path`, nodes of what `keep` returned) and cost."""
         tokens, (target, drafter, other) = len(step.tokens), step.seconds
+        self.costs.context = self._held + step.position
         chained = max(self._levels - 1, 0)
         feed, draft = self.costs.drafter
         usual = DISTURBED * (self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0))
@@ -109,7 +110,7 @@ class TreeWindow(Account):
             spent = min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)
             self.speculated(tokens if self._forced else self._expected, tokens, spent / self.costs.plain())
             self._tokens = self._tokens * RATE_KEEP + tokens
-            self._seconds = self._seconds * RATE_KEEP + step.seconds.total
+            self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
         elif self.off:
             self.watched(tokens)
         self._before = step.nodes + 1

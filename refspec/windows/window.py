@@ -70,7 +70,7 @@ class Window(Account):
         self.costs = costs or Costs()
         self.belief = Belief(most)
         self._explore = 1.0  # plain tokens left for experiments
-        self._tokens = self._seconds = 0.0  # decayed sums over the speculating steps
+        self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
         self._chances: list[float] = []  # S of the tokens asked about in this step
         self._confidences: list[float] = []
         self._refused: float | None = None  # of the token that ended the draft
@@ -81,16 +81,18 @@ class Window(Account):
         self._cost: list[float] = []
         self._home, self._guess, self._trial = 0, 1, TRIAL
         self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
-        self._age = self._steps = 0
+        self._steps = 0
         self._untold: list[_Told] = []  # steps not taken in yet
         self.begin()
 
-    def begin(self) -> None:
-        """A new generation: no step came before, and its prompt's rows do not wait."""
+    def begin(self, held: int = 0) -> None:
+        """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
         self._take_in()  # of a text that was broken off
+        self._held = self.costs.context = held
+        self._age = REFRESH  # what steps cost is another matter here
         self._before, self._cold = 0, COLD  # rows of the step before, and steps until the caches are warm
         self._planned, self._forced, self._woke, self._running = 0, False, False, False
-        self.new_text()
+        self.new_text(held)
 
     def plan(self, room: int) -> int:
         """The most tokens to draft in this step, at most `room`; 0 verifies the pending token alone."""
@@ -176,6 +178,7 @@ class Window(Account):
             drafted, tokens, (target, drafter, other) = len(t.step.draft), len(t.step.tokens), t.step.seconds
             if not t.cold and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
+                self.costs.context = self._held + t.step.position
                 self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
@@ -187,12 +190,13 @@ class Window(Account):
                 self.speculated(expected, tokens, spent)
                 if not t.forced:
                     self._tokens = self._tokens * RATE_KEEP + tokens
-                    self._seconds = self._seconds * RATE_KEEP + t.step.seconds.total
+                    self._spent = self._spent * RATE_KEEP + t.step.seconds.total / self._plain
             self._explore = min(self._explore + EXPLORE * tokens, SAVED)
 
     def _watch(self, step: Step) -> None:
         """A step while off: what it cost is looked at now and then, because looking is a part of it."""
         target, _, other = step.seconds
+        self.costs.context = self._held + step.position
         if self._before != 1 or self._steps % LOOKED == 0:
             self.costs.learn(0, self._before, target, None, other)
         self.watched(len(step.tokens))
@@ -215,8 +219,8 @@ class Window(Account):
         best = max(0, self._guess, key=lambda k: self._value[k] / self._cost[k])
         if self._value[best] / self._cost[best] > MOVE * self._value[self._home] / self._cost[self._home]:
             self._home = best
-        tokens, seconds = self._tokens + FEW * self._value[best], self._seconds + FEW * self._cost[best]
-        self._rate = max(1 / self._plain, tokens / seconds)
+        tokens, spent = self._tokens + FEW * self._value[best], self._spent + FEW * self._cost[best] / self._plain
+        self._rate = max(1.0, tokens / spent) / self._plain
 
     def _cost_after(self, before: int, k: int) -> float:
         changes = (before not in (0, k + 1)) + (k != self._home)

@@ -270,6 +270,44 @@ def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
     assert costs.target(6) > costs.target(4) and costs.step(4) > costs.step(3)
 
 
+LONG = Machine([0, 1, 1.35, 1.58, 1.94, 2.26, 2.6, 2.9, 3.2, 3.5], attention=0.00075, switch=0.4, draft=0.02, feed=0.06, other=0.03)
+
+
+def test_costs_tell_a_longer_context_from_a_slower_machine():
+    costs, before = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)}), 0
+    for i in range(1500):
+        costs.context = (60, 700, 300, 900)[i // 25 % 4]
+        k = (0, 1, 2, 2, 1, 1)[i // 4 % 6]
+        costs.learn(k, before, 1.2 * LONG.target(k + 1, costs.context), 0.08, 0.03)  # and the machine is a fifth slower
+        before = k + 1
+    assert costs.attention * costs.drift == pytest.approx(1.2 * LONG.attention, rel=0.1)
+    for context in (128, 800):
+        costs.context = context
+        for rows in (1, 2, 3):
+            assert costs.target(rows) == pytest.approx(1.2 * LONG.target(rows, context), rel=0.05), (context, rows)
+
+
+def test_a_context_that_costs_nothing_is_not_believed_to():
+    costs = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)})
+    dice = np.random.default_rng(1)
+    for i in range(600):
+        costs.context = 10 * i
+        costs.learn(i % 3, i % 3 + 1, LONG.rows[i % 3 + 1] * np.exp(0.05 * dice.standard_normal()), 0.08, 0.03)
+    assert costs.attention < 2e-5 and costs.target(3) == pytest.approx(LONG.rows[3], rel=0.1)
+
+
+def test_of_long_and_short_contexts_in_turn_each_gets_what_pays_there():
+    """After 60 positions drafts of 2 pay a tenth, after 700 no length does: what is learned of one must not be believed of the other."""
+    known = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)}, switch=LONG.switch, draft=LONG.draft, feed=LONG.feed)
+    window, drafter, took = Window(MOST, known), sure(0.55, 2.5), Counter()
+    for turn in range(240):
+        held = (60, 700)[turn % 2]
+        for name, policy in (("adaptive", window), *((k, Fixed(k)) for k in (0, 1, 2))):
+            took[name, held] += 1 / tokens_per_second(policy, LONG, drafter, 128, turn, held)
+    assert took[0, 60] > 1.1 * took[2, 60] and took[0, 700] < took[1, 700] < took[2, 700], "the two differ"
+    assert took["adaptive", 700] <= took[0, 700] / 0.97 and took["adaptive", 60] <= took[2, 60] / 0.97
+
+
 def test_all_sizes_drift_together():
     costs = Costs({1: 1.0, 4: 1.5})
     for _ in range(100):

@@ -4,15 +4,21 @@ import math
 import random
 
 from refspec.metrics import Seconds, Step
+from refspec.windows.costs import AFTER
 
 MOST = 8
 
 
 class Machine:
-    """`rows[r]` seconds of a target run over r rows, the drafter's and refspec's shares, the price of changing the batch size."""
+    """`rows[r]` seconds of a target run over r rows after AFTER positions, what each position more costs a row, the drafter's and refspec's
+    shares, the price of changing the batch size."""
 
-    def __init__(self, rows, *, switch=0.0, draft=0.1, feed=0.05, other=0.02, noise=0.05):
+    def __init__(self, rows, *, attention=0.0, switch=0.0, draft=0.1, feed=0.05, other=0.02, noise=0.05):
         self.rows, self.switch, self.draft, self.feed, self.other, self.noise = rows, switch, draft, feed, other, noise
+        self.attention = attention
+
+    def target(self, rows, context):
+        return self.rows[rows] + self.attention * rows * (context - AFTER)
 
 
 class Fixed:
@@ -23,7 +29,7 @@ class Fixed:
     def __init__(self, k):
         self.k = k
 
-    def begin(self):
+    def begin(self, held=0):
         self.off = self.k == 0
 
     def plan(self, room):
@@ -65,10 +71,10 @@ def boastful(mean):
     return halved
 
 
-def tokens_per_second(policy, machine, drafter, tokens, seed):
-    """Run a policy until `tokens` tokens are decided."""
+def tokens_per_second(policy, machine, drafter, tokens, seed, held=AFTER):
+    """Run a policy until `tokens` tokens are decided, after a prompt of `held`."""
     dice = random.Random(seed)
-    policy.begin()
+    policy.begin(held)
     seconds, decided, before = 0.0, 0, 0
     while decided < tokens:
         k = policy.plan(MOST)
@@ -85,7 +91,7 @@ def tokens_per_second(policy, machine, drafter, tokens, seed):
         while accepted < drafted and dice.random() < shares[accepted]:
             accepted += 1
         rows = drafted + 1
-        target = (machine.rows[rows] + machine.switch * (before != rows)) * math.exp(machine.noise * dice.gauss(0, 1))
+        target = (machine.target(rows, held + decided) + machine.switch * (before != rows)) * math.exp(machine.noise * dice.gauss(0, 1))
         in_drafter = 0.0 if idle else machine.feed + machine.draft * max(asked - 1, 0)
         spent = Seconds(target, in_drafter, machine.other)
         policy.learn(Step(decided, range(drafted), accepted, range(accepted + 1), spent))
@@ -95,7 +101,7 @@ def tokens_per_second(policy, machine, drafter, tokens, seed):
     return decided / seconds
 
 
-def best_fixed(machine, drafter, tokens, seed):
+def best_fixed(machine, drafter, tokens, seed, held=AFTER):
     """(tokens per second, length) of the best fixed length, and those of plain decoding."""
-    rates = [tokens_per_second(Fixed(k), machine, drafter, tokens, seed) for k in range(MOST + 1)]
+    rates = [tokens_per_second(Fixed(k), machine, drafter, tokens, seed, held) for k in range(MOST + 1)]
     return max(rates), rates[0]
