@@ -44,7 +44,7 @@ def measure(
         kept = out[0]["best"] if out else best
         times = {"plain_seconds": plain, "best_seconds": seconds[best], "kept_seconds": seconds[kept]}
         growth = {name.removesuffix("_seconds"): value / (out[0] if out else times)[name] for name, value in times.items()}
-        out.append({"after": n, **costs, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth})
+        out.append({**costs, "after": n, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth})
         progress()
     return {
         "model": session.name, "accepted": seen.accepted, "own": seen.own, "own_plain": seen.own_plain, "lengths": out, "inflated": session.target.metadata.get("refspec.inflated"),

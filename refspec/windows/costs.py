@@ -2,7 +2,7 @@
 
 The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
 
-    seconds = (target(r) + attention * r * (context - AFTER)) * drift
+    seconds = (target(r) + attention * r * (context - after)) * drift
             + switch (only if the step before verified another number of rows) + feed + draft * c + other
 
 llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights are read once
@@ -21,7 +21,7 @@ ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before
 SLOWEST = 0.03  # weight of a new observation in an old average
 TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
-AFTER = 128  # positions before the rows that `target` is the cost of
+AFTER = 128  # positions before the rows that `target` is the cost of, unless it says otherwise
 LEAST = 0.2  # of target(r), what remains of it in a shorter context
 SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slope, and what holds it where little is known, in (rows x 1000 positions)^2
 STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it
@@ -31,13 +31,16 @@ OUTLIER = 3.0  # an observation counts as at most so many times what was expecte
 class Costs:
     """The learned model; `seen[r]` counts the observations of r rows."""
 
-    def __init__(self, target: Mapping[int, float] | None = None, *, switch: float = 0.0, draft: float = 0.0, feed: float = 0.0) -> None:
-        """Nothing known, or what was measured: `target` seconds by rows, and the seconds of the other terms."""
+    def __init__(
+        self, target: Mapping[int, float] | None = None, *, switch: float = 0.0, draft: float = 0.0, feed: float = 0.0, after: int = AFTER
+    ) -> None:
+        """Nothing known, or what was measured `after` so many positions: `target` seconds by rows, and the seconds of the other terms."""
+        self.after = after
         self.rows: dict[int, float] = dict(target or {})
         self.seen: dict[int, int] = {r: 4 for r in self.rows}
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
-        self.context = AFTER  # positions before the rows that are asked about
+        self.context = after  # positions before the rows that are asked about
         self.attention = 0.0  # seconds of a row per position of its context, before `drift`
         self._slope = [0.0] * 5  # decayed sums of n, x, z, x^2, x z for z = level + slope x, all of it in shares of target(r)
         self.other: dict[bool, float] = {}  # by whether anything was drafted
@@ -54,7 +57,7 @@ class Costs:
     def target(self, r: int) -> float:
         """Seconds of a run over r rows, the batch size being that of the run before."""
         shape = self._shape(r)
-        return max(shape + self.attention * r * (self.context - AFTER), LEAST * shape) * self.drift
+        return max(shape + self.attention * r * (self.context - self.after), LEAST * shape) * self.drift
 
     def _shape(self, r: int) -> float:
         known = self.rows
@@ -129,14 +132,14 @@ class Costs:
         self.other[drafted] = self.other[drafted] + SLOWEST * 2 * (other - self.other[drafted]) if drafted in self.other else other
 
     def _at_after(self, r: int, seconds: float) -> float:
-        """What r rows that took so long would have taken after AFTER positions, before the drift."""
+        """What r rows that took so long would have taken `after` as many positions as the others, before the drift."""
         undrifted = seconds / self.drift
-        return max(undrifted - self.attention * r * (self.context - AFTER), LEAST * undrifted)
+        return max(undrifted - self.attention * r * (self.context - self.after), LEAST * undrifted)
 
     def _see_context(self, r: int, seconds: float) -> None:
         """Learn what a position costs a row: r of them took so long after `context` positions."""
         one, shape = self._shape(1), self._shape(r)
-        x, z = r * (self.context - AFTER) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
+        x, z = r * (self.context - self.after) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
         for i, value in enumerate((1.0, x, z, x * x, x * z)):
             self._slope[i] = self._slope[i] * (1 - SLOW) + value
         n, x, z, xx, xz = self._slope
@@ -153,7 +156,7 @@ class Costs:
         """What is known, for records."""
         feed, draft = self.drafter
         rows = {str(r): self.target(r) for r in sorted(self.rows)}
-        return {"target": rows, "switch": self.switch, "draft": draft, "feed": feed}
+        return {"after": self.context, "target": rows, "switch": self.switch, "draft": draft, "feed": feed}
 
     @classmethod
     def of(cls, record: Mapping[str, Any] | None) -> Costs:
@@ -161,7 +164,7 @@ class Costs:
         if not record:
             return cls()
         rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
-        costs = cls(rows, **{name: float(record[name]) for name in ("switch", "draft", "feed")})
+        costs = cls(rows, after=int(record.get("after", AFTER)), **{name: float(record[name]) for name in ("switch", "draft", "feed")})
         if "own" in record:  # `tune` has run texts
             costs.other = {True: float(record["own"]), False: float(record["own_plain"])}
         return costs

@@ -90,7 +90,7 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
 
 
 def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Medians after `text`, but for its last MOST + 1 tokens: target {rows: seconds}, and the seconds of switch, feed and draft."""
+    """Medians `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds of switch, feed and draft."""
     target, drafter = session.target, session.drafter
     base = len(text) - MOST - 1
     target.capturing = drafter is not None and bool(drafter.capture_layers)
@@ -109,7 +109,7 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
         session, text[base:], base, range(1, MOST + 2), rounds=rounds, samples=SAMPLES, drafted=lambda r: r - 1, each_round=drafting
     )
     rows = in_proportion(times)
-    costs = {"target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
+    costs = {"after": base, "target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
     return costs

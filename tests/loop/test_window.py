@@ -371,3 +371,8 @@ def test_a_record_of_tune_is_where_costs_begin():
     tuned.learn(1, 2, 1.2, 0.1, 0.08)
     assert 0.04 < tuned.other[True] < 0.08 and tuned.other[False] == 0.02
     assert Costs.of(None).rows == {}
+    far = Costs.of(record | {"after": 900})
+    far.attention = 1e-4
+    assert far.target(2) == 1.2 and far.as_dict()["after"] == 900
+    far.context = 1000
+    assert far.target(2) == pytest.approx(1.22) and Costs.of(far.as_dict()).target(2) == pytest.approx(1.22)
