@@ -119,7 +119,7 @@ class Costs:
                 self.rows[r] = self._at_after(r, value)
             else:
                 ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
-                self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else SLOWEST)
+                self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else max(min(0.9 / (count + 1), DRIFT), SLOWEST))
                 if count >= 3:
                     self.drift *= ratio**DRIFT
                     self._see_context(r, min(max(value, expected / OUTLIER), OUTLIER * expected))
