@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is n
 class Off(Window):
     """Never tries."""
 
-    def new_text(self) -> None:
-        super().new_text()
+    def new_text(self, held: int = 0) -> None:
+        super().new_text(held)
         self.off, self._aside = True, -1e9
 
 
