@@ -8,8 +8,8 @@ The model of one step that verifies r rows, for which the drafter ran c chained 
 llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights are read once
 for all rows of a step, but every row looks at the whole context: `attention` is what a position costs a row, so that after a long
 prompt several rows are dearer beside one. It is the slope of decayed least squares over all sizes and contexts seen. `drift` is one factor
-for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential. An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones
-add. Not a policy: `windows/window.py` decides. Times are seconds.
+for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential.
+An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones add. Not a policy: `windows/window.py` decides. Times are seconds.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class Costs:
                 self.rows[r] = self._at_after(r, value)
             else:
                 ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
-                self.rows[r] *= ratio ** (0.9 / (count + 1) if count < 3 else max(min(0.9 / (count + 1), DRIFT), SLOWEST))
+                weight = 0.9 / (count + 1)  # that of an average, but what all sizes share is left to the drift
+                self.rows[r] *= ratio ** (weight if count < 3 else max(min(weight, DRIFT), SLOWEST))
                 if count >= 3:
                     self.drift *= ratio**DRIFT
                     self._see_context(r, min(max(value, expected / OUTLIER), OUTLIER * expected))

@@ -106,7 +106,7 @@ def test_what_a_folder_cannot_do_is_said(corpus, data, target_run, tmp_path):
         TorchAnswers(target_run, n_ctx=2000)
     other = tmp_path / "other"
     prepare(corpus, other, vocab_size=300, seed=1, val_every=4)
-    with pytest.raises(ShapeError, match="300 tokens, but .* has 303"):
+    with pytest.raises(ShapeError, match=r"300 tokens, but .* has 303"):
         regenerate(other, target_run, tmp_path / "out", tokens=100, max_new=8, device="cpu")
 
     def refused(*options):
