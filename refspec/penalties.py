@@ -91,6 +91,18 @@ class Penalties:
         """Whether anything changes."""
         return self.counting or self.dry
 
+    @property
+    def breaking(self) -> bool:
+        """Whether there are sequence breakers to look for."""
+        return self.dry and bool(self.dry_breakers)
+
+    def breaks(self, said: bytes) -> bool:
+        """Whether a token of this text is a sequence breaker."""
+        return any(text.encode() in said for text in self.dry_breakers)
+
+
+NO_PENALTIES = Penalties()
+
 
 def penalize(
     logits: npt.NDArray[np.floating], history: Sequence[int] | npt.NDArray[np.integer], penalties: Penalties, breaks: Breaks = ()

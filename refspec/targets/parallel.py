@@ -22,13 +22,12 @@ from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
-from refspec.penalties import Penalties
+from refspec.penalties import NO_PENALTIES, Penalties
 from refspec.targets.llama import check_kind
 from refspec.targets.requests import Answer, Coins, Request
 
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
-NONE = Penalties()
 
 class _Slot:
     """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""
@@ -84,7 +83,7 @@ class ParallelTarget:
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NONE
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NO_PENALTIES
     ) -> Iterator[Answer]:
         """Answer every request, in the order in which they end; requests are taken when there is room for one.
 
@@ -143,10 +142,9 @@ class ParallelTarget:
         return {text: i for i, text in enumerate(texts[:used])}
 
     def _penalizer(self, penalties: Penalties) -> Penalizer:
-        texts, breaks = [text.encode() for text in penalties.dry_breakers], None
-        if penalties.dry and texts:
-            pieces = (self.model.token_to_bytes(token) for token in range(self.n_vocab))
-            breaks = np.array([any(text in piece for text in texts) for piece in pieces], np.int8)
+        breaks = None
+        if penalties.breaking:
+            breaks = np.array([penalties.breaks(self.model.token_to_bytes(token)) for token in range(self.n_vocab)], np.int8)
         return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
 
     def _run(self, slots: dict[int, _Slot]) -> list[int]:

@@ -30,8 +30,7 @@ class PenalizedTarget:
     def __init__(self, inner: Target, penalties: Penalties, first: int) -> None:
         self.inner, self.penalties, self.first = inner, penalties, first
         room = inner.n_ctx + 2  # a judge may run a row beside the last position
-        self._breakers = tuple(text.encode() for text in penalties.dry_breakers) if penalties.dry else ()
-        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if self._breakers else None  # [V], looked at when a token comes up
+        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None  # [V], looked at when a token comes up
         self._penalizer = Penalizer(penalties, inner.n_vocab, room, self._breaks)
         self._tokens = np.zeros(room, np.int32)  # of every position held, and of the rows of the last decode
         self._start = 0  # position of the first row of the last decode
@@ -119,7 +118,7 @@ class PenalizedTarget:
         for token in tokens:
             if 0 <= token < len(breaks) and breaks[token] == UNKNOWN:
                 said = self.inner.token_to_bytes(int(token))
-                breaks[token] = BREAKS if any(text in said for text in self._breakers) else GOES_ON
+                breaks[token] = BREAKS if self.penalties.breaks(said) else GOES_ON
 
 
 class _PenalizedJudge:

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..penalties import Penalties
+from ..penalties import NO_PENALTIES, Penalties
 from ..targets.requests import Answer, Request
 from .model import Block, rope_tables
 from .precision import choose_device, compute_type, mixed
 from .target import hf_directory, load_target
 from .tokenizer import load_tokenizer
 
-NONE = Penalties()
 POOL = 4  # waves are cut from so many of them in the order of their prompts' lengths: little of a wave is padding
 PARALLEL = {"cuda": 2048, "cpu": 64}
 
@@ -52,7 +51,7 @@ class TorchAnswers:
         self.end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NONE
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NO_PENALTIES
     ) -> Iterator[Answer]:
         """As `ParallelTarget.answers`, but that it takes no penalties (UsageError): what a request gets depends on its neighbours by the rounding of the device's products alone."""
         if penalties.on:

@@ -23,13 +23,12 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, ShapeError, UsageError
 from ..measure.journal import Journal, fingerprint
-from ..penalties import Penalties
+from ..penalties import NO_PENALTIES, Penalties
 from ..targets.requests import Answers, Request
 from .tokenizer import BOS, load_tokenizer
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 ADVICE = "prepare the data with the target's tokenizer"
-NONE = Penalties()
 PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
 Tokens = npt.NDArray[np.uint16]
 
@@ -103,7 +102,7 @@ def regenerate(
     threads: int | None = None,
     gpu_layers: int = 0,
     device: str = "auto",
-    penalties: Penalties = NONE,
+    penalties: Penalties = NO_PENALTIES,
 ) -> dict[str, dict[str, float]]:
     """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for each split.
 
