@@ -78,27 +78,6 @@ int32_t rs_judge_step(rs_judge *j, int32_t pending, const int32_t *draft, size_t
     return accepted;
 }
 
-size_t rs_judge_rest(rs_judge *j, int32_t pending, size_t steps, int32_t first, uint64_t position, double most, int32_t *tokens,
-                     double *seconds) {
-    rs_target *t = j->target;
-    float *features = t->features;
-    double began = now();
-    size_t done = 0;
-    while (done < steps) {
-        double before = t->seconds;
-        t->features = features ? features + done * t->n_states * t->width : NULL;
-        if (rs_judge_step(j, pending, NULL, 0, first + (int32_t)done, position + done) < 0) break; /* its stage stays */
-        j->stage = RS_RESTED;
-        seconds[done] = t->seconds - before;
-        tokens[done++] = pending = j->tokens[0];
-        if (j->ends[pending] || (j->penalties && j->penalties->breaks && j->penalties->breaks[pending] < 0)) break;
-        double took = now() - began;
-        if (took < 0 || took >= most) break;
-    }
-    t->features = features;
-    return done;
-}
-
 /* DECODE rows of the steps' batch at positions first..; leaves the newest row's outputs in logits and state. */
 static int32_t decode(rs_chain *c, size_t rows, int32_t first) {
     c->logits = c->state = NULL;

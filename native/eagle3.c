@@ -189,14 +189,20 @@ static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
     return c->penalized;
 }
 
+int32_t rs_eagle3_choose(rs_eagle3_chain *c, int32_t *token, float *confidence, size_t i) {
+    int64_t best = rs_argmax_prob(confidence, chosen_by(c, c->decided + i), c->config->draft_vocab);
+    if (best < 0) return RS_NOT_FINITE;
+    *token = c->d2t ? c->d2t[best] : (int32_t)best;
+    if (c->penalties) c->text[c->decided + i] = *token;
+    return RS_OK;
+}
+
 int32_t rs_eagle3_draft(rs_eagle3_chain *c, int32_t *tokens, float *confidence, size_t k, size_t first) {
     for (size_t i = 0; i < k; i++) {
-        int64_t best = rs_argmax_prob(&confidence[i], chosen_by(c, c->decided + i), c->config->draft_vocab);
-        if (best < 0) return RS_NOT_FINITE;
-        tokens[i] = c->d2t ? c->d2t[best] : (int32_t)best;
-        if (c->penalties) c->text[c->decided + i] = tokens[i];
+        int32_t status = rs_eagle3_choose(c, &tokens[i], &confidence[i], i);
+        if (status != RS_OK) return status;
         if (i + 1 == k) break; /* the last draft token needs no row of its own */
-        int32_t status = rs_eagle3_follow(c, tokens[i], first + i);
+        status = rs_eagle3_follow(c, tokens[i], first + i);
         if (status != RS_OK) return status;
     }
     return RS_OK;

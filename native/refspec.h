@@ -223,6 +223,10 @@ int32_t rs_eagle3_extend(rs_eagle3_chain *chain, const int32_t *tokens, const fl
 /* One drafted row: token, after the row that chain->state came from. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
 int32_t rs_eagle3_follow(rs_eagle3_chain *chain, int32_t token, size_t row);
 
+/* The likeliest draft token after the row that chain->state came from, the i-th of its draft: a target's id, with its probability.
+ * RS_OK or RS_NOT_FINITE (logits). */
+int32_t rs_eagle3_choose(rs_eagle3_chain *chain, int32_t *token, float *confidence, size_t i);
+
 /* Chain of k argmax draft tokens, k - 1 rows from `first` on: tokens [k], a target's ids, with their probabilities confidence [k].
  * RS_OK, RS_CACHE_FULL or RS_NOT_FINITE (logits). */
 int32_t rs_eagle3_draft(rs_eagle3_chain *chain, int32_t *tokens, float *confidence, size_t k, size_t first);
@@ -393,7 +397,7 @@ typedef struct rs_judge {
     const rs_penalties *penalties; /* or NULL */
     int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those of the rows run */
     int32_t counted_from;          /* the first position whose token counts */
-    const int8_t *ends;            /* [V] not 0: the token ends the text; read by rs_judge_rest only */
+    const int8_t *ends;            /* [V] not 0: the token ends the text; read by rs_burst_run only */
     int32_t stage;                 /* enum rs_judge_stage: what failed, or that nothing did */
 } rs_judge;
 
@@ -402,12 +406,61 @@ typedef struct rs_judge {
  * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
 
-/* Up to `steps` such steps without a draft, one after the other, their states in rows 0.. of the target's features: tokens [steps] decided
- * and the seconds [steps] of each in llama.cpp. Ends after a token that ends the text or of which it is not known whether it is a
- * sequence breaker, and once it has taken `most` seconds. Returns how many steps were run. The stage is RS_RESTED unless one more step
- * failed, which may have left its row. */
-size_t rs_judge_rest(rs_judge *judge, int32_t pending, size_t steps, int32_t first, uint64_t position, double most, int32_t *tokens,
-                     double *seconds);
+/* ---- window.c: what refspec/windows/window.py decides while a draft is made ------------------------------------------- */
+
+/* What a Window knows. Counts [.., 2] are of tokens judged and of those that stood. */
+typedef struct rs_window {
+    const double *cost;            /* [most + 1] seconds of a step by tokens drafted, without a change of the batch size */
+    const double *depth;           /* [most] the chance that a token stands, if all before it do */
+    const double *edges;           /* [n_bins - 2] between the bins of confidence, rising; the last bin is for none (NaN) */
+    const double *bins, *cells;    /* [n_bins, 2] and [n_bins, n_depths, 2] counts; the last depth is for all deeper ones too */
+    size_t n_bins, n_depths;
+    size_t most, home;             /* the longest draft, and the length that other lengths come back to */
+    double rate;                   /* tokens per second to beat */
+    double change, row;            /* seconds of a change of the batch size, and of a drafted row */
+    double *limits, *chances;      /* [most] working space */
+} rs_window;
+
+/* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none. */
+void rs_window_plan(const rs_window *window, size_t before, size_t room);
+
+/* Whether to draft no token i < room (0 = first), its likeliest candidate having this probability. */
+bool rs_window_stop(const rs_window *window, size_t i, double confidence);
+
+/* How many of `drafted` tokens, none of which was stopped, to verify. */
+size_t rs_window_keep(const rs_window *window, size_t before, size_t drafted);
+
+/* ---- burst.c: several steps of the decode cycle in one call ------------------------------------------------------------ */
+
+/* One step: tokens drafted and verified, asked about, accepted; whether the window stopped the draft at the last one asked about; seconds
+ * in the target, in the drafter and of the whole. */
+typedef struct rs_step {
+    int32_t drafted, asked, accepted;
+    bool stopped;
+    double target, drafter, total;
+} rs_step;
+
+typedef struct rs_burst {
+    rs_judge *judge;
+    rs_eagle3_chain *chain;        /* drafts, and is given the rows of every step; NULL: nothing is drafted */
+    const rs_window *window;       /* ends drafts; NULL: nothing does */
+    size_t draft;                  /* tokens drafted in a step at most */
+    size_t steps;                  /* at most */
+    size_t n_ctx;                  /* rows that the target can hold */
+    double seconds;                /* no step is begun after so many */
+    double plain, allowance;       /* with a window: the steps end when, a token of plain decoding taking `plain` seconds, they have lost so many tokens */
+    rs_step *ran;                  /* [steps] receives what was done */
+    int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */
+    float *confidence;             /* [steps, draft] receives the probabilities of tokens asked about, */
+    double *chance;                /* [steps, draft] and the window's chances that these and all before them stand */
+} rs_burst;
+
+/* Verify steps one after the other: the first with the pending token at position `first` of the target, after a step that verified `before` rows,
+ * the drafter holding `rows` true rows; output positions position.., of which `room` may be decided. Returns how many were run. They end after a token that ends the text, before one of
+ * which it is not known whether it is a sequence breaker, and before a step that would fail, whose reason is for the caller to find by running it alone:
+ * the stage of the judge is then not RS_RESTED, and the target may hold rows of it. Without a chain the states of all steps lie one after
+ * the other in the target's features, else those of the last one. */
+size_t rs_burst_run(const rs_burst *burst, int32_t pending, size_t before, size_t first, size_t rows, uint64_t position, size_t room);
 
 /* ---- tree.c: refspec/trees/tree_verify.py --------------------------------------------------------------------------------- */
 

@@ -20,13 +20,14 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.burst import Ahead
+from refspec.drafters.base import Draft, Drafter, Lends, SeesFirst, Stop
 from refspec.drafters.penalized import DraftPenalties, MindsPenalties, draft_penalties
 from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
 from refspec.ops import Array
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
-from refspec.targets.base import Judges, Target
+from refspec.targets.base import Judge, Judges, Target
 from refspec.targets.penalized import PenalizedTarget, check_under
 from refspec.verify import Rows, Verdict
 from refspec.windows.window import Window
@@ -79,19 +80,15 @@ def speculate(
     position = 0  # index of the next output token
     stop: str | None = None
     while stop is None and max_tokens > 0:
-        # rest: while speculation is off for a while, steps that need not be asked for one by one, as many to a call as nobody notices
-        if window is not None and drafter is not None and judge is not None and (resting := window.rest()) > 1:
-            began = perf_counter()
-            decided, in_target_each = judge.rest(pending, min(resting, max_tokens - position), position)
-            drafter.extend(np.asarray(decided, dtype=np.int32), _features(target, drafter, len(decided)))
-            pending = decided[-1]
-            window.rested(len(decided))
-            other = (perf_counter() - began - sum(in_target_each)) / len(decided)
-            for i, in_target in enumerate(in_target_each):
-                if i + 1 == len(decided):  # no text ends before
-                    stop = close_text(decided[i:], 0, target, max_tokens - position)[1]
-                yield Step(position, [], 0, decided[i : i + 1], Seconds(in_target, 0.0, other), stop)
-                position += 1
+        # ahead: steps that need not be asked for one by one, as many to a call as nobody notices
+        if judge is not None and (steps := _several(target, judge, drafter, window, draft_max, pending, position, max_tokens - position)):
+            for i, step in enumerate(steps):
+                if i + 1 == len(steps):  # no text ends before
+                    tokens, stop = close_text(list(step.tokens), step.accepted, target, max_tokens - position)
+                    step = step._replace(tokens=tokens, stop=stop)
+                pending = step.tokens[-1]
+                yield step
+                position += len(step.tokens)
             continue
 
         began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds if drafter else 0.0
@@ -129,9 +126,38 @@ def speculate(
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
         step = Step(position, drafted, accepted, tokens, seconds, stop)
         if window is not None:
+            began = perf_counter()
             window.learn(step)
+            step = step._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began))
         yield step
         position += len(tokens)
+
+
+def _several(
+    target: Target, judge: Judge, drafter: Drafter | None, window: Window | None, draft_max: int, pending: int, position: int, room: int
+) -> list[Step]:
+    """The next steps, run in one call, the drafter and the window told; none where the cycle has to take the next one itself."""
+    began, drafting = perf_counter(), drafter is not None and draft_max > 0
+    ahead = Ahead(room, draft_max if drafting else 0) if window is None or not drafting else window.ahead()
+    lent = None
+    if ahead is None or (ahead.draft and not (isinstance(drafter, Lends) and (lent := drafter.lend()))):
+        return []
+    ran = judge.several(pending, ahead, lent, position, room)
+    if not ran:
+        return []
+    if lent is not None:
+        assert isinstance(drafter, Lends)
+        drafter.given(sum(len(step.tokens) for step in ran), sum(step.seconds.drafter for step in ran))
+    elif drafter is not None:
+        drafter.extend(np.array([step.tokens[0] for step in ran], np.int32), _features(target, drafter, len(ran)))
+    steps = []
+    for draft, accepted, tokens, _, _, _, seconds in ran:
+        steps.append(Step(position, draft, accepted, tokens, seconds))
+        position += len(tokens)
+    if window is not None and drafting:
+        window.went(steps, ran)
+    share = (perf_counter() - began - sum(step.seconds.total for step in steps)) / len(steps)  # of what this took around them
+    return [step._replace(seconds=step.seconds._replace(other=step.seconds.other + share)) for step in steps]
 
 
 def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:

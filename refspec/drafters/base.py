@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from refspec.burst import Lent
 from refspec.errors import UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -91,6 +92,17 @@ class SeesFirst(Protocol):
 
     def begin(self, token: int) -> None:
         """Take x_0 [a token id], right after `reset` and before any row."""
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """A drafter in C, which a call that runs several steps may use itself (`refspec/burst.py`)."""
+
+    def lend(self) -> Lent | None:
+        """What C needs to draft after the last true row and to append more; None where this drafter has to be asked."""
+
+    def given(self, rows: int, seconds: float) -> None:
+        """So many true rows were appended by whom it was lent to, drafts included in so many seconds."""
 
 
 class RowRecord(NamedTuple):

@@ -12,7 +12,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, Drafter, Stop, TreeDrafter
+from refspec.burst import Lent
+from refspec.drafters.base import Draft, Drafter, Lends, Stop, TreeDrafter
 from refspec.drafters.wrapped import WrappedDrafter
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -67,6 +68,18 @@ class DeferredDrafter(WrappedDrafter):
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()
         return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler)
+
+    def lend(self) -> Lent | None:
+        """Append what waits, then lend `inner`, if it can be lent."""
+        if not isinstance(self.inner, Lends):
+            return None
+        self._flush()
+        return self.inner.lend()
+
+    def given(self, rows: int, seconds: float) -> None:
+        """`inner` was given rows."""
+        assert isinstance(self.inner, Lends)
+        self.inner.given(rows, seconds)
 
     def rollback(self, n_rows: int) -> None:
         """Append what waits, then keep the first n_rows true rows."""

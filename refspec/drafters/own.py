@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
+from refspec.burst import Lent
 from refspec.config import BIASED, DrafterConfig
 from refspec.drafters.base import Draft, Drafter, Stop, check_draft_arguments
 from refspec.drafters.draft_law import draft_law, restricted
@@ -118,6 +119,15 @@ class OwnEagle3Drafter:
             return self._likeliest(k, stop)
         finally:
             self.seconds += perf_counter() - began
+
+    def lend(self) -> Lent | None:
+        """The chain, unless nothing can be drafted now or a probe watches."""
+        return Lent(self._chain.c, self.n_rows) if self._resumes and self.probe is None else None
+
+    def given(self, rows: int, seconds: float) -> None:
+        """C appended so many true rows, and drafted, in so many seconds."""
+        self.n_rows += rows
+        self.seconds += seconds
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows and no drafted row; ShapeError unless 0 <= n_rows <= self.n_rows."""

@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
+from refspec.burst import AT_ONCE, Ahead, Lent, Ran
 from refspec.engine import lib
 from refspec.engine.capture import Floats
 from refspec.engine.context import Context, RowBatch
+from refspec.metrics import Seconds
 from refspec.native.penalties import Penalizer
 from refspec.ops import Ids
 from refspec.sampling import TARGET, Sampler
 
+_RECEIVED = {"ran": "rs_step", "drafted": "int32_t", "tokens": "int32_t", "confidence": "float", "chance": "double"}  # fields of rs_burst
 _FIELDS = {"token": "int32_t *", "embd": "float *", "pos": "int32_t *", "logits": "int8_t *"}
 
 
@@ -110,12 +113,17 @@ class NativeJudge:
         c.target, c.memory, c.sampler, c.pair_rows = target.c, ffi.cast("void *", context.memory), c_sampler[0], pair_rows
         c.seed, c.stream = seed % 2**64, TARGET
         c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
-        self._room, self._rest = room, native.lib.rs_judge_rest
-        self._rested, self._seconds, ends_text = ffi.new("int32_t[]", room), ffi.new("double[]", room), ffi.new("int8_t[]", vocab)
+        ends_text = ffi.new("int8_t[]", vocab)
         for token in ends:
             ends_text[token] = 1
         c.ends = ends_text
         self._keep = (target, context, c_sampler, rows, coins, p, order, penalties, ends_text)
+        # Of a burst, steps x (draft + 1) is at most `room`.
+        self._burst, self._run_burst = ffi.new("rs_burst *"), native.lib.rs_burst_run
+        self._received = {name: ffi.new(f"{kind}[]", room) for name, kind in _RECEIVED.items()}
+        self._burst.judge = c
+        for name, array in self._received.items():
+            setattr(self._burst, name, array)
         if penalties is not None:
             penalizer, history, c.counted_from = penalties
             c.penalties, c.history = penalizer.c, ffi.from_buffer("int32_t[]", history)
@@ -125,10 +133,24 @@ class NativeJudge:
         accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
         return accepted
 
-    def rest(self, pending: int, steps: int, first: int, position: int, most: float) -> tuple[list[int], list[float]]:
-        """`rs_judge_rest` for at most as many steps as the target's batch has rows: tokens decided, and seconds of each."""
-        done = self._rest(self.c, pending, min(steps, self._room), first, position, most, self._rested, self._seconds)
-        return self._unpack(self._rested, done), self._unpack(self._seconds, done)
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int) -> list[Ran]:
+        """`rs_burst_run` from position `first` of the target on; steps x (draft + 1) must not be more than the rows of its batch."""
+        b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
+        b.steps, b.draft, b.n_ctx, b.seconds, b.plain, b.allowance = ahead.steps, draft, n_ctx, AT_ONCE, ahead.plain, ahead.allowance
+        b.chain, b.window = drafter.chain if drafter else null, ahead.window or null
+        done = self._run_burst(b, pending, ahead.before, first, drafter.rows if drafter else 0, position, room)
+        tokens = unpack(b.tokens, done * (draft + 1))
+        drafted, asked, chances = (unpack(b.drafted, done * draft), [], []) if draft else ([], [], [])
+        if ahead.window:
+            asked, chances = unpack(b.confidence, done * draft), unpack(b.chance, done * draft)
+        out = []
+        for i in range(done):
+            c = b.ran[i]
+            d, t = i * draft, i * (draft + 1)
+            k, n, taken, target, in_drafter, total = c.drafted, c.asked, c.accepted + 1, c.target, c.drafter, c.total
+            seconds = Seconds(target, in_drafter, total - target - in_drafter)
+            out.append(Ran(drafted[d : d + k], taken - 1, tokens[t : t + taken], asked[d : d + n], chances[d : d + n], c.stopped, seconds))
+        return out
 
     def decided(self, n: int) -> list[int]:
         """The first n tokens that the last step decided."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from refspec.burst import Ahead, Lent, Ran
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -19,19 +20,19 @@ from refspec.verify import Verdict
 
 
 class Judge(Protocol):
-    """Verify steps of a chain in one call each, or several that draft nothing in one."""
+    """Verify steps of a chain in one call each, or several, drafts included, in one."""
 
     def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
         """Run the pending token and draft [k] and decide from output position `position` on; rows that do not stand are taken back."""
 
-    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
-        """Up to `steps` steps without a draft, but no longer than MOST_REST seconds: the tokens decided, one or more, and each one's seconds.
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+        """Up to `ahead.steps` steps, of which none begins after AT_ONCE seconds; they decide `room` tokens at most.
 
-        Ends after a token that ends the text. `features` are those of all its rows.
+        The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all steps. Ends after
+        a token that ends the text, and before a step that would fail: if it is the first, none was run, and taken alone it says why.
         """
 
 
-MOST_REST = 0.002  # seconds: nobody sees that a token waited so long
 # What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that counts.
 Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 

@@ -1,4 +1,4 @@
-"""LlamaJudge: verify steps of a LlamaTarget in one call of C each (`native/cycle.c`), or several that draft nothing in one.
+"""LlamaJudge: verify steps of a LlamaTarget in one call of C each (`native/cycle.c`), or several, drafts included, in one (`native/burst.c`).
 
 Twin: the lines of `speculate.py` that call the target's `decode`, the rule and `rollback`, and `targets/penalized.py`; raises what they
 raise. A part of `targets/llama.py`, whose books it keeps. Legend: k draft length, T rows of the last decode, V vocabulary.
@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
+from refspec.burst import Ahead, Lent, Ran
 from refspec.engine import lib
 from refspec.engine.cycle import NativeJudge, NativeTarget
 from refspec.ops import Array
 from refspec.sampling import TARGET, Sampler, coins
-from refspec.targets.base import MOST_REST, Penalized
+from refspec.targets.base import Penalized
 from refspec.verify import Verdict, verify_deterministic
 
 if TYPE_CHECKING:
@@ -55,29 +56,31 @@ class LlamaJudge:
             return self._settle(self._rows(pending, draft, start), draft, position, start)
         return Verdict(accepted, self._native.decided(accepted + 1))
 
-    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
-        """As `base.Judge` says; where the first step fails, what it raises when it is run alone."""
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+        """As `base.Judge` says."""
         target, start = self.target, self.target.n_past
-        steps = min(steps, target.n_ctx - start, len(target._batch.tokens) - 1)
-        if steps > 1 and self._fits(pending, 1):
-            self._prepare(steps)
-            try:
-                tokens, seconds = self._native.rest(pending, steps, start, position, MOST_REST)
-                target.seconds += self._fast.take_seconds()
-                done = len(tokens)
-                if self._native.c.stage != native.lib.RS_RESTED:  # one more step was begun and may have left its row
-                    target.context.keep(start + done)
-                if done:
-                    target._ran(self._fast, 1, start + done)
-                    target._n_rows = done  # of states; the logits are the last row's
-                    target._first_logits = done - 1
-                    return tokens, seconds
-            except BaseException:
-                target._back_to(start)
-                raise
-        before = target.seconds
-        tokens = self(pending, np.zeros(0, np.int32), position).tokens
-        return tokens, [target.seconds - before]
+        draft, capacity = ahead.draft if drafter else 0, len(target._batch.tokens) - 1
+        ahead = ahead._replace(draft=draft, steps=min(ahead.steps, capacity // (draft + 1)))
+        if ahead.steps < 1 or not self._fits(pending, 1):
+            return []
+        rows = draft + 1 if drafter else ahead.steps  # of states
+        self._prepare(rows)
+        try:
+            ran = self._native.several(pending, ahead, drafter, start, position, room, target.n_ctx)
+            target.seconds += self._fast.take_seconds()
+            held = start + sum(len(step.tokens) for step in ran)
+            if self._native.c.stage != native.lib.RS_RESTED:  # one more step was begun and may have left its rows
+                target.context.keep(held)
+            if ran:
+                last = len(ran[-1].draft) + 1
+                target._ran(self._fast, last, held)
+                if drafter is None:
+                    target._n_rows = len(ran)  # of states; the logits are the last row's
+                    target._first_logits = len(ran) - 1
+            return ran
+        except BaseException:
+            target._back_to(start)
+            raise
 
     def _fits(self, pending: int, rows: int) -> bool:
         target = self.target

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refspec.burst import Ahead, Lent, Ran
 from refspec.engine import lib
 from refspec.engine.tree import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
 from refspec.errors import BackendError, ShapeError, UsageError
@@ -145,9 +146,9 @@ class _Forgetting:
         self.target._forget_tree()
         return self.chain(pending, draft, position)
 
-    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
         self.target._forget_tree()
-        return self.chain.rest(pending, steps, position)
+        return self.chain.several(pending, ahead, drafter, position, room)
 
 
 def check_shares(target: LlamaTarget) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from refspec.burst import Ahead, Lent, Ran
 from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
@@ -131,9 +132,9 @@ class _PenalizedJudge:
         self.target._judging((pending, *draft.tolist()))
         return self.inner(pending, draft, position)
 
-    def rest(self, pending: int, steps: int, position: int) -> tuple[list[int], list[float]]:
-        self.target._judging((pending,))  # of a token that is not known to be a breaker or none, C asks by ending there
-        return self.inner.rest(pending, steps, position)
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+        self.target._judging((pending,))  # before a token that is not known to be a breaker or none, C ends
+        return self.inner.several(pending, ahead, drafter, position, room)
 
 
 def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target:

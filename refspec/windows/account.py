@@ -61,6 +61,11 @@ class Account:
         like, n = self._alike
         return (like + USUAL_STEPS * gains / steps) / (n + USUAL_STEPS)
 
+    @property
+    def allowance(self) -> float:
+        """Plain tokens that may be lost before speculation is turned off."""
+        return min(self.reserve, PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain + DEBT)
+
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
         return self.off and self._running
@@ -84,7 +89,7 @@ class Account:
                 sums[:] = sums[0] * USUAL_KEEP + gain, sums[1] * USUAL_KEEP + 1
         if self.off:  # already: a step that was planned before
             return
-        self.off = self.reserve < 0 or PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain < -DEBT
+        self.off = self.allowance < 0
         self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
 
     def off_for(self) -> int:

@@ -14,37 +14,40 @@ confidence was low counts there with its chance, or the depths would be judged b
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 UNKNOWN = len(EDGES) + 1  # the bin of drafters that give no confidence
-DEEPEST = 3
+BINS, DEPTHS = UNKNOWN + 1, 4  # the last depth is for all deeper ones too
 FIRST = 0.6  # acceptance of a first token before anything was seen
 KEEP = 1 - 1 / 500  # of every count, per count added to the same cell
 
 
 class Belief:
-    """Counts and the chances that follow from them."""
+    """Counts and the chances that follow from them.
+
+    Counts are flat arrays of (judged, stood), which C reads (native/window.c): `bins` [B], `cells` [B, DEPTHS] and by depth [most].
+    """
 
     def __init__(self, most: int) -> None:
-        self._bins = [[0.0, 0.0] for _ in range(UNKNOWN + 1)]  # [n, hits]
-        self._cells = [[[0.0, 0.0] for _ in range(DEEPEST + 1)] for _ in range(UNKNOWN + 1)]
-        self._depths = [[0.0, 0.0] for _ in range(most)]
+        self.bins = array("d", bytes(16 * BINS))
+        self.cells = array("d", bytes(16 * BINS * DEPTHS))
+        self._depths = array("d", bytes(16 * most))
 
     def chance(self, confidence: float, depth: int) -> float:
         """Probability that the token drafted at `depth` (0 = first) stands if all before it do."""
         b = _bin(confidence)
-        n, hits = self._bins[b]
-        guess = (hits + 2 * (0.5 if b == UNKNOWN else confidence)) / (n + 2)
-        n, hits = self._cells[b][min(depth, DEEPEST)]
-        return (hits + 8 * guess) / (n + 8)
+        guess = (self.bins[2 * b + 1] + 2 * (0.5 if b == UNKNOWN else confidence)) / (self.bins[2 * b] + 2)
+        at = 2 * (b * DEPTHS + min(depth, DEPTHS - 1))
+        return (self.cells[at + 1] + 8 * guess) / (self.cells[at] + 8)
 
     def by_depth(self) -> list[float]:
         """[most] the same without a confidence."""
         out, before = [], FIRST
-        for n, hits in self._depths:
-            before = (hits + 6 * before) / (n + 6)
+        for at in range(0, len(self._depths), 2):
+            before = (self._depths[at + 1] + 6 * before) / (self._depths[at] + 6)
             out.append(before)
         return out
 
@@ -53,24 +56,29 @@ class Belief:
 
         `refused` is the confidence of the token the draft was ended before, if it was.
         """
-        if refused is not None and drafted == accepted == len(confidences) < len(self._depths):
-            cell = self._depths[drafted]
-            cell[:] = cell[0] * KEEP + 1, cell[1] * KEEP + self.chance(refused, drafted)
+        if refused is not None and drafted == accepted == len(confidences) < len(self._depths) // 2:
+            _count(self._depths, 2 * drafted, self.chance(refused, drafted))
         for i in range(min(drafted, accepted + 1)):
             self.see(confidences[i] if i < len(confidences) else math.nan, i, i < accepted)
 
     def forget(self, most: float) -> None:
         """Keep no more than `most` of any count: what was seen long ago is a guess, to be overruled soon."""
-        for cell in (*self._bins, *(cell for cells in self._cells for cell in cells), *self._depths):
-            if cell[0] > most:
-                cell[:] = most, cell[1] * most / cell[0]
+        for counts in (self.bins, self.cells, self._depths):
+            for at in range(0, len(counts), 2):
+                if counts[at] > most:
+                    counts[at], counts[at + 1] = most, counts[at + 1] * most / counts[at]
 
     def see(self, confidence: float, depth: int, stood: bool) -> None:
         """Count one judged token, those before it having stood."""
         b = _bin(confidence)
-        for cell in (self._bins[b], self._cells[b][min(depth, DEEPEST)], self._depths[min(depth, len(self._depths) - 1)]):
-            cell[0] = cell[0] * KEEP + 1
-            cell[1] = cell[1] * KEEP + stood
+        _count(self.bins, 2 * b, stood)
+        _count(self.cells, 2 * (b * DEPTHS + min(depth, DEPTHS - 1)), stood)
+        _count(self._depths, min(2 * depth, len(self._depths) - 2), stood)
+
+
+def _count(counts: array[float], at: int, stood: float) -> None:
+    counts[at] = counts[at] * KEEP + 1
+    counts[at + 1] = counts[at + 1] * KEEP + stood
 
 
 def _bin(confidence: float) -> int:

@@ -22,11 +22,14 @@ from EXPLORE of the tokens decided.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from refspec.burst import Ahead, Ran
 from refspec.metrics import Step
+from refspec.native.window import NativeWindow
 from refspec.windows.account import Account
-from refspec.windows.belief import Belief
+from refspec.windows.belief import EDGES, Belief
 from refspec.windows.costs import Costs
 
 EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
@@ -70,6 +73,7 @@ class Window(Account):
         self.most = most
         self.costs = costs or Costs()
         self.belief = Belief(most)
+        self._c = NativeWindow(most, EDGES, self.belief.bins, self.belief.cells)
         self._explore = 1.0  # plain tokens left for experiments
         self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
         self._chances: list[float] = []  # S of the tokens asked about in this step
@@ -112,40 +116,65 @@ class Window(Account):
             self.belief.forget(DOUBTED)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
-        key = (room, self._before)
-        self._limits, self._gains = self._known.get(key) or self._known.setdefault(key, self._thresholds(*key))
+        self._limits, self._gains = self._for(room, self._before)
         self._planned = self._forced_length(room) or self._worth_asking(room)
         return self._planned
 
-    def rest(self) -> int:
-        """Steps that may decode plainly without asking: speculation is off and stays so, and no cost is due to be looked at. `rested` follows.
+    def ahead(self) -> Ahead | None:
+        """Steps that may be run without asking; `went` follows. None where the next one has to be planned by itself.
 
-        Asking is dear where a step takes less than a millisecond.
+        Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends drafts as `stop` and
+        `keep` would.
         """
-        if not self.off or self._before != 1 or self._steps % LOOKED == 0:
-            return 0
-        return min(self.off_for(), LOOKED - self._steps % LOOKED)
+        if self.off:
+            if self._before != 1 or self._steps % LOOKED == 0:
+                return None  # what it costs is to be looked at
+            steps = min(self.off_for(), LOOKED - self._steps % LOOKED)
+            return Ahead(steps) if steps > 1 else None
+        if self._c.c is None or self._trial or self.costs.seen.get(1, 0) < 2:
+            return None
+        if self._age >= REFRESH or not self._cost:
+            self._refresh()
+        if self._least_tried(self.most):
+            return None
+        planned = self._worth_asking(self.most)
+        return Ahead(REFRESH - self._age, planned, self._before, self._c.c, self._plain, self.allowance)
 
-    def rested(self, steps: int) -> None:
-        """So many steps of `rest` were run, each of which decided a token."""
-        self.watched(steps)
-        self._explore = min(self._explore + EXPLORE * steps, SAVED)
-        self._planned, self._forced, self._woke, self._running = 0, False, False, True
-        self._age += steps
-        self._steps += steps
+    def went(self, steps: Sequence[Step], ran: Sequence[Ran]) -> None:
+        """Take in the steps that were run ahead, of each what it cost and how it was drafted."""
+        self._woke, self._forced, self._running = False, False, True
+        if self.off:
+            self.watched(len(steps))
+            self._explore = min(self._explore + EXPLORE * len(steps), SAVED)
+            self._planned = 0
+            self._age += len(steps)
+            self._steps += len(steps)
+            return
+        for step, (_, _, _, asked, chances, stopped, _) in zip(steps, ran, strict=True):
+            self._planned, n = len(asked), len(asked) - stopped
+            self._limits, self._gains = self._for(self.most, self._before)
+            for i, chance in enumerate(chances):
+                self._worth(i, chance)
+            self._chances, self._confidences, self._refused = chances[:n], asked[:n], asked[-1] if stopped else None
+            self._untold.append(self._told(step))
+        self._take_in()
 
     def stop(self, i: int, confidence: float) -> bool:
         """Whether to draft no token i (0 = first), its likeliest candidate having this probability; see `base.Stop`."""
         chance = self.belief.chance(confidence, i) * (self._chances[i - 1] if i else 1.0)
-        surplus = chance - self._limits[i]
-        asked, average = self._surplus[i]
-        self._surplus[i] = asked + 1, average + (max(surplus, 0.0) * self._gains[i] - average) * max(1 / (asked + 1), ASKED)
-        if surplus < 0 and not self._forced:
+        self._worth(i, chance)
+        if chance < self._limits[i] and not self._forced:
             self._refused = confidence
             return True
         self._chances.append(chance)
         self._confidences.append(confidence)
         return False
+
+    def _worth(self, i: int, chance: float) -> None:
+        """Remember what it was worth to ask about token i, tokens 0..i all standing with this chance."""
+        asked, average = self._surplus[i]
+        surplus = max(chance - self._limits[i], 0.0) * self._gains[i]
+        self._surplus[i] = asked + 1, average + (surplus - average) * max(1 / (asked + 1), ASKED)
 
     def keep(self, drafted: int) -> int:
         """How many of the drafted tokens to verify: fewer where the last ones climbed a step of the cost curve for too little."""
@@ -164,14 +193,19 @@ class Window(Account):
         if self.off and not self._planned:
             self._watch(step)
             return
+        self._untold.append(self._told(step))
+        if self._forced or not self._planned or step.stop is not None or len(self._untold) >= TOGETHER:
+            self._take_in()
+
+    def _told(self, step: Step) -> _Told:
+        """A step that was run, with what was thought of it; the next one follows."""
         self._cold -= self._cold > 0
         cold = self._cold > 0 and self.costs.seen.get(len(step.draft) + 1, 0) >= FEW  # only what is known can be told from what is seen
-        self._untold.append(_Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold))
+        told = _Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold)
         self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
-        if self._forced or not self._planned or step.stop is not None or len(self._untold) >= TOGETHER:
-            self._take_in()
+        return told
 
     def _take_in(self) -> None:
         told, self._untold = self._untold, []
@@ -222,10 +256,16 @@ class Window(Account):
             self._home = best
         tokens, spent = self._tokens + FEW * self._value[best], self._spent + FEW * self._cost[best] / self._plain
         self._rate = max(1.0, tokens / spent) / self._plain
+        self._c.know(self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft)
 
     def _cost_after(self, before: int, k: int) -> float:
         changes = (before not in (0, k + 1)) + (k != self._home)
         return self._cost[k] + self.costs.switch * changes
+
+    def _for(self, room: int, before: int) -> tuple[list[float], list[float]]:
+        """`_thresholds`, computed once for costs and chances as they are."""
+        key = (room, before)
+        return self._known.get(key) or self._known.setdefault(key, self._thresholds(*key))
 
     def _thresholds(self, room: int, before: int) -> tuple[list[float], list[float]]:
         """[room] the chance of standing that token i needs to be drafted, by the formula in the head of this file, and the gain."""
@@ -260,13 +300,19 @@ class Window(Account):
             self._trial -= 1
             self._forced = True
             return 1
-        wanted = min(range(1, room + 1), key=self._tried.__getitem__)
-        if self._tried[wanted] >= FEW + self._steps // AGAIN:
-            return 0
-        loss = self._cost_after(self._before, wanted) * self._rate - self._value[wanted]
-        if loss > self._explore:
-            return 0
-        self._explore -= max(loss, 0.0)
-        self._tried[wanted] += 1
-        self._forced = True
+        wanted = self._least_tried(room)
+        if wanted:
+            self._explore -= max(self._loss(wanted), 0.0)
+            self._tried[wanted] += 1
+            self._forced = True
         return wanted
+
+    def _least_tried(self, room: int) -> int:
+        """A length of which too little is known, if it can be afforded; 0 for none."""
+        wanted = min(range(1, room + 1), key=self._tried.__getitem__)
+        known = self._tried[wanted] >= FEW + self._steps // AGAIN
+        return 0 if known or self._loss(wanted) > self._explore else wanted
+
+    def _loss(self, k: int) -> float:
+        """Tokens that a step of length k is expected to decide less than its time is worth."""
+        return self._cost_after(self._before, k) * self._rate - self._value[k]

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from refspec import native
+from refspec.burst import Ahead
 from refspec.engine.capture import CallbackCapture
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.penalties import Penalties
@@ -276,16 +277,19 @@ def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties
 @pytest.mark.parametrize("pair_rows", [False, True])
 @pytest.mark.parametrize("penalties", [Penalties(), Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "dry"])
 @pytest.mark.parametrize("sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=0.7)], ids=["endless", "warm"])
-def test_steps_that_rest_decide_what_single_ones_decide(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
+def test_steps_run_ahead_decide_what_single_ones_decide(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
     at_once, alone = (under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2))
     judges = [target.judge(sampler, 17) for target in (at_once, alone)]  # type: ignore[attr-defined]
     for target in (at_once, alone):
         target.decode(IDS[:5], logits="none")
     pending, position, sizes, ended = IDS[5], 0, [], False
     while at_once.n_past < at_once.n_ctx and not ended:
-        tokens, seconds = judges[0].rest(pending, 7, position)
+        ran = judges[0].several(pending, Ahead(7), None, position, 1000)
+        tokens = [step.tokens[0] for step in ran]
         sizes.append(len(tokens))
-        assert len(seconds) == len(tokens) <= 7 and min(seconds) > 0
+        assert len(tokens) <= 7 and all(step.seconds.target > 0 and len(step.tokens) == 1 and not step.draft for step in ran)
+        if not tokens:  # one of which it is not known whether it breaks a sequence is for the cycle to run
+            tokens = judges[0](pending, np.zeros(0, np.int32), position).tokens
         states = []
         for i, token in enumerate(tokens):
             assert judges[1]([pending, *tokens][i], np.zeros(0, np.int32), position + i).tokens == [token]
@@ -300,19 +304,21 @@ def test_steps_that_rest_decide_what_single_ones_decide(make: Make, sampler: Sam
 
 
 @needs_c
-def test_a_rest_that_fails_says_what_a_single_step_says(make: Make) -> None:
+def test_steps_that_fail_are_left_to_single_ones_which_say_why(make: Make) -> None:
     target = make(n_ctx=64)
     target.decode(IDS[:10], logits="none")
     foreign = target.judge(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
     assert foreign is not None
+    assert foreign.several(3, Ahead(5), None, 0, 9) == [] and target.n_past == 10
     with pytest.raises(UsageError, match=str(tiny.V + 5)):
-        foreign.rest(3, 5, 0)
+        foreign(3, np.zeros(0, np.int32), 0)
     target.rollback(10)
     judge = target.judge(Sampler(), 0)
     assert judge is not None
+    assert judge.several(tiny.V, Ahead(5), None, 0, 9) == [] and target.n_past == 10
     with pytest.raises(ShapeError, match=f"{tiny.V} is outside"):
-        judge.rest(tiny.V, 5, 0)
-    assert target.n_past == 10 and len(judge.rest(3, 1, 0)[0]) == 1 and target.n_past == 11
+        judge(tiny.V, np.zeros(0, np.int32), 0)
+    assert target.n_past == 10 and len(judge.several(3, Ahead(1), None, 0, 9)) == 1 and target.n_past == 11
 
 
 @needs_c
