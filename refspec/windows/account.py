@@ -7,11 +7,11 @@ Does it pay on this text? Each text has its own answer, and a few steps say litt
     off where  PRIOR max(usual, 0) + g_1 + ... + g_n  <  -DEBT          sums decay by KEEP
 
 `usual` is the average gain of the first FIRST steps of every text and try, the steps that this rule has hardly chosen yet, those of texts
-after prompts of about this length (to a factor of two) counting first: after a long prompt several rows are dearer beside one. Of a step
-half of g is what it decided and half what it was expected to, which is less noise.
+after prompts of about this length (to a factor of two) counting first: after a long prompt several rows are dearer beside one. What a step was
+expected to decide does not count, though it would be less noise: where a text is hard, what was learned on others expects too much.
 
 May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
-when it is used up, whatever was expected. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
+when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
 
 When again? On a new text at once, where speculation usually pays. Otherwise when STAKE has been put aside, and the reserve
 holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed.
@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import math
 
-PRIOR, DEBT = 2.0, 1.5  # steps that `usual` is worth, plain tokens
+PRIOR, DEBT = 2.0, 2.0  # steps that `usual` is worth, plain tokens
 FIRST = 16  # steps
 KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
 USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
-STAKE, WATCH, EAGER = 2.0, 0.015, 0.05  # plain tokens, and shares of those decided
+STAKE, WATCH, EAGER = 2.0, 0.015, 0.03  # plain tokens, and shares of those decided
 
 
 class Account:
@@ -79,10 +79,10 @@ class Account:
         self.off, self._aside = False, 0.0
         self._begin_again()
 
-    def speculated(self, expected: float, decided: int, spent: float) -> None:
-        """A step that drafted: tokens expected and decided, and what it took in plain tokens; may turn speculation off."""
-        gain = (expected + decided) / 2 - spent
-        self.reserve = min(self.reserve + decided - spent, FULL)
+    def speculated(self, decided: float, spent: float) -> None:
+        """A step that drafted: tokens decided, and what it took in plain tokens; may turn speculation off."""
+        gain = decided - spent
+        self.reserve = min(self.reserve + gain, FULL)
         self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
         if self._counted <= FIRST:
             for sums in (self._usual, self._alike):

@@ -44,8 +44,8 @@ class TreeWindow(Account):
         """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
         self._held = self.costs.context = held
         self._before = 0  # rows of the step before
-        self._planned, self._woke, self._forced, self._running = False, False, False, False
-        self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
+        self._planned, self._woke, self._running = False, False, False
+        self._tree, self._levels = empty_tree(), 0
         self.new_text(held)
 
     @property
@@ -55,8 +55,8 @@ class TreeWindow(Account):
 
     def plan(self, room: int) -> int:
         """The most nodes to grow in this step, at most `room`; 0 verifies the pending token alone."""
-        self._planned, self._woke, self._forced, self._running = False, False, False, True
-        self._tree, self._levels, self._expected = empty_tree(), 0, 1.0
+        self._planned, self._woke, self._running = False, False, True
+        self._tree, self._levels = empty_tree(), 0
         room = min(room, self.most)
         if room <= 0 or self.costs.seen.get(1, 0) < 2:
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
@@ -84,14 +84,14 @@ class TreeWindow(Account):
         chances = self._chances(tree)
         depths = tree.depths().tolist()
         order = sorted(range(len(chances)), key=lambda i: (-chances[i], depths[i], i))
-        best, value, tokens, kept = 0, -math.inf, 1.0, 1.0
+        best, value, tokens = 0, -math.inf, 1.0
         for n in range(len(order) + 1):
             tokens += chances[order[n - 1]] if n else 0.0
             worth = tokens - self.rate * self._seconds_of(n + 1)
             if worth > value and not (self._trial and n == 0 and order):
-                best, value, kept = n, worth, tokens
-        self._forced, self._trial = self._trial > 0, max(self._trial - 1, 0)
-        self._tree, self._expected = tree.keep(sorted(order[:best])), kept
+                best, value = n, worth
+        self._trial = max(self._trial - 1, 0)
+        self._tree = tree.keep(sorted(order[:best]))
         return self._tree
 
     def learn(self, step: Step, path: Sequence[int]) -> None:
@@ -108,7 +108,7 @@ class TreeWindow(Account):
             self._judged(path)
             # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
             spent = min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)
-            self.speculated(tokens if self._forced else self._expected, tokens, spent / self.costs.plain())
+            self.speculated(tokens, spent / self.costs.plain())
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
         elif self.off:

@@ -221,8 +221,7 @@ class Window(Account):
                 # disturbed step is no evidence.
                 usual = self._cost[drafted] + self.costs.switch * (t.before not in (0, drafted + 1))
                 spent = min(t.step.seconds.total, usual * (1.0 if t.cold else DISTURBED)) / self._plain
-                expected = tokens if t.forced else 1 + sum(t.chances[:drafted])  # of a forced draft the chances are not to be trusted
-                self.speculated(expected, tokens, spent)
+                self.speculated(tokens, spent)
                 if not t.forced:
                     self._tokens = self._tokens * RATE_KEEP + tokens
                     self._spent = self._spent * RATE_KEEP + t.step.seconds.total / self._plain

@@ -171,9 +171,9 @@ def test_many_texts_cost_no_more_than_twice_the_watch(length):
 def test_a_new_text_gets_a_try_where_speculation_usually_pays_and_can_be_afforded(usual: float, reserve: float, tries: bool):
     window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}))
     for _ in range(FIRST):  # this text began like the others
-        window.speculated(usual + 1, usual + 1, 1.0)
+        window.speculated(usual + 1, 1.0)
     while not window.off:
-        window.speculated(0.0, 0, 0.5)
+        window.speculated(0, 0.5)
     window.reserve = reserve
     assert window.plan(MOST) == 0  # the same text waits
     window.begin()
@@ -183,7 +183,7 @@ def test_a_new_text_gets_a_try_where_speculation_usually_pays_and_can_be_afforde
 def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_doubles_the_wait_for_the_next():
     account, steps, waits = Account(), 0, []
     while not account.off:
-        account.speculated(0.6, 1, 1.0)
+        account.speculated(0.8, 1.0)
         steps += 1
     assert steps <= 20
     account.reserve = FULL
@@ -195,7 +195,7 @@ def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_dou
         waits.append(waited)
         account.begin_try()
         while not account.off:
-            account.speculated(0.6, 1, 1.0)
+            account.speculated(0.8, 1.0)
     assert waits[0] == pytest.approx(STAKE / EAGER, abs=1) and waits[1] == pytest.approx(2 * STAKE / EAGER, abs=1)
     assert waits[-1] == pytest.approx(STAKE / WATCH, abs=1)
 
