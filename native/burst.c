@@ -23,27 +23,24 @@ static double since(double then) {
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Draft after the last of `rows` true rows: up to k tokens, none behind an end of text, as many of them as the window likes. */
-static int32_t draft(const rs_burst *b, size_t step, size_t k, size_t before, size_t rows) {
+static int32_t draft(const rs_burst *b, rs_step *s, int32_t *tokens, size_t k, size_t before, size_t rows, bool *stopped) {
     rs_eagle3_chain *c = b->chain;
-    rs_step *s = &b->ran[step];
-    int32_t *tokens = b->drafted + step * b->draft;
-    float *confidence = b->confidence + step * b->draft;
+    size_t n = 0;
     c->logits = c->true_logits;
     c->state = c->true_state;
+    *stopped = false;
     if (b->window) rs_window_plan(b->window, before, k);
-    size_t n = 0;
     while (n < k) {
-        int32_t status = rs_eagle3_choose(c, &tokens[n], &confidence[n], n);
+        int32_t status = rs_eagle3_choose(c, &tokens[n], &b->confidence[n], n);
         if (status != RS_OK) return status;
         s->asked++;
-        s->stopped = b->window && rs_window_stop(b->window, n, confidence[n]);
-        if (s->stopped) break;
+        *stopped = b->window && rs_window_stop(b->window, n, b->confidence[n]);
+        if (*stopped) break;
         n++;
         if (n == k || b->judge->ends[tokens[n - 1]]) break; /* the last draft token needs no row of its own */
         status = rs_eagle3_follow(c, tokens[n - 1], rows + n - 1);
         if (status != RS_OK) return status;
     }
-    for (int32_t i = 0; b->window && i < s->asked; i++) b->chance[step * b->draft + (size_t)i] = b->window->chances[i];
     s->drafted = (int32_t)(b->window ? rs_window_keep(b->window, before, n) : n);
     return RS_OK;
 }
@@ -64,7 +61,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
     float *features = t->features;
     double began = now(), lost = 0.0;
     size_t done = 0;
-    bool over = false;
+    bool over = false, stopped = false;
     j->stage = RS_RESTED;
     while (done < b->steps && room > 0 && first < b->n_ctx && !over && since(began) < b->seconds) {
         double step_began = now(), target_before = t->seconds;
@@ -77,7 +74,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
                 c->decided = first + 1;
             }
             size_t k = smaller(smaller(b->draft, room - 1), smaller(b->n_ctx - first - 1, c->config->capacity + 1 - rows));
-            if (draft(b, done, k, before, rows) != RS_OK) break;
+            if (draft(b, s, drafted, k, before, rows, &stopped) != RS_OK) break;
         } else if (features) {
             t->features = features + done * t->n_states * t->width;
         }
@@ -100,6 +97,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
             s->drafter += since(extending);
             rows += decided;
         }
+        if (b->window) rs_window_learn(b->window, b->confidence, (size_t)s->asked, stopped, (size_t)s->drafted, (size_t)s->accepted);
         j->stage = RS_RESTED;
         s->target = t->seconds - target_before;
         s->total = since(step_began);

@@ -406,19 +406,20 @@ typedef struct rs_judge {
  * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
 
-/* ---- window.c: what refspec/windows/window.py decides while a draft is made ------------------------------------------- */
+/* ---- window.c: what refspec/windows/window.py decides and learns of each draft --------------------------------------------- */
 
 /* What a Window knows. Counts [.., 2] are of tokens judged and of those that stood. */
 typedef struct rs_window {
     const double *cost;            /* [most + 1] seconds of a step by tokens drafted, without a change of the batch size */
-    const double *depth;           /* [most] the chance that a token stands, if all before it do */
+    const double *depth;           /* [most] the chance that a token stands, if all before it do, as it was when costs were looked at */
     const double *edges;           /* [n_bins - 2] between the bins of confidence, rising; the last bin is for none (NaN) */
-    const double *bins, *cells;    /* [n_bins, 2] and [n_bins, n_depths, 2] counts; the last depth is for all deeper ones too */
+    double *bins, *cells, *depths; /* [n_bins, 2], [n_bins, n_depths, 2] and [most, 2] counts; the last of n_depths is for all deeper ones too */
+    double *surplus;               /* [most, 2] times asked about a token, and what having asked was worth on average */
     size_t n_bins, n_depths;
     size_t most, home;             /* the longest draft, and the length that other lengths come back to */
     double rate;                   /* tokens per second to beat */
     double change, row;            /* seconds of a change of the batch size, and of a drafted row */
-    double *limits, *chances;      /* [most] working space */
+    double *limits, *gains, *chances; /* [most] working space */
 } rs_window;
 
 /* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none. */
@@ -430,20 +431,23 @@ bool rs_window_stop(const rs_window *window, size_t i, double confidence);
 /* How many of `drafted` tokens, none of which was stopped, to verify. */
 size_t rs_window_keep(const rs_window *window, size_t before, size_t drafted);
 
+/* Count what came of a draft: of the tokens asked about, with these probabilities, the last one may have been stopped; `drafted` were
+ * verified. */
+void rs_window_learn(const rs_window *window, const float *confidence, size_t asked, bool stopped, size_t drafted, size_t accepted);
+
 /* ---- burst.c: several steps of the decode cycle in one call ------------------------------------------------------------ */
 
-/* One step: tokens drafted and verified, asked about, accepted; whether the window stopped the draft at the last one asked about; seconds
- * in the target, in the drafter and of the whole. */
+/* One step: tokens drafted and verified, tokens the drafter was asked about, tokens accepted; seconds in the target, in the drafter and of
+ * the whole. */
 typedef struct rs_step {
     int32_t drafted, asked, accepted;
-    bool stopped;
     double target, drafter, total;
 } rs_step;
 
 typedef struct rs_burst {
     rs_judge *judge;
     rs_eagle3_chain *chain;        /* drafts, and is given the rows of every step; NULL: nothing is drafted */
-    const rs_window *window;       /* ends drafts; NULL: nothing does */
+    const rs_window *window;       /* ends drafts, and learns of them; NULL: nothing does */
     size_t draft;                  /* tokens drafted in a step at most */
     size_t steps;                  /* at most */
     size_t n_ctx;                  /* rows that the target can hold */
@@ -451,8 +455,7 @@ typedef struct rs_burst {
     double plain, allowance;       /* with a window: the steps end when, a token of plain decoding taking `plain` seconds, they have lost so many tokens */
     rs_step *ran;                  /* [steps] receives what was done */
     int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */
-    float *confidence;             /* [steps, draft] receives the probabilities of tokens asked about, */
-    double *chance;                /* [steps, draft] and the window's chances that these and all before them stand */
+    float *confidence;             /* [draft] working space */
 } rs_burst;
 
 /* Verify steps one after the other: the first with the pending token at position `first` of the target, after a step that verified `before` rows,

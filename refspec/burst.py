@@ -1,15 +1,13 @@
-"""Several steps of the decode cycle in one call of C (`native/burst.c`): what is asked for, and what was done.
+"""Several steps of the decode cycle in one call of C (`native/burst.c`): what is asked for.
 
 The cycle (`speculate.py`) asks, a target's judge (`targets/base.py`) runs them, a window (`windows/window.py`) says how far ahead it need not be
-asked, a drafter (`drafters/base.py`) is lent. None of the four knows the others; this is what they share.
+asked, a drafter (`drafters/base.py`) is lent. None of the last three knows the others; this is what they share.
 """
 
 from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
-
-from refspec.metrics import Seconds
 
 AT_ONCE = 0.02  # seconds after which no step is begun in the same call: nobody sees that a token waited so long
 
@@ -20,7 +18,7 @@ class Ahead(NamedTuple):
     steps: int  # at most
     draft: int = 0  # tokens drafted in each at most
     before: int = 0  # rows of the step before, 0 where it does not matter
-    window: Any = None  # an `rs_window` that ends drafts (`native/window.py`); None where nothing does
+    window: Any = None  # an `rs_window` that ends drafts and learns of them (`native/window.py`); None where nothing does
     plain: float = 1.0  # with a window: seconds of a step of plain decoding,
     allowance: float = math.inf  # and the tokens beside it that the steps may lose before they end
 
@@ -30,15 +28,3 @@ class Lent(NamedTuple):
 
     chain: Any  # its `rs_eagle3_chain`
     rows: int  # true rows it holds
-
-
-class Ran(NamedTuple):
-    """One of such steps."""
-
-    draft: list[int]  # [k] tokens verified
-    accepted: int  # how many of them stand
-    tokens: list[int]  # [accepted + 1] tokens decided
-    asked: list[float]  # with a window: confidence of each token that it was asked about, k or more,
-    chances: list[float]  # and what it took for the chance that this one and all before it stand
-    stopped: bool  # the draft was ended before the last of these
-    seconds: Seconds

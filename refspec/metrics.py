@@ -40,6 +40,7 @@ class Step(NamedTuple):
     stop: str | None = None  # on the last step: length | end | context
     nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
     depth: int = 0  # of a tree: draft tokens on its longest path, which may be another one than `draft`
+    asked: int = 0  # of a step that was run ahead (`burst.py`): tokens that the drafter was asked about, verified or not
 
 
 @dataclass

@@ -142,22 +142,20 @@ def _several(
     lent = None
     if ahead is None or (ahead.draft and not (isinstance(drafter, Lends) and (lent := drafter.lend()))):
         return []
-    ran = judge.several(pending, ahead, lent, position, room)
-    if not ran:
-        return []
+    steps = judge.several(pending, ahead, lent, position, room)
+    if not steps:
+        return steps
     if lent is not None:
         assert isinstance(drafter, Lends)
-        drafter.given(sum(len(step.tokens) for step in ran), sum(step.seconds.drafter for step in ran))
+        drafter.given(sum(len(step.tokens) for step in steps), sum(step.seconds.drafter for step in steps))
     elif drafter is not None:
-        drafter.extend(np.array([step.tokens[0] for step in ran], np.int32), _features(target, drafter, len(ran)))
-    steps = []
-    for draft, accepted, tokens, _, _, _, seconds in ran:
-        steps.append(Step(position, draft, accepted, tokens, seconds))
-        position += len(tokens)
+        drafter.extend(np.array([step.tokens[0] for step in steps], np.int32), _features(target, drafter, len(steps)))
+    spent = sum(step.seconds.total for step in steps)
     if window is not None and drafting:
-        window.went(steps, ran)
-    share = (perf_counter() - began - sum(step.seconds.total for step in steps)) / len(steps)  # of what this took around them
-    return [step._replace(seconds=step.seconds._replace(other=step.seconds.other + share)) for step in steps]
+        window.went(steps, (perf_counter() - began - spent) / len(steps))
+    seconds = steps[-1].seconds  # what this took around the steps is the last one's
+    steps[-1] = steps[-1]._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began - spent))
+    return steps
 
 
 def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:

@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.burst import AT_ONCE, Ahead, Lent, Ran
+from refspec.burst import AT_ONCE, Ahead, Lent
 from refspec.engine import lib
 from refspec.engine.capture import Floats
 from refspec.engine.context import Context, RowBatch
-from refspec.metrics import Seconds
+from refspec.metrics import Seconds, Step
 from refspec.native.penalties import Penalizer
 from refspec.ops import Ids
 from refspec.sampling import TARGET, Sampler
 
-_RECEIVED = {"ran": "rs_step", "drafted": "int32_t", "tokens": "int32_t", "confidence": "float", "chance": "double"}  # fields of rs_burst
+_RECEIVED = {"ran": "rs_step", "drafted": "int32_t", "tokens": "int32_t", "confidence": "float"}  # fields of rs_burst
 _FIELDS = {"token": "int32_t *", "embd": "float *", "pos": "int32_t *", "logits": "int8_t *"}
 
 
@@ -133,24 +133,21 @@ class NativeJudge:
         accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
         return accepted
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int) -> list[Ran]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int) -> list[Step]:
         """`rs_burst_run` from position `first` of the target on; steps x (draft + 1) must not be more than the rows of its batch."""
         b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
         b.steps, b.draft, b.n_ctx, b.seconds, b.plain, b.allowance = ahead.steps, draft, n_ctx, AT_ONCE, ahead.plain, ahead.allowance
         b.chain, b.window = drafter.chain if drafter else null, ahead.window or null
         done = self._run_burst(b, pending, ahead.before, first, drafter.rows if drafter else 0, position, room)
-        tokens = unpack(b.tokens, done * (draft + 1))
-        drafted, asked, chances = (unpack(b.drafted, done * draft), [], []) if draft else ([], [], [])
-        if ahead.window:
-            asked, chances = unpack(b.confidence, done * draft), unpack(b.chance, done * draft)
-        out = []
-        for i in range(done):
-            c = b.ran[i]
-            d, t = i * draft, i * (draft + 1)
-            k, n, taken, target, in_drafter, total = c.drafted, c.asked, c.accepted + 1, c.target, c.drafter, c.total
-            seconds = Seconds(target, in_drafter, total - target - in_drafter)
-            out.append(Ran(drafted[d : d + k], taken - 1, tokens[t : t + taken], asked[d : d + n], chances[d : d + n], c.stopped, seconds))
-        return out
+        tokens, drafted = unpack(b.tokens, done * (draft + 1)), unpack(b.drafted, done * draft) if draft else []
+        steps: list[Step] = []
+        for c in unpack(b.ran, done):
+            i = len(steps)
+            d, t, decided, target, in_drafter = i * draft, i * (draft + 1), c.accepted + 1, c.target, c.drafter
+            seconds = Seconds(target, in_drafter, c.total - target - in_drafter)
+            steps.append(Step(position, drafted[d : d + c.drafted], decided - 1, tokens[t : t + decided], seconds, asked=c.asked))
+            position += decided
+        return steps
 
     def decided(self, n: int) -> list[int]:
         """The first n tokens that the last step decided."""

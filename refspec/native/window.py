@@ -1,6 +1,6 @@
 """A window's decisions in C (native/window.c), for drafts that C makes by itself; `windows/window.py` is the policy, and the twin.
 
-Holds no numbers of its own but costs and chances by depth, which change now and then: counts are read where a Belief keeps them.
+Holds no numbers of its own but costs and chances by depth, which change now and then: counts are read and written where the window has them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from refspec.native.module import ffi, lib
 class NativeWindow:
     """`rs_window` for drafts of up to `most` tokens; `c` is None without C."""
 
-    def __init__(self, most: int, edges: Sequence[float], bins: array[float], cells: array[float]) -> None:
-        """Edges [B - 2] between bins of confidence, and a Belief's counts: bins [B, 2], cells [B, depths, 2]."""
+    def __init__(self, most: int, edges: Sequence[float], **counts: array[float]) -> None:
+        """Edges [B - 2] between bins of confidence; counts: a Belief's bins [B, 2], cells [B, depths, 2], depths [most, 2], and surplus [most, 2]."""
         self.c: Any = None
         if lib is None:
             return
         self.c = c = ffi.new("rs_window *")
-        fields = {"cost": most + 1, "depth": most, "limits": most, "chances": most}
-        self._arrays = {name: ffi.new("double[]", size) for name, size in fields.items()}
-        self._arrays |= {"edges": ffi.new("double[]", list(edges)), "bins": ffi.from_buffer("double[]", bins)}
-        self._arrays["cells"] = ffi.from_buffer("double[]", cells)
+        fields = {"cost": most + 1, "depth": most, "limits": most, "gains": most, "chances": most}
+        self._arrays = {name: ffi.new("double[]", size) for name, size in fields.items()} | {"edges": ffi.new("double[]", list(edges))}
+        self._arrays |= {name: ffi.from_buffer("double[]", held) for name, held in counts.items()}
         for name, pointer in self._arrays.items():
             setattr(c, name, pointer)
-        c.most, c.n_bins, c.n_depths = most, len(edges) + 2, len(cells) // len(bins)
+        c.most, c.n_bins, c.n_depths = most, len(edges) + 2, len(counts["cells"]) // len(counts["bins"])
 
     def know(self, cost: Sequence[float], depth: Sequence[float], *, home: int, rate: float, change: float, row: float) -> None:
         """Seconds of a step by tokens drafted [most + 1], chances by depth [most], and the numbers that `rs_window` has under these names."""
@@ -40,9 +39,11 @@ class NativeWindow:
     def decide(self, before: int, room: int, confidences: Sequence[float]) -> tuple[list[bool], int]:
         """What C decides where these are the confidences of the tokens asked about: which are stopped at, and how many are kept."""
         lib.rs_window_plan(self.c, before, room)
-        stops = []
-        for i, confidence in enumerate(confidences[:room]):
-            stops.append(bool(lib.rs_window_stop(self.c, i, confidence)))
-            if stops[-1]:
-                break
+        stops: list[bool] = []
+        while len(stops) < min(room, len(confidences)) and not any(stops):
+            stops.append(bool(lib.rs_window_stop(self.c, len(stops), confidences[len(stops)])))
         return stops, int(lib.rs_window_keep(self.c, before, len(stops) - sum(stops)))
+
+    def learn(self, confidences: Sequence[float], stopped: bool, drafted: int, accepted: int) -> None:
+        """`rs_window_learn` for the confidences of all tokens asked about."""
+        lib.rs_window_learn(self.c, ffi.new("float[]", list(confidences)), len(confidences), stopped, drafted, accepted)

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.burst import Ahead, Lent, Ran
+from refspec.burst import Ahead, Lent
+from refspec.metrics import Step
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -25,7 +26,7 @@ class Judge(Protocol):
     def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
         """Run the pending token and draft [k] and decide from output position `position` on; rows that do not stand are taken back."""
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         """Up to `ahead.steps` steps, of which none begins after AT_ONCE seconds; they decide `room` tokens at most.
 
         The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all steps. Ends after

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.burst import Ahead, Lent, Ran
+from refspec.burst import Ahead, Lent
 from refspec.engine import lib
 from refspec.engine.cycle import NativeJudge, NativeTarget
+from refspec.metrics import Step
 from refspec.ops import Array
 from refspec.sampling import TARGET, Sampler, coins
 from refspec.targets.base import Penalized
@@ -56,7 +57,7 @@ class LlamaJudge:
             return self._settle(self._rows(pending, draft, start), draft, position, start)
         return Verdict(accepted, self._native.decided(accepted + 1))
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         """As `base.Judge` says."""
         target, start = self.target, self.target.n_past
         draft, capacity = ahead.draft if drafter else 0, len(target._batch.tokens) - 1

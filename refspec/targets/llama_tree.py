@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refspec.burst import Ahead, Lent, Ran
+from refspec.burst import Ahead, Lent
 from refspec.engine import lib
 from refspec.engine.tree import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
 from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.metrics import Step
 from refspec.ops import Ids
 from refspec.sampling import Sampler
 from refspec.targets.base import Judge, Penalized
@@ -146,7 +147,7 @@ class _Forgetting:
         self.target._forget_tree()
         return self.chain(pending, draft, position)
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         self.target._forget_tree()
         return self.chain.several(pending, ahead, drafter, position, room)
 

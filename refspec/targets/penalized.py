@@ -13,8 +13,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from refspec.burst import Ahead, Lent, Ran
+from refspec.burst import Ahead, Lent
 from refspec.errors import UsageError
+from refspec.metrics import Step
 from refspec.native.penalties import Penalizer
 from refspec.ops import Array, Ids
 from refspec.penalties import Penalties
@@ -132,7 +133,7 @@ class _PenalizedJudge:
         self.target._judging((pending, *draft.tolist()))
         return self.inner(pending, draft, position)
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         self.target._judging((pending,))  # before a token that is not known to be a breaker or none, C ends
         return self.inner.several(pending, ahead, drafter, position, room)
 

@@ -28,13 +28,13 @@ KEEP = 1 - 1 / 500  # of every count, per count added to the same cell
 class Belief:
     """Counts and the chances that follow from them.
 
-    Counts are flat arrays of (judged, stood), which C reads (native/window.c): `bins` [B], `cells` [B, DEPTHS] and by depth [most].
+    Counts are flat arrays of (judged, stood), which C reads and writes too (native/window.c): `bins` [B], `cells` [B, DEPTHS], `depths` [most].
     """
 
     def __init__(self, most: int) -> None:
         self.bins = array("d", bytes(16 * BINS))
         self.cells = array("d", bytes(16 * BINS * DEPTHS))
-        self._depths = array("d", bytes(16 * most))
+        self.depths = array("d", bytes(16 * most))
 
     def chance(self, confidence: float, depth: int) -> float:
         """Probability that the token drafted at `depth` (0 = first) stands if all before it do."""
@@ -46,8 +46,8 @@ class Belief:
     def by_depth(self) -> list[float]:
         """[most] the same without a confidence."""
         out, before = [], FIRST
-        for at in range(0, len(self._depths), 2):
-            before = (self._depths[at + 1] + 6 * before) / (self._depths[at] + 6)
+        for at in range(0, len(self.depths), 2):
+            before = (self.depths[at + 1] + 6 * before) / (self.depths[at] + 6)
             out.append(before)
         return out
 
@@ -56,14 +56,14 @@ class Belief:
 
         `refused` is the confidence of the token the draft was ended before, if it was.
         """
-        if refused is not None and drafted == accepted == len(confidences) < len(self._depths) // 2:
-            _count(self._depths, 2 * drafted, self.chance(refused, drafted))
+        if refused is not None and drafted == accepted == len(confidences) < len(self.depths) // 2:
+            _count(self.depths, 2 * drafted, self.chance(refused, drafted))
         for i in range(min(drafted, accepted + 1)):
             self.see(confidences[i] if i < len(confidences) else math.nan, i, i < accepted)
 
     def forget(self, most: float) -> None:
         """Keep no more than `most` of any count: what was seen long ago is a guess, to be overruled soon."""
-        for counts in (self.bins, self.cells, self._depths):
+        for counts in (self.bins, self.cells, self.depths):
             for at in range(0, len(counts), 2):
                 if counts[at] > most:
                     counts[at], counts[at + 1] = most, counts[at + 1] * most / counts[at]
@@ -73,7 +73,7 @@ class Belief:
         b = _bin(confidence)
         _count(self.bins, 2 * b, stood)
         _count(self.cells, 2 * (b * DEPTHS + min(depth, DEPTHS - 1)), stood)
-        _count(self._depths, min(2 * depth, len(self._depths) - 2), stood)
+        _count(self.depths, min(2 * depth, len(self.depths) - 2), stood)
 
 
 def _count(counts: array[float], at: int, stood: float) -> None:

@@ -22,10 +22,11 @@ from EXPLORE of the tokens decided.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from refspec.burst import Ahead, Ran
+from refspec.burst import Ahead
 from refspec.metrics import Step
 from refspec.native.window import NativeWindow
 from refspec.windows.account import Account
@@ -73,7 +74,6 @@ class Window(Account):
         self.most = most
         self.costs = costs or Costs()
         self.belief = Belief(most)
-        self._c = NativeWindow(most, EDGES, self.belief.bins, self.belief.cells)
         self._explore = 1.0  # plain tokens left for experiments
         self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
         self._chances: list[float] = []  # S of the tokens asked about in this step
@@ -81,7 +81,8 @@ class Window(Account):
         self._refused: float | None = None  # of the token that ended the draft
         self._limits: list[float] = []
         self._gains: list[float] = []  # tokens expected for one of chance, by the best continuation
-        self._surplus: list[tuple[int, float]] = [(0, 0.0)] * most  # (times asked, average gain of having asked about token i)
+        self._surplus = array("d", bytes(16 * most))  # of token i at 2 i: times asked about it, and the average gain of having asked
+        self._c = NativeWindow(most, EDGES, bins=self.belief.bins, cells=self.belief.cells, depths=self.belief.depths, surplus=self._surplus)
         self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
         self._cost: list[float] = []
         self._home, self._guess, self._trial = 0, 1, TRIAL
@@ -124,57 +125,53 @@ class Window(Account):
         """Steps that may be run without asking; `went` follows. None where the next one has to be planned by itself.
 
         Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends drafts as `stop` and
-        `keep` would.
+        `keep` would, and learns what came of them.
         """
         if self.off:
-            if self._before != 1 or self._steps % LOOKED == 0:
-                return None  # what it costs is to be looked at
-            steps = min(self.off_for(), LOOKED - self._steps % LOOKED)
+            steps = self.off_for() if self._before == 1 else 0  # else what the change of size costs is to be looked at
             return Ahead(steps) if steps > 1 else None
         if self._c.c is None or self._trial or self.costs.seen.get(1, 0) < 2:
             return None
-        if self._age >= REFRESH or not self._cost:
+        if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()
         if self._least_tried(self.most):
             return None
-        planned = self._worth_asking(self.most)
-        return Ahead(REFRESH - self._age, planned, self._before, self._c.c, self._plain, self.allowance)
+        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance)
 
-    def went(self, steps: Sequence[Step], ran: Sequence[Ran]) -> None:
-        """Take in the steps that were run ahead, of each what it cost and how it was drafted."""
+    def went(self, steps: Sequence[Step], around: float) -> None:
+        """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
+        last, before = steps[-1], self._before
         self._woke, self._forced, self._running = False, False, True
         if self.off:
+            self._planned, self._cold, cold = 0, max(self._cold - len(steps), 0), False
             self.watched(len(steps))
-            self._explore = min(self._explore + EXPLORE * len(steps), SAVED)
-            self._planned = 0
-            self._age += len(steps)
-            self._steps += len(steps)
-            return
-        for step, (_, _, _, asked, chances, stopped, _) in zip(steps, ran, strict=True):
-            self._planned, n = len(asked), len(asked) - stopped
-            self._limits, self._gains = self._for(self.most, self._before)
-            for i, chance in enumerate(chances):
-                self._worth(i, chance)
-            self._chances, self._confidences, self._refused = chances[:n], asked[:n], asked[-1] if stopped else None
-            self._untold.append(self._told(step))
-        self._take_in()
+        else:
+            self._planned = 1
+            for step in steps:
+                k, before = len(step.draft), self._before
+                self._before, cold = k + 1, self._is_cold(k)
+                if step.asked:
+                    self._count(k, before, len(step.tokens), step.seconds.total + around, cold=cold, forced=False)
+        if not cold:
+            target, drafter, other = last.seconds
+            self.costs.context = self._held + last.position
+            self.costs.learn(len(last.draft), before, target, drafter if last.asked else None, other + around, max(last.asked - 1, 0))
+        self._explore = min(self._explore + EXPLORE * (last.position + len(last.tokens) - steps[0].position), SAVED)
+        self._age += len(steps)
+        self._steps += len(steps)
 
     def stop(self, i: int, confidence: float) -> bool:
         """Whether to draft no token i (0 = first), its likeliest candidate having this probability; see `base.Stop`."""
         chance = self.belief.chance(confidence, i) * (self._chances[i - 1] if i else 1.0)
-        self._worth(i, chance)
+        asked, average = self._surplus[2 * i] + 1, self._surplus[2 * i + 1]
+        surplus = max(chance - self._limits[i], 0.0) * self._gains[i]
+        self._surplus[2 * i], self._surplus[2 * i + 1] = asked, average + (surplus - average) * max(1 / asked, ASKED)
         if chance < self._limits[i] and not self._forced:
             self._refused = confidence
             return True
         self._chances.append(chance)
         self._confidences.append(confidence)
         return False
-
-    def _worth(self, i: int, chance: float) -> None:
-        """Remember what it was worth to ask about token i, tokens 0..i all standing with this chance."""
-        asked, average = self._surplus[i]
-        surplus = max(chance - self._limits[i], 0.0) * self._gains[i]
-        self._surplus[i] = asked + 1, average + (surplus - average) * max(1 / (asked + 1), ASKED)
 
     def keep(self, drafted: int) -> int:
         """How many of the drafted tokens to verify: fewer where the last ones climbed a step of the cost curve for too little."""
@@ -199,13 +196,17 @@ class Window(Account):
 
     def _told(self, step: Step) -> _Told:
         """A step that was run, with what was thought of it; the next one follows."""
-        self._cold -= self._cold > 0
-        cold = self._cold > 0 and self.costs.seen.get(len(step.draft) + 1, 0) >= FEW  # only what is known can be told from what is seen
+        cold = self._is_cold(len(step.draft))
         told = _Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold)
         self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
         return told
+
+    def _is_cold(self, k: int) -> bool:
+        """Whether a step that drafted k tokens is one of the first of its text; asked once of each."""
+        self._cold -= self._cold > 0
+        return self._cold > 0 and self.costs.seen.get(k + 1, 0) >= FEW  # only what is known can be told from what is seen
 
     def _take_in(self) -> None:
         told, self._untold = self._untold, []
@@ -217,15 +218,20 @@ class Window(Account):
                 self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
-                # Plain decoding would have been slow as well in the first steps, when the prompt has the caches and the graph is new; and one
-                # disturbed step is no evidence.
-                usual = self._cost[drafted] + self.costs.switch * (t.before not in (0, drafted + 1))
-                spent = min(t.step.seconds.total, usual * (1.0 if t.cold else DISTURBED)) / self._plain
-                self.speculated(tokens, spent)
-                if not t.forced:
-                    self._tokens = self._tokens * RATE_KEEP + tokens
-                    self._spent = self._spent * RATE_KEEP + t.step.seconds.total / self._plain
+                self._count(drafted, t.before, tokens, t.step.seconds.total, cold=t.cold, forced=t.forced)
             self._explore = min(self._explore + EXPLORE * tokens, SAVED)
+
+    def _count(self, k: int, before: int, tokens: int, seconds: float, *, cold: bool, forced: bool) -> None:
+        """A step that drafted k tokens, after one of `before` rows: what it gained.
+
+        Plain decoding would have been slow as well in the first steps, when the prompt has the caches and the graph is new; and one disturbed
+        step is no evidence.
+        """
+        usual = self._cost[k] + self.costs.switch * (before not in (0, k + 1))
+        self.speculated(tokens, min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain)
+        if not forced:
+            self._tokens = self._tokens * RATE_KEEP + tokens
+            self._spent = self._spent * RATE_KEEP + seconds / self._plain
 
     def _watch(self, step: Step) -> None:
         """A step while off: what it cost is looked at now and then, because looking is a part of it."""
@@ -288,8 +294,7 @@ class Window(Account):
         """The longest draft whose every token is worth the row that tells how sure the drafter is of it; 1 at least."""
         price = self._rate * self._draft
         for i in range(max(self._home, 1), room):
-            asked, average = self._surplus[i]
-            if asked >= ENOUGH and average < price:
+            if self._surplus[2 * i] >= ENOUGH and self._surplus[2 * i + 1] < price:
                 return i
         return room
 

@@ -10,7 +10,7 @@ import tiny
 
 import refspec
 from refspec import embedded, native
-from refspec.burst import Ahead, Lent, Ran
+from refspec.burst import Ahead, Lent
 from refspec.errors import BackendError
 from refspec.metrics import Step
 from refspec.penalties import Penalties
@@ -42,9 +42,19 @@ class Settled(Window):
             self.belief.see(confidence, int(rng.integers(0, most)), bool(rng.random() < confidence))
         self._tried, self._trial = [9999] * (most + 1), 0
 
+    def learn(self, step: Step) -> None:
+        super().learn(step)
+        self._take_in()  # at once, as C does
+
     def _take_in(self) -> None:
-        self._untold = []
-        self._trial = 0
+        for t in self._untold:
+            self.belief.learn(t.confidences, len(t.step.draft), t.step.accepted, t.refused)
+        self._untold, self._trial = [], 0
+
+    def went(self, steps: Sequence[Step], around: float) -> None:
+        self._before = len(steps[-1].draft) + 1
+        self._age += len(steps)
+        self._steps += len(steps)
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     inner = llama_judge.LlamaJudge.several
 
-    def several(self: llama_judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Ran]:
+    def several(self: llama_judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         ran = inner(self, pending, ahead, drafter, position, room)
         sizes.append(len(ran))
         return ran
@@ -134,7 +144,7 @@ def test_a_burst_that_stops_in_the_middle_goes_on_where_it_was(monkeypatch: pyte
         whole = session.generate("Name three rivers.", max_tokens=100, draft_max=3)
         steps = told([event.step for event in whole])
 
-        def few(self: Any, pending: int, ahead: Ahead, *rest: Any) -> list[Ran]:
+        def few(self: Any, pending: int, ahead: Ahead, *rest: Any) -> list[Step]:
             return inner(self, pending, ahead._replace(steps=int(rng.integers(0, 4))), *rest)
 
         monkeypatch.setattr(llama_judge.LlamaJudge, "several", few)

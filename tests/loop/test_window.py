@@ -20,7 +20,7 @@ from refspec.sampling import Sampler
 from refspec.windows.account import EAGER, FIRST, FULL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import LOOKED, Window
+from refspec.windows.window import Window
 
 
 class Whim(Window):
@@ -218,11 +218,11 @@ def test_no_try_would_be_made_while_the_window_rests(reserve: float, failed: int
         assert asked.plan(MOST) == 0
         asked.learn(plain)
     if ahead:
-        resting.went([plain] * steps, [])
+        resting.went([plain._replace(position=i) for i in range(steps)], 0.0)
     assert resting.reserve == pytest.approx(asked.reserve) and resting._steps == asked._steps
     assert reserve < STAKE or resting._aside == pytest.approx(asked._aside, abs=1e-6)
     assert resting._aside <= asked._aside + 1e-6, "one that could just be afforded is not made sooner"
-    assert steps <= LOOKED and resting.waiting()
+    assert resting.waiting()
 
 
 def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_to_is_turned_off():
@@ -356,14 +356,14 @@ def test_what_is_forgotten_is_how_much_was_seen_not_what():
     before = belief.by_depth()[0]
     sure = belief.chance(0.65, 0)
     belief.forget(4)
-    assert belief._depths[0] == 4 and belief._depths[1] == pytest.approx(1, abs=0.1), "a quarter stood, of however many"
+    assert belief.depths[0] == 4 and belief.depths[1] == pytest.approx(1, abs=0.1), "a quarter stood, of however many"
     assert before < belief.by_depth()[0] and sure < belief.chance(0.65, 0) < 0.65, "the first guess counts again"
     kept = belief.chance(0.65, 0)
     for _ in range(4):
         belief.see(0.65, 0, True)
     assert belief.chance(0.65, 0) > kept + 0.15, "and four tokens that stand overrule the rest"
     belief.forget(100)
-    assert belief._depths[0] < 9, "fewer are left as they are"
+    assert belief.depths[0] < 9, "fewer are left as they are"
 
 
 def test_a_record_of_tune_is_where_costs_begin():

@@ -36,10 +36,10 @@ def burst(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window: Any
     """[(drafted, accepted, tokens)] of the steps that C ran."""
     ffi, b = native.ffi, native.ffi.new("rs_burst *")
     arrays = [ffi.new(f"{kind}[]", size) for kind, size in (("rs_step", steps), ("int32_t", steps * draft + 1), ("int32_t", steps * (draft + 1)))]
-    arrays += [ffi.new("float[]", steps * draft + 1), ffi.new("double[]", steps * draft + 1)]
+    arrays.append(ffi.new("float[]", draft + 1))
     b.judge, b.chain, b.window = pair.judge, pair.chain.c if lend else ffi.NULL, window or ffi.NULL
     b.steps, b.draft, b.n_ctx, b.seconds, b.plain, b.allowance = steps, draft, n_ctx, 60.0, 1.0, 1e9
-    b.ran, b.drafted, b.tokens, b.confidence, b.chance = arrays
+    b.ran, b.drafted, b.tokens, b.confidence = arrays
     for name, value in limits.items():
         setattr(b, name, value)
     done = native.lib.rs_burst_run(b, 5, 0, FIRST, FIRST, 0, room)
@@ -61,16 +61,15 @@ def one_by_one(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window
         pair.chain.restart()
         assert pair.chain.draft(tokens, confidence, first) == native.lib.RS_OK
         drafted = tokens.tolist()
+        asked = next((i + 1 for i, token in enumerate(drafted) if pair.ends[token]), k)  # nothing is drafted behind the end of a text
+        stops: list[bool] = []
+        drafted = drafted[:asked]
         if window is not None and k:
-            stops, _ = window.decide(before, k, confidence.tolist())
-            drafted = drafted[: len(stops) - sum(stops)]
-        for i, token in enumerate(drafted):
-            if pair.ends[token]:
-                drafted = drafted[: i + 1]
-        if window is not None and k:
-            window.decide(before, k, confidence.tolist()[: len(drafted)])
-            drafted = drafted[: native.lib.rs_window_keep(window.c, before, len(drafted))]
+            stops, kept = window.decide(before, k, confidence.tolist()[:asked])
+            drafted = drafted[:kept]
         accepted, decided = judged(pair.judge, pending, drafted, first)
+        if stops:
+            window.learn(confidence.tolist()[: len(stops)], any(stops), len(drafted), accepted)
         out.append((drafted, accepted, decided))
         assert pair.chain.extend(np.array(decided, np.int32), pair.features(accepted + 1), first) == native.lib.RS_OK
         pending, first, room, before = decided[-1], first + len(decided), room - len(decided), len(drafted) + 1
@@ -86,10 +85,12 @@ def one_by_one(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window
 def test_a_burst_is_its_steps(draft: int, windowed: bool, room: int, n_ctx: int, ends: tuple[int, ...]) -> None:
     accepted = 0
     for seed in range(12):
-        window = experienced(seed, draft)._c if windowed else None
+        window, twin = (experienced(seed, draft)._c if windowed else None for _ in range(2))
         at_once, parts = Pair(seed, ends), Pair(seed, ends)
         ran = burst(at_once, STEPS, draft, room, n_ctx, window.c if window else None)
-        assert ran == one_by_one(parts, STEPS, draft, room, n_ctx, window) and ran
+        assert ran == one_by_one(parts, STEPS, draft, room, n_ctx, twin) and ran
+        if window is not None and twin is not None:
+            assert list(window._arrays["cells"]) == list(twin._arrays["cells"])
         assert at_once.fake.sent == parts.fake.sent and at_once.removed == parts.removed
         assert at_once.judge.stage == native.lib.RS_RESTED
         rows = FIRST + sum(len(tokens) for _, _, tokens in ran)

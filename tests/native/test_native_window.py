@@ -27,23 +27,29 @@ def experienced(seed: int, most: int) -> Window:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.data())
-def test_c_ends_and_cuts_a_draft_where_the_window_does(seed, most, data):
-    window = experienced(seed, most)
-    before, room = data.draw(st.integers(0, most + 1)), data.draw(st.integers(1, most))
-    confidences = data.draw(st.lists(st.floats(0, 1) | st.sampled_from([0.05, 0.5, 0.99, 1.0, math.nan]), min_size=room, max_size=room))
-    confidences = [float(np.float32(c)) for c in confidences]
-    window._before = before
-    window._limits, window._gains = window._for(room, before)
-    window._chances, window._confidences, window._refused, window._forced = [], [], None, False
-    stops = []
-    for i, confidence in enumerate(confidences):
-        stops.append(window.stop(i, confidence))
-        if stops[-1]:
-            break
-    kept = window.keep(len(stops) - sum(stops))
-    assert window._c.decide(before, room, confidences) == (stops, kept)
-    n = len(window._chances)
-    assert native.ffi.unpack(window._c.c.chances, most)[:n] == window._chances, "bit for bit"
+def test_c_ends_cuts_and_learns_of_a_draft_as_the_window_does(seed, most, data):
+    window, twin = experienced(seed, most), experienced(seed, most)._c
+    for _ in range(data.draw(st.integers(1, 3))):
+        before, room = data.draw(st.integers(0, most + 1)), data.draw(st.integers(1, most))
+        one = st.floats(0, 1) | st.sampled_from([0.05, 0.5, 0.99, 1.0, math.nan])
+        confidences = [float(np.float32(c)) for c in data.draw(st.lists(one, min_size=room, max_size=room))]
+        window._before = before
+        window._limits, window._gains = window._for(room, before)
+        window._chances, window._confidences, window._refused, window._forced = [], [], None, False
+        stops = []
+        for i, confidence in enumerate(confidences):
+            stops.append(window.stop(i, confidence))
+            if stops[-1]:
+                break
+        kept = window.keep(len(stops) - sum(stops))
+        assert twin.decide(before, room, confidences) == (stops, kept)
+        n = len(window._chances)
+        assert native.ffi.unpack(twin.c.chances, most)[:n] == window._chances, "bit for bit"
+        accepted = data.draw(st.integers(0, kept))
+        window.belief.learn(window._confidences, kept, accepted, window._refused)
+        twin.learn(confidences[: len(stops)], any(stops), kept, accepted)
+        for name, held in (("bins", window.belief.bins), ("cells", window.belief.cells), ("depths", window.belief.depths), ("surplus", window._surplus)):
+            assert list(twin._arrays[name]) == held.tolist(), name
 
 
 def test_counts_are_read_where_they_are_kept():
