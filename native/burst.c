@@ -29,7 +29,7 @@ static int32_t draft(const rs_burst *b, rs_step *s, int32_t *tokens, size_t k, s
     c->logits = c->true_logits;
     c->state = c->true_state;
     *stopped = false;
-    if (b->window) rs_window_plan(b->window, before, k);
+    if (b->window) k = rs_window_plan(b->window, before, k);
     while (n < k) {
         int32_t status = rs_eagle3_choose(c, &tokens[n], &b->confidence[n], n);
         if (status != RS_OK) return status;

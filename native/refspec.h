@@ -422,8 +422,9 @@ typedef struct rs_window {
     double *limits, *gains, *chances; /* [most] working space */
 } rs_window;
 
-/* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none. */
-void rs_window_plan(const rs_window *window, size_t before, size_t room);
+/* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none: returns how many of them may be worth it, the drafter
+ * being as sure as can be. */
+size_t rs_window_plan(const rs_window *window, size_t before, size_t room);
 
 /* Whether to draft no token i < room (0 = first), its likeliest candidate having this probability. */
 bool rs_window_stop(const rs_window *window, size_t i, double confidence);

@@ -43,7 +43,8 @@ static double cost_after(const rs_window *w, size_t before, size_t k) {
     return w->cost[k] + w->change * changes;
 }
 
-void rs_window_plan(const rs_window *w, size_t before, size_t room) {
+size_t rs_window_plan(const rs_window *w, size_t before, size_t room) {
+    size_t hopeful = room;
     for (size_t i = 0; i < room; i++) {
         double least = INFINITY, gain = 1.0, more = 1.0, chance = 1.0, own = cost_after(w, before, i);
         double run = i ? w->row : 0.0; /* its own row has run when token i is asked about */
@@ -60,7 +61,9 @@ void rs_window_plan(const rs_window *w, size_t before, size_t room) {
         }
         w->limits[i] = least;
         w->gains[i] = gain;
+        if (i && least >= 1.0 && i < hopeful) hopeful = i;
     }
+    return hopeful;
 }
 
 bool rs_window_stop(const rs_window *w, size_t i, double confidence) {

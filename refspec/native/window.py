@@ -38,9 +38,9 @@ class NativeWindow:
 
     def decide(self, before: int, room: int, confidences: Sequence[float]) -> tuple[list[bool], int]:
         """What C decides where these are the confidences of the tokens asked about: which are stopped at, and how many are kept."""
-        lib.rs_window_plan(self.c, before, room)
+        hopeful = lib.rs_window_plan(self.c, before, room)
         stops: list[bool] = []
-        while len(stops) < min(room, len(confidences)) and not any(stops):
+        while len(stops) < min(hopeful, len(confidences)) and not any(stops):
             stops.append(bool(lib.rs_window_stop(self.c, len(stops), confidences[len(stops)])))
         return stops, int(lib.rs_window_keep(self.c, before, len(stops) - sum(stops)))
 

@@ -11,7 +11,7 @@ reaches
     threshold(i)  =  min over j > i of  L (cost(j) - cost(i)) / (1 + expected tokens from i + 1 to j - 1, given that i stands)
 
 so a step of the cost curve may be climbed if what lies behind it pays. The drafter runs a row before it can say how sure it is of
-token i, so that is asked only if what came of it so far was worth the row. A change of batch size costs extra, now and on the way back
+token i, so that is asked only if what came of it so far was worth the row, and never where the threshold is 1 or more. A change of batch size costs extra, now and on the way back
 to `home`, the best fixed length. Chances are `windows/belief.py`'s, costs `windows/costs.py`'s at the context of the text so far; what
 steps gained is kept in plain tokens, which are dearer after a long prompt as steps are.
 
@@ -118,7 +118,7 @@ class Window(Account):
         if self._age >= REFRESH or not self._cost:
             self._refresh()
         self._limits, self._gains = self._for(room, self._before)
-        self._planned = self._forced_length(room) or self._worth_asking(room)
+        self._planned = self._forced_length(room) or min(self._worth_asking(room), self._hopeful(room))
         return self._planned
 
     def ahead(self) -> Ahead | None:
@@ -297,6 +297,10 @@ class Window(Account):
             if self._surplus[2 * i] >= ENOUGH and self._surplus[2 * i + 1] < price:
                 return i
         return room
+
+    def _hopeful(self, room: int) -> int:
+        """The longest draft that could be worth it, were the drafter as sure as can be: its next token would have to stand for certain, or more."""
+        return next((i for i in range(1, room) if self._limits[i] >= 1.0), room)
 
     def _forced_length(self, room: int) -> int:
         """A length to draft in full, whatever its chances: of a trial, or because too little is known of it; 0 for none."""

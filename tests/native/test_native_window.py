@@ -37,7 +37,7 @@ def test_c_ends_cuts_and_learns_of_a_draft_as_the_window_does(seed, most, data):
         window._limits, window._gains = window._for(room, before)
         window._chances, window._confidences, window._refused, window._forced = [], [], None, False
         stops = []
-        for i, confidence in enumerate(confidences):
+        for i, confidence in enumerate(confidences[: window._hopeful(room)]):
             stops.append(window.stop(i, confidence))
             if stops[-1]:
                 break
