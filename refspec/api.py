@@ -220,6 +220,7 @@ class Session:
         self.tuned = Found(None, "")
         self.sampler = GREEDY
         self.window: Window | TreeWindow | None = None
+        self._deferred: DeferredDrafter | None = None
         self.tree = tree
         self.current: Generation | None = None
 
@@ -314,10 +315,17 @@ class Session:
         if drafter is not None and wants_window:
             window = self._window(draft_max) if window is None else window
             window.begin(len(encoded) - 1)
-            drafter, options["window"] = DeferredDrafter(drafter, window.waiting), window
+            drafter, options["window"] = self._deferring(drafter, window), window
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)  # plain decoding is measured without what only a drafter needs
         self.current = Generation(self, encoded, drafter, options)
         return self.current
+
+    def _deferring(self, drafter: Drafter, window: Window | TreeWindow) -> DeferredDrafter:
+        """The drafter, its rows waiting when the window says so; kept from text to text, because a new buffer's pages have to be found first."""
+        if self._deferred is None or self._deferred.inner is not drafter:
+            self._deferred = DeferredDrafter(drafter, window.waiting)
+        self._deferred.waiting = window.waiting
+        return self._deferred
 
     def _window(self, most: int) -> Window | TreeWindow:
         """The session's policy; a new one when the limit changes."""

@@ -45,7 +45,7 @@ MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
 COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
 TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
-LOOKED = 8  # of so many steps while off, one whose cost is taken in
+LOOKED = 32  # of so many steps while off, one whose cost is taken in
 
 
 class _Told(NamedTuple):
@@ -127,8 +127,9 @@ class Window(Account):
         Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends drafts as `stop` and
         `keep` would, and learns what came of them.
         """
+        self._running = True
         if self.off:
-            steps = self.off_for() if self._before == 1 else 0  # else what the change of size costs is to be looked at
+            steps = self.off_for() if self._before in (0, 1) else 0  # else what the change of size costs is to be looked at
             return Ahead(steps) if steps > 1 else None
         if self._c.c is None or self._trial or self.costs.seen.get(1, 0) < 2:
             return None
@@ -141,18 +142,18 @@ class Window(Account):
     def went(self, steps: Sequence[Step], around: float) -> None:
         """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
         last, before = steps[-1], self._before
-        self._woke, self._forced, self._running = False, False, True
+        self._woke, self._forced = False, False
         if self.off:
-            self._planned, self._cold, cold = 0, max(self._cold - len(steps), 0), False
+            self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), self._steps % LOOKED < len(steps)
             self.watched(len(steps))
         else:
             self._planned = 1
             for step in steps:
                 k, before = len(step.draft), self._before
-                self._before, cold = k + 1, self._is_cold(k)
+                self._before, look = k + 1, not self._is_cold(k)
                 if step.asked:
-                    self._count(k, before, len(step.tokens), step.seconds.total + around, cold=cold, forced=False)
-        if not cold:
+                    self._count(k, before, len(step.tokens), step.seconds.total + around, cold=not look, forced=False)
+        if look:
             target, drafter, other = last.seconds
             self.costs.context = self._held + last.position
             self.costs.learn(len(last.draft), before, target, drafter if last.asked else None, other + around, max(last.asked - 1, 0))

@@ -101,6 +101,18 @@ def test_a_text_that_rests_is_the_plain_text_to_its_end(tmp_path: Path, calls: l
     assert most < 37 or max(calls) > 1, "several steps to a call"
 
 
+def test_rows_of_a_text_that_begins_off_wait_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    with refspec.load(n_ctx=160, threads=1) as session:
+        drafter: Any = session.drafter
+        inner, rows = drafter.extend, list[int]()
+        monkeypatch.setattr(drafter, "extend", lambda tokens, features: (rows.append(len(tokens)), inner(tokens, features)))
+        for _ in range(2):
+            generation = session.generate("Name three rivers.", max_tokens=20, window=Off(4))
+            assert len(list(generation)) == 20 and calls[0] > 1
+            assert sum(rows) == len(generation.prompt) - 1, "those of the prompt and no others"
+            rows.clear()
+
+
 def settings_of_runs() -> list[Any]:
     breakers = Penalties(dry_multiplier=1.0, dry_allowed_length=2)
     return [
