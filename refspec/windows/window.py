@@ -45,7 +45,7 @@ MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN = 2000  # steps after which each length is tried once more
 COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
 TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
-LOOKED = 32  # of so many steps while off, one whose cost is taken in
+LOOKED = 8  # of so many steps while off, one whose cost is taken in
 
 
 class _Told(NamedTuple):
@@ -144,7 +144,7 @@ class Window(Account):
         last, before = steps[-1], self._before
         self._woke, self._forced = False, False
         if self.off:
-            self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), self._steps % LOOKED < len(steps)
+            self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), True
             self.watched(len(steps))
         else:
             self._planned = 1
