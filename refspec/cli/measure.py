@@ -157,6 +157,8 @@ def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens:
         if o["rival_drafter"]:
             raise UsageError("--llama-cpp-drafter is for llama.cpp's own driver; name the directory of its tools with --llama-cpp-bin")
         return None
+    if changed(Penalties(), o).on:
+        raise UsageError("--llama-cpp-bin: llama.cpp's own driver decodes without penalties here, another text; leave the penalties or the driver out")
     if o["rival_drafter"]:
         note(f"llama.cpp's own driver drafts with {o['rival_drafter']}")
     program = bench_rival.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))

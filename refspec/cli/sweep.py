@@ -11,7 +11,10 @@ import click
 from refspec.cli.group import model_options, tree_option
 from refspec.cli.measure import bench, drafting, json_option, prompt_options, repeat_option, rival_of, rival_option
 from refspec.cli.pairs import whole_numbers
+from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
+from refspec.penalties import Penalties
+from refspec.sampling import Sampler
 
 
 @bench.command()
@@ -20,6 +23,7 @@ from refspec.errors import UsageError
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per run.")
 @click.option("--draft-max", default="1,2,3,5,8", show_default=True, metavar="K[,K...]", help="Draft lengths to try.")
 @tree_option
+@penalty_options
 @repeat_option
 @click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
 @rival_option
@@ -41,6 +45,7 @@ def sweep(
         raise UsageError(f"--draft-max {draft_max!r}: give at least one length, such as 1,3,5")
     if o["adaptive"] is not None:
         raise UsageError("--adaptive is always one of what `bench sweep` compares; leave the option out")
+    sampler = Sampler(penalties=changed(Penalties(), o))
     texts = first_of_each(read(prompts, families), count)
     both = o["lookup"] and (o["drafter"] is not None or o["model"] is None)  # else lookup is the drafter
     o["lookup"] = bool(o["lookup"]) and not both
@@ -48,6 +53,7 @@ def sweep(
         program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
             measured = sweeping.measure(
-                session, texts, lengths, max_tokens=max_tokens, repeat=repeat, lookup=both, progress=lambda: bar.update(1), rival=program
+                session, texts, lengths, max_tokens=max_tokens, repeat=repeat, lookup=both, progress=lambda: bar.update(1), rival=program,
+                sampler=sampler,
             )
     click.echo(json.dumps(measured) if as_json else "\n".join(sweeping.table(measured)))

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any, NamedTuple
 
-from refspec.api import ADAPTIVE_MAX, Session
+from refspec.api import ADAPTIVE_MAX, GREEDY, Session
 from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import UsageError
 from refspec.measure.acceptance import room_for
 from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_kinds
 from refspec.measure.prompts import Prompt, fit
+from refspec.sampling import Sampler
 
 PLAIN, AGAIN = "plain", "plain again"
 SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "llama.cpp": "cpp "}  # heads of columns
@@ -75,6 +77,7 @@ def measure(
     lookup: bool = False,
     progress: Callable[[], None] = lambda: None,
     rival: Callable[[str, int], Any] | None = None,
+    sampler: Sampler = GREEDY,
 ) -> dict[str, Any]:
     """Run every kind on every prompt; {families: [...], all: {...}} and what was measured how. Rates are tokens per second.
 
@@ -84,6 +87,7 @@ def measure(
     context loses its beginning, and with a `rival`, which cannot do that, raises UsageError.
     """
     load, kinds = ForeignLoad(), kinds_of(session, lengths, lookup=lookup)
+    kinds = {name: kind._replace(options=kind.options | {"sampler": sampler}) for name, kind in kinds.items()}
     room = room_for(session, max_tokens, None)
     programs = [] if rival is None else [f"llama.cpp {k}" for k in lengths]
     rows: list[dict[str, Any]] = []
@@ -117,7 +121,7 @@ def measure(
     return {
         "model": session.name, "drafter": str(getattr(session.drafter, "path", "")) or None,
         "draft_max": list(lengths), "prompts": len(rows), "repeat": repeat, "max_tokens": max_tokens, "tuned": bool(session.tuned.record),
-        "inflated": session.target.metadata.get("refspec.inflated"),
+        "inflated": session.target.metadata.get("refspec.inflated"), "penalties": asdict(sampler.penalties) if sampler.penalties.on else None,
         "families": [_family(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": _family("all", rows, fixed),
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
@@ -143,7 +147,7 @@ def table(m: dict[str, Any]) -> list[str]:
     heads = {kind: _head(kind) for kind in kinds}
     name = max(len(f["family"]) for f in [*m["families"], m["all"]])
     out = [
-        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens; speedup over plain decoding",
+        f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}; speedup over plain decoding",
         " " * name + "  plain t/s" + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds) + "  best fixed  adaptive of it",
     ]
     for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:

@@ -64,6 +64,17 @@ def test_exact_runs_keep_their_limit_and_say_so_where_it_is_exceeded(pair, promp
     assert result.exit_code == 2 and "draft_max = 8 exceeds 6; exact text" in result.stderr
 
 
+def test_what_is_measured_may_be_under_penalties(pair, prompts, tmp_path):
+    under = ["--draft-max", "2", "--presence-penalty", "5", "--repeat-last-n", "-1", "--exact"]
+    measured = json.loads(call(*arguments(pair, prompts, *under, "--json")).stdout)
+    assert measured["penalties"]["presence"] == 5 and measured["all"]["other_texts"] == dict.fromkeys(["plain", "plain again", "chain 2", "adaptive"], 0)
+    free = json.loads(call(*arguments(pair, prompts, "--draft-max", "2", "--exact", "--json")).stdout)
+    assert free["penalties"] is None and free["all"]["tau"]["chain 2"] != measured["all"]["tau"]["chain 2"]
+    assert "under penalties; speedup" in call(*arguments(pair, prompts, *under)).stdout
+    refused = call(*arguments(pair, prompts, *under, "--llama-cpp-bin", str(tmp_path)))
+    assert refused.exit_code == 2 and "without penalties" in refused.stderr
+
+
 def test_a_familys_times_add_up_and_the_best_length_may_be_none():
     def row(family, tokens, **seconds):
         return {"family": family, "tokens": tokens, "seconds": seconds, "steps": {kind: (tokens, tokens) for kind in seconds}, "other_texts": {kind: int(kind == "chain") for kind in seconds}}
