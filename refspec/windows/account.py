@@ -26,7 +26,8 @@ FIRST = 16  # steps
 KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
 USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
-STAKE, WATCH, EAGER = 2.0, 0.015, 0.03  # plain tokens, and shares of those decided
+ROUNDING = 1e-6  # tokens: what is put aside one by one may be there a little sooner than a quotient says
+STAKE, WATCH, EAGER = 2.0, 0.015, 0.05  # plain tokens, and shares of those decided
 
 
 class Account:
@@ -97,7 +98,7 @@ class Account:
         if not self.off:
             return 0
         aside = (STAKE - self._aside) / max(WATCH, self._eager())
-        return max(math.ceil(aside), math.ceil((STAKE - self.reserve) / WATCH), 0)
+        return max(math.ceil(aside - ROUNDING), math.ceil((STAKE - self.reserve) / WATCH - ROUNDING), 0)
 
     def watched(self, decided: int) -> None:
         """One or more steps while off."""

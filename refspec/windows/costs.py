@@ -2,12 +2,13 @@
 
 The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
 
-    seconds = (target(r) + attention * r * (context - after)) * drift
+    seconds = (target(r) + (cache + attention * r) * (context - after)) * drift
             + switch (only if the step before verified another number of rows) + feed + draft * c + other
 
 llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights are read once
-for all rows of a step, but every row looks at the whole context: `attention` is what a position costs a row, so that after a long
-prompt several rows are dearer beside one. It is the slope of decayed least squares over all sizes and contexts seen. `drift` is one factor
+for all rows of a step, and so is the cache of the context, `cache` seconds a position, but every row looks at the whole of it: `attention` is
+what a position costs a row, so that after a long prompt several rows are dearer beside one. Both are slopes of decayed least squares over all
+sizes and contexts seen. Were the cache's share left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is one factor
 for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential.
 An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones add. Not a policy: `windows/window.py` decides. Times are seconds.
 """
@@ -23,8 +24,9 @@ TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
 AFTER = 128  # positions before the rows that `target` is the cost of, unless it says otherwise
 LEAST = 0.2  # of target(r), what remains of it in a shorter context
-SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slope, and what holds it where little is known, in (rows x 1000 positions)^2
-STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it
+SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
+ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
+STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
 
@@ -41,8 +43,9 @@ class Costs:
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
         self.context = after  # positions before the rows that are asked about
-        self.attention = 0.0  # seconds of a row per position of its context, before `drift`
-        self._slope = [0.0] * 5  # decayed sums of n, x, z, x^2, x z for z = level + slope x, all of it in shares of target(r)
+        self.cache = self.attention = 0.0  # seconds per position of the context, of a step and of each of its rows, before `drift`
+        # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, all of it in shares of target(r).
+        self._slopes = [0.0] * 9
         self.other: dict[bool, float] = {}  # by whether anything was drafted
         self._switches = 1 if target else 0
         # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
@@ -57,7 +60,10 @@ class Costs:
     def target(self, r: int) -> float:
         """Seconds of a run over r rows, the batch size being that of the run before."""
         shape = self._shape(r)
-        return max(shape + self.attention * r * (self.context - self.after), LEAST * shape) * self.drift
+        return max(shape + self._of_context(r), LEAST * shape) * self.drift
+
+    def _of_context(self, r: int) -> float:
+        return (self.cache + self.attention * r) * (self.context - self.after)
 
     def _shape(self, r: int) -> float:
         known = self.rows
@@ -135,19 +141,25 @@ class Costs:
     def _at_after(self, r: int, seconds: float) -> float:
         """What r rows that took so long would have taken `after` as many positions as the others, before the drift."""
         undrifted = seconds / self.drift
-        return max(undrifted - self.attention * r * (self.context - self.after), LEAST * undrifted)
+        return max(undrifted - self._of_context(r), LEAST * undrifted)
 
     def _see_context(self, r: int, seconds: float) -> None:
-        """Learn what a position costs a row: r of them took so long after `context` positions."""
+        """Learn what a position costs a step and each of its rows: r of them took so long after `context` positions."""
         one, shape = self._shape(1), self._shape(r)
-        x, z = r * (self.context - self.after) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
-        for i, value in enumerate((1.0, x, z, x * x, x * z)):
-            self._slope[i] = self._slope[i] * (1 - SLOW) + value
-        n, x, z, xx, xz = self._slope
-        x, z, xx, xz = x / n, z / n, xx / n, xz / n
-        slope = (xz - x * z) / (xx - x * x + STIFF)
-        level = max(z - slope * x, LEAST * z)  # the average drift of what is remembered
-        self.attention = min(max(slope / level, 0.0), STEEPEST) * one / 1000
+        y, z = (self.context - self.after) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
+        x = r * y
+        for i, value in enumerate((1.0, x, y, z, x * x, x * y, y * y, x * z, y * z)):
+            self._slopes[i] = self._slopes[i] * (1 - SLOW) + value
+        n, x, y, z, *products = self._slopes
+        x, y, z, (xx, xy, yy, xz, yz) = x / n, y / n, z / n, (p / n for p in products)
+        xx, xy, yy, xz, yz = xx - x * x + STIFF, xy - x * y, yy - y * y + STIFF, xz - x * z, yz - y * z
+        whole = xx * yy - xy * xy
+        apart = whole > ALIKE * xx * yy  # else one size only was seen
+        rows, step = ((xz * yy - yz * xy) / whole, (yz * xx - xz * xy) / whole) if apart else (xz / xx, 0.0)
+        if rows < 0 or step < 0:  # neither takes time away: then one of them explains it all
+            rows, step = (0.0, max(yz / yy, 0.0)) if rows < step else (max(xz / xx, 0.0), 0.0)
+        level = max(z - rows * x - step * y, LEAST * z)  # the average drift of what is remembered
+        self.attention, self.cache = (min(slope / level, STEEPEST) * one / 1000 for slope in (rows, step))
 
     def _add_drafter(self, c: int, y: float) -> None:
         for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):

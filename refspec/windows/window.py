@@ -29,7 +29,7 @@ from typing import NamedTuple
 from refspec.burst import Ahead
 from refspec.metrics import Step
 from refspec.native.window import NativeWindow
-from refspec.windows.account import Account
+from refspec.windows.account import FULL, Account
 from refspec.windows.belief import EDGES, Belief
 from refspec.windows.costs import Costs
 
@@ -229,7 +229,11 @@ class Window(Account):
         step is no evidence.
         """
         usual = self._cost[k] + self.costs.switch * (before not in (0, k + 1))
-        self.speculated(tokens, min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain)
+        spent = min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain
+        if forced and k > 1:  # an experiment says little of the text
+            self.reserve = min(self.reserve + tokens - spent, FULL)
+            return
+        self.speculated(tokens, spent)
         if not forced:
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + seconds / self._plain

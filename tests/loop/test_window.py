@@ -290,13 +290,42 @@ def test_costs_tell_a_longer_context_from_a_slower_machine():
             assert costs.target(rows) == pytest.approx(1.2 * LONG.target(rows, context), rel=0.05), (context, rows)
 
 
+def test_a_cache_that_is_read_once_for_all_rows_is_not_taken_for_a_slower_machine():
+    """Short prompts verify three rows, long ones decode plainly: three rows after a long prompt must not be thought of as dearer than they are."""
+
+    def seconds(rows, context):
+        return LONG.rows[rows] + (0.0005 + 0.0002 * rows) * (context - 128)
+
+    costs, before = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)}), 0
+    for i in range(1500):
+        costs.context = (60, 700, 300, 900)[i // 25 % 4]
+        k = (0, 1, 2, 2, 1, 1)[i // 4 % 6]
+        costs.learn(k, before, seconds(k + 1, costs.context), 0.08, 0.03)
+        before = k + 1
+    for context, k in ((60, 2), (900, 0)):
+        costs.context = context
+        for _ in range(300):
+            costs.learn(k, k + 1, seconds(k + 1, context), 0.08, 0.03)
+    assert costs.target(3) == pytest.approx(seconds(3, 900), rel=0.05)
+    assert costs.cache * costs.drift == pytest.approx(0.0005, rel=0.15) and costs.attention * costs.drift == pytest.approx(0.0002, rel=0.25)
+
+
+def test_an_experiment_with_a_long_draft_does_not_turn_a_text_off():
+    window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}))
+    window.begin()
+    window._refresh()
+    window._trial, gain, reserve = 0, window._gain, window.reserve
+    window._count(7, 0, 1, 8.0, cold=False, forced=True)
+    assert window._gain == gain and not window.off and window.reserve < reserve
+
+
 def test_a_context_that_costs_nothing_is_not_believed_to():
     costs = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)})
     dice = np.random.default_rng(1)
     for i in range(600):
         costs.context = 10 * i
         costs.learn(i % 3, i % 3 + 1, LONG.rows[i % 3 + 1] * np.exp(0.05 * dice.standard_normal()), 0.08, 0.03)
-    assert costs.attention < 2e-5 and costs.target(3) == pytest.approx(LONG.rows[3], rel=0.1)
+    assert costs.attention < 2e-5 and costs.cache < 2e-5 and costs.target(3) == pytest.approx(LONG.rows[3], rel=0.1)
 
 
 def test_of_long_and_short_contexts_in_turn_each_gets_what_pays_there():
