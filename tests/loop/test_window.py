@@ -302,12 +302,12 @@ def test_a_cache_that_is_read_once_for_all_rows_is_not_taken_for_a_slower_machin
         k = (0, 1, 2, 2, 1, 1)[i // 4 % 6]
         costs.learn(k, before, seconds(k + 1, costs.context), 0.08, 0.03)
         before = k + 1
+    assert costs.cache * costs.drift == pytest.approx(0.0005, rel=0.15) and costs.attention * costs.drift == pytest.approx(0.0002, rel=0.25)
     for context, k in ((60, 2), (900, 0)):
         costs.context = context
         for _ in range(300):
             costs.learn(k, k + 1, seconds(k + 1, context), 0.08, 0.03)
     assert costs.target(3) == pytest.approx(seconds(3, 900), rel=0.05)
-    assert costs.cache * costs.drift == pytest.approx(0.0005, rel=0.15) and costs.attention * costs.drift == pytest.approx(0.0002, rel=0.25)
 
 
 def test_an_experiment_with_a_long_draft_does_not_turn_a_text_off():
