@@ -302,7 +302,7 @@ def test_a_cache_that_is_read_once_for_all_rows_is_not_taken_for_a_slower_machin
         k = (0, 1, 2, 2, 1, 1)[i // 4 % 6]
         costs.learn(k, before, seconds(k + 1, costs.context), 0.08, 0.03)
         before = k + 1
-    assert costs.cache * costs.drift == pytest.approx(0.0005, rel=0.15) and costs.attention * costs.drift == pytest.approx(0.0002, rel=0.25)
+    assert 0.0003 < costs.cache * costs.drift < 0.0006 and costs.attention * costs.drift < 0.0003, "most of it is found where it is"
     for context, k in ((60, 2), (900, 0)):
         costs.context = context
         for _ in range(300):
