@@ -78,7 +78,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
         } else if (features) {
             t->features = features + done * t->n_states * t->width;
         }
-        s->drafter = since(step_began);
+        s->drafter = c ? since(step_began) : 0.0;
         if (!known(j, pending, drafted, (size_t)s->drafted)) break;
 
         s->accepted = rs_judge_step(j, pending, drafted, (size_t)s->drafted, (int32_t)first, position);
