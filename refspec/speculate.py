@@ -67,7 +67,8 @@ def speculate(
 
     `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never from a coin.
     Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the text depends on the target,
-    the sampler and the seed only, never on the drafter or draft_max. Raises BackendError when the target returns logits that are not finite.
+    the sampler and the seed only, never on the drafter or draft_max. Where C can (`burst.py`) several steps are run before the first of
+    them is yielded: target and drafter are then ahead of what was said. Raises BackendError when the target returns logits that are not finite.
     """
     check_under(target, sampler)
     minded = drafting_under(target, drafter)

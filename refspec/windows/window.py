@@ -1,8 +1,9 @@
 """How many tokens to draft, chosen every step: the length that decides most tokens per second here and now.
 
 A policy without models or clocks: it is told what steps cost and accepted (`learn`), asked how many tokens to draft at most (`plan`),
-asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). It never sees a coin, so whatever it
-chooses the text stays lossless, and in the one-coin mode the same.
+asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). Or it lends C what it knows for several steps
+(`ahead`, native/window.c) and is told what came of them (`went`). It never sees a coin, so whatever it chooses the text stays lossless, and in
+the one-coin mode the same.
 
 With L the rate of tokens to beat (the better of plain decoding and the steps so far), a step of length k is worth tokens - L seconds,
 which a renewal process maximizes exactly when L is its best rate. Token i + 1 is drafted while the chance S that tokens 0..i all stand
