@@ -6,17 +6,9 @@
  */
 #include "refspec.h"
 
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    timespec_get(&t, TIME_UTC);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Seconds since then; the wall clock may be set back in between. */
 static double since(double then) {
-    double took = now() - then;
+    double took = rs_now() - then;
     return took > 0 ? took : 0;
 }
 
@@ -59,12 +51,12 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
     rs_target *t = j->target;
     rs_eagle3_chain *c = b->chain;
     float *features = t->features;
-    double began = now(), lost = 0.0;
+    double began = rs_now(), lost = 0.0;
     size_t done = 0;
     bool over = false, stopped = false;
     j->stage = RS_RESTED;
     while (done < b->steps && room > 0 && first < b->n_ctx && !over && since(began) < b->seconds) {
-        double step_began = now(), target_before = t->seconds;
+        double step_began = rs_now(), target_before = t->seconds;
         rs_step *s = &b->ran[done];
         int32_t *drafted = b->drafted + done * b->draft, *tokens = b->tokens + done * (b->draft + 1);
         *s = (rs_step){0};
@@ -89,7 +81,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
             over = over || j->ends[tokens[i]];
         }
         if (c) {
-            double extending = now();
+            double extending = rs_now();
             if (rs_eagle3_extend(c, tokens, t->features, decided, rows) != RS_OK) {
                 j->stage = RS_KEEPING; /* the rows of this step are to be taken back */
                 break;

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-static double now(void) {
+double rs_now(void) {
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -19,9 +19,9 @@ static double now(void) {
 
 /* Run one call of llama.cpp under the clock; RS_ENGINE leaves llama.cpp's own answer in *code. */
 static int32_t timed(int32_t *code, double *seconds, int32_t (*call)(void *, rs_batch), void *context, rs_batch batch) {
-    double began = now(), took;
+    double began = rs_now(), took;
     *code = call(context, batch);
-    took = now() - began;
+    took = rs_now() - began;
     if (took > 0) *seconds += took; /* the wall clock may be set back in between */
     return *code ? RS_ENGINE : RS_OK;
 }

@@ -294,6 +294,9 @@ typedef struct rs_target {
     double seconds;                /* spent in llama.cpp; the caller takes it away */
 } rs_target;
 
+/* Seconds by the wall clock, which may be set back. */
+double rs_now(void);
+
 /* Run the T tokens in the batch at positions first..; keeps their logits and states. RS_OK, RS_BAD_CONFIG (T is 0 or above capacity),
  * RS_NOT_FINITE (logits of the newest row) or RS_ENGINE. */
 int32_t rs_target_run(rs_target *target, size_t rows, int32_t first);
