@@ -139,9 +139,12 @@ def _several(
 ) -> list[Step]:
     """The next steps, run in one call, the drafter and the window told; none where the cycle has to take the next one itself."""
     began, drafting = perf_counter(), drafter is not None and draft_max > 0
+    resting = window is not None and window.off
+    lent = drafter.lend() if drafting and not resting and isinstance(drafter, Lends) else None
+    if drafting and not resting and lent is None:
+        return []  # the drafter has to be asked, and so a window would be asked for nothing
     ahead = Ahead(room, draft_max if drafting else 0) if window is None or not drafting else window.ahead()
-    lent = None
-    if ahead is None or (ahead.draft and not (isinstance(drafter, Lends) and (lent := drafter.lend()))):
+    if ahead is None:
         return []
     steps = judge.several(pending, ahead, lent, position, room)
     if not steps:
