@@ -5,6 +5,7 @@
  */
 #include "refspec.h"
 
+#include <math.h>
 #include <string.h>
 
 int32_t rs_eagle3_check(const rs_eagle3_config *c, const rs_eagle3_weights *w) {
@@ -169,6 +170,20 @@ int32_t rs_eagle3_extend(rs_eagle3_chain *c, const int32_t *tokens, const float 
         if (status != RS_OK) return status;
     }
     continue_after(c, c->true_logits, c->true_state);
+    return RS_OK;
+}
+
+int32_t rs_eagle3_survey(rs_eagle3_chain *c, double *sureness, const int32_t *tokens, const float *features, size_t rows, size_t first) {
+    size_t width = c->config->n_states * c->config->target_hidden;
+    double sum = 0.0;
+    for (size_t i = 0; i < rows; i++) {
+        int32_t status = rs_eagle3_extend(c, tokens + i, features + i * width, 1, first + i);
+        if (status != RS_OK) return status;
+        float confidence;
+        if (rs_argmax_prob(&confidence, c->true_logits, c->config->draft_vocab) < 0) return RS_NOT_FINITE;
+        sum += log((double)confidence);
+    }
+    *sureness = sum / (double)rows;
     return RS_OK;
 }
 

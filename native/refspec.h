@@ -220,6 +220,10 @@ typedef struct rs_eagle3_chain {
  * RS_OK, RS_BAD_TOKEN, RS_CACHE_FULL or RS_NOT_FINITE (a feature), all of them before a row is written. */
 int32_t rs_eagle3_extend(rs_eagle3_chain *chain, const int32_t *tokens, const float *features, size_t rows, size_t first);
 
+/* The same, and how sure the drafter is: the mean over these rows of the log probability of the likeliest token after each, penalties left out;
+ * NaN without a row. The statuses of rs_eagle3_extend, RS_NOT_FINITE for logits too; rows may then be written. */
+int32_t rs_eagle3_survey(rs_eagle3_chain *chain, double *sureness, const int32_t *tokens, const float *features, size_t rows, size_t first);
+
 /* One drafted row: token, after the row that chain->state came from. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
 int32_t rs_eagle3_follow(rs_eagle3_chain *chain, int32_t token, size_t row);
 
@@ -456,7 +460,8 @@ typedef struct rs_burst {
     size_t steps;                  /* at most */
     size_t n_ctx;                  /* rows that the target can hold */
     double seconds;                /* no step is begun after so many */
-    double plain, allowance;       /* with a window: the steps end when, a token of plain decoding taking `plain` seconds, they have lost so many tokens */
+    double plain, allowance;       /* with a window: the steps end when, a token of plain decoding taking `plain` seconds, they have lost so many tokens; */
+    double careful;                /* where they may lose fewer than this from here on, a step drafts one token at most */
     rs_step *ran;                  /* [steps] receives what was done */
     int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */
     float *confidence;             /* [draft] working space */

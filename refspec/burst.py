@@ -20,7 +20,8 @@ class Ahead(NamedTuple):
     before: int = 0  # rows of the step before, 0 where it does not matter
     window: Any = None  # an `rs_window` that ends drafts and learns of them (`native/window.py`); None where nothing does
     plain: float = 1.0  # with a window: seconds of a step of plain decoding,
-    allowance: float = math.inf  # and the tokens beside it that the steps may lose before they end
+    allowance: float = math.inf  # and the tokens beside it that the steps may lose before they end,
+    careful: float = -math.inf  # of which so many must be left for a step to draft more than one token
 
 
 class Lent(NamedTuple):

@@ -20,6 +20,7 @@ from refspec.trees.speculate_tree import speculate_tree
 
 if TYPE_CHECKING:
     from refspec.api import Session
+    from refspec.windows.window import Window
 
 
 class Event(NamedTuple):
@@ -59,7 +60,8 @@ class Generation(Iterator[Event]):
     def _run(self) -> Iterator[Event]:
         target, statistics, session = self.target, self.statistics, self._session
         began = perf_counter()
-        for _ in prefill(target, self._drafter, self.prompt):
+        window = cast("Window | None", self._options.get("window"))
+        for _ in prefill(target, self._drafter, self.prompt, expect=None if window is None else window.expect):
             if self._stopping:
                 statistics.stop = "interrupted"
                 return

@@ -15,13 +15,13 @@ Source of the cycle: Leviathan 2023, Alg. 1, and EAGLE-3 (Li 2025) for the rows 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
 
 from refspec.burst import Ahead
-from refspec.drafters.base import Draft, Drafter, Lends, SeesFirst, Stop
+from refspec.drafters.base import Draft, Drafter, Lends, SeesFirst, Stop, survey
 from refspec.drafters.penalized import DraftPenalties, MindsPenalties, draft_penalties
 from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
@@ -30,13 +30,19 @@ from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Judge, Judges, Target
 from refspec.targets.penalized import PenalizedTarget, check_under
 from refspec.verify import Rows, Verdict
+from refspec.windows.alike import SURVEYED
 from refspec.windows.window import Window
 
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
-def prefill(target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512) -> Iterator[int]:
-    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per chunk."""
+def prefill(
+    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *, expect: Callable[[float], None] | None = None
+) -> Iterator[int]:
+    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per chunk.
+
+    `expect` is told how sure the drafter is along the last SURVEYED rows (`base.Surveys`), unless there are too few or it cannot tell.
+    """
     target.reset()
     if drafter is not None:
         drafter.reset()
@@ -47,7 +53,14 @@ def prefill(target: Target, drafter: Drafter | None, prompt: Sequence[int], chun
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
-            drafter.extend(tokens[start + 1 : stop + 1], _features(target, drafter, stop - start))  # row P wants the NEXT token, x_{P+1}
+            wanted, features = tokens[start + 1 : stop + 1], _features(target, drafter, stop - start)  # row P wants the NEXT token, x_{P+1}
+            last = min(SURVEYED, stop - start) if expect is not None and stop + 1 == len(tokens) else 0
+            if expect is not None and last >= SURVEYED // 2:
+                if len(wanted) > last:
+                    drafter.extend(wanted[:-last], features[:-last])
+                expect(survey(drafter, wanted[-last:], features[-last:]))
+            else:
+                drafter.extend(wanted, features)
         yield stop
 
 

@@ -6,6 +6,7 @@ predicts x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `refspec/conf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -95,6 +96,14 @@ class SeesFirst(Protocol):
 
 
 @runtime_checkable
+class Surveys(Protocol):
+    """A drafter that can tell cheaply how sure it is of a text that is already there."""
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """Append true rows as `extend` does; the mean log probability of the likeliest token after each of them, nan where it cannot tell."""
+
+
+@runtime_checkable
 class Lends(Protocol):
     """A drafter in C, which a call that runs several steps may use itself (`refspec/burst.py`)."""
 
@@ -103,6 +112,14 @@ class Lends(Protocol):
 
     def given(self, rows: int, seconds: float) -> None:
         """So many true rows were appended by whom it was lent to, drafts included in so many seconds."""
+
+
+def survey(drafter: Drafter, tokens: Ids, features: Array) -> float:
+    """`Surveys.survey` of a drafter that may not offer it: nan then, the rows appended."""
+    if isinstance(drafter, Surveys):
+        return drafter.survey(tokens, features)
+    drafter.extend(tokens, features)
+    return math.nan
 
 
 class RowRecord(NamedTuple):

@@ -55,6 +55,11 @@ class DeferredDrafter(WrappedDrafter):
         self._tokens[first : first + n], self._features[first : first + n] = tokens, features
         self._queued = first + n
 
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """Append what waits, then these, waiting or not; how sure `inner` is of them, if it can tell."""
+        self._flush()
+        return super().survey(tokens, features)
+
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:

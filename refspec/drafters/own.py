@@ -8,6 +8,7 @@ type its file stores, multiplied by ggml's own function for that type; llama.cpp
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from time import perf_counter
@@ -79,6 +80,21 @@ class OwnEagle3Drafter:
 
         Raises ShapeError for shapes, ids or a full cache, BackendError for features that are not finite.
         """
+        self._append(tokens, features, self._chain.extend)
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """The same, and the mean log probability of the likeliest token after each of these rows; nan without a row."""
+        sureness = math.nan
+
+        def survey(ids: npt.NDArray[np.int32], features: Array, first: int) -> int:
+            nonlocal sureness
+            status, sureness = self._chain.survey(ids, features, first)
+            return status
+
+        self._append(tokens, features, survey)
+        return sureness
+
+    def _append(self, tokens: Ids, features: Array, run: Callable[[npt.NDArray[np.int32], Array, int], int]) -> None:
         n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
         if features.shape != (n, width):
             raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
@@ -86,7 +102,7 @@ class OwnEagle3Drafter:
             return
         ids = _int32(tokens)
         began = perf_counter()
-        status = self._chain.extend(ids, np.ascontiguousarray(features, np.float32), self.n_rows)
+        status = run(ids, np.ascontiguousarray(features, np.float32), self.n_rows)
         self.seconds += perf_counter() - began
         if status == native.lib.RS_BAD_TOKEN:
             raise ShapeError(f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from refspec.drafters.base import Drafter, SeesFirst
+from refspec.drafters.base import Drafter, SeesFirst, survey
 from refspec.drafters.lookup import LookupDrafter
 from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.ops import Array, Ids
@@ -49,6 +49,11 @@ class WithLookup(Generic[D]):
         """Append true rows to both."""
         self.trained.extend(tokens, features)
         self.lookup.extend(tokens, features)
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """The same; how sure `trained` is of them, if it can tell."""
+        self.lookup.extend(tokens, features)
+        return survey(self.trained, tokens, features)
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows of both."""

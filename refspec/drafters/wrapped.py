@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop
+from refspec.drafters.base import Draft, Drafter, SeesFirst, Stop, survey
 from refspec.drafters.penalized import DraftPenalties, MindsPenalties
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
@@ -45,6 +45,10 @@ class WrappedDrafter:
     def extend(self, tokens: Ids, features: Array) -> None:
         """Append true rows."""
         self.inner.extend(tokens, features)
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """Append true rows; how sure `inner` is of them, if it can tell."""
+        return survey(self.inner, tokens, features)
 
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None

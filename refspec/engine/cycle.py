@@ -136,7 +136,8 @@ class NativeJudge:
     def several(self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int) -> list[Step]:
         """`rs_burst_run` from position `first` of the target on; steps x (draft + 1) must not be more than the rows of its batch."""
         b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
-        b.steps, b.draft, b.n_ctx, b.seconds, b.plain, b.allowance = ahead.steps, draft, n_ctx, AT_ONCE, ahead.plain, ahead.allowance
+        b.steps, b.draft, b.n_ctx, b.seconds = ahead.steps, draft, n_ctx, AT_ONCE
+        b.plain, b.allowance, b.careful = ahead.plain, ahead.allowance, ahead.careful
         b.chain, b.window = drafter.chain if drafter else null, ahead.window or null
         done = self._run_burst(b, pending, ahead.before, first, drafter.rows if drafter else 0, position, room)
         tokens, drafted = unpack(b.tokens, done * (draft + 1)), unpack(b.drafted, done * draft) if draft else []

@@ -174,6 +174,12 @@ class Eagle3Chain(Eagle3Rows):
         status: int = self._extend(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
         return status
 
+    def survey(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> tuple[int, float]:
+        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both without gaps: its status and the sureness."""
+        sureness = ffi.new("double *")
+        status = lib.rs_eagle3_survey(self.c, sureness, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
+        return status, sureness[0]
+
     def under(self, penalties: DraftPenalties | None) -> None:
         """Drafts are chosen under these from now on; each draft needs `decide` before it."""
         held = (ffi.NULL, ffi.NULL, ffi.NULL)

@@ -1,33 +1,42 @@
 """The account that turns speculation off where it does not pay, keeps a cheap watch, and tries again: of chains and of trees.
 
-All in plain tokens: what a step decided, less what plain decoding would have decided in its time, is the step's gain. Three questions.
+All in plain tokens: what a step decided, less what plain decoding would have decided in its time, is the step's gain. Four questions.
 
-Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what other texts were like:
+Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what texts like it gained
+(`windows/alike.py`), which a text is thought to be like for as many as PRIOR steps:
 
-    off where  PRIOR max(usual, 0) + g_1 + ... + g_n  <  -DEBT          sums decay by KEEP
+    allowance  =  PRIOR usual + g_1 + ... + g_n + DEBT          sums decay by KEEP; usual is taken to be 0..USUAL_MOST
 
-`usual` is the average gain of the first FIRST steps of every text and try, the steps that this rule has hardly chosen yet, those of texts
-after prompts of about this length (to a factor of two) counting first: after a long prompt several rows are dearer beside one. What a step was
-expected to decide does not count, though it would be less noise: where a text is hard, what was learned on others expects too much.
+and off where nothing is left of it, or before anything is drafted where usual is below 0. What a step was expected to decide does not count, though it
+would be less noise: where a text is hard, what was learned on others expects too much.
+
+How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong, so it is one while
+the allowance is below CAREFUL.
 
 May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
 when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
 
-When again? On a new text at once, where speculation usually pays. Otherwise when STAKE has been put aside, and the reserve
-holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed.
+When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, and the reserve
+holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed. And as soon as the text begins to repeat
+itself (`windows/repeats.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-PRIOR, DEBT = 2.0, 2.0  # steps that `usual` is worth, plain tokens
-FIRST = 16  # steps
-KEEP, USUAL_KEEP = 1 - 1 / 48, 1 - 1 / 100  # of the sums of a text, and of those of the first steps, per step
-USUAL, USUAL_STEPS, USUAL_MOST = 0.1, 20.0, 0.3  # the first guess, the steps it is worth, the most that is believed
+from refspec.windows.alike import FIRST, Alike
+from refspec.windows.repeats import Repeats
+
+PRIOR, DEBT = 10.0, 1.0  # steps that `usual` is worth, plain tokens
+CAREFUL = 3.5  # plain tokens
+KEEP = 1 - 1 / 48  # of the sums of a text, per step
+USUAL_MOST = 0.3  # the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
 ROUNDING = 1e-6  # tokens: what is put aside one by one may be there a little sooner than a quotient says
-STAKE, WATCH, EAGER = 2.0, 0.015, 0.05  # plain tokens, and shares of those decided
+STAKE, WATCH, EAGER = 2.0, 0.015, 0.03  # plain tokens, and shares of those decided
+FAILED = 2  # tries, as many as have failed on a text before any where texts like it lost
 
 
 class Account:
@@ -37,18 +46,25 @@ class Account:
 
     def __init__(self) -> None:
         self.off, self.reserve = False, RESERVE
-        self._usual = [USUAL * USUAL_STEPS, USUAL_STEPS]  # decayed sums over first steps: gains, steps
-        self._usual_after: dict[int, list[float]] = {}  # the same of texts after prompts of so many binary digits
+        self._alike = Alike()
         self._aside = 0.0
         self._running = False  # the prompt has been read
         self.new_text()
 
     def new_text(self, held: int = 0) -> None:
         """After `held` positions; what did not pay on one text may on the next."""
-        self._failed = 0
-        self._alike = self._usual_after.setdefault(held.bit_length(), [0.0, 0.0])
+        self._held, self._repeats = held, Repeats()
+        self._left = self.off, self._aside  # by the text before
         self._begin_again()
-        if self.off and self.usual > 0 and self.reserve >= STAKE:
+        self.expect(math.nan)
+
+    def expect(self, sureness: float) -> None:
+        """How sure the drafter was along the end of this text's prompt, which has been read: a mean log probability, nan where it cannot tell."""
+        self._alike.begin(self._held, sureness)
+        (self.off, self._aside), self._failed = self._left, 0
+        if self.usual < 0:
+            self.off, self._failed = True, FAILED
+        elif self.off and self.reserve >= STAKE:
             self._aside = STAKE
 
     def _begin_again(self) -> None:
@@ -57,15 +73,18 @@ class Account:
 
     @property
     def usual(self) -> float:
-        """Plain tokens that a first step gains on average, of a text like this."""
-        gains, steps = self._usual
-        like, n = self._alike
-        return (like + USUAL_STEPS * gains / steps) / (n + USUAL_STEPS)
+        """Plain tokens that a step gains on average, of a text like this."""
+        return self._alike.usual
 
     @property
     def allowance(self) -> float:
         """Plain tokens that may be lost before speculation is turned off."""
         return min(self.reserve, PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain + DEBT)
+
+    @property
+    def careful(self) -> bool:
+        """Whether so little may be lost that a draft should be of one token."""
+        return self.allowance < CAREFUL
 
     def waiting(self) -> bool:
         """Whether the drafter's rows may wait: speculation is off, and the prompt has been read."""
@@ -85,26 +104,31 @@ class Account:
         gain = decided - spent
         self.reserve = min(self.reserve + gain, FULL)
         self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
-        if self._counted <= FIRST:
-            for sums in (self._usual, self._alike):
-                sums[:] = sums[0] * USUAL_KEEP + gain, sums[1] * USUAL_KEEP + 1
+        self._alike.add(gain)
         if self.off:  # already: a step that was planned before
             return
         self.off = self.allowance < 0
         self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
 
     def off_for(self) -> int:
-        """Tokens that are sure to be decided before the next try; 0 where one is allowed now, or speculation is on."""
+        """Tokens to be decided before the next try, unless the text begins to repeat itself; 0 where one is allowed now, or speculation is on."""
         if not self.off:
             return 0
         aside = (STAKE - self._aside) / max(WATCH, self._eager())
         return max(math.ceil(aside - ROUNDING), math.ceil((STAKE - self.reserve) / WATCH - ROUNDING), 0)
 
-    def watched(self, decided: int) -> None:
-        """One or more steps while off."""
+    def watched(self, tokens: Sequence[int]) -> None:
+        """Tokens decided by one or more steps while off, said already."""
+        decided = len(tokens)
         share = max(WATCH, self._eager() if self.reserve >= STAKE else 0.0)
         self._aside = min(self._aside + share * decided, STAKE)
         self.reserve = min(self.reserve + WATCH * decided, FULL)
+        if self.reserve >= STAKE and self._repeats.begun():
+            self._aside = STAKE
+
+    def say(self, tokens: Sequence[int]) -> None:
+        """Tokens decided, in order: all of a text's."""
+        self._repeats.add(tokens)
 
     def _eager(self) -> float:
         return EAGER / 2 ** max(self._failed - 1, 0)

@@ -67,7 +67,7 @@ class TreeWindow(Account):
             self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
         self._planned = True
-        return room
+        return 1 if self.careful else room
 
     def floor(self) -> float:
         """The draft probability below which a node is not worth a row, however cheap the row."""
@@ -97,6 +97,7 @@ class TreeWindow(Account):
     def learn(self, step: Step, path: Sequence[int]) -> None:
         """Take in what a step verified, accepted (`path`, nodes of what `keep` returned) and cost."""
         tokens, (target, drafter, other) = len(step.tokens), step.seconds
+        self.say(step.tokens)
         self.costs.context = self._held + step.position
         chained = max(self._levels - 1, 0)
         feed, draft = self.costs.drafter
@@ -112,7 +113,7 @@ class TreeWindow(Account):
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
         elif self.off:
-            self.watched(tokens)
+            self.watched(step.tokens)
         self._before = step.nodes + 1
 
     def _seconds_of(self, rows: int) -> float:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from refspec.burst import Ahead
 from refspec.metrics import Step
 from refspec.native.window import NativeWindow
-from refspec.windows.account import FULL, Account
+from refspec.windows.account import CAREFUL, FULL, Account
 from refspec.windows.belief import EDGES, Belief
 from refspec.windows.costs import Costs
 
@@ -116,6 +116,7 @@ class Window(Account):
             self.begin_try()
             self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
+        room = min(room, self._longest)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
         self._limits, self._gains = self._for(room, self._before)
@@ -136,17 +137,19 @@ class Window(Account):
             return None
         if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()
-        if self._least_tried(self.most):
+        if self._least_tried(self._longest):
             return None
-        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance)
+        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance, CAREFUL)
 
     def went(self, steps: Sequence[Step], around: float) -> None:
         """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
         last, before = steps[-1], self._before
         self._woke, self._forced = False, False
+        tokens = [token for step in steps for token in step.tokens]
+        self.say(tokens)
         if self.off:
             self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), True
-            self.watched(len(steps))
+            self.watched(tokens)
         else:
             self._planned = 1
             for step in steps:
@@ -189,6 +192,7 @@ class Window(Account):
 
     def learn(self, step: Step) -> None:
         """Take in what a step drafted, accepted and cost; where little is new in it, a few together."""
+        self.say(step.tokens)
         if self.off and not self._planned:
             self._watch(step)
             return
@@ -204,6 +208,11 @@ class Window(Account):
         self._age += 1
         self._steps += 1
         return told
+
+    @property
+    def _longest(self) -> int:
+        """The longest draft that may be staked on this text as it is."""
+        return 1 if self.careful else self.most
 
     def _is_cold(self, k: int) -> bool:
         """Whether a step that drafted k tokens is one of the first of its text; asked once of each."""
@@ -245,7 +254,7 @@ class Window(Account):
         self.costs.context = self._held + step.position
         if self._before != 1 or self._steps % LOOKED == 0:
             self.costs.learn(0, self._before, target, None, other)
-        self.watched(len(step.tokens))
+        self.watched(step.tokens)
         self._explore = min(self._explore + EXPLORE * len(step.tokens), SAVED)
         self._before = 1
         self._age += 1

@@ -26,9 +26,12 @@ pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is n
 class Off(Window):
     """Never tries."""
 
-    def new_text(self, held: int = 0) -> None:
-        super().new_text(held)
+    def expect(self, sureness: float) -> None:
+        super().expect(sureness)
         self.off, self._aside = True, -1e9
+
+    def watched(self, tokens: Sequence[int]) -> None:
+        pass
 
 
 class Settled(Window):
@@ -41,6 +44,10 @@ class Settled(Window):
             confidence = float(rng.random())
             self.belief.see(confidence, int(rng.integers(0, most)), bool(rng.random() < confidence))
         self._tried, self._trial = [9999] * (most + 1), 0
+
+    @property
+    def allowance(self) -> float:
+        return 1e9
 
     def learn(self, step: Step) -> None:
         super().learn(step)
@@ -104,8 +111,10 @@ def test_a_text_that_rests_is_the_plain_text_to_its_end(tmp_path: Path, calls: l
 def test_rows_of_a_text_that_begins_off_wait_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     with refspec.load(n_ctx=160, threads=1) as session:
         drafter: Any = session.drafter
-        inner, rows = drafter.extend, list[int]()
-        monkeypatch.setattr(drafter, "extend", lambda tokens, features: (rows.append(len(tokens)), inner(tokens, features)))
+        rows: list[int] = []
+        for name in ("extend", "survey"):
+            inner = getattr(drafter, name)
+            monkeypatch.setattr(drafter, name, lambda tokens, features, inner=inner: (rows.append(len(tokens)), inner(tokens, features))[1])
         for _ in range(2):
             generation = session.generate("Name three rivers.", max_tokens=20, window=Off(4))
             assert len(list(generation)) > 9 and max(calls) > 1

@@ -190,7 +190,7 @@ def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_dou
     for _ in range(4):
         waited = 0
         while not account.may_try():
-            account.watched(1)
+            account.watched([waited])
             waited += 1
         waits.append(waited)
         account.begin_try()
@@ -202,23 +202,23 @@ def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_dou
 
 @given(st.floats(0, 40), st.integers(0, 4), st.integers(0, 150))
 def test_no_try_would_be_made_while_the_window_rests(reserve: float, failed: int, waited: int):
-    plain = Step(0, [], 0, [1], Seconds(1.0, 0.0, 0.0))
+    plain = [Step(i, [], 0, [i], Seconds(1.0, 0.0, 0.0)) for i in range(400)]
     asked, resting = (Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)})) for _ in range(2))
     for window in (asked, resting):
         window.off, window.reserve, window._failed = True, reserve, failed
-        for _ in range(waited + 1):  # the first step after a draft is looked at
+        for i in range(waited + 1):  # the first step after a draft is looked at
             if window.may_try():
                 break
             assert window.plan(MOST) == 0
-            window.learn(plain)
+            window.learn(plain[i])
     ahead = resting.ahead()
     steps = ahead.steps if ahead else 0
     assert ahead is None or (ahead.draft == 0 and ahead.window is None)
-    for _ in range(steps):
+    for i in range(steps):
         assert asked.plan(MOST) == 0
-        asked.learn(plain)
+        asked.learn(plain[-1 - i])
     if ahead:
-        resting.went([plain._replace(position=i) for i in range(steps)], 0.0)
+        resting.went([plain[-1 - i] for i in range(steps)], 0.0)
     assert resting.reserve == pytest.approx(asked.reserve) and resting._steps == asked._steps
     assert reserve < STAKE or resting._aside == pytest.approx(asked._aside, abs=1e-6)
     assert resting._aside <= asked._aside + 1e-6, "one that could just be afforded is not made sooner"
