@@ -6,6 +6,7 @@ and lives only until the next call. Chains are here, trees in `eagle3_tree.py`. 
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from time import perf_counter
 from typing import NamedTuple
@@ -87,6 +88,16 @@ class Eagle3Drafter:
         start = perf_counter()
         self._run(tokens, features, is_target_feature=True)
         self.seconds += perf_counter() - start
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out; nan without a row."""
+        if not len(tokens):
+            return math.nan
+        start = perf_counter()
+        logits = self.forward_rows(tokens, features, is_target_feature=True).logits  # [T, D]
+        sureness = float(np.mean(np.log(self.ops.softmax(logits).max(axis=1).astype(np.float64))))
+        self.seconds += perf_counter() - start
+        return sureness
 
     def forward_rows(self, tokens: Ids, states: Array, *, is_target_feature: bool) -> Rows:
         """Teacher-forced rows: tokens [T] with target features [T, n_states*Ht] or chained states [T, H]; all outputs.

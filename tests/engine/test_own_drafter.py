@@ -280,3 +280,34 @@ def test_threads_of_llama_cpp_draft_the_same_bits(tmp_path: Path) -> None:
     for draft in drafts[1:]:
         assert draft.tokens.tolist() == drafts[0].tokens.tolist() and np.array_equal(draft.confidence, drafts[0].confidence)
     target.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_as_sure_as_the_reference_and_its_rows_are_those_of_extend(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "d.gguf", kind)
+    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT)
+    drafter = open_drafter(path, target, **STRICT)
+    assert isinstance(drafter, OwnEagle3Drafter)
+    reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)
+    tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
+    target.decode(tokens[:-1], logits="none")
+    states = target.features().copy()
+    drafter.extend(tokens[1:], states)
+    drafts = drafter.draft(6).tokens.tolist()
+    drafter.rollback(0)
+    sureness = []
+    for each in (drafter, reference):
+        each.extend(tokens[1:11], states[:10])
+        sureness.append(each.survey(tokens[11:], states[10:]))
+    assert np.isfinite(sureness[0]) and sureness[0] < 0 and sureness[0] == pytest.approx(sureness[1], abs=1e-4)
+    assert drafter.draft(6).tokens.tolist() == drafts and drafter.n_rows == 29
+    one = [float(np.log(drafter.draft(1).confidence[0]))]
+    drafter.rollback(28)
+    assert drafter.survey(tokens[29:], states[28:]) == pytest.approx(one[0], abs=1e-6)
+    assert np.isnan(drafter.survey(tokens[:0], states[:0])) and np.isnan(reference.survey(tokens[:0], states[:0]))
+    with pytest.raises(BackendError, match="not finite"):
+        drafter.survey(tokens[:1], np.full_like(states[:1], np.nan))
+    with pytest.raises(ShapeError, match="leave the vocabulary"):
+        drafter.survey(np.array([tiny.V], np.int32), states[:1])
+    drafter.close()
+    target.close()

@@ -142,3 +142,12 @@ def test_no_step_is_begun_when_the_time_or_the_allowance_is_used_up() -> None:
     assert len(burst(Pair(2), STEPS, 2, 50, 20, seconds=1e-9)) <= 1
     assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=-1e9, plain=1e-12)) == 1
     assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c)) == STEPS <= ROOM
+
+
+def test_a_step_drafts_one_token_while_little_may_be_lost() -> None:
+    window = experienced(0, 2)._c
+    free = burst(Pair(2), STEPS, 2, 50, 20, window.c, careful=-1e9)
+    held = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=1e9, careful=2e9)
+    assert max(len(drafted) for drafted, *_ in free) == 2 and max(len(drafted) for drafted, *_ in held) == 1
+    earned = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=0.0, careful=0.5, plain=1e9)  # steps that cost nothing
+    assert len(earned[0][0]) <= 1 and max(len(drafted) for drafted, *_ in earned[1:]) == 2
