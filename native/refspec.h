@@ -424,6 +424,7 @@ typedef struct rs_window {
     double *surplus;               /* [most, 2] times asked about a token, and what having asked was worth on average */
     size_t n_bins, n_depths;
     size_t most, home;             /* the longest draft, and the length that other lengths come back to */
+    size_t room;                   /* of the draft begun last */
     double rate;                   /* tokens per second to beat */
     double change, row;            /* seconds of a change of the batch size, and of a drafted row */
     double *limits, *gains, *chances; /* [most] working space */
@@ -431,7 +432,7 @@ typedef struct rs_window {
 
 /* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none: returns how many of them may be worth it, the drafter
  * being as sure as can be. */
-size_t rs_window_plan(const rs_window *window, size_t before, size_t room);
+size_t rs_window_plan(rs_window *window, size_t before, size_t room);
 
 /* Whether to draft no token i < room (0 = first), its likeliest candidate having this probability. */
 bool rs_window_stop(const rs_window *window, size_t i, double confidence);
@@ -455,7 +456,7 @@ typedef struct rs_step {
 typedef struct rs_burst {
     rs_judge *judge;
     rs_eagle3_chain *chain;        /* drafts, and is given the rows of every step; NULL: nothing is drafted */
-    const rs_window *window;       /* ends drafts, and learns of them; NULL: nothing does */
+    rs_window *window;             /* ends drafts, and learns of them; NULL: nothing does */
     size_t draft;                  /* tokens drafted in a step at most */
     size_t steps;                  /* at most */
     size_t n_ctx;                  /* rows that the target can hold */

@@ -39,12 +39,13 @@ static void count(double *cell, double stood) {
 
 /* Seconds of a step of k drafted tokens after one of `before` rows, what a change of the batch size costs included. */
 static double cost_after(const rs_window *w, size_t before, size_t k) {
-    int changes = (before != 0 && before != k + 1) + (k != w->home);
+    int changes = (before != 0 && before != k + 1) + (k != smaller(w->home, w->room)); /* what cannot be drafted now is not gone back to */
     return w->cost[k] + w->change * changes;
 }
 
-size_t rs_window_plan(const rs_window *w, size_t before, size_t room) {
+size_t rs_window_plan(rs_window *w, size_t before, size_t room) {
     size_t hopeful = room;
+    w->room = room;
     for (size_t i = 0; i < room; i++) {
         double least = INFINITY, gain = 1.0, more = 1.0, chance = 1.0, own = cost_after(w, before, i);
         double run = i ? w->row : 0.0; /* its own row has run when token i is asked about */

@@ -65,7 +65,7 @@ class Account:
         if self.usual < 0:
             self.off, self._failed = True, FAILED
         elif self.off and self.reserve >= STAKE:
-            self._aside = STAKE
+            self.off, self._aside = False, 0.0
 
     def _begin_again(self) -> None:
         self._gain = 0.0  # decayed sum over this text, or since the last try

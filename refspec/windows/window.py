@@ -86,7 +86,7 @@ class Window(Account):
         self._c = NativeWindow(most, EDGES, bins=self.belief.bins, cells=self.belief.cells, depths=self.belief.depths, surplus=self._surplus)
         self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
         self._cost: list[float] = []
-        self._home, self._guess, self._trial = 0, 1, TRIAL
+        self._home, self._guess, self._trial, self._room = 0, 1, TRIAL, most
         self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
         self._steps = 0
         self._untold: list[_Told] = []  # steps not taken in yet
@@ -116,7 +116,7 @@ class Window(Account):
             self.begin_try()
             self._woke, self._trial = True, TRIAL
             self.belief.forget(DOUBTED)
-        room = min(room, self._longest)
+        self._room = room = min(room, self._longest)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
         self._limits, self._gains = self._for(room, self._before)
@@ -279,7 +279,7 @@ class Window(Account):
         self._c.know(self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft)
 
     def _cost_after(self, before: int, k: int) -> float:
-        changes = (before not in (0, k + 1)) + (k != self._home)
+        changes = (before not in (0, k + 1)) + (k != min(self._home, self._room))  # what cannot be drafted now is not gone back to
         return self._cost[k] + self.costs.switch * changes
 
     def _for(self, room: int, before: int) -> tuple[list[float], list[float]]:

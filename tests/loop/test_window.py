@@ -236,6 +236,20 @@ def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_t
     assert tokens_per_second(window, machine, flat(0.02), 1500, 0) > least
 
 
+def test_a_window_that_stakes_one_token_does_not_reckon_with_going_back_to_three():
+    """Where a change of the batch size is dear, no draft of one token would ever be worth the two changes."""
+    window = Window(MOST, Costs({r: 1 + 0.2 * (r - 1) for r in range(1, MOST + 2)}, switch=0.6, draft=0.02, feed=0.02))
+    window._trial, window._tried = 0, [99] * (MOST + 1)
+    for depth in range(3):
+        for _ in range(200):
+            window.belief.see(0.9, depth, True)
+    window.begin()
+    window._refresh()
+    assert window._home >= 3 and window.careful and window.plan(MOST) == 1 and not window.stop(0, 0.9) and window.keep(1) == 1
+    window._gain = 9.0
+    assert window.plan(MOST) >= 3
+
+
 def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
     changes = []
     for switch in (0.0, 2.0):

@@ -33,7 +33,7 @@ def test_c_ends_cuts_and_learns_of_a_draft_as_the_window_does(seed, most, data):
         before, room = data.draw(st.integers(0, most + 1)), data.draw(st.integers(1, most))
         one = st.floats(0, 1) | st.sampled_from([0.05, 0.5, 0.99, 1.0, math.nan])
         confidences = [float(np.float32(c)) for c in data.draw(st.lists(one, min_size=room, max_size=room))]
-        window._before = before
+        window._before, window._room = before, room
         window._limits, window._gains = window._for(room, before)
         window._chances, window._confidences, window._refused, window._forced = [], [], None, False
         stops = []
