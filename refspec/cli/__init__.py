@@ -18,6 +18,7 @@ import refspec.cli.grid
 import refspec.cli.inflate
 import refspec.cli.measure
 import refspec.cli.regenerate
+import refspec.cli.replay
 import refspec.cli.stock
 import refspec.cli.sweep
 import refspec.cli.train

@@ -122,13 +122,13 @@ def measure(
         "model": session.name, "drafter": str(getattr(session.drafter, "path", "")) or None,
         "draft_max": list(lengths), "prompts": len(rows), "repeat": repeat, "max_tokens": max_tokens, "tuned": bool(session.tuned.record),
         "inflated": session.target.metadata.get("refspec.inflated"), "penalties": asdict(sampler.penalties) if sampler.penalties.on else None,
-        "families": [_family(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": _family("all", rows, fixed),
+        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": family_of("all", rows, fixed),
         "foreign_cores": load.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
 
 
-def _family(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> dict[str, Any]:
-    """The rows of one family as one: times add up, and so do tokens and steps."""
+def family_of(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> dict[str, Any]:
+    """The rows of one family as one: times add up, and so do tokens and steps. Kinds that are `fixed` are what the adaptive window is compared with."""
     seconds = {kind: sum(row["seconds"][kind] for row in rows) for kind in rows[0]["seconds"]}
     steps = {kind: [sum(row["steps"][kind][i] for row in rows) for i in (0, 1)] for kind in rows[0]["steps"]}
     speedup = {kind: seconds[PLAIN] / spent for kind, spent in seconds.items()}
@@ -144,25 +144,12 @@ def _family(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> 
 def table(m: dict[str, Any]) -> list[str]:
     """The numbers of `measure` as lines of text."""
     kinds = [kind for kind in m["all"]["speedup"] if kind not in (PLAIN, AGAIN)]
-    heads = {kind: _head(kind) for kind in kinds}
-    name = max(len(f["family"]) for f in [*m["families"], m["all"]])
     out = [
         f"{m['model']}: {m['prompts']} prompts x {m['repeat']} runs of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}; speedup over plain decoding",
-        " " * name + "  plain t/s" + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds) + "  best fixed  adaptive of it",
-    ]
-    for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:
-        cells = "".join(f"{f['speedup'][kind]:{_width(heads[kind])}.2f}" for kind in kinds)
-        best = f["best_fixed"].removeprefix("chain ")
-        out.append(f"{f['family']:{name}} {f['plain_tokens_per_second']:10.1f}{cells}{best:>12}{f['adaptive_share']:16.2f}")
-    out.append("tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"]))
-    low = min(m["families"], key=lambda f: f["speedup"]["adaptive"])
-    far = min(m["families"], key=lambda f: f["adaptive_share"])
-    fastest = max((kind for kind in m["all"]["speedup"] if kind != AGAIN), key=m["all"]["speedup"].__getitem__)
+        *table_of(m), *summary(m),
+    ]  # fmt: skip
     twice, others = [f["speedup"][AGAIN] for f in m["families"]], m["all"]["other_texts"]
     out += [
-        f"adaptive: {m['all']['speedup']['adaptive']:.2f} x over all, at least {low['speedup']['adaptive']:.2f} x plain decoding ({low['family']}); "
-        f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
-        f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
         f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
         f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --exact)",
         "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
@@ -170,6 +157,31 @@ def table(m: dict[str, Any]) -> list[str]:
     if m["inflated"]:
         out.append(f"target: {m['inflated']}")
     return out + foreign_line(m)
+
+
+def table_of(m: dict[str, Any], *, rates: bool = True) -> list[str]:
+    """Kinds by family, and tau; `rates`: with plain decoding's tokens per second."""
+    kinds = [kind for kind in m["all"]["speedup"] if kind not in (PLAIN, AGAIN)]
+    heads = {kind: _head(kind) for kind in kinds}
+    name = max(len(f["family"]) for f in [*m["families"], m["all"]])
+    out = [" " * name + "  plain t/s" * rates + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds) + "  best fixed  adaptive of it"]
+    for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:
+        cells = "".join(f"{f['speedup'][kind]:{_width(heads[kind])}.2f}" for kind in kinds)
+        best, rate = f["best_fixed"].removeprefix("chain "), f" {f['plain_tokens_per_second']:10.1f}" * rates
+        out.append(f"{f['family']:{name}}{rate}{cells}{best:>12}{f['adaptive_share']:16.2f}")
+    return [*out, "tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"])]
+
+
+def summary(m: dict[str, Any]) -> list[str]:
+    """What the adaptive window reaches over all and at least, and which kind is the fastest."""
+    low = min(m["families"], key=lambda f: f["speedup"]["adaptive"])
+    far = min(m["families"], key=lambda f: f["adaptive_share"])
+    fastest = max((kind for kind in m["all"]["speedup"] if kind != AGAIN), key=m["all"]["speedup"].__getitem__)
+    return [
+        f"adaptive: {m['all']['speedup']['adaptive']:.2f} x over all, at least {low['speedup']['adaptive']:.2f} x plain decoding ({low['family']}); "
+        f"{m['all']['adaptive_share']:.2f} of the best fixed length over all, at least {far['adaptive_share']:.2f} of a family's own ({far['family']})",
+        f"fastest:  {fastest}, {m['all']['speedup'][fastest]:.2f} x over all",
+    ]
 
 
 def _head(kind: str) -> str:

@@ -1,0 +1,205 @@
+"""What windows would do on a machine with such costs: real drafts of real texts, replayed in computed time.
+
+A window is good or bad by a few percent, and a machine that others use changes by more from one minute to the next. So a pair's drafts are
+recorded once, at every position of plain decoding's own texts, and every way to draft is then run over the record, the seconds of a step coming from a
+cost model (`Machine`) instead of a clock. Nothing is timed but, where nobody names them, the costs. What it leaves out: rounding, which gives
+a drafted text another course now and then, and what a machine does besides. `bench sweep` measures.
+
+The window is the session's own, asked step by step as `speculate` does; several texts follow each other as in a session, so what it learned stays.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refspec.api import Session
+from refspec.measure.acceptance import room_for
+from refspec.measure.prompts import Prompt, fit
+from refspec.measure.sweep import PLAIN, family_of, summary, table_of
+from refspec.metrics import Seconds, Step
+from refspec.sampling import Sampler
+from refspec.speculate import drafting_under, prefill
+from refspec.targets.penalized import under
+from refspec.windows.costs import Costs
+from refspec.windows.window import Window
+
+CHUNK = 128  # rows of a text run at once
+WAITED = 0.1  # of what feeding back takes, a row that waited costs: many run together
+OWN, OWN_PLAIN = 0.03, 0.005  # of a plain token, what refspec itself takes for a step that drafts and for one that does not
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What steps cost, in tokens of plain decoding: `rows` [R] a run of the target over 1, 2, ... rows, the other terms as in `windows/costs.py`."""
+
+    rows: tuple[float, ...]
+    switch: float = 0.0
+    feed: float = 0.0
+    draft: float = 0.0
+    own: float = OWN
+    own_plain: float = OWN_PLAIN
+
+    @classmethod
+    def of(cls, measured: dict[str, Any]) -> Machine:
+        """From a record of `windows.measured.measure`."""
+        rows = [float(measured["target"][r]) for r in sorted(measured["target"], key=int)]
+        return cls(tuple(t / rows[0] for t in rows), *(float(measured[name]) / rows[0] for name in ("switch", "feed", "draft")))
+
+    def seconds(self, rows: int, before: int, asked: int, fed: bool, waited: int, noise: float) -> Seconds:
+        """Of a step that verified `rows` after one of `before`, the drafter asked about `asked` tokens, given its rows, and `waited` older ones."""
+        target = self.rows[rows - 1] * noise + (self.switch if before not in (0, rows) else 0.0)
+        drafter = self.draft * max(asked - 1, 0) + (self.feed * (1 + WAITED * waited) if fed else 0.0)
+        return Seconds(target, drafter, self.own if asked else self.own_plain)
+
+
+class Recorded(NamedTuple):
+    """A text of plain decoding, and what the drafter would have drafted at each position of it."""
+
+    family: str
+    held: int  # positions of the prompt that were run
+    sureness: float  # of the drafter along its end, nan where it cannot tell
+    tokens: list[int]
+    confidences: list[list[float]]  # by position, of up to `most` tokens
+    right: list[int]  # by position, how many of them the text goes on with
+
+
+def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens: int, sampler: Sampler, progress: Callable[[], None] = lambda: None) -> list[Recorded]:
+    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position. A prompt too long for the context loses its beginning."""
+    target, drafter = session.target, session.drafter
+    assert drafter is not None
+    room, found = room_for(session, max_tokens, None), []
+    for prompt in prompts:
+        tokens = fit(session.encode(prompt.text), room)
+        generation = session.generate(tokens=tokens, max_tokens=max_tokens, speculate=False, sampler=sampler)
+        for _ in generation:
+            pass
+        text, n, sureness = [*tokens, *generation.tokens], len(tokens), math.nan
+        target.capturing = bool(drafter.capture_layers)
+
+        def expect(sure: float) -> None:
+            nonlocal sureness
+            sureness = sure
+
+        for _ in prefill(target, drafter, tokens, expect=expect):
+            pass
+        minded = drafting_under(under(target, sampler.penalties, tokens), drafter)
+        confidences: list[list[float]] = []
+        right: list[int] = []
+        for start in range(n - 1, len(text) - 1, CHUNK):
+            stop = min(start + CHUNK, len(text) - 1)
+            target.decode(text[start:stop], logits="none")
+            features = target.features()[: stop - start].copy() if drafter.capture_layers else np.empty((stop - start, 0), np.float32)
+            for row in range(start, stop):
+                if minded is not None:
+                    minded.begin(text[row], row)
+                draft = drafter.draft(min(most, len(text) - 1 - row)) if drafter.n_rows else None
+                drafted = [] if draft is None else draft.tokens.tolist()
+                agree = [a == b for a, b in zip(drafted, text[row + 1 :], strict=False)]
+                right.append(agree.index(False) if False in agree else len(agree))
+                confidences.append([] if draft is None else [float(c) for c in draft.confidence])
+                drafter.extend(np.array(text[row + 1 : row + 2], np.int32), features[row - start : row - start + 1])
+        found.append(Recorded(prompt.family, n - 1, sureness, generation.tokens, confidences, right))
+        progress()
+    return found
+
+
+class Always:
+    """The policy of a fixed length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def begin(self, held: int = 0) -> None:
+        pass
+
+    def expect(self, sureness: float) -> None:
+        pass
+
+    def waiting(self) -> bool:
+        return not self.length
+
+    def plan(self, room: int) -> int:
+        return min(self.length, room)
+
+    def stop(self, i: int, confidence: float) -> bool:
+        return False
+
+    def keep(self, drafted: int) -> int:
+        return drafted
+
+    def learn(self, step: Step) -> None:
+        pass
+
+
+def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0) -> tuple[float, int]:
+    """(time in plain tokens, verify steps) that a text takes where a policy with the methods of `Window` chooses."""
+    policy.begin(text.held)
+    policy.expect(text.sureness)
+    spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
+    while position < len(text.tokens):
+        confidences = text.confidences[position]
+        k = policy.plan(min(len(confidences), len(text.tokens) - position - 1))
+        asked = drafted = 0
+        while drafted < k:
+            asked += 1
+            if policy.stop(drafted, confidences[drafted]):
+                break
+            drafted += 1
+        drafted = policy.keep(drafted) if asked else 0
+        accepted = min(text.right[position], drafted)
+        tokens = text.tokens[position : position + accepted + 1]
+        fed = bool(asked) or not policy.waiting()
+        seconds = machine.seconds(drafted + 1, before, asked, fed, waited, math.exp(noise * dice.gauss(0, 1)))
+        waited = 0 if fed else waited + len(tokens)
+        policy.learn(Step(position, [0] * drafted, accepted, tokens, seconds))
+        spent, steps, before, position = spent + seconds.total, steps + 1, drafted + 1, position + len(tokens)
+    return spent, steps
+
+
+def measure(texts: Sequence[Recorded], machine: Machine, lengths: Sequence[int], most: int, *, sessions: int, noise: float, seed: int = 0) -> dict[str, Any]:
+    """Every fixed length and the window over the texts: {families, all} as `sweep.measure` has them, times in tokens of plain decoding.
+
+    The texts come in their order, `sessions` times, each with a window that knows the costs and nothing else; times are the means.
+    """
+    kinds = [PLAIN, *(f"chain {k}" for k in lengths), "adaptive"]
+    rows: list[dict[str, Any]] = [
+        {"family": t.family, "tokens": len(t.tokens), "seconds": dict.fromkeys(kinds, 0.0), "steps": {k: (0, 0) for k in kinds}, "other_texts": dict.fromkeys(kinds, 0)}
+        for t in texts
+    ]  # fmt: skip
+    costs = {r + 1: t for r, t in enumerate(machine.rows)}
+    for session in range(sessions):
+        policies: dict[str, Any] = {PLAIN: Always(0)} | {f"chain {k}": Always(k) for k in lengths}
+        policies["adaptive"] = Window(most, Costs(costs, switch=machine.switch, draft=machine.draft, feed=machine.feed))
+        for name, policy in policies.items():
+            dice = random.Random(f"{seed} {session} {name}")
+            for text, row in zip(texts, rows, strict=True):
+                spent, steps = replay(text, policy, machine, dice, noise)
+                row["seconds"][name] += spent / sessions
+                decided, before = row["steps"][name]
+                row["steps"][name] = (decided + len(text.tokens), before + steps)
+    fixed, names = kinds[:-1], list(dict.fromkeys(row["family"] for row in rows))
+    return {
+        "draft_max": list(lengths), "most": most, "prompts": len(rows), "sessions": sessions, "noise": noise, "seed": seed, "machine": asdict(machine),
+        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": family_of("all", rows, fixed),
+    }  # fmt: skip
+
+
+def table(m: dict[str, Any]) -> list[str]:
+    """The numbers of `measure` as lines of text."""
+    machine = m["machine"]
+    return [
+        f"{m['model']}: {m['prompts']} prompts of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}, replayed {m['sessions']} times on these costs; speedup over plain decoding",
+        *table_of(m, rates=False),
+        *summary(m),
+        "costs:    in tokens of plain decoding, rows 1, 2, ... " + " ".join(f"{t:.2f}" for t in machine["rows"])
+        + "; " + ", ".join(f"{what} {machine[name]:.3f}" for name, what in
+            (("switch", "change of size"), ("feed", "feeding back"), ("draft", "drafted row"), ("own", "refspec itself"), ("own_plain", "in plain steps")))
+        + f"; a step varies by {100 * m['noise']:.0f} %",
+        "heads:    draft lengths; computed times, nothing here was measured" + (" but the costs" if m["measured"] else ""),
+    ]  # fmt: skip
