@@ -80,7 +80,7 @@ def test_a_familys_times_add_up_and_the_best_length_may_be_none():
         return {"family": family, "tokens": tokens, "seconds": seconds, "steps": {kind: (tokens, tokens) for kind in seconds}, "other_texts": {kind: int(kind == "chain") for kind in seconds}}
 
     rows = [row("a", 10, plain=1.0, chain=2.0, adaptive=1.25), row("a", 30, plain=3.0, chain=3.0, adaptive=3.75)]
-    family = sweep._family("a", rows, ["plain", "chain"])
+    family = sweep.family_of("a", rows, ["plain", "chain"])
     assert family["plain_tokens_per_second"] == 10 and family["best_fixed"] == "plain"
     assert family["other_texts"] == {"plain": 0, "chain": 2, "adaptive": 0}
     assert family["speedup"] == {"plain": 1.0, "chain": 4 / 5, "adaptive": 4 / 5} and family["adaptive_share"] == 4 / 5

@@ -5,10 +5,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loop_toys import Perfect, ToyTarget
 
+from refspec.api import Session
+from refspec.drafters.fallback import FallbackDrafter
 from refspec.windows.account import CAREFUL, FAILED, RESERVE, STAKE, WATCH, Account
 from refspec.windows.alike import ALL, FIRST, SURENESSES, TEXTS, USUAL, USUAL_STEPS, Alike
 from refspec.windows.repeats import STRETCH, Repeats
+from refspec.windows.window import Window
 
 
 def text(alike: Alike, held: int, sureness: float, gain: float, steps: int = FIRST) -> None:
@@ -138,3 +142,37 @@ def test_ids_beyond_unicode_and_overlapping_stretches_are_fine() -> None:
     assert not repeats.begun()
     repeats.add([2**31 - 1])
     assert repeats.begun(), "the same token again and again is a stretch too"
+
+
+class Surveyed(Perfect):
+    """A drafter that says how sure it is: of so many rows, as a number to be found again."""
+
+    def survey(self, tokens, features):
+        self.extend(tokens, features)
+        return -float(len(tokens))
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, FallbackDrafter], ids=["bare", "lookup"])
+@pytest.mark.parametrize(("rows", "told"), [(2, None), (7, None), (8, -8.0), (15, -15.0), (30, -16.0), (600, -16.0), (512 + 5, None)])
+def test_a_window_is_told_how_sure_the_drafter_is_of_the_end_of_a_prompt(rows, told, wrap):
+    target = ToyTarget(n_ctx=700, end=())
+    window, heard = Window(4), []
+    expect = window.expect
+    window.expect = lambda sureness: (heard.append(sureness), expect(sureness))
+    session = Session(target, wrap(Surveyed(target)), draft_max=4)
+    generation = session.generate(tokens=[i % 7 for i in range(rows + 1)], max_tokens=5, window=window)
+    heard.clear()
+    list(generation)  # the toys check that each row comes once
+    assert [s for s in heard if not math.isnan(s)] == ([] if told is None else [told])
+
+
+def test_a_drafter_that_cannot_tell_is_asked_for_nothing():
+    target = ToyTarget(n_ctx=60, end=())
+    texts = []
+    for drafter in (Perfect(target), Surveyed(target)):
+        window = Window(4)
+        run = Session(target, drafter, draft_max=4).generate(tokens=[1] * 30, max_tokens=12, window=window)
+        list(run)
+        texts.append(run.tokens)
+        assert math.isnan(window._alike._text.sureness) == (type(drafter) is Perfect)
+    assert texts[0] == texts[1]
