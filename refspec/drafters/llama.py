@@ -135,6 +135,22 @@ class LlamaEagle3Drafter:
             self._logits = self._state = 0
             raise
 
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out.
+
+        nan without a row, and for more rows than run in one pass, whose logits are not computed.
+        """
+        self.extend(tokens, features)
+        n, total = len(tokens), 0.0
+        if not 0 < n <= min(ONE_PASS, self._rows):
+            return math.nan
+        for i in range(n):
+            token, confidence = self._best(lib.get_logits_ith(self.context.handle, i))
+            if token < 0:
+                raise self._not_finite()
+            total += math.log(confidence)
+        return total / n
+
     def draft(
         self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:

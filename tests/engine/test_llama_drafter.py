@@ -9,8 +9,11 @@ import pytest
 import tiny
 
 from refspec import native
+from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.drafters.own import complete_weights
 from refspec.errors import BackendError
+from refspec.formats.gguf_io import read_gguf_header
 from refspec.sampling import Sampler, invert_cdf, p_target
 from refspec.targets.llama import LlamaTarget
 
@@ -206,3 +209,26 @@ def test_the_cycle_in_c_drafts_what_python_drafts(make: Make, features: np.ndarr
         assert drafts[0].tokens.tolist() == drafts[1].tokens.tolist()
         np.testing.assert_allclose(drafts[0].confidence, drafts[1].confidence, rtol=1e-5)
     assert in_c._chain is not None and in_c.n_rows == in_python.n_rows == 40 and in_c.seconds > 0
+
+
+@pytest.mark.parametrize("switches", [NORMED, {}, {"feature_norm": "concat", "residual": "normed"}])
+def test_it_is_as_sure_of_rows_as_it_was_of_each_when_it_was_the_last(
+    make: Make, features: np.ndarray, switches: dict[str, Any], target: LlamaTarget
+) -> None:
+    drafter = make(**switches)
+    each = []
+    drafter.extend(IDS[1:21], features[:20])
+    for i in range(20, 36):
+        drafter.extend(IDS[i + 1 : i + 2], features[i : i + 1])
+        each.append(float(np.log(drafter.draft(1).confidence[0])))
+    drafts = drafter.draft(4).tokens.tolist()
+    drafter.rollback(20)
+    assert drafter.survey(IDS[21:37], features[20:36]) == pytest.approx(np.mean(each), abs=1e-5)
+    assert drafter.n_rows == 36 and drafter.draft(4).tokens.tolist() == drafts
+    reference = Eagle3Drafter(*complete_weights(read_gguf_header(drafter.path), target.info))
+    reference.extend(IDS[1:21], features[:20])
+    assert reference.survey(IDS[21:37], features[20:36]) == pytest.approx(np.mean(each), abs=1e-4)
+    drafter.rollback(0)
+    assert np.isnan(drafter.survey(IDS[1:37], features[:36])) and drafter.n_rows == 36, "more rows than one pass"
+    assert np.isnan(drafter.survey(IDS[:0], features[:0]))
+    drafter.close()
