@@ -8,7 +8,8 @@ decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes 
 
 v is the product along a node's path of the drafter's confidences, calibrated on what was accepted (`windows/belief.py`): a child is
 never worth more than its parent, so the best n form a tree. What is worth less than a row can cost is not even grown (`floor`). Costs are
-`windows/costs.py`'s, with the levels the drafter ran in place of a chain's tokens; the account is `windows/account.py`'s.
+`windows/costs.py`'s, with the levels the drafter ran in place of a chain's tokens; the account is `windows/account.py`'s, and
+while it is careful a tree has one node.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ reaches
 
 so a step of the cost curve may be climbed if what lies behind it pays. The drafter runs a row before it can say how sure it is of
 token i, so that is asked only if what came of it so far was worth the row, and never where the threshold is 1 or more. A change of batch size costs extra, now and on the way back
-to `home`, the best fixed length. Chances are `windows/belief.py`'s, costs `windows/costs.py`'s at the context of the text so far; what
+to `home`, the best fixed length, or the longest that may be drafted now. Chances are `windows/belief.py`'s, costs `windows/costs.py`'s at the context of the text so far; what
 steps gained is kept in plain tokens, which are dearer after a long prompt as steps are.
 
-Where speculation does not pay, its account turns it off (`windows/account.py`). Experiments with lengths that are little known are paid
+Where speculation does not pay, its account turns it off, and until a text has earned more it stakes one token at a time (`windows/account.py`). Experiments with lengths that are little known are paid
 from EXPLORE of the tokens decided.
 """
 
