@@ -96,15 +96,15 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
         s->total = since(step_began);
         if (s->total < s->target + s->drafter) s->total = s->target + s->drafter;
         pending = tokens[decided - 1];
-        before = (size_t)s->drafted + 1;
         first += decided;
         position += decided;
         room -= smaller(room, decided);
         done++;
         if (b->window) {
-            lost += s->total / b->plain - (double)decided;
+            lost += rs_window_takes(b->window, before, (size_t)s->drafted) / b->plain - (double)decided;
             over = over || lost > b->allowance;
         }
+        before = (size_t)s->drafted + 1;
     }
     t->features = features;
     return done;

@@ -430,6 +430,9 @@ typedef struct rs_window {
     double *limits, *gains, *chances; /* [most] working space */
 } rs_window;
 
+/* Seconds that a step takes which drafts k tokens after one that verified `before` rows, 0 for none. */
+double rs_window_takes(const rs_window *window, size_t before, size_t k);
+
 /* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none: returns how many of them may be worth it, the drafter
  * being as sure as can be. */
 size_t rs_window_plan(rs_window *window, size_t before, size_t room);
@@ -461,7 +464,7 @@ typedef struct rs_burst {
     size_t steps;                  /* at most */
     size_t n_ctx;                  /* rows that the target can hold */
     double seconds;                /* no step is begun after so many */
-    double plain, allowance;       /* with a window: the steps end when, a token of plain decoding taking `plain` seconds, they have lost so many tokens; */
+    double plain, allowance;       /* with a window: the steps end when, by what such steps take and `plain` seconds a token, they have lost so many tokens; */
     double careful;                /* where they may lose fewer than this from here on, a step drafts one token at most */
     rs_step *ran;                  /* [steps] receives what was done */
     int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */

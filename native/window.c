@@ -43,6 +43,10 @@ static double cost_after(const rs_window *w, size_t before, size_t k) {
     return w->cost[k] + w->change * changes;
 }
 
+double rs_window_takes(const rs_window *w, size_t before, size_t k) {
+    return w->cost[k] + (before != 0 && before != k + 1 ? w->change : 0.0);
+}
+
 size_t rs_window_plan(rs_window *w, size_t before, size_t room) {
     size_t hopeful = room;
     w->room = room;

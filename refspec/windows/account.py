@@ -1,6 +1,7 @@
 """The account that turns speculation off where it does not pay, keeps a cheap watch, and tries again: of chains and of trees.
 
-All in plain tokens: what a step decided, less what plain decoding would have decided in its time, is the step's gain. Four questions.
+All in plain tokens: what a step decided, less what plain decoding would have decided in the time that such a step takes, is the step's gain. Four
+questions.
 
 Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what texts like it gained
 (`windows/alike.py`), which a text is thought to be like for as many as PRIOR steps:
@@ -13,8 +14,8 @@ would be less noise: where a text is hard, what was learned on others expects to
 How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong, so it is one while
 the allowance is below CAREFUL.
 
-May it be afforded? `reserve` begins with RESERVE, adds every gain and WATCH of each token decided while off, and turns speculation off
-when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
+May it be afforded? `reserve` begins with RESERVE, adds what every step gained by the clock and WATCH of each token decided while off, and turns
+speculation off when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
 
 When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, and the reserve
 holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed. And as soon as the text begins to repeat
@@ -31,7 +32,7 @@ from refspec.windows.repeats import Repeats
 
 PRIOR, DEBT = 10.0, 1.0  # steps that `usual` is worth, plain tokens
 CAREFUL = 3.5  # plain tokens
-KEEP = 1 - 1 / 48  # of the sums of a text, per step
+KEEP = 1 - 1 / 96  # of the sums of a text, per step
 USUAL_MOST = 0.3  # the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
 ROUNDING = 1e-6  # tokens: what is put aside one by one may be there a little sooner than a quotient says
@@ -99,10 +100,10 @@ class Account:
         self.off, self._aside = False, 0.0
         self._begin_again()
 
-    def speculated(self, decided: float, spent: float) -> None:
-        """A step that drafted: tokens decided, and what it took in plain tokens; may turn speculation off."""
+    def speculated(self, decided: float, spent: float, took: float | None = None) -> None:
+        """A step that drafted: tokens decided, and what such a step takes in plain tokens; what it took itself, if that differs. May turn speculation off."""
         gain = decided - spent
-        self.reserve = min(self.reserve + gain, FULL)
+        self.reserve = min(self.reserve + decided - (spent if took is None else took), FULL)
         self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
         self._alike.add(gain)
         if self.off:  # already: a step that was planned before

@@ -102,15 +102,15 @@ class TreeWindow(Account):
         self.costs.context = self._held + step.position
         chained = max(self._levels - 1, 0)
         feed, draft = self.costs.drafter
-        usual = DISTURBED * (self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0))
+        usual = self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0)
         if self._planned and not step.nodes:  # growing a tree that was not worth a row is no part of what plain decoding costs
             other = self.costs.other.get(False, 0.0)
         self.costs.learn(step.nodes, self._before, target, None if self.off or self._woke else drafter, other, chained)
         if self._planned:
             self._judged(path)
             # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
-            spent = min(step.seconds.total, usual) - (self.costs.switch if self._before == 0 else 0.0)
-            self.speculated(tokens, spent / self.costs.plain())
+            took = min(step.seconds.total, DISTURBED * usual) - (self.costs.switch if self._before == 0 else 0.0)
+            self.speculated(tokens, usual / self.costs.plain(), took / self.costs.plain())
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
         elif self.off:

@@ -235,15 +235,16 @@ class Window(Account):
     def _count(self, k: int, before: int, tokens: int, seconds: float, *, cold: bool, forced: bool) -> None:
         """A step that drafted k tokens, after one of `before` rows: what it gained.
 
-        Plain decoding would have been slow as well in the first steps, when the prompt has the caches and the graph is new; and one disturbed
-        step is no evidence.
+        The reserve is charged with what it took, but one disturbed step, and the first ones, when the prompt has the caches and the graph is
+        new and plain decoding would have been slow as well, with no more than steps take. What the text is like is judged by what such steps take, for
+        a machine that becomes slower for a while says nothing of it.
         """
         usual = self._cost[k] + self.costs.switch * (before not in (0, k + 1))
-        spent = min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain
+        took = min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain
         if forced and k > 1:  # an experiment says little of the text
-            self.reserve = min(self.reserve + tokens - spent, FULL)
+            self.reserve = min(self.reserve + tokens - took, FULL)
             return
-        self.speculated(tokens, spent)
+        self.speculated(tokens, usual / self._plain, took)
         if not forced:
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + seconds / self._plain

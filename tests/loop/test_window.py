@@ -236,6 +236,17 @@ def test_speculation_that_begins_to_pay_is_turned_on_again_and_one_that_ceases_t
     assert tokens_per_second(window, machine, flat(0.02), 1500, 0) > least
 
 
+def test_a_machine_that_is_slower_for_a_while_is_charged_to_the_reserve_not_to_the_text():
+    window = Window(MOST, Costs({r: 1 + 0.3 * (r - 1) for r in range(1, MOST + 2)}))
+    window.begin()
+    window._refresh()
+    gain, reserve = window._gain, window.reserve
+    for i in range(8):
+        window._count(1, 2, 1 + i % 2, 1.4 * window._cost[1], cold=False, forced=False)
+    assert window._gain > gain + 1 and not window.off
+    assert window.reserve == pytest.approx(reserve + 12 - 8 * 1.4 * window._cost[1] / window._plain)
+
+
 def test_a_window_that_stakes_one_token_does_not_reckon_with_going_back_to_three():
     """Where a change of the batch size is dear, no draft of one token would ever be worth the two changes."""
     window = Window(MOST, Costs({r: 1 + 0.2 * (r - 1) for r in range(1, MOST + 2)}, switch=0.6, draft=0.02, feed=0.02))
