@@ -37,14 +37,13 @@ static void count(double *cell, double stood) {
     cell[1] = cell[1] * KEEP + stood;
 }
 
-/* Seconds of a step of k drafted tokens after one of `before` rows, what a change of the batch size costs included. */
-static double cost_after(const rs_window *w, size_t before, size_t k) {
-    int changes = (before != 0 && before != k + 1) + (k != smaller(w->home, w->room)); /* what cannot be drafted now is not gone back to */
-    return w->cost[k] + w->change * changes;
+double rs_window_takes(const rs_window *w, size_t before, size_t k) {
+    return w->cost[k] + w->change * (before != 0 && before != k + 1);
 }
 
-double rs_window_takes(const rs_window *w, size_t before, size_t k) {
-    return w->cost[k] + (before != 0 && before != k + 1 ? w->change : 0.0);
+/* The same, and what the way back will cost; what cannot be drafted now is not gone back to. */
+static double cost_after(const rs_window *w, size_t before, size_t k) {
+    return rs_window_takes(w, before, k) + w->change * (k != smaller(w->home, w->room));
 }
 
 size_t rs_window_plan(rs_window *w, size_t before, size_t room) {

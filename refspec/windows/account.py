@@ -118,9 +118,8 @@ class Account:
         aside = (STAKE - self._aside) / max(WATCH, self._eager())
         return max(math.ceil(aside - ROUNDING), math.ceil((STAKE - self.reserve) / WATCH - ROUNDING), 0)
 
-    def watched(self, tokens: Sequence[int]) -> None:
-        """Tokens decided by one or more steps while off, said already."""
-        decided = len(tokens)
+    def watched(self, decided: int) -> None:
+        """So many tokens decided by one or more steps while off, said already."""
         share = max(WATCH, self._eager() if self.reserve >= STAKE else 0.0)
         self._aside = min(self._aside + share * decided, STAKE)
         self.reserve = min(self.reserve + WATCH * decided, FULL)

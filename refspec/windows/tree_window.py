@@ -114,7 +114,7 @@ class TreeWindow(Account):
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
         elif self.off:
-            self.watched(step.tokens)
+            self.watched(tokens)
         self._before = step.nodes + 1
 
     def _seconds_of(self, rows: int) -> float:

@@ -137,7 +137,8 @@ class Window(Account):
             return None
         if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()
-        if self._least_tried(self._longest):
+        self._room = self._longest
+        if self._least_tried(self._room):
             return None
         return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance, CAREFUL)
 
@@ -149,7 +150,7 @@ class Window(Account):
         self.say(tokens)
         if self.off:
             self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), True
-            self.watched(tokens)
+            self.watched(len(tokens))
         else:
             self._planned = 1
             for step in steps:
@@ -239,7 +240,7 @@ class Window(Account):
         new and plain decoding would have been slow as well, with no more than steps take. What the text is like is judged by what such steps take, for
         a machine that becomes slower for a while says nothing of it.
         """
-        usual = self._cost[k] + self.costs.switch * (before not in (0, k + 1))
+        usual = self._takes(before, k)
         took = min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain
         if forced and k > 1:  # an experiment says little of the text
             self.reserve = min(self.reserve + tokens - took, FULL)
@@ -255,7 +256,7 @@ class Window(Account):
         self.costs.context = self._held + step.position
         if self._before != 1 or self._steps % LOOKED == 0:
             self.costs.learn(0, self._before, target, None, other)
-        self.watched(step.tokens)
+        self.watched(len(step.tokens))
         self._explore = min(self._explore + EXPLORE * len(step.tokens), SAVED)
         self._before = 1
         self._age += 1
@@ -280,8 +281,12 @@ class Window(Account):
         self._c.know(self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft)
 
     def _cost_after(self, before: int, k: int) -> float:
-        changes = (before not in (0, k + 1)) + (k != min(self._home, self._room))  # what cannot be drafted now is not gone back to
-        return self._cost[k] + self.costs.switch * changes
+        """What a step takes and the way back will cost; what cannot be drafted now is not gone back to."""
+        return self._takes(before, k) + self.costs.switch * (k != min(self._home, self._room))
+
+    def _takes(self, before: int, k: int) -> float:
+        """Seconds of a step of k drafted tokens after one of `before` rows, 0 for none."""
+        return self._cost[k] + self.costs.switch * (before not in (0, k + 1))
 
     def _for(self, room: int, before: int) -> tuple[list[float], list[float]]:
         """`_thresholds`, computed once for costs and chances as they are."""

@@ -30,7 +30,7 @@ class Off(Window):
         super().expect(sureness)
         self.off, self._aside = True, -1e9
 
-    def watched(self, tokens: Sequence[int]) -> None:
+    def watched(self, decided: int) -> None:
         pass
 
 

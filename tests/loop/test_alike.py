@@ -108,7 +108,7 @@ def test_texts_that_begin_off_are_tried_again_before_long() -> None:
                 account.begin_try()
             if account.off:
                 account.say([1000 * i + j])
-                account.watched([1000 * i + j])
+                account.watched(1)
                 tokens += 1
             else:
                 account.speculated(0.6, 1.0)

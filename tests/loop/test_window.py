@@ -190,7 +190,7 @@ def test_a_text_that_loses_is_left_after_a_few_steps_and_each_try_that_fails_dou
     for _ in range(4):
         waited = 0
         while not account.may_try():
-            account.watched([waited])
+            account.watched(1)
             waited += 1
         waits.append(waited)
         account.begin_try()
