@@ -25,7 +25,7 @@ from refspec.drafters.base import Draft, Drafter, Lends, SeesFirst, Stop, survey
 from refspec.drafters.penalized import DraftPenalties, MindsPenalties, draft_penalties
 from refspec.metrics import Seconds, Step
 from refspec.native import MatchRule, verify_deterministic, verify_rejection
-from refspec.ops import Array
+from refspec.ops import Array, Ids
 from refspec.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
 from refspec.targets.base import Judge, Judges, Target
 from refspec.targets.penalized import PenalizedTarget, check_under
@@ -45,23 +45,33 @@ def prefill(
     """
     target.reset()
     if drafter is not None:
-        drafter.reset()
-        if isinstance(drafter, SeesFirst):
-            drafter.begin(int(prompt[0]))
+        start_drafter(drafter, int(prompt[0]))
     tokens = np.asarray(prompt, dtype=np.int32)  # [N]
     for start in range(0, len(tokens) - 1, chunk):
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
             wanted, features = tokens[start + 1 : stop + 1], _features(target, drafter, stop - start)  # row P wants the NEXT token, x_{P+1}
-            last = min(SURVEYED, stop - start) if expect is not None and stop + 1 == len(tokens) else 0
-            if expect is not None and last >= SURVEYED // 2:
-                if len(wanted) > last:
-                    drafter.extend(wanted[:-last], features[:-last])
-                expect(survey(drafter, wanted[-last:], features[-last:]))
-            else:
-                drafter.extend(wanted, features)
+            feed(drafter, wanted, features, expect if stop + 1 == len(tokens) else None)
         yield stop
+
+
+def start_drafter(drafter: Drafter, first: int) -> None:
+    """A text that begins with the token `first`, no row of it run."""
+    drafter.reset()
+    if isinstance(drafter, SeesFirst):
+        drafter.begin(first)
+
+
+def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float], None] | None = None) -> None:
+    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too few."""
+    last = min(SURVEYED, len(tokens))
+    if expect is None or last < SURVEYED // 2:
+        drafter.extend(tokens, features)
+        return
+    if len(tokens) > last:
+        drafter.extend(tokens[:-last], features[:-last])
+    expect(survey(drafter, tokens[-last:], features[-last:]))
 
 
 def speculate(

@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refspec.api import Session
+from refspec.measure import drift
 from refspec.measure.acceptance import room_for
 from refspec.measure.prompts import Prompt, fit
 from refspec.measure.sweep import PLAIN, family_of, summary, table_of
 from refspec.metrics import Seconds, Step
 from refspec.sampling import Sampler
-from refspec.speculate import drafting_under, prefill
+from refspec.speculate import NO_DRAFT, drafting_under, feed, start_drafter
 from refspec.targets.penalized import under
 from refspec.windows.costs import Costs
 from refspec.windows.window import Window
 
-CHUNK = 128  # rows of a text run at once
+CHUNK = 512  # rows of a prompt given at once, as the cycle does
 WAITED = 0.1  # of what feeding back takes, a row that waited costs: many run together
 OWN, OWN_PLAIN = 0.03, 0.005  # of a plain token, what refspec itself takes for a step that drafts and for one that does not
 
@@ -76,35 +77,25 @@ def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens
     room, found = room_for(session, max_tokens, None), []
     for prompt in prompts:
         tokens = fit(session.encode(prompt.text), room)
-        generation = session.generate(tokens=tokens, max_tokens=max_tokens, speculate=False, sampler=sampler)
-        for _ in generation:
-            pass
-        text, n, sureness = [*tokens, *generation.tokens], len(tokens), math.nan
-        target.capturing = bool(drafter.capture_layers)
-
-        def expect(sure: float) -> None:
-            nonlocal sureness
-            sureness = sure
-
-        for _ in prefill(target, drafter, tokens, expect=expect):
-            pass
-        minded = drafting_under(under(target, sampler.penalties, tokens), drafter)
+        penalized = under(target, sampler.penalties, tokens)
+        decoded = drift.record(penalized, tokens, drafter.capture_layers, max_tokens=max_tokens, sampler=sampler, seed=0)
+        text, n, told = decoded.tokens.astype(np.int32), decoded.n_prompt, [math.nan]
+        start_drafter(drafter, tokens[0])
+        minded = drafting_under(penalized, drafter)
+        for start in range(0, n - 1, CHUNK):
+            stop = min(start + CHUNK, n - 1)
+            feed(drafter, text[start + 1 : stop + 1], decoded.features[start:stop], told.append if stop + 1 == n else None)
         confidences: list[list[float]] = []
         right: list[int] = []
-        for start in range(n - 1, len(text) - 1, CHUNK):
-            stop = min(start + CHUNK, len(text) - 1)
-            target.decode(text[start:stop], logits="none")
-            features = target.features()[: stop - start].copy() if drafter.capture_layers else np.empty((stop - start, 0), np.float32)
-            for row in range(start, stop):
-                if minded is not None:
-                    minded.begin(text[row], row)
-                draft = drafter.draft(min(most, len(text) - 1 - row)) if drafter.n_rows else None
-                drafted = [] if draft is None else draft.tokens.tolist()
-                agree = [a == b for a, b in zip(drafted, text[row + 1 :], strict=False)]
-                right.append(agree.index(False) if False in agree else len(agree))
-                confidences.append([] if draft is None else [float(c) for c in draft.confidence])
-                drafter.extend(np.array(text[row + 1 : row + 2], np.int32), features[row - start : row - start + 1])
-        found.append(Recorded(prompt.family, n - 1, sureness, generation.tokens, confidences, right))
+        for row in range(n - 1, len(text) - 1):
+            if minded is not None:
+                minded.begin(int(text[row]), row)
+            draft = drafter.draft(min(most, len(text) - 1 - row)) if drafter.n_rows else NO_DRAFT
+            agree = [a == b for a, b in zip(draft.tokens.tolist(), text[row + 1 :].tolist(), strict=False)]
+            right.append(agree.index(False) if False in agree else len(agree))
+            confidences.append([float(c) for c in draft.confidence])
+            drafter.extend(text[row + 1 : row + 2], decoded.features[row : row + 1])
+        found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right))
         progress()
     return found
 
