@@ -27,7 +27,7 @@ from refspec.errors import RefspecError
 from refspec.metrics import Statistics
 from refspec.ops import Array
 from refspec.speculate import prefill
-from refspec.windows.measured import in_proportion, time_rows
+from refspec.windows.measured import time_rows, usual
 
 ROWS = 8  # the cost curve goes at least so far
 ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
@@ -35,7 +35,7 @@ OFTEN = 0.05  # share of a tree's steps from which a number of rows is timed; wh
 
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
-    """Median seconds of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
+    """Usual seconds (`measured.usual`) of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
 
     `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round. Raises RefspecError
     for a text too short, or a context too small.
@@ -64,8 +64,8 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 extend.append(extended - began)
             drafter.rollback(base)
 
-    verify, _ = time_rows(session, around, base, every, rounds=ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting)
-    costs = in_proportion(verify)
+    verify, _ = time_rows(session, around, base, [every] * ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting)
+    costs = usual(verify)
     return {
         "verify_seconds": [costs[rows] for rows in every[:largest]],
         "more_verify_seconds": {rows: costs[rows] for rows in every[largest:]},

@@ -83,6 +83,11 @@ class Account:
         return min(self.reserve, PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain + DEBT)
 
     @property
+    def earned(self) -> float:
+        """Plain tokens that this text has gained, since the last try."""
+        return max(self._gain, 0.0)
+
+    @property
     def careful(self) -> bool:
         """Whether so little may be lost that a draft should be of one token."""
         return self.allowance < CAREFUL

@@ -27,6 +27,7 @@ LEAST = 0.2  # of target(r), what remains of it in a shorter context
 SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
 STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
+DOUBTED = 2  # observations that an old cost is worth
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
 
@@ -95,12 +96,20 @@ class Costs:
 
     def plain(self) -> float:
         """Seconds of a step of plain decoding, the drafter left alone."""
-        return self.target(1) + self.other.get(False, 0.0)
+        return self.target(1) + self._other(False)
 
     def step(self, k: int) -> float:
         """Seconds of a step that drafts k tokens, after a step of as many."""
         feed, draft = self.drafter
-        return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.other.get(k > 0, self.other.get(False, 0.0))
+        return self.target(k + 1) + feed + draft * max(k - 1, 0) + self._other(k > 0)
+
+    def _other(self, drafted: bool) -> float:
+        """refspec's own seconds; those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is."""
+        return self.other.get(drafted, self.other.get(not drafted, 0.0))
+
+    def doubt(self, r: int) -> None:
+        """What r rows cost was seen long ago: what is seen next counts for more."""
+        self.seen[r] = min(self.seen.get(r, 0), DOUBTED)
 
     def learn(self, k: int, before: int, target: float, drafter: float | None, other: float, chained: int | None = None) -> None:
         """One step: k verified, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec.

@@ -6,7 +6,7 @@ instead of learning from its first steps, where every size of batch is new and o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from statistics import median
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from refspec.api import Session
 
 MOST = 8  # the longest draft considered
-SAMPLES = 3  # runs of one size in a row, after one that builds the graph
+SAMPLES = 4  # runs of one size in a row, after one that builds the graph
 CONTEXT = AFTER  # tokens the costs are measured after, unless told
 WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
 KEPT, AWAY = 2, 64  # rows that a run leaves behind for the next one, and how far from the first they may lie
-ALONE = 0.012  # seconds of single rows before their samples: plain decoding has the caches for itself, and a small model then runs faster
-BUDGET = 0.3  # seconds that a session may spend on this before its first answer
-ROUNDS = 5  # at most: medians of so many tell sizes apart whose costs differ by a few percent
+ALONE = 0.02  # seconds of single rows, at the pace of the fastest: plain decoding has the caches for itself, and after 20 ms of other work it takes 6 ms to be as fast again
+BUDGET = 0.4  # seconds that a session may spend on this before its first answer
+SMALL = 4  # rows: what these cost decides whether to draft at all, and so they are measured more often
+SMALL_ROUNDS = 2  # for each round of all sizes, in a hurry
+ROUNDS = 5  # at most: so many tell sizes apart whose costs differ by a few percent
+QUICK = 0.25  # of the runs of a size, so many are quicker than what it is judged by
+SLOW = 2.0  # times that, the most that a run counts as
 
 
 def room_in(n_ctx: int, after: int | None = None) -> int:
@@ -71,10 +75,14 @@ def quick(session: Session) -> dict[str, Any] | None:
         text = text_for(session)
     except RefspecError:
         return None
-    one = min(_first_steps(session.target, text))
-    sizes = (SAMPLES + 1) * sum(1 + 0.4 * r for r in range(MOST + 1))
-    rounds = int((BUDGET / max(one, TICK) - 0.2 * len(text)) / sizes)
-    return measure(session, text, min(rounds, ROUNDS)) if rounds > 0 else None
+    one = max(min(_first_steps(session.target, text)), TICK)
+    small, others = ((SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes) for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2)))
+    small += max(SAMPLES + 1, ALONE / one)
+    left = BUDGET / one - 0.2 * len(text)
+    rounds = int(left / ((1 + SMALL_ROUNDS) * small + others))
+    if rounds > 0:
+        return measure(session, text, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
+    return measure(session, text, 1) if left > small + others else None
 
 
 def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
@@ -89,8 +97,11 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
     return seconds
 
 
-def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Medians `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds of switch, feed and draft."""
+def measure(session: Session, text: Sequence[int], rounds: int, small: int = 0) -> dict[str, Any]:
+    """What is usual `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds of switch, feed and draft.
+
+    `small` are further rounds, of at most SMALL rows.
+    """
     target, drafter = session.target, session.drafter
     base = len(text) - MOST - 1
     target.capturing = drafter is not None and bool(drafter.capture_layers)
@@ -105,11 +116,9 @@ def measure(session: Session, text: Sequence[int], rounds: int) -> dict[str, Any
             feeds.append(feed)
             drafts.append(draft)
 
-    times, switches = time_rows(
-        session, text[base:], base, range(1, MOST + 2), rounds=rounds, samples=SAMPLES, drafted=lambda r: r - 1, each_round=drafting
-    )
-    rows = in_proportion(times)
-    costs = {"after": base, "target": rows, "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
+    sizes = [range(1, (MOST + 1 if i < rounds else SMALL) + 1) for i in range(rounds + small)]
+    times, switches = time_rows(session, text[base:], base, sizes, samples=SAMPLES, drafted=lambda r: r - 1, each_round=drafting)
+    costs = {"after": base, "target": usual(times), "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
     return costs
@@ -119,15 +128,14 @@ def time_rows(
     session: Session,
     tokens: Sequence[int],
     base: int,
-    sizes: Sequence[int],
+    rounds: Sequence[Iterable[int]],
     *,
-    rounds: int,
     samples: int,
     drafted: Callable[[int], int],
     each_round: Callable[[Array], None],
 ) -> tuple[dict[int, list[float]], list[float]]:
-    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for r in `sizes`: ({r: a median of each round}, extra seconds
-    of the first run of a size, which builds llama.cpp's graph anew).
+    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round: ({r: of every run}, extra seconds
+    of the first run of a size, which builds llama.cpp's graph anew and is left out).
 
     Models hold `base` positions and rows. Between two runs of several rows the drafter takes two rows and drafts `drafted(r)` tokens, as
     in a decode cycle: what it reads takes the place of the target's weights in the caches, and the target's threads go to sleep meanwhile.
@@ -135,13 +143,13 @@ def time_rows(
     quicker. `each_round` is called after every round with the states of two rows, and leaves the drafter as it was.
     """
     target, drafter = session.target, session.drafter
-    times: dict[int, list[float]] = {r: [] for r in sizes}
+    times: dict[int, list[float]] = {}
     switches: list[float] = []
-    for _ in range(rounds):  # all sizes in turn: a disturbance then hits them alike
-        for r, seen in times.items():
+    for sizes in rounds:  # all sizes in turn: a disturbance then hits them alike
+        for r in sizes:
             runs: list[float] = []
             at = base
-            while len(runs) <= samples or (r == 1 and sum(runs) < ALONE):
+            while len(runs) <= samples or (r == 1 and len(runs) * min(runs) < ALONE):  # not their sum: one disturbed run would end it
                 if at + KEPT + max(r, drafted(r)) > target.n_ctx or at - base > AWAY:  # there is room at `base`, not always beyond
                     at = base
                 target.rollback(at)
@@ -154,8 +162,9 @@ def time_rows(
                 at += min(r, KEPT)
             if drafter is not None:
                 drafter.rollback(base)
-            seen.append(median(runs[-samples:]))
-            switches.append(runs[0] - median(runs[-samples:]))
+            settled = runs[-max(samples, len(runs) // 2) :]
+            times.setdefault(r, []).extend(settled)
+            switches.append(runs[0] - median(settled))
         target.rollback(base)
         target.decode(tokens[:KEPT], logits="all")
         features = target.features()[:KEPT].copy()
@@ -164,14 +173,17 @@ def time_rows(
     return times, switches
 
 
-def in_proportion(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """One number for each size from one of every round: {rows: [rounds]} -> {rows: seconds}.
+def usual(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """One number for each size from those of its runs: {rows: [runs]} -> {rows: seconds}.
 
-    A machine can change its speed from one moment to the next (twofold was seen on a virtual one), and what a size costs beside the
-    others is what a length is chosen by. So medians are taken of each size's share of its round, and of the rounds.
+    On a machine that others use too, runs are slowed down for tens of milliseconds at a time, hence several in a row, and more of one size than of
+    another. What lengths are chosen by is what sizes cost beside each other, and medians put two rows anywhere between 0.9 and 1.5 times
+    one where lower quartiles, which the slow ones hardly move, put most between 1.3 and 1.4. So sizes have their quartiles, times what all runs together take beside those.
     """
-    rounds = [sum(round_) for round_ in zip(*times.values(), strict=True)]
-    return {r: median(t / whole for t, whole in zip(seen, rounds, strict=True)) * median(rounds) for r, seen in times.items()}
+    quick = {r: sorted(runs)[int(QUICK * len(runs))] for r, runs in times.items()}
+    spent = sum(min(t, SLOW * quick[r]) for r, runs in times.items() for t in runs)
+    level = spent / sum(len(runs) * quick[r] for r, runs in times.items())
+    return {r: level * t for r, t in quick.items()}
 
 
 def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Array) -> tuple[float, float]:

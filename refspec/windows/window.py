@@ -17,7 +17,8 @@ to `home`, the best fixed length, or the longest that may be drafted now. Chance
 steps gained is kept in plain tokens, which are dearer after a long prompt as steps are.
 
 Where speculation does not pay, its account turns it off, and until a text has earned more it stakes one token at a time (`windows/account.py`). Experiments with lengths that are little known are paid
-from EXPLORE of the tokens decided.
+from EXPLORE of the tokens decided, those with known ones by texts that have earned as much. So is a look at what plain decoding costs where nothing else shows it: a window that takes plain steps for
+dearer than they are would never turn off, and never find out.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ DOUBTED = 4  # of each count that a try begins with: one that believed what the 
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
 DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
-AGAIN = 2000  # steps after which each length is tried once more
+AGAIN, NEAR = 2000, 0.8  # steps after which each length is tried once more that is thought to reach this much of the best one's rate
 COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
 TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
 LOOKED = 8  # of so many steps while off, one whose cost is taken in
+LOOK, LOOKS, LOOK_MOST = 64, 3, 1024  # steps without a plain one after which so many are taken, to see what plain decoding costs; twice as many each time, at most
 
 
 class _Told(NamedTuple):
@@ -88,7 +90,8 @@ class Window(Account):
         self._cost: list[float] = []
         self._home, self._guess, self._trial, self._room = 0, 1, TRIAL, most
         self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
-        self._steps = 0
+        self._steps = self._unseen = self._looks = 0  # in all, since a plain one, and plain ones to be taken
+        self._look = LOOK
         self._untold: list[_Told] = []  # steps not taken in yet
         self.begin()
 
@@ -98,7 +101,7 @@ class Window(Account):
         self._held = self.costs.context = held
         self._age = REFRESH  # what steps cost is another matter here
         self._before, self._cold = 0, COLD  # rows of the step before, and steps until the caches are warm
-        self._planned, self._forced, self._woke, self._running = 0, False, False, False
+        self._planned, self._forced, self._woke, self._running, self._looks = 0, False, False, False, 0
         self.new_text(held)
 
     def plan(self, room: int) -> int:
@@ -114,11 +117,14 @@ class Window(Account):
             return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
         if self.off:
             self.begin_try()
-            self._woke, self._trial = True, TRIAL
+            self._woke, self._trial, self._looks = True, TRIAL, 0
             self.belief.forget(DOUBTED)
         self._room = room = min(room, self._longest)
         if self._age >= REFRESH or not self._cost:
             self._refresh()
+        if self._looks or self._look_due():
+            self._looks -= 1
+            return 0
         self._limits, self._gains = self._for(room, self._before)
         self._planned = self._forced_length(room) or min(self._worth_asking(room), self._hopeful(room))
         return self._planned
@@ -133,12 +139,12 @@ class Window(Account):
         if self.off:
             steps = self.off_for() if self._before in (0, 1) else 0  # else what the change of size costs is to be looked at
             return Ahead(steps) if steps > 1 else None
-        if self._c.c is None or self._trial or self.costs.seen.get(1, 0) < 2:
+        if self._c.c is None or self._trial or self._looks or self.costs.seen.get(1, 0) < 2:
             return None
         if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()
         self._room = self._longest
-        if self._least_tried(self._room):
+        if self._least_tried(self._room) or self._may_look():
             return None
         return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance, CAREFUL)
 
@@ -151,8 +157,10 @@ class Window(Account):
         if self.off:
             self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), True
             self.watched(len(tokens))
+            self._unseen = 0
         else:
             self._planned = 1
+            self._unseen += len(steps)
             for step in steps:
                 k, before = len(step.draft), self._before
                 self._before, look = k + 1, not self._is_cold(k)
@@ -208,6 +216,7 @@ class Window(Account):
         self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
+        self._unseen += 1
         return told
 
     @property
@@ -257,6 +266,7 @@ class Window(Account):
         if self._before != 1 or self._steps % LOOKED == 0:
             self.costs.learn(0, self._before, target, None, other)
         self.watched(len(step.tokens))
+        self._unseen = 0
         self._explore = min(self._explore + EXPLORE * len(step.tokens), SAVED)
         self._before = 1
         self._age += 1
@@ -272,9 +282,9 @@ class Window(Account):
         for share in self._depth:
             chance *= share
             self._value.append(self._value[-1] + chance)
-        self._guess = max(range(1, self.most + 1), key=lambda k: self._value[k] / self._cost[k])
-        best = max(0, self._guess, key=lambda k: self._value[k] / self._cost[k])
-        if self._value[best] / self._cost[best] > MOVE * self._value[self._home] / self._cost[self._home]:
+        self._guess = max(range(1, self.most + 1), key=self._worth)
+        best = max(0, self._guess, key=self._worth)
+        if self._worth(best) > MOVE * self._worth(self._home):
             self._home = best
         tokens, spent = self._tokens + FEW * self._value[best], self._spent + FEW * self._cost[best] / self._plain
         self._rate = max(1.0, tokens / spent) / self._plain
@@ -336,11 +346,36 @@ class Window(Account):
             self._forced = True
         return wanted
 
+    def _look_due(self) -> bool:
+        """Whether to take plain steps now; it is paid for then."""
+        if not self._may_look():
+            return False
+        self._explore -= max(self._loss_of_looking(), 0.0)
+        self._looks, self._unseen, self._look = LOOKS, 0, min(2 * self._look, LOOK_MOST)
+        self.costs.doubt(1)
+        return True
+
+    def _may_look(self) -> bool:
+        return self._unseen >= self._look and self._loss_of_looking() <= min(self._explore, self.earned)
+
+    def _loss_of_looking(self) -> float:
+        """Tokens that a look is expected to decide less than its time is worth: plain steps, and the way there and back."""
+        return (LOOKS * self._cost[0] + 2 * self.costs.switch) * self._rate - LOOKS
+
     def _least_tried(self, room: int) -> int:
         """A length of which too little is known, if it can be afforded; 0 for none."""
         wanted = min(range(1, room + 1), key=self._tried.__getitem__)
-        known = self._tried[wanted] >= FEW + self._steps // AGAIN
-        return 0 if known or self._loss(wanted) > self._explore else wanted
+        tried, known = self._tried[wanted], self._tried[wanted] >= FEW
+        if tried >= FEW + self._steps // AGAIN:
+            return 0
+        if known and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
+            self._tried[wanted] += 1  # it would have to cost much less than it did
+            return 0
+        return 0 if self._loss(wanted) > (min(self._explore, self.earned) if known else self._explore) else wanted
+
+    def _worth(self, k: int) -> float:
+        """Tokens per second of steps that draft k tokens."""
+        return self._value[k] / self._cost[k]
 
     def _loss(self, k: int) -> float:
         """Tokens that a step of length k is expected to decide less than its time is worth."""

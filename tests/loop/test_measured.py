@@ -4,6 +4,7 @@ import pytest
 from loop_toys import Perfect, ToyTarget
 
 from refspec.api import Session
+from refspec.speculate import prefill
 from refspec.windows import measured
 
 
@@ -47,11 +48,32 @@ def test_a_context_too_small_to_measure_in_is_no_error() -> None:
     assert text(session) == text(session, speculate=False) != []
 
 
-def test_a_machine_that_changes_its_speed_between_rounds_does_not_change_the_proportions() -> None:
+def test_what_disturbs_runs_does_not_change_what_sizes_cost_beside_each_other() -> None:
+    true = {1: 4.0, 2: 5.0, 4: 7.0}
+    times = {r: [t] * 8 for r, t in true.items()}
+    assert measured.usual(times) == pytest.approx(true)
+    times[2][1:6] = [7.0] * 5  # a slow spell, most of one size
+    times[4][0] = 70.0  # one run during which another program ran
+    found = measured.usual(times)
+    assert {r: t / found[1] for r, t in found.items()} == pytest.approx({r: t / true[1] for r, t in true.items()})
+    spent = sum(sum(runs) for runs in times.values()) - 70 + 14  # no run counts as more than twice what is usual
+    assert sum(8 * t for t in found.values()) == pytest.approx(spent)
+
+
+def test_twice_as_slow_for_all_is_twice_the_cost() -> None:
     true = {1: 4.0, 2: 5.0, 4: 7.0}
     speeds = (1.0, 2.0, 1.0, 2.0, 2.0)
-    found = measured.in_proportion({r: [t * speed for speed in speeds] for r, t in true.items()})
-    assert found == pytest.approx({r: 2 * t for r, t in true.items()})
-    disturbed = {r: [t * speed for speed in speeds] for r, t in true.items()}
-    disturbed[4][0] = 70.0  # one run during which another program ran
-    assert measured.in_proportion(disturbed) == pytest.approx(found)
+    found = measured.usual({r: [t * speed for speed in speeds] for r, t in true.items()})
+    assert found == pytest.approx({r: 1.6 * t for r, t in true.items()})
+
+
+def test_single_rows_are_run_until_they_are_settled_and_small_sizes_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, times = adaptive(), iter(range(10**6))
+    monkeypatch.setattr(measured, "seconds_in", lambda model, call: (call(), 0.5 if next(times) == 1 else 0.001)[1])  # the second run is disturbed
+    monkeypatch.setattr(measured, "ALONE", 0.01)
+    text = measured.text_for(session)
+    list(prefill(session.target, session.drafter, text[:21]))
+    found, switches = measured.time_rows(session, text[20:], 20, [(1, 2), (1,)], samples=4, drafted=lambda r: r - 1, each_round=lambda features: None)
+    assert {r: len(runs) for r, runs in found.items()} == {1: 10, 2: 4} and 0.5 not in found[1]
+    assert len(switches) == 3
+

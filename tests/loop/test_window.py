@@ -17,6 +17,7 @@ from refspec.api import Session
 from refspec.drafters.deferred import BACKLOG, DeferredDrafter
 from refspec.metrics import Seconds, Step
 from refspec.sampling import Sampler
+from refspec.windows import window as windows
 from refspec.windows.account import EAGER, FIRST, FULL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
@@ -342,6 +343,46 @@ def test_an_experiment_with_a_long_draft_does_not_turn_a_text_off():
     window._trial, gain, reserve = 0, window._gain, window.reserve
     window._count(7, 0, 1, 8.0, cold=False, forced=True)
     assert window._gain == gain and not window.off and window.reserve < reserve
+
+
+def test_plain_steps_that_were_taken_for_too_dear_are_looked_at_and_speculation_is_left(monkeypatch: pytest.MonkeyPatch):
+    """A window that always drafts never runs one row alone: it would believe for good what was measured when the machine was disturbed."""
+    machine, drafter = Machine([0, 1, 1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.3, 3.7], switch=0.4, draft=0.04), flat(0.2, 0.1)
+
+    def share() -> float:
+        rows = {r: machine.rows[r] for r in range(1, MOST + 2)} | {1: 1.4}
+        return tokens_per_second(Window(MOST, Costs(rows, switch=machine.switch, draft=machine.draft, feed=machine.feed)), machine, drafter, TOKENS, 0) * 1.02
+
+    looked = share()
+    monkeypatch.setattr(windows, "LOOK", TOKENS)
+    assert looked > 0.95 and share() < 0.87  # two looks, what was taken for gains, and the watch
+
+
+def test_looks_at_plain_steps_become_rare_where_they_show_nothing_new():
+    machine, window = Machine([0, 1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6], switch=0.2, draft=0.04), Window(MOST)
+    rows = Counter()
+    learn = window.learn
+    window.learn = lambda step: (rows.update([len(step.draft)]), learn(step))[1]  # type: ignore[method-assign]
+    tokens_per_second(window, machine, flat(0.8), TOKENS, 0)
+    assert windows.LOOKS < rows[0] < 12 * windows.LOOKS  # after 64, 128, ... steps
+
+
+def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
+    machine = Machine([0, 1, 1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.3, 3.7], switch=0.4, draft=0.04)
+    window = Window(MOST, Costs({r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed))
+    lengths = Counter()
+    learn = window.learn
+    window.learn = lambda step: (lengths.update([len(step.draft)]), learn(step))[1]  # type: ignore[method-assign]
+    tokens_per_second(window, machine, flat(0.7, 0.3), 3 * TOKENS, 0)  # length 1 gains 1.1x, length 8 loses half
+    assert lengths[8] == lengths[7] == 0 and lengths[1] > TOKENS
+
+
+def test_what_refspec_takes_itself_is_alike_for_both_kinds_of_steps_until_it_was_seen():
+    costs = Costs({1: 1.0, 2: 1.4})
+    costs.learn(1, 2, 1.4, 0.0, 0.1)
+    assert costs.plain() == pytest.approx(1.1, rel=0.01) and costs.step(1) == pytest.approx(1.5, rel=0.01)
+    costs.learn(0, 1, 1.0, None, 0.02)
+    assert costs.plain() == pytest.approx(1.02, rel=0.01) and costs.step(1) == pytest.approx(1.5, rel=0.01)
 
 
 def test_a_context_that_costs_nothing_is_not_believed_to():
