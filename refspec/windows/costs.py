@@ -20,6 +20,7 @@ from typing import Any
 
 ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before any is measured
 SLOWEST = 0.03  # weight of a new observation in an old average
+OWN = 0.06  # the same of refspec's own seconds
 TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
 AFTER = 128  # positions before the rows that `target` is the cost of, unless it says otherwise
@@ -111,8 +112,8 @@ class Costs:
         """What r rows cost was seen long ago: what is seen next counts for more."""
         self.seen[r] = min(self.seen.get(r, 0), DOUBTED)
 
-    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float, chained: int | None = None) -> None:
-        """One step: k verified, `before` rows in the step before, seconds in target, drafter (None: not typical) and refspec.
+    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None) -> None:
+        """One step: k verified, `before` rows in the step before, seconds in target, drafter and refspec (None: not typical).
 
         `chained` rows the drafter ran, k - 1 if not given.
         """
@@ -144,8 +145,13 @@ class Costs:
         self.seen[r] = count + 1
         if drafter is not None:
             self._add_drafter(max(k - 1, 0) if chained is None else chained, drafter)
-        drafted = k > 0
-        self.other[drafted] = self.other[drafted] + SLOWEST * 2 * (other - self.other[drafted]) if drafted in self.other else other
+        if other is not None:
+            self.learn_own(k > 0, other, 1)
+
+    def learn_own(self, drafted: bool, other: float, steps: int) -> None:
+        """refspec's own seconds a step, the mean of so many steps that drafted or did not."""
+        known = self.other.get(drafted, other)
+        self.other[drafted] = known + (1 - (1 - OWN) ** steps) * (other - known)
 
     def _at_after(self, r: int, seconds: float) -> float:
         """What r rows that took so long would have taken `after` as many positions as the others, before the drift."""

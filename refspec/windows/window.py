@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from refspec.burst import Ahead
@@ -144,32 +145,43 @@ class Window(Account):
         if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()
         self._room = self._longest
-        if self._least_tried(self._room) or self._may_look():
+        if self._look_due():
+            looks, self._looks = self._looks, 0
+            return Ahead(looks)
+        if self._least_tried(self._room):
             return None
         return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance, CAREFUL)
 
     def went(self, steps: Sequence[Step], around: float) -> None:
         """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
-        last, before = steps[-1], self._before
+        last = steps[-1]
+        before = [self._before, *(len(step.draft) + 1 for step in steps)]  # rows of the step before each, and of the last
         self._woke, self._forced = False, False
         tokens = [token for step in steps for token in step.tokens]
         self.say(tokens)
         if self.off:
-            self._planned, self._before, self._cold, look = 0, 1, max(self._cold - len(steps), 0), True
+            self._planned, self._cold, look = 0, max(self._cold - len(steps), 0), True
             self.watched(len(tokens))
             self._unseen = 0
         else:
             self._planned = 1
             self._unseen += len(steps)
-            for step in steps:
-                k, before = len(step.draft), self._before
-                self._before, look = k + 1, not self._is_cold(k)
+            for step, rows in zip(steps, before, strict=False):
+                k = len(step.draft)
+                look = not self._is_cold(k)
                 if step.asked:
-                    self._count(k, before, len(step.tokens), step.seconds.total + around, cold=not look, forced=False)
+                    self._count(k, rows, len(step.tokens), step.seconds.total + around, cold=not look, forced=False)
+        self._before = before.pop()
         if look:
-            target, drafter, other = last.seconds
+            kind = len(last.draft), last.asked, before[-1]
+            alike = [step.seconds for step, rows in zip(steps, before, strict=True) if (len(step.draft), step.asked, rows) == kind]
+            target, drafter = (median(seconds[i] for seconds in alike) for i in (0, 1))
             self.costs.context = self._held + last.position
-            self.costs.learn(len(last.draft), before, target, drafter if last.asked else None, other + around, max(last.asked - 1, 0))
+            self.costs.learn(len(last.draft), before[-1], target, drafter if last.asked else None, None, max(last.asked - 1, 0))
+        for drafted in (False, True):
+            own = [step.seconds.other + around for step in steps if bool(step.draft) == drafted]
+            if own:
+                self.costs.learn_own(drafted, sum(own) / len(own), len(own))
         self._explore = min(self._explore + EXPLORE * (last.position + len(last.tokens) - steps[0].position), SAVED)
         self._age += len(steps)
         self._steps += len(steps)
@@ -236,7 +248,8 @@ class Window(Account):
             if not t.cold and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
                 self.costs.context = self._held + t.step.position
-                self.costs.learn(drafted, t.before, target, None if t.woke else drafter, other, max(asked - 1, 0))
+                # A step that is taken by itself wakes what runs from the caches in a burst.
+                self.costs.learn(drafted, t.before, target, None if t.woke else drafter, None if t.forced else other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
                 self._count(drafted, t.before, tokens, t.step.seconds.total, cold=t.cold, forced=t.forced)
