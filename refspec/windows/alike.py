@@ -21,7 +21,7 @@ from dataclasses import dataclass
 FIRST = 16  # steps of a text: those that were hardly chosen by what came of the others
 TEXTS = 100  # remembered
 USUAL, USUAL_STEPS = 0.1, 60.0  # the first guess of m, and the steps it is worth
-ALL = 4.0  # n_0
+ALL = 8.0  # n_0: with less, one text that lost would keep all that are like it from being tried
 LENGTHS, SURENESSES = 2.0, 0.1  # what two texts may differ by and still be alike, in factors of 2 and in nats
 SURVEYED = 16  # rows of the prompt
 

@@ -248,8 +248,9 @@ class Window(Account):
             if not t.cold and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
                 self.costs.context = self._held + t.step.position
-                # A step that is taken by itself wakes what runs from the caches in a burst.
-                self.costs.learn(drafted, t.before, target, None if t.woke else drafter, None if t.forced else other, max(asked - 1, 0))
+                # What a try asks of drafter and refspec has left the caches meanwhile: it is no part of what steps cost that follow each other.
+                tries = t.woke or (t.forced and drafted == 1)
+                self.costs.learn(drafted, t.before, target, None if tries else drafter, None if t.forced else other, max(asked - 1, 0))
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
                 self._count(drafted, t.before, tokens, t.step.seconds.total, cold=t.cold, forced=t.forced)
