@@ -278,7 +278,7 @@ class Session:
         raw: bool = False,
     ) -> Generation:
         """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is iterated, except that
-        an adaptive session without a record of `tune` first measures what steps cost, if that takes at most 0.3 s (`windows/measured.py`).
+        an adaptive session without a record of `tune` first measures what steps cost, if that takes at most 0.4 s (`windows/measured.py`).
 
         Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the target's law
         (None: the session's),

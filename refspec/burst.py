@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-AT_ONCE = 0.02  # seconds after which no step is begun in the same call: nobody sees that a token waited so long
+AT_ONCE = 0.04  # seconds after which no step is begun in the same call: a film shows no more pictures a second
 
 
 class Ahead(NamedTuple):

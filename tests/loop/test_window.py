@@ -377,6 +377,49 @@ def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
     assert lengths[8] == lengths[7] == 0 and lengths[1] > TOKENS
 
 
+def test_a_look_is_a_burst_of_plain_steps_and_is_paid_for_by_the_text():
+    window = Window(MOST, Costs({r: 1 + 0.1 * r for r in range(1, MOST + 2)}, switch=0.2))
+    window.begin()
+    window._trial, window._unseen, window._explore = 0, windows.LOOK, 8.0
+    ahead = window.ahead()
+    assert ahead is None or ahead.draft  # it has earned nothing yet
+    window._gain = 8.0
+    ahead = window.ahead()
+    assert ahead is None or (ahead.steps, ahead.draft) == (windows.LOOKS, 0)  # without C the cycle asks step by step
+    if ahead is None:
+        assert [window.plan(MOST) for _ in range(windows.LOOKS)] == [0] * windows.LOOKS
+    assert window._explore < 8.0 and window._unseen == 0 and not window._look_due()
+
+
+def test_plain_steps_that_follow_each_other_say_nothing_of_what_a_change_of_size_costs():
+    window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}, switch=0.4))
+    window.begin()
+    window.off = True
+    window.went([Step(i, [], 0, [7], Seconds(1.0, 0.0, 0.01)) for i in range(4)], 0.02)
+    assert window.costs.switch == 0.4 and window.costs.plain() == pytest.approx(1.03)
+
+
+def test_refspec_s_own_time_is_learned_by_every_step_of_a_burst():
+    together, one_by_one = Costs({1: 1.0}), Costs({1: 1.0})
+    for costs in (together, one_by_one):
+        costs.learn_own(False, 0.1, 1)
+    together.learn_own(False, 0.2, 10)
+    for _ in range(10):
+        one_by_one.learn_own(False, 0.2, 1)
+    assert together.plain() == pytest.approx(one_by_one.plain()) and together.plain() < 1.2
+
+
+def test_a_try_teaches_nothing_of_what_a_draft_costs_besides():
+    window = Window(MOST, Costs({1: 1.0, 2: 1.4}, draft=0.04, feed=0.05))
+    window.begin()
+    window.costs.learn_own(True, 0.05, 1)
+    before = window.costs.step(1)
+    assert window.plan(MOST) == 1 and window._forced  # a trial
+    window.stop(0, 0.5)
+    window.learn(Step(0, [7], 1, [7, 8], Seconds(1.4, 0.5, 0.5)))
+    assert window.costs.step(1) == pytest.approx(before)
+
+
 def test_what_refspec_takes_itself_is_alike_for_both_kinds_of_steps_until_it_was_seen():
     costs = Costs({1: 1.0, 2: 1.4})
     costs.learn(1, 2, 1.4, 0.0, 0.1)
