@@ -362,26 +362,22 @@ class Window(Account):
 
     def _look_due(self) -> bool:
         """Whether to take plain steps now; it is paid for then."""
-        if not self._may_look():
+        if self._unseen < self._look:
             return False
-        self._explore -= max(self._loss_of_looking(), 0.0)
+        loss = (LOOKS * self._cost[0] + 2 * self.costs.switch) * self._rate - LOOKS  # in tokens, the way there and back with it
+        if loss > min(self._explore, self.earned):
+            return False
+        self._explore -= max(loss, 0.0)
         self._looks, self._unseen, self._look = LOOKS, 0, min(2 * self._look, LOOK_MOST)
         self.costs.doubt(1)
         return True
 
-    def _may_look(self) -> bool:
-        return self._unseen >= self._look and self._loss_of_looking() <= min(self._explore, self.earned)
-
-    def _loss_of_looking(self) -> float:
-        """Tokens that a look is expected to decide less than its time is worth: plain steps, and the way there and back."""
-        return (LOOKS * self._cost[0] + 2 * self.costs.switch) * self._rate - LOOKS
-
     def _least_tried(self, room: int) -> int:
         """A length of which too little is known, if it can be afforded; 0 for none."""
         wanted = min(range(1, room + 1), key=self._tried.__getitem__)
-        tried, known = self._tried[wanted], self._tried[wanted] >= FEW
-        if tried >= FEW + self._steps // AGAIN:
+        if self._tried[wanted] >= FEW + self._steps // AGAIN:
             return 0
+        known = self._tried[wanted] >= FEW
         if known and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
             self._tried[wanted] += 1  # it would have to cost much less than it did
             return 0
