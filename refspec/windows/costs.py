@@ -97,14 +97,14 @@ class Costs:
 
     def plain(self) -> float:
         """Seconds of a step of plain decoding, the drafter left alone."""
-        return self.target(1) + self._other(False)
+        return self.target(1) + self.own(False)
 
     def step(self, k: int) -> float:
         """Seconds of a step that drafts k tokens, after a step of as many."""
         feed, draft = self.drafter
-        return self.target(k + 1) + feed + draft * max(k - 1, 0) + self._other(k > 0)
+        return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.own(k > 0)
 
-    def _other(self, drafted: bool) -> float:
+    def own(self, drafted: bool) -> float:
         """refspec's own seconds; those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is."""
         return self.other.get(drafted, self.other.get(not drafted, 0.0))
 

@@ -358,22 +358,24 @@ def test_plain_steps_that_were_taken_for_too_dear_are_looked_at_and_speculation_
     assert looked > 0.95 and share() < 0.87  # two looks, what was taken for gains, and the watch
 
 
+def lengths_of(window, machine, drafter, tokens):
+    """How often each length was drafted."""
+    lengths, learn = Counter(), window.learn
+    window.learn = lambda step: (lengths.update([len(step.draft)]), learn(step))[1]
+    tokens_per_second(window, machine, drafter, tokens, 0)
+    return lengths
+
+
 def test_looks_at_plain_steps_become_rare_where_they_show_nothing_new():
     machine, window = Machine([0, 1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6], switch=0.2, draft=0.04), Window(MOST)
-    rows = Counter()
-    learn = window.learn
-    window.learn = lambda step: (rows.update([len(step.draft)]), learn(step))[1]  # type: ignore[method-assign]
-    tokens_per_second(window, machine, flat(0.8), TOKENS, 0)
-    assert windows.LOOKS < rows[0] < 12 * windows.LOOKS  # after 64, 128, ... steps
+    lengths = lengths_of(window, machine, flat(0.8), TOKENS)
+    assert windows.LOOKS < lengths[0] < 12 * windows.LOOKS  # after 64, 128, ... steps
 
 
 def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
     machine = Machine([0, 1, 1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.3, 3.7], switch=0.4, draft=0.04)
     window = Window(MOST, Costs({r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed))
-    lengths = Counter()
-    learn = window.learn
-    window.learn = lambda step: (lengths.update([len(step.draft)]), learn(step))[1]  # type: ignore[method-assign]
-    tokens_per_second(window, machine, flat(0.7, 0.3), 3 * TOKENS, 0)  # length 1 gains 1.1x, length 8 loses half
+    lengths = lengths_of(window, machine, flat(0.7, 0.3), 3 * TOKENS)  # length 1 gains 1.1x, length 8 loses half
     assert lengths[8] == lengths[7] == 0 and lengths[1] > TOKENS
 
 
@@ -381,13 +383,14 @@ def test_a_look_is_a_burst_of_plain_steps_and_is_paid_for_by_the_text():
     window = Window(MOST, Costs({r: 1 + 0.1 * r for r in range(1, MOST + 2)}, switch=0.2))
     window.begin()
     window._trial, window._unseen, window._explore = 0, windows.LOOK, 8.0
-    ahead = window.ahead()
-    assert ahead is None or ahead.draft  # it has earned nothing yet
+    window.ahead()
+    assert window._unseen == windows.LOOK and window._explore == 8.0  # it has earned nothing yet
     window._gain = 8.0
     ahead = window.ahead()
-    assert ahead is None or (ahead.steps, ahead.draft) == (windows.LOOKS, 0)  # without C the cycle asks step by step
-    if ahead is None:
-        assert [window.plan(MOST) for _ in range(windows.LOOKS)] == [0] * windows.LOOKS
+    if window._c.c is None:  # the cycle asks step by step
+        assert ahead is None and [window.plan(MOST) for _ in range(windows.LOOKS)] == [0] * windows.LOOKS
+    else:
+        assert ahead is not None and (ahead.steps, ahead.draft) == (windows.LOOKS, 0)
     assert window._explore < 8.0 and window._unseen == 0 and not window._look_due()
 
 
