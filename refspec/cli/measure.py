@@ -164,7 +164,7 @@ def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens:
     program = bench_rival.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx}
+    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": session.target.model.repack}
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 

@@ -42,6 +42,7 @@ class Model:
             repack = False
             if {t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"}:
                 self.note = f"{info.path.name} keeps its weights as stored: the AMX kernels of this llama.cpp crash on this processor"
+        self.repack = repack  # whether they may be laid out anew
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
         lib.forget_errors()
         with lib.quietly():

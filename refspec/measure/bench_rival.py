@@ -57,6 +57,8 @@ class Rival:
         for flag, name in (("-t", "threads"), ("-tb", "threads_batch"), ("-fa", "flash_attn")):
             if settings.get(name) is not None:
                 more += [flag, str(settings[name])]
+        if not settings.get("repack", True):  # its AMX kernels would end the program too (`engine/amx.py`)
+            more.append("--no-repack")
         return [
             str(self.program), "-m", self.model, "-md", self.drafter, "--spec-type", "draft-eagle3",
             "--spec-draft-n-max", str(draft_max), "--spec-draft-p-min", "0", "-f", prompt_file, "-n", str(max_tokens),

@@ -8,6 +8,7 @@ import pytest
 from cli_models import call, tiny, write_pair
 
 from refspec.errors import BackendError
+from refspec.engine import repacking_works
 from refspec.measure import bench, bench_rival
 
 OUTPUT = """encoded   24 tokens in    0.010 seconds, speed: 2400.000 t/s
@@ -79,10 +80,21 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
     assert len(calls) == 4
     alone = call(*arguments, "--llama-cpp-drafter", pair[2])
     assert alone.exit_code == 2 and "--llama-cpp-bin" in alone.stderr
+    repacks = repacking_works()
     for argv, text in calls:
+        assert argv[-1:] == ["--no-repack"] or repacks, "where llama.cpp's AMX kernels crash, its program must not use them either"
+        argv = argv if repacks else argv[:-1]
         said = dict(zip(argv[::2], argv[1::2], strict=True))
         assert (said["-m"], said["-md"], said["--spec-type"], said["-n"], said["-t"]) == (pair[0], pair[2], "draft-eagle3", "24", "1")
         assert said["--spec-draft-n-max"] == "3" and said["--temp"] == "0" and "[user]" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+def test_the_program_holds_the_weights_as_refspec_does(pair, tmp_path):
+    rival = bench_rival.Rival(program(tmp_path / "bin", ""), pair[0], pair[2])
+    settings = {"max_tokens": 8, "draft_max": 2, "n_ctx": 64}
+    assert "--no-repack" in rival.command("x", repack=False, **settings)
+    assert "--no-repack" not in rival.command("x", repack=True, **settings)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
