@@ -39,7 +39,7 @@ from refspec.windows.costs import Costs
 EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
 REFRESH = 16  # steps between two computations of the thresholds
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
-FEW = 3  # observations of a length that make it known, and weight of the model in the rate
+FEW = 3  # observations of a length that make it known, unless the first shows it to be far from the best; and weight of the model in the rate
 TRIAL = 2  # steps of a trial
 DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would find out too late
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
@@ -378,8 +378,9 @@ class Window(Account):
         if self._tried[wanted] >= FEW + self._steps // AGAIN:
             return 0
         known = self._tried[wanted] >= FEW
-        if known and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
-            self._tried[wanted] += 1  # it would have to cost much less than it did
+        seen = self._tried[wanted] and self.costs.seen.get(wanted + 1)
+        if seen and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
+            self._tried[wanted] = self._tried[wanted] + 1 if known else FEW  # it would have to cost much less than it did
             return 0
         return 0 if self._loss(wanted) > (min(self._explore, self.earned) if known else self._explore) else wanted
 
