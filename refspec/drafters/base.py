@@ -18,6 +18,7 @@ from refspec.errors import UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.trees.tree import Tree, TreeShape
+from refspec.trees.tree_grow import More
 
 
 class Draft(NamedTuple):
@@ -69,9 +70,9 @@ class TreeDrafter(Drafter, Protocol):
     """A drafter that can also propose several continuations at once."""
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """Draft a tree after the last true row: the likeliest nodes, or drawn without replacement by coins [shape.nodes]."""
+        """Draft a tree after the last true row: the likeliest nodes, grown while `more` says so, or drawn without replacement by coins [shape.nodes]."""
 
 
 def check_draft_arguments(k: int, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> None:

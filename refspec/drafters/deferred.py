@@ -18,6 +18,7 @@ from refspec.drafters.wrapped import WrappedDrafter
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.trees.tree import Tree, TreeShape
+from refspec.trees.tree_grow import More
 
 BACKLOG = 256  # rows
 
@@ -68,11 +69,11 @@ class DeferredDrafter(WrappedDrafter):
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()
-        return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler)
+        return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler, more=more)
 
     def lend(self) -> Lent | None:
         """Append what waits, then lend `inner`, if it can be lent."""

@@ -26,6 +26,7 @@ from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
 from refspec.trees.tree import Tree, TreeShape
+from refspec.trees.tree_grow import More
 
 
 class Rows(NamedTuple):
@@ -148,12 +149,12 @@ class Eagle3Drafter:
         return Draft(np.array(tokens, np.int32), q_draft, np.array(confidence, np.float32))
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes] `grow_sampled`."""
         check_tree_arguments(shape, coins, sampler)
         start = perf_counter()
-        tree = draft_tree(self, shape, coins, sampler)
+        tree = draft_tree(self, shape, coins, sampler, more)
         self.seconds += perf_counter() - start
         return tree
 

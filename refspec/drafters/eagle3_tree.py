@@ -21,7 +21,7 @@ from refspec.drafters.eagle3_forward import Anchor, block, feedback, head, outpu
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler, invert_cdf
 from refspec.trees.tree import ROOT, Law, Tree, TreeShape, empty_tree
-from refspec.trees.tree_grow import Found, grow, grow_sampled, top_probs
+from refspec.trees.tree_grow import Found, More, grow, grow_sampled, top_probs
 
 if TYPE_CHECKING:
     from refspec.drafters.eagle3 import Eagle3Drafter
@@ -88,7 +88,9 @@ class TreeRows:
         return head(d.config, d.weights, row.h, row.n, d.ops)[0]
 
 
-def draft_tree(d: Eagle3Drafter, shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> Tree:
+def draft_tree(
+    d: Eagle3Drafter, shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None, more: More | None
+) -> Tree:
     """A tree after the last true row: the likeliest tokens, or by coins [nodes] from the sampler's law without replacement."""
     if not d.n_rows:
         return empty_tree()
@@ -107,7 +109,7 @@ def draft_tree(d: Eagle3Drafter, shape: TreeShape, coins: npt.NDArray[np.float64
         return [(d.d2t[i], d.ops.softmax(x / at)[i]) for i, x in zip(ids, logits, strict=True)]
 
     if sampler is None or coins is None:
-        return grow(likeliest, shape)
+        return grow(likeliest, shape, more)
     narrow = restricted(sampler, d.d2t)
     if np.count_nonzero(np.isneginf(narrow.bias_values)) == d.config.draft_vocab_size:
         return empty_tree()  # nothing may be drafted

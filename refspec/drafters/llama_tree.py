@@ -30,7 +30,7 @@ from refspec.formats.gguf_io import read_gguf_header, read_tensor
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.trees.tree import ROOT, Law, Tree, TreeShape, empty_tree
-from refspec.trees.tree_grow import Found, grow, grow_sampled
+from refspec.trees.tree_grow import Found, More, grow, grow_sampled
 
 
 class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
@@ -51,7 +51,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._outputs: dict[int, Array] = {}  # node -> [V] logits of the level just run: views, dead after the next decode
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes] `grow_sampled`.
 
@@ -66,7 +66,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._begin()
         try:
             if sampler is None or coins is None:
-                return grow(lambda found, nodes: self._likeliest(found, nodes, shape), shape)
+                return grow(lambda found, nodes: self._likeliest(found, nodes, shape), shape, more)
             given = iter(coins.tolist())
             return grow_sampled(
                 lambda found, nodes: self._laws(found, nodes, sampler), shape, lambda q: native.invert_cdf(q, next(given))

@@ -23,7 +23,7 @@ from refspec.errors import UsageError
 from refspec.ops import Array, Ids
 from refspec.sampling import Sampler
 from refspec.trees.tree import Tree, TreeShape
-from refspec.trees.tree_grow import with_path
+from refspec.trees.tree_grow import More, with_path
 
 WEIGHT = 4.0  # tries that the guess n / (n + 2) counts for
 KEEP = 1 - 1 / 200  # of every count, per try of the same kind: what a text is like changes
@@ -50,7 +50,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         super().extend(tokens, features)
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """The shape.nodes most valuable nodes of the trained drafter's tree and the text's own continuation.
 
@@ -58,7 +58,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         """
         if coins is not None or sampler is not None:
             raise UsageError("lookup in a tree is for deterministic drafts; leave --lookup or --draft-sampling out")
-        tree = self.trained.draft_tree(shape)
+        tree = self.trained.draft_tree(shape, more=more)
         said = self.lookup.draft(shape.depth).tokens.tolist()
         matched = self.lookup.matched
         self._said = (matched, said)

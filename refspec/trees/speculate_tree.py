@@ -23,6 +23,7 @@ from refspec.speculate import close_text
 from refspec.targets.base import TreeTarget
 from refspec.targets.penalized import check_under
 from refspec.trees.tree import ROOT, Tree, TreeShape, empty_tree
+from refspec.trees.tree_grow import More
 from refspec.trees.tree_verify import TreeVerdict
 from refspec.verify import Rows
 from refspec.windows.tree_window import TreeWindow
@@ -69,7 +70,8 @@ def speculate_tree(
         floor = shape.floor
         if window is not None and (room := window.plan(room)):
             floor = max(floor, window.floor())
-        tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position) if room else empty_tree()
+        more = window.more if window else None
+        tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more) if room else empty_tree()
         tree = cut_after_end(tree, end_tokens)
         if window is not None:
             tree = window.keep(tree)
@@ -103,8 +105,8 @@ class _OneCoin:
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed = sampler, seed
 
-    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int) -> Tree:
-        return drafter.draft_tree(asked_at(shape, self.sampler))
+    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int, more: More | None) -> Tree:
+        return drafter.draft_tree(asked_at(shape, self.sampler), more=more)
 
     def verify(self, logits: Rows, tree: Tree, position: int) -> TreeVerdict:
         n = tree.height + 1
@@ -118,7 +120,7 @@ class _SampledTrees:
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.cycle = sampler, seed, 0
 
-    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int) -> Tree:
+    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int, more: More | None) -> Tree:
         self.cycle += 1
         drawn = coins(self.seed, position, shape.nodes, DRAFT + self.cycle)  # the stream is this cycle's alone: any numbers will do
         return drafter.draft_tree(shape, coins=drawn, sampler=self.sampler)

@@ -8,8 +8,9 @@ the softmax is too broad.
 
 - `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded, and in the
   end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and ties go to the smaller depth,
-  then to the node found first. Departures: nodes outside the N best so far are not expanded, their children could not be kept; and a shape
-  may have a `floor`, the value below which a node does not pay here (`windows/tree_window.py`).
+  then to the node found first. Departures: nodes whose children could not be kept are not expanded, which are those outside the N best so
+  far and, once there are N, the worst of these; a shape may have a `floor`, the value below which a node does not pay here; and growing may be
+  ended before any level but the first (`windows/tree_window.py`).
 - `grow_sampled`: children drawn without replacement from the drafter's law, for `verify_tree_rejection`. Here the tree must not be
   pruned by what was drawn, so each level has a share of the N nodes and how many children a node gets is decided from its
   value and its law before the first one is drawn.
@@ -45,8 +46,11 @@ class Found(NamedTuple):
 Likeliest = Callable[[Sequence[Found], Sequence[int]], Sequence[tuple[npt.NDArray[np.integer], Array]]]  # F x (tokens [k], probs [k])
 Laws = Callable[[Sequence[Found], Sequence[int]], Sequence[Law]]  # F x [V]
 
+# Asked before each level but the first, with the tree so far: False ends growing. What it says depends on what was drafted, never on a coin.
+More = Callable[[Tree], bool]
 
-def grow(children: Likeliest, shape: TreeShape) -> Tree:
+
+def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tree:
     """The N best nodes by cumulative draft probability; `children` gives at most shape.top_k tokens per node, likeliest first."""
     found: list[Found] = []
     frontier = [ROOT]
@@ -60,11 +64,12 @@ def grow(children: Likeliest, shape: TreeShape) -> Tree:
                 if worth < shape.floor:
                     break  # likeliest first
                 found.append(Found(token, node, depth, p, worth))
-        best = set(_best(found, range(len(found)), shape.nodes))
-        frontier = _best(found, (i for i in range(level, len(found)) if i in best), shape.top_k)
-        if not frontier or depth == shape.depth:
+        best = _best(found, range(len(found)), shape.nodes)
+        beaten = found[best[-1]].value if len(best) == shape.nodes else -1.0  # a child has to be worth more to be kept, hence its parent, too
+        frontier = _best(found, (i for i in best if i >= level and found[i].value > beaten), shape.top_k)
+        if not frontier or depth == shape.depth or (more is not None and not more(_tree(found, sorted(best), None))):
             break
-    return _tree(found, sorted(_best(found, range(len(found)), shape.nodes)), None)
+    return _tree(found, sorted(best), None)
 
 
 def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tree:

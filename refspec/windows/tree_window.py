@@ -7,7 +7,8 @@ decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes 
     nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1 rows) + switch if that changes the batch size)
 
 v is the product along a node's path of the drafter's confidences, calibrated on what was accepted (`windows/belief.py`): a child is
-never worth more than its parent, so the best n form a tree. What is worth less than a row can cost is not even grown (`floor`). Costs are
+never worth more than its parent, so the best n form a tree. What is worth less than a row can cost is not even grown (`floor`), nor is a
+level after one of which no node would be verified (`more`), for each costs a run of the drafter. Costs are
 `windows/costs.py`'s, with the levels the drafter ran in place of a chain's tokens; the account is `windows/account.py`'s, and
 while it is careful a tree has one node.
 """
@@ -77,23 +78,34 @@ class TreeWindow(Account):
         least = min(self.costs.target(r + 1) - self.costs.target(r) for r in range(1, self.most + 1))
         return min(max(DOUBT * self.rate * least, 0.0), 1.0)
 
+    def more(self, tree: Tree) -> bool:
+        """Whether a tree that was grown so far should get another level."""
+        if self._trial:
+            return True
+        depths = tree.depths()
+        return int(depths[self._best(tree)].max(initial=0)) == int(depths.max(initial=0))
+
     def keep(self, tree: Tree) -> Tree:
         """The part of a grown tree that is worth verifying."""
         if not self._planned:
             return tree
         self._levels = tree.height
-        chances = self._chances(tree)
-        depths = tree.depths().tolist()
+        best = self._best(tree)
+        self._trial = max(self._trial - 1, 0)
+        self._tree = tree.keep(best)
+        return self._tree
+
+    def _best(self, tree: Tree) -> list[int]:
+        """The nodes that are worth verifying, in order; one at least in a trial."""
+        chances, depths, rate = self._chances(tree), tree.depths().tolist(), self.rate
         order = sorted(range(len(chances)), key=lambda i: (-chances[i], depths[i], i))
         best, value, tokens = 0, -math.inf, 1.0
         for n in range(len(order) + 1):
             tokens += chances[order[n - 1]] if n else 0.0
-            worth = tokens - self.rate * self._seconds_of(n + 1)
+            worth = tokens - rate * self._seconds_of(n + 1)
             if worth > value and not (self._trial and n == 0 and order):
                 best, value = n, worth
-        self._trial = max(self._trial - 1, 0)
-        self._tree = tree.keep(sorted(order[:best]))
-        return self._tree
+        return sorted(order[:best])
 
     def learn(self, step: Step, path: Sequence[int]) -> None:
         """Take in what a step verified, accepted (`path`, nodes of what `keep` returned) and cost."""

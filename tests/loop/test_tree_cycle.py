@@ -47,7 +47,7 @@ def with_trees(temper: type) -> type:
     """A drafter of loop_toys that grows trees from the same guesses."""
 
     class Grower(temper):  # type: ignore[misc]
-        def draft_tree(self, shape: TreeShape, *, coins: Any = None, sampler: Any = None) -> Tree:
+        def draft_tree(self, shape: TreeShape, *, coins: Any = None, sampler: Any = None, more: Any = None) -> Tree:
             assert self.n_rows > 0
             text = [self.first, *self.tokens]
 
@@ -58,7 +58,7 @@ def with_trees(temper: type) -> type:
                 return [self.guess(text + path(found, node)) for node in nodes]
 
             if coins is None:
-                return grow(lambda found, nodes: [top_probs(x, shape.top_k) for x in guesses(found, nodes)], shape)
+                return grow(lambda found, nodes: [top_probs(x, shape.top_k) for x in guesses(found, nodes)], shape, more)
             given = iter(coins)
             laws: Any = lambda found, nodes: [p_target(x, sampler) for x in guesses(found, nodes)]  # noqa: E731
             return grow_sampled(laws, shape, lambda q: invert_cdf(q, float(next(given))))

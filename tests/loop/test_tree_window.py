@@ -43,6 +43,9 @@ class Whim(TreeWindow):
     def floor(self) -> float:
         return self.dice.choice([0.0, 0.2, 0.9])
 
+    def more(self, tree: Tree) -> bool:
+        return self.dice.random() < 0.6
+
     def keep(self, tree: Tree) -> Tree:
         kept: list[int] = []
         for i, parent in enumerate(tree.parents.tolist()):
@@ -129,9 +132,8 @@ def simulate(window: Any, rows: Callable[[int], float], grown: Bush, tokens: int
         kept = sorted(order[:room])
         tree, really = tree.keep(kept), [really[i] for i in kept]
         if room:
-            levels = tree.height
-            whole = tree
-            tree = window.keep(tree)
+            whole, really, levels = level_by_level(window, tree, really)
+            tree = window.keep(whole)
             at = [next(i for i in range(len(whole.tokens)) if whole.path(i) and same(whole, i, tree, j)) for j in range(len(tree.tokens))]
             really = [really[i] for i in at]
         path: list[int] = []
@@ -154,6 +156,17 @@ def simulate(window: Any, rows: Callable[[int], float], grown: Bush, tokens: int
         decided, before = decided + len(path) + 1, n + 1
         sizes.append(n)
     return seconds / (rows(1) + 0.02) * tokens / decided, sizes
+
+
+def level_by_level(window: Any, tree: Tree, really: list[float]) -> tuple[Tree, list[float], int]:
+    """What is grown of a tree, as `tree_grow.grow` asks, its nodes' chances, and the levels."""
+    depths = tree.depths()
+    for levels in range(1, tree.height + 1):
+        kept = np.flatnonzero(depths <= levels).tolist()
+        part = tree.keep(kept)
+        if levels == tree.height or not window.more(part):
+            return part, [really[i] for i in kept], levels
+    return tree, really, 0
 
 
 def same(whole: Tree, i: int, part: Tree, j: int) -> bool:
@@ -210,3 +223,30 @@ def test_where_a_change_of_size_is_dear_sizes_stay() -> None:
         _, sizes = simulate(known(rows, draft=0.05, feed=0.05, switch=switch), rows, wide, 4000, level=0.05, switch=switch)
         changes.append(np.mean(np.diff(sizes) != 0))
     assert changes[1] <= changes[0] + 0.01 and changes[1] < 0.1
+
+
+def test_no_level_is_grown_after_one_of_which_nothing_would_be_verified() -> None:
+    window = known(lambda r: 1 + 0.4 * (r - 1), draft=0.05, feed=0.05)
+    window.begin()
+
+    def chain_of(*confidence: float) -> Tree:
+        n = len(confidence)
+        return Tree(np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32), np.array(confidence, np.float32))
+
+    assert window.more(chain_of(0.01)), "a trial is for evidence"
+    window._trial = 0
+    assert window.more(chain_of(0.95)) and not window.more(chain_of(0.1))
+    assert window.more(chain_of(0.95, 0.95)) and not window.more(chain_of(0.95, 0.1))
+
+
+@pytest.mark.parametrize("level", [0.02, 0.1])
+def test_levels_are_grown_for_what_is_verified(level: float) -> None:
+    """Where several rows are dear and the drafter is sure of itself, trees stay low, though the drafter's claims would pay for deep ones."""
+    rows = lambda r: 1 + 0.4 * (r - 1)  # noqa: E731
+    spent = {}
+    for asked in (True, False):
+        window = known(rows, draft=level, feed=0.05)
+        if not asked:
+            window.more = lambda tree: True  # type: ignore[method-assign]
+        spent[asked], _ = simulate(window, rows, bush([0.9, 0.05], [0.6, 0.05], 8), 4000, level=level)
+    assert spent[True] < 0.98 * spent[False]
