@@ -7,8 +7,8 @@ import sys
 import pytest
 from cli_models import call, tiny, write_pair
 
-from refspec.errors import BackendError
 from refspec.engine import repacking_works
+from refspec.errors import BackendError
 from refspec.measure import bench, bench_rival
 
 OUTPUT = """encoded   24 tokens in    0.010 seconds, speed: 2400.000 t/s
