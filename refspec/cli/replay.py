@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import model_options, note
+from refspec.cli.group import model_options, note, tree_option
 from refspec.cli.measure import bench, drafting, json_option, prompt_options
 from refspec.cli.pairs import whole_numbers
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
 from refspec.penalties import Penalties
 from refspec.sampling import Sampler
+from refspec.trees.tree import TreeShape
 
 ROUNDS = 5  # of measuring the costs of this machine
 
@@ -25,6 +26,7 @@ ROUNDS = 5  # of measuring the costs of this machine
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per text.")
 @click.option("--draft-max", default="1,2,3,5,8", show_default=True, metavar="K[,K...]", help="Draft lengths to try; the window's longest is the last of them, 8 or more.")
+@tree_option
 @click.option("--rows", metavar="T1,T2,...", help="What the target takes for 1, 2, ... rows, in any unit; without it this machine is measured.")
 @click.option("--switch", type=click.FloatRange(0), help="What a change of the number of rows costs, in tokens of plain decoding.  [default: 0 with --rows]")
 @click.option("--feed", type=click.FloatRange(0), help="The drafter's share of a step, rows it drafts left out; likewise.")
@@ -41,7 +43,8 @@ def replay(
 ) -> None:  # fmt: skip
     """The adaptive window beside fixed lengths on recorded drafts, in computed time: what a machine of other costs would gain.
 
-    Drafts are recorded once, along plain decoding's own texts. Measures nothing but, without --rows, what steps cost here.
+    Drafts are recorded once, along plain decoding's own texts; with --tree also trees, replayed as they are and with as many nodes as pay.
+    Measures nothing but, without --rows, what steps cost here.
     """
     from refspec.measure import window_replay as replaying
     from refspec.measure.acceptance import first_of_each
@@ -51,24 +54,27 @@ def replay(
     lengths = whole_numbers(draft_max, "--draft-max")
     if not lengths:
         raise UsageError(f"--draft-max {draft_max!r}: give at least one length, such as 1,3,5")
+    shape = None if o["tree"] is None else TreeShape.parse(o["tree"])
     most = max(measured.MOST, *lengths)
+    largest = max(most, shape.nodes if shape else 0)
     given = {name: o.pop(name) for name in ("switch", "feed", "draft")}
     if rows is None and any(value is not None for value in given.values()):
         raise UsageError("--switch, --feed and --draft go with --rows; without it this machine is measured")
     if o["adaptive"] is not None:
         raise UsageError("--adaptive is always one of what `bench replay` compares; leave the option out")
-    machine = None if rows is None else replaying.Machine(rows_of(rows, most + 1), **{name: value or 0.0 for name, value in given.items()})
+    machine = None if rows is None else replaying.Machine(rows_of(rows, largest + 1), **{name: value or 0.0 for name, value in given.items()})
     sampler = Sampler(penalties=changed(Penalties(), o))
     texts = first_of_each(read(prompts, families), count)
     with drafting(o) as session:
         if machine is None:
-            if most > measured.MOST:
-                raise UsageError(f"--draft-max {draft_max}: here lengths up to {measured.MOST} are measured; name the costs of more with --rows")
+            if largest > measured.MOST:
+                named = f"--draft-max {draft_max}" if most > measured.MOST else f"--tree {shape}"
+                raise UsageError(f"{named}: here drafts of up to {measured.MOST} tokens are measured; name the costs of more with --rows")
             note("measuring what steps cost here")
             machine = replaying.Machine.of(measured.measure(session, measured.text_for(session), ROUNDS))
         with click.progressbar(length=len(texts), label="recording drafts", file=sys.stderr) as bar:
             record = replaying.record(session, texts, most, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1))
-        found = replaying.measure(record, machine, lengths, most, sessions=sessions, noise=noise, seed=seed)
+        found = replaying.measure(record, machine, lengths, most, sessions=sessions, noise=noise, seed=seed, shape=shape)
         found |= {"model": session.name, "max_tokens": max_tokens, "penalties": sampler.penalties.on, "measured": rows is None}
     click.echo(json.dumps(found) if as_json else "\n".join(replaying.table(found)))
 

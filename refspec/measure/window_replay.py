@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from refspec.api import Session
-from refspec.measure import drift
+from refspec.drafters.base import TreeDrafter
+from refspec.measure import drift, tree_replay
 from refspec.measure.acceptance import room_for
 from refspec.measure.prompts import Prompt, fit
 from refspec.measure.sweep import PLAIN, family_of, summary, table_of
@@ -27,7 +28,10 @@ from refspec.metrics import Seconds, Step
 from refspec.sampling import Sampler
 from refspec.speculate import NO_DRAFT, drafting_under, feed, start_drafter
 from refspec.targets.penalized import under
+from refspec.trees.speculate_tree import asked_at, cut_after_end
+from refspec.trees.tree import NODES_LIMIT, Tree, TreeShape, empty_tree
 from refspec.windows.costs import Costs
+from refspec.windows.tree_window import TreeWindow
 from refspec.windows.window import Window
 
 CHUNK = 512  # rows of a prompt given at once, as the cycle does
@@ -52,6 +56,11 @@ class Machine:
         rows = [float(measured["target"][r]) for r in sorted(measured["target"], key=int)]
         return cls(tuple(t / rows[0] for t in rows), *(float(measured[name]) / rows[0] for name in ("switch", "feed", "draft")))
 
+    def costs(self) -> Costs:
+        """What a window would know of it."""
+        rows = {r + 1: t for r, t in enumerate(self.rows)}
+        return Costs(rows, switch=self.switch, draft=self.draft, feed=self.feed)
+
     def seconds(self, rows: int, before: int, asked: int, fed: bool, waited: int, noise: float) -> Seconds:
         """Of a step that verified `rows` after one of `before`, the drafter asked about `asked` tokens, given its rows, and `waited` older ones."""
         target = self.rows[rows - 1] * noise + (self.switch if before not in (0, rows) else 0.0)
@@ -68,10 +77,14 @@ class Recorded(NamedTuple):
     tokens: list[int]
     confidences: list[list[float]]  # by position, of up to `most` tokens
     right: list[int]  # by position, how many of them the text goes on with
+    trees: Sequence[Tree] = ()  # by position but the last, where trees were asked for
 
 
 def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens: int, sampler: Sampler, progress: Callable[[], None] = lambda: None) -> list[Recorded]:
-    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position. A prompt too long for the context loses its beginning."""
+    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position, and for a tree where the session drafts trees.
+
+    A prompt too long for the context loses its beginning.
+    """
     target, drafter = session.target, session.drafter
     assert drafter is not None
     room, found = room_for(session, max_tokens, None), []
@@ -87,6 +100,7 @@ def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens
             feed(drafter, text[start + 1 : stop + 1], decoded.features[start:stop], told.append if stop + 1 == n else None)
         confidences: list[list[float]] = []
         right: list[int] = []
+        trees: list[Tree] = []
         for row in range(n - 1, len(text) - 1):
             if minded is not None:
                 minded.begin(int(text[row]), row)
@@ -94,10 +108,19 @@ def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens
             agree = [a == b for a, b in zip(draft.tokens.tolist(), text[row + 1 :].tolist(), strict=False)]
             right.append(agree.index(False) if False in agree else len(agree))
             confidences.append([float(c) for c in draft.confidence])
+            if session.tree is not None and row + 2 < len(text):
+                trees.append(_tree(cast(TreeDrafter, drafter), session.tree, len(text) - 2 - row, sampler, session.target.end_tokens))
             drafter.extend(text[row + 1 : row + 2], decoded.features[row : row + 1])
-        found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right))
+        found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right, trees))
         progress()
     return found
+
+
+def _tree(drafter: TreeDrafter, shape: TreeShape, room: int, sampler: Sampler, ends: Container[int]) -> Tree:
+    """The tree that the decode cycle would have grown, and what a smaller or a lower one would have held besides."""
+    if not drafter.n_rows:
+        return empty_tree()
+    return cut_after_end(drafter.draft_tree(asked_at(shape._replace(nodes=NODES_LIMIT, depth=min(shape.depth, room)), sampler)), ends)
 
 
 class Always:
@@ -153,31 +176,38 @@ def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, n
     return spent, steps
 
 
-def measure(texts: Sequence[Recorded], machine: Machine, lengths: Sequence[int], most: int, *, sessions: int, noise: float, seed: int = 0) -> dict[str, Any]:
+def measure(
+    texts: Sequence[Recorded], machine: Machine, lengths: Sequence[int], most: int, *, sessions: int, noise: float, seed: int = 0, shape: TreeShape | None = None
+) -> dict[str, Any]:
     """Every fixed length and the window over the texts: {families, all} as `sweep.measure` has them, times in tokens of plain decoding.
+
+    With a `shape`, which the trees of the texts have, also those trees as they are, and as many nodes of them as a window chooses.
 
     The texts come in their order, `sessions` times, each with a window that knows the costs and nothing else; times are the means.
     """
-    kinds = [PLAIN, *(f"chain {k}" for k in lengths), "adaptive"]
+    names = [] if shape is None else [f"tree {shape}", f"adaptive tree {shape}"]
+    kinds = [PLAIN, *(f"chain {k}" for k in lengths), "adaptive", *names]
     rows: list[dict[str, Any]] = [
         {"family": t.family, "tokens": len(t.tokens), "seconds": dict.fromkeys(kinds, 0.0), "steps": {k: (0, 0) for k in kinds}, "other_texts": dict.fromkeys(kinds, 0)}
         for t in texts
     ]  # fmt: skip
-    costs = {r + 1: t for r, t in enumerate(machine.rows)}
     for session in range(sessions):
-        policies: dict[str, Any] = {PLAIN: Always(0)} | {f"chain {k}": Always(k) for k in lengths}
-        policies["adaptive"] = Window(most, Costs(costs, switch=machine.switch, draft=machine.draft, feed=machine.feed))
+        policies: dict[str, Any] = {PLAIN: Always(0)} | {f"chain {k}": Always(k) for k in lengths} | {"adaptive": Window(most, machine.costs())}
+        if shape is not None:
+            policies |= dict(zip(names, (tree_replay.AlwaysTree(shape.nodes), TreeWindow(shape.nodes, machine.costs())), strict=True))
         for name, policy in policies.items():
             dice = random.Random(f"{seed} {session} {name}")
+            run = tree_replay.replay if name in names else replay
             for text, row in zip(texts, rows, strict=True):
-                spent, steps = replay(text, policy, machine, dice, noise)
+                spent, steps = run(text, policy, machine, dice, noise)
                 row["seconds"][name] += spent / sessions
                 decided, before = row["steps"][name]
                 row["steps"][name] = (decided + len(text.tokens), before + steps)
-    fixed, names = kinds[:-1], list(dict.fromkeys(row["family"] for row in rows))
+    fixed, families = kinds[: len(lengths) + 1], list(dict.fromkeys(row["family"] for row in rows))
     return {
         "draft_max": list(lengths), "most": most, "prompts": len(rows), "sessions": sessions, "noise": noise, "seed": seed, "machine": asdict(machine),
-        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in names], "all": family_of("all", rows, fixed),
+        "tree": None if shape is None else str(shape),
+        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in families], "all": family_of("all", rows, fixed),
     }  # fmt: skip
 
 
@@ -188,6 +218,7 @@ def table(m: dict[str, Any]) -> list[str]:
         f"{m['model']}: {m['prompts']} prompts of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}, replayed {m['sessions']} times on these costs; speedup over plain decoding",
         *table_of(m, rates=False),
         *summary(m),
+        *([f"trees:    {m['tree']}, atree as many of their nodes as pay"] if m["tree"] else []),
         "costs:    in tokens of plain decoding, rows 1, 2, ... " + " ".join(f"{t:.2f}" for t in machine["rows"])
         + "; " + ", ".join(f"{what} {machine[name]:.3f}" for name, what in
             (("switch", "change of size"), ("feed", "feeding back"), ("draft", "drafted row"), ("own", "refspec itself"), ("own_plain", "in plain steps")))

@@ -4,6 +4,7 @@ import json
 import platform
 import random
 
+import numpy as np
 import pytest
 from cli_models import call
 
@@ -11,11 +12,13 @@ import refspec
 from refspec import embedded
 from refspec.cli.replay import rows_of
 from refspec.errors import UsageError
-from refspec.measure import window_replay
+from refspec.measure import tree_replay, window_replay
 from refspec.measure.prompts import Prompt
 from refspec.penalties import Penalties
 from refspec.sampling import Sampler
+from refspec.trees.tree import TreeShape, chain
 from refspec.windows.costs import Costs
+from refspec.windows.tree_window import TreeWindow
 from refspec.windows.window import Window
 
 PROMPTS = [Prompt(family, family, text) for family, text in (("sums", "What is 12 + 30?"), ("code", "Write a Python function that adds two numbers."))]
@@ -35,6 +38,27 @@ def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
                 list(run)
                 _, steps = window_replay.replay(text, window_replay.Always(k), MACHINE, random.Random(0))
                 assert run.tokens == text.tokens and steps == run.statistics.verify_steps
+
+
+def test_trees_take_the_steps_that_the_decode_cycle_takes():
+    shape = TreeShape(6, 3, 4)
+    with refspec.load(strict=True, n_ctx=160, threads=1, tree=shape) as session:
+        texts = window_replay.record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
+        for text, prompt in zip(texts, PROMPTS, strict=True):
+            run = session.generate(prompt.text, max_tokens=40, sampler=Sampler(), adaptive=False)
+            list(run)
+            spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(6), MACHINE, random.Random(0))
+            assert run.tokens == text.tokens and steps == run.statistics.verify_steps > 1
+            chain, _ = window_replay.replay(text, window_replay.Always(2), MACHINE, random.Random(0))
+            chosen, _ = tree_replay.replay(text, TreeWindow(6, MACHINE.costs()), MACHINE, random.Random(0))
+            assert chosen < spent and chosen < 1.3 * chain  # rows are dear
+
+
+def test_what_a_tree_takes_is_what_its_rows_and_levels_cost():
+    two = chain([4, 5])._replace(confidence=np.array([0.9, 0.8], np.float32))
+    text = window_replay.Recorded("x", 50, -1.0, [4, 5, 6, 7], [[]] * 4, [0] * 4, [two, two, two])
+    spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(2), MACHINE, random.Random(0))
+    assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.0 + 0.4 + 0.005 + 0.04)
 
 
 def test_what_a_text_takes_is_what_its_steps_cost():
@@ -71,7 +95,16 @@ def test_the_same_numbers_come_out_each_time_and_the_table_says_what_they_are():
         assert family["tau"]["plain"] == 1 <= family["tau"]["chain 1"] <= family["tau"]["chain 2"]
     lines = call(*arguments(*options)).stdout.splitlines()
     assert lines[1].split() == ["1", "2", "adapt", "best", "fixed", "adaptive", "of", "it"]
-    assert any(line.startswith("adaptive: ") for line in lines) and lines[-1].endswith("computed times, nothing here was measured")
+    assert any(line.startswith("adaptive: ") for line in lines) and not any(line.startswith("trees:") for line in lines) and lines[-1].endswith("computed times, nothing here was measured")
+
+
+def test_trees_are_replayed_beside_chains():
+    options = ("--rows", "1,1.05,1.1,1.15", "--tree", "6:3:4")
+    found = json.loads(call(*arguments(*options, "--json")).stdout)
+    assert list(found["all"]["speedup"]) == ["plain", "chain 1", "chain 2", "adaptive", "tree 6:3:4", "adaptive tree 6:3:4"] and found["tree"] == "6:3:4"
+    assert found["all"]["tau"]["tree 6:3:4"] > found["all"]["tau"]["chain 2"] and found["all"]["speedup"]["adaptive tree 6:3:4"] > 1.2
+    lines = call(*arguments(*options)).stdout.splitlines()
+    assert lines[1].split()[:5] == ["1", "2", "adapt", "tree", "atree"] and any(line.startswith("trees:    6:3:4, ") for line in lines)
 
 
 def test_without_rows_this_machine_is_measured():
@@ -84,7 +117,7 @@ def test_without_rows_this_machine_is_measured():
 @pytest.mark.parametrize(
     ("options", "words"),
     [(("--rows", "1"), "at least two times"), (("--rows", "1,x"), "at least two times"), (("--rows", "1,-1"), "above 0"), (("--rows", "1,nan"), "above 0"),
-     (("--switch", "1"), "go with --rows"), (("--adaptive",), "leave the option out"), (("--draft-max", "9"), "with --rows")],
+     (("--switch", "1"), "go with --rows"), (("--adaptive",), "leave the option out"), (("--draft-max", "9"), "with --rows"), (("--tree", "9"), "with --rows"), (("--tree", "x"), "three counts")],
 )  # fmt: skip
 def test_what_cannot_be_replayed_is_one_line(options, words):
     result = call(*arguments(*options))

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refspec.trees.tree import ROOT, Tree, TreeShape
+from refspec.measure import tree_replay
+from refspec.trees.tree import NODES_LIMIT, ROOT, Tree, TreeShape
 from refspec.trees.tree_grow import Found, grow
 
 
@@ -74,6 +75,24 @@ def test_growing_that_is_ended_leaves_the_tree_of_so_many_levels(shape: TreeShap
     tree, expected = grow(guesses, shape, more), grow(Guesses(seed), shape._replace(depth=min(shape.depth, levels)))
     assert all(np.array_equal(a, b) for a, b in zip(tree[:3], expected[:3], strict=True)) and len(guesses.asked) <= levels
     assert [part.height for part in seen] == list(range(1, len(seen) + 1)) and len(seen) <= min(shape.depth - 1, levels)
+
+
+@given(shapes, st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0.0, 0.5]))
+def test_what_is_replayed_of_a_recorded_tree_is_what_would_have_been_grown(shape: TreeShape, seed: int, levels: int, certain: float) -> None:
+    class Patience(tree_replay.AlwaysTree):
+        def more(self, tree: Tree) -> bool:
+            return tree.height < levels
+
+    shape = shape._replace(top_k=min(shape.top_k, 3))  # then the limit is more than there can be
+    whole, guesses, policy = grow(Guesses(seed, certain), shape._replace(nodes=NODES_LIMIT, floor=0.0)), Guesses(seed, certain), Patience(shape.nodes)
+    expected = grow(guesses, shape, policy.more)
+    part, asked = tree_replay.grown(whole, shape.nodes, shape.floor, policy)
+    assert sorted(zip(*named(part), strict=True)) == sorted(zip(*named(expected), strict=True))
+    assert asked == len(guesses.asked)
+
+
+def named(tree: Tree) -> tuple[list[tuple[int, ...]], list[float]]:
+    return [tuple(tree.tokens[tree.path(i)].tolist()) for i in range(len(tree.tokens))], tree.confidence.tolist()
 
 
 def test_a_tree_of_one_node_takes_one_level() -> None:
