@@ -91,11 +91,12 @@ def measure(
     room = room_for(session, max_tokens, None)
     programs = [] if rival is None else [f"llama.cpp {k}" for k in lengths]
     rows: list[dict[str, Any]] = []
-    for i, prompt in enumerate(prompts):
-        tokens = session.encode(prompt.text)
-        if rival is not None and len(tokens) > room:
+    encoded = [session.encode(prompt.text) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True) if rival is not None else ():  # before anything is measured
+        if len(tokens) > room:
             raise UsageError(f"a prompt of {prompt.family} has {len(tokens)} tokens, and {room} fit; raise -c, or leave the family out (--family)")
-        tokens = fit(tokens, room)
+    for i, prompt in enumerate(prompts):
+        tokens = fit(encoded[i], room)
         for kind in kinds.values() if i == 0 else ():  # page in what the first timed runs would otherwise pay for
             run_prompt(kind.session, tokens, kind.options, 8)
         spent: dict[str, list[float]] = {name: [] for name in [*kinds, *programs]}
