@@ -33,6 +33,7 @@ from refspec.windows.costs import Costs
 from refspec.windows.tree_window import TreeWindow
 from refspec.windows.tune_store import Found
 from refspec.windows.window import Window
+from refspec.windows.window_store import Memory
 
 if TYPE_CHECKING:
     from refspec.drafters.own import Kernels
@@ -78,7 +79,7 @@ def load(
     then rounds alike whatever stands beside it. `exact` promises the same for the weights as they are, whatever their type: single rows in
     pairs, nothing laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first (`engine/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
     `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
-    `refspec tune` stored for these files, where no setting is given here. `repack` lets llama.cpp lay out quantized weights anew; None is
+    `refspec tune` stored for these files, where no setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns. `repack` lets llama.cpp lay out quantized weights anew; None is
     its default, but where that would crash (`engine/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
     faster for some weights on some machines; None is what `tune` found, else no. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
     auto, which is llama.cpp unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError
@@ -123,6 +124,7 @@ def load(
         "kv_type": "f32" if strict else kv_type or chosen.get("kv_type", "f16"),
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
+    placed: dict[str, Any] = settings | {"threads_draft": threads_draft, "strict": strict, "exact": exact, "lookup": lookup, "kernels": drafter_kernels}
     if repack and not repacking_works():
         raise BackendError(REFUSED)
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
@@ -146,6 +148,9 @@ def load(
         adaptive=adaptive, tree=shape, draft_limit=limit,
     )  # fmt: skip
     session.tuned, session.sampler = found, sampler
+    if tuned:
+        placed |= {"repack": repack, "pair_rows": target.pair_rows, "tree": str(shape), "costs": found.record["costs"] if found.record else None}
+        session.memory = Memory(model, drafter, placed)
     return session
 
 
@@ -203,6 +208,7 @@ class Session:
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
     sampler           the law of a text where `generate` is not given one: greedy, of the embedded pair with what keeps it from repeating itself
     window            the policy that chooses, with all it has learned
+    memory            where that is kept for the next session, if `load` was asked for it
     current           the last generation; starting the next one ends it
     """
 
@@ -220,6 +226,7 @@ class Session:
         self.tuned = Found(None, "")
         self.sampler = GREEDY
         self.window: Window | TreeWindow | None = None
+        self.memory: Memory | None = None
         self._deferred: DeferredDrafter | None = None
         self.tree = tree
         self.current: Generation | None = None
@@ -332,9 +339,16 @@ class Session:
         if self.window is None or self.window.most != most:
             from refspec.windows import measured
 
-            costs = Costs.of(self.tuned.record["costs"] if self.tuned.record else measured.quick(self))
-            self.window = Window(most, costs) if self.tree is None else TreeWindow(most, costs)
+            self._remember()
+            kind: type[Window | TreeWindow] = Window if self.tree is None else TreeWindow
+            self.window = self.memory.find(kind, most) if self.memory else None
+            if self.window is None:
+                self.window = kind(most, Costs.of(self.tuned.record["costs"] if self.tuned.record else measured.quick(self)))
         return self.window
+
+    def _remember(self) -> None:
+        if self.memory is not None and self.window is not None and self.window.texts:
+            self.memory.keep(self.window)
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         for token in tokens:
@@ -343,7 +357,8 @@ class Session:
         return [int(token) for token in tokens]
 
     def close(self) -> None:
-        """Release both models; calling it twice is harmless."""
+        """Release both models, and keep what the window has learned; calling it twice is harmless."""
+        self._remember()
         if self.drafter is not None:
             self.drafter.close()  # first: it may borrow weights of the target
         self.target.close()

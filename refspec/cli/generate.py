@@ -128,10 +128,14 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
         note(f"{session.name} has no chat template: the prompt is used as it is")
     if o["strict"] and not session.bit_strict:
         note("--strict: the weights are not all F32, so batch shapes still round differently")
+    before = session.window.texts if session.window is not None else 0
+    if before:
+        note(f"--adaptive goes on from {before} text{'s' * (before > 1)} before (--no-tune starts anew)")
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
     record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record["texts_before"] = before
     record["penalties"] = asdict(sampler.penalties) if sampler.penalties.on else None
     record["tree"] = str(session.tree) if speculating and session.tree is not None else None
     record["lookups"] = looked_up = kinds.lookups(session.drafter) if speculating else 0

@@ -126,7 +126,7 @@ model_options = options(
         "--drafter-kernels", type=click.Choice(["auto", "llama", "own"]), default="auto", show_default=True,
         help="What runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or those for tiny ones.",
     ),
-    click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair."),
+    click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned."),
     click.option(
         "--strict",
         is_flag=True,

@@ -25,7 +25,8 @@ itself (`windows/repeats.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from refspec.windows.alike import FIRST, Alike
 from refspec.windows.repeats import Repeats
@@ -51,6 +52,20 @@ class Account:
         self._aside = 0.0
         self._running = False  # the prompt has been read
         self.new_text()
+
+    @property
+    def texts(self) -> int:
+        """Texts that are remembered."""
+        return len(self._alike.state())
+
+    def account_state(self) -> dict[str, Any]:
+        """What outlasts a text, for `resume_account`."""
+        return {"reserve": self.reserve, "texts": self._alike.state()}
+
+    def resume_account(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state; ValueError, KeyError or TypeError for a damaged one."""
+        self.reserve = min(max(float(state["reserve"]), 0.0), FULL)
+        self._alike.resume(state["texts"])
 
     def new_text(self, held: int = 0) -> None:
         """After `held` positions; what did not pay on one text may on the next."""

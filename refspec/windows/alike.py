@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST = 16  # steps of a text: those that were hardly chosen by what came of the others
@@ -55,6 +56,17 @@ class Alike:
             gains, steps, weight = gains + other.gain, steps + other.steps, text.likeness(other)
             like_gains, like_steps = like_gains + weight * other.gain, like_steps + weight * other.steps
         self.usual = (ALL * gains / steps + like_gains) / (ALL + like_steps)
+
+    def state(self) -> list[list[float]]:
+        """The texts remembered, for `resume`."""
+        return [[text.length, text.sureness, text.gain, text.steps] for text in self._texts]
+
+    def resume(self, texts: Sequence[Sequence[float]]) -> None:
+        """Remember such texts; ValueError or TypeError for others."""
+        found = [_Text(float(length), float(sureness), float(gain), int(steps)) for length, sureness, gain, steps in texts]
+        if not all(text.length >= 0 and 0 < text.steps <= FIRST and math.isfinite(text.gain) for text in found):
+            raise ValueError("texts have a length and steps")
+        self._texts.extend(found)
 
     def add(self, gain: float) -> None:
         """What a step of the text begun last gained, in plain tokens; steps after the first few are not asked for."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 UNKNOWN = len(EDGES) + 1  # the bin of drafters that give no confidence
@@ -67,6 +67,19 @@ class Belief:
             for at in range(0, len(counts), 2):
                 if counts[at] > most:
                     counts[at], counts[at + 1] = most, counts[at + 1] * most / counts[at]
+
+    def state(self) -> dict[str, list[float]]:
+        """All counts, for `resume`."""
+        return {name: list(getattr(self, name)) for name in ("bins", "cells", "depths")}
+
+    def resume(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from such counts; ValueError where they are not of this belief."""
+        for name, held in (("bins", self.bins), ("cells", self.cells), ("depths", self.depths)):
+            counts = [float(x) for x in state[name]]
+            if len(counts) != len(held) or not all(0 <= stood <= judged + 1e-9 for judged, stood in zip(counts[::2], counts[1::2], strict=True)):
+                raise ValueError(f"{name} are not of this belief")
+            for i, count in enumerate(counts):  # in place: C reads and writes them too
+                held[i] = count
 
     def see(self, confidence: float, depth: int, stood: bool) -> None:
         """Count one judged token, those before it having stood."""

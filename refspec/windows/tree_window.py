@@ -16,7 +16,8 @@ while it is careful a tree has one node.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from refspec.metrics import Step
 from refspec.trees.tree import ROOT, Tree, empty_tree
@@ -41,6 +42,20 @@ class TreeWindow(Account):
         self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens
         self._trial = TRIAL
         self.begin()
+
+    def state(self) -> dict[str, Any]:
+        """What outlasts a text, for `resumed`."""
+        return self.account_state() | {"costs": self.costs.state(), "belief": self.belief.state(), "tokens": self._tokens, "spent": self._spent}
+
+    @classmethod
+    def resumed(cls, most: int, state: Mapping[str, Any]) -> TreeWindow:
+        """A window that goes on where another was left; ValueError, KeyError or TypeError for a damaged state, or one of another `most`."""
+        window = cls(most, Costs.resumed(state["costs"]))
+        window.resume_account(state)
+        window.belief.resume(state["belief"])
+        window._tokens, window._spent = float(state["tokens"]), float(state["spent"])
+        window.begin()
+        return window
 
     def begin(self, held: int = 0) -> None:
         """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""

@@ -61,14 +61,19 @@ def path(model: Name, drafter: Name) -> Path:
 def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
     """Store a record; returns its file. Raises UsageError when it cannot be written."""
     out = path(model, drafter)
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"identity": identity(model, drafter), **record}), "utf-8")
-        os.replace(partial, out)
+        write(out, {"identity": identity(model, drafter), **record})
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE") from None
     return out
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    """Write a file as a whole or not at all; OSError when it cannot be written."""
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(record), "utf-8")
+    os.replace(partial, out)
 
 
 def find(model: Name, drafter: Name) -> Found:

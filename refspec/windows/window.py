@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from refspec.burst import Ahead
 from refspec.metrics import Step
@@ -95,6 +95,30 @@ class Window(Account):
         self._look = LOOK
         self._untold: list[_Told] = []  # steps not taken in yet
         self.begin()
+
+    def state(self) -> dict[str, Any]:
+        """What outlasts a text, for `resumed`."""
+        self._take_in()
+        return self.account_state() | {
+            "costs": self.costs.state(), "belief": self.belief.state(), "surplus": list(self._surplus), "tried": self._tried,
+            "tokens": self._tokens, "spent": self._spent, "steps": self._steps,
+        }  # fmt: skip
+
+    @classmethod
+    def resumed(cls, most: int, state: Mapping[str, Any]) -> Window:
+        """A window that goes on where another was left; ValueError, KeyError or TypeError for a damaged state, or one of another `most`."""
+        window = cls(most, Costs.resumed(state["costs"]))
+        window.resume_account(state)
+        window.belief.resume(state["belief"])
+        surplus, tried = [float(x) for x in state["surplus"]], [int(n) for n in state["tried"]]
+        if (len(surplus), len(tried)) != (len(window._surplus), most + 1):
+            raise ValueError("this window was another one")
+        for i, value in enumerate(surplus):  # in place: C reads and writes it too
+            window._surplus[i] = value
+        window._tried = tried
+        window._tokens, window._spent, window._steps = float(state["tokens"]), float(state["spent"]), int(state["steps"])
+        window.begin()
+        return window
 
     def begin(self, held: int = 0) -> None:
         """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""

@@ -54,6 +54,22 @@ def test_the_same_seed_gives_the_same_text_with_and_without_speculation(on, temp
     assert fast["text"] == plain["text"] and fast["generated_tokens"] == plain["generated_tokens"]
 
 
+def test_an_adaptive_run_goes_on_from_those_before(pair, on, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
+    arguments = ["generate", *on, "-p", "hello", "-n", "30"]
+    assert record(call(*arguments, "--json"))["texts_before"] == 0 and not list(tmp_path.glob("window-*")), "nothing is chosen"
+    told = [call(*arguments, "--adaptive", *more) for more in ((), ("--no-tune",), ("--tree", "4"), (), ("-t", "2"))]
+    notes = [[line for line in result.stderr.splitlines() if "before (--no-tune starts anew)" in line] for result in told]
+    assert [len(lines) for lines in notes] == [0, 0, 0, 1, 0] and "goes on from 1 text before" in notes[3][0], "of the same kind and settings"
+    assert len({result.stdout for result in told}) == 1 and len(list(tmp_path.glob("window-*"))) == 3
+    with pytest.raises(KeyboardInterrupt), refspec.load(*pair, threads=1, adaptive=True, tuned=True) as session:
+        for _ in session.generate("hello", max_tokens=20):
+            pass
+        assert session.window is not None and session.window.texts >= 1, "a text of which nothing was drafted is none"
+        raise KeyboardInterrupt
+    assert record(call(*arguments, "--adaptive", "--json"))["texts_before"] >= 1
+
+
 def test_compare_prints_the_plain_run_the_speedup_and_the_verdict(on):
     result = call("generate", *on, "-p", "hello", "-n", "12", "--compare", "--strict")
     assert result.exit_code == 0

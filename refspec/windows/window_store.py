@@ -1,0 +1,62 @@
+"""What an adaptive window has learned, kept in the user's cache directory from one process to the next.
+
+A window that knows nothing has to find out what steps cost, how far the drafter can be trusted and what texts gain, and pays for it with the first texts;
+somebody who runs one prompt at a time would pay each time. One file per target, drafter, machine and settings: with other
+settings steps cost something else. It is stale where a record of `tune` would be (`tune_store.py`). Not a measurement and never needed: what
+cannot be read is learned again, what cannot be written is not kept, and no text depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from refspec.windows import tune_store
+from refspec.windows.tree_window import TreeWindow
+from refspec.windows.window import Window
+
+FORMAT = 1  # of the file; another one is stale
+
+
+class Memory:
+    """The windows of one pair under some settings (JSON)."""
+
+    def __init__(self, model: tune_store.Name, drafter: tune_store.Name, settings: Mapping[str, Any]) -> None:
+        """Raises OSError where a file is not there any more."""
+        self._place = tune_store.path(model, drafter)
+        self._identity = tune_store.identity(model, drafter) | {"window": FORMAT}
+        self._settings = json.dumps(settings, sort_keys=True)
+
+    def path(self, window: type[Window | TreeWindow], most: int) -> Path:
+        """Where such a window is kept."""
+        key = json.dumps([self._place.name, self._settings, window.__name__, most])
+        return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
+
+    def find(self, window: type[Window | TreeWindow], most: int) -> Window | TreeWindow | None:
+        """A window that goes on from where the last one was left, if that was kept and still holds."""
+        try:
+            kept = json.loads(self.path(window, most).read_text("utf-8"))
+            if kept["identity"] != self._identity:
+                return None
+            return window.resumed(most, _numbers(kept["state"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+
+    def keep(self, window: Window | TreeWindow) -> None:
+        """Keep what a window has learned, in place of what was kept before."""
+        with suppress(OSError):
+            tune_store.write(self.path(type(window), window.most), {"identity": self._identity, "state": window.state()})
+
+
+def _numbers(state: Any) -> Any:
+    """The state itself; ValueError where a number in it is infinite."""
+    for value in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
+        _numbers(value)
+    if isinstance(state, float) and math.isinf(state):
+        raise ValueError("a number is infinite")
+    return state
