@@ -61,7 +61,7 @@ def load(
     exact: bool = False,
     draft_max: int | None = None,
     lookup: bool | None = None,
-    adaptive: bool = False,
+    adaptive: bool | None = False,
     kv_type: str | None = None,
     repack: bool | None = None,
     pair_rows: bool | None = None,
@@ -78,7 +78,8 @@ def load(
     runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
     then rounds alike whatever stands beside it. `exact` promises the same for the weights as they are, whatever their type: single rows in
     pairs, nothing laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first (`engine/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
-    `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified. `tuned` takes over what
+    `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified; None does for chains of a
+    named pair of which nothing else says how much to draft, neither draft_max nor what was measured. `tuned` takes over what
     `refspec tune` stored for these files, where no setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns. `repack` lets llama.cpp lay out quantized weights anew; None is
     its default, but where that would crash (`engine/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
     faster for some weights on some machines; None is what `tune` found, else no. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
@@ -108,6 +109,8 @@ def load(
     if exact:
         _check_exact(strict=strict, repack=repack, pair_rows=pair_rows, tree=shape)
         repack, pair_rows, limit = False, True, EXACT_LIMIT
+    if adaptive is None:
+        adaptive = "draft_max" not in chosen and drafter is not None and draft_max is None and shape is None
     default = shape.nodes if shape else ADAPTIVE_MAX if adaptive else int(chosen.get("draft_max", DRAFT_MAX))
     length = min(default, limit) if draft_max is None else _draft_length(draft_max, limit)
     if threads_draft is None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--draft-max",
     type=click.IntRange(0, 64),
-    help="Draft tokens per verify step, 0 for plain decoding; the default was measured or is 3. With --adaptive the most.",
+    help="Draft tokens per verify step, 0 for plain decoding; the default was measured, or is chosen every step. With --adaptive the most.",
 )
 @tree_option
 @click.option(
@@ -82,7 +82,7 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
     penalties_of(o)  # refuses what cannot be before a model is loaded
     text = read_prompt(prompt, path)
-    with load(o) as session:
+    with load(o, chooses=o["adaptive"] is None and not o["draft_sampling"]) as session:
         sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
         if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
             note("stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out")
@@ -113,6 +113,7 @@ def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str,
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
     """Generate, print and compare; returns the exit code."""
     from refspec import kinds
+    from refspec.api import DRAFT_MAX
     from refspec.measure import report
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
@@ -129,8 +130,9 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     if o["strict"] and not session.bit_strict:
         note("--strict: the weights are not all F32, so batch shapes still round differently")
     before = session.window.texts if session.window is not None else 0
-    if before:
-        note(f"--adaptive goes on from {before} text{'s' * (before > 1)} before (--no-tune starts anew)")
+    if speculating and session.adaptive and (before or o["adaptive"] is None):
+        after = f", after {before} text{'s' * (before > 1)} before" if before else ""
+        note(f"how much to draft is chosen every step{after} (--no-adaptive: {DRAFT_MAX} tokens; --no-tune: as if for the first time)")
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}

@@ -120,7 +120,8 @@ model_options = options(
         help="Draft from the text itself: alone, where the drafter is unsure, or as a branch of a tree. Off unless the settings of the embedded pair say so.",
     ),
     click.option(
-        "--adaptive/--no-adaptive", default=None, help="Choose the draft length every step, at most --draft-max (8)."
+        "--adaptive/--no-adaptive", default=None,
+        help="Choose the draft length every step, at most --draft-max (8); `generate` does where nothing was measured and no --draft-max or --tree is given.",
     ),
     click.option(
         "--drafter-kernels", type=click.Choice(["auto", "llama", "own"]), default="auto", show_default=True,
@@ -144,8 +145,8 @@ tree_option = click.option(
 )
 
 
-def load(o: dict[str, Any]) -> Session:
-    """The session that the model options ask for."""
+def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
+    """The session that the model options ask for; `chooses`: it may draft adaptively where no option says how much to draft."""
     import refspec
 
     session = refspec.load(
@@ -162,7 +163,7 @@ def load(o: dict[str, Any]) -> Session:
         draft_max=o.get("draft_max"),
         tree=o.get("tree"),
         lookup=o["lookup"],
-        adaptive=bool(o["adaptive"]),
+        adaptive=None if chooses else bool(o["adaptive"]),
         kv_type=o["kv_type"],
         repack=o["repack"],
         pair_rows=o["pair_rows"],

@@ -34,7 +34,7 @@ def test_text_goes_to_stdout_and_statistics_to_stderr(on):
 
 
 def test_json_is_one_object_with_every_promised_key(on):
-    got = record(call("generate", *on, "-p", "hello", "-n", "20", "--compare", "--json"))
+    got = record(call("generate", *on, "-p", "hello", "-n", "20", "--no-adaptive", "--compare", "--json"))
     assert {
         "text", "prompt_tokens", "generated_tokens", "tau", "verify_steps", "accepted_by_position", "tokens_per_second",
         "seconds", "plain", "identical", "prompt_seconds", "stop", "speedup", "first_difference",
@@ -57,10 +57,10 @@ def test_the_same_seed_gives_the_same_text_with_and_without_speculation(on, temp
 def test_an_adaptive_run_goes_on_from_those_before(pair, on, tmp_path, monkeypatch):
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     arguments = ["generate", *on, "-p", "hello", "-n", "30"]
-    assert record(call(*arguments, "--json"))["texts_before"] == 0 and not list(tmp_path.glob("window-*")), "nothing is chosen"
+    assert record(call(*arguments, "--no-adaptive", "--json"))["texts_before"] == 0 and not list(tmp_path.glob("window-*")), "nothing is chosen"
     told = [call(*arguments, "--adaptive", *more) for more in ((), ("--no-tune",), ("--tree", "4"), (), ("-t", "2"))]
-    notes = [[line for line in result.stderr.splitlines() if "before (--no-tune starts anew)" in line] for result in told]
-    assert [len(lines) for lines in notes] == [0, 0, 0, 1, 0] and "goes on from 1 text before" in notes[3][0], "of the same kind and settings"
+    notes = [[line for line in result.stderr.splitlines() if "text before (" in line] for result in told]
+    assert [len(lines) for lines in notes] == [0, 0, 0, 1, 0] and "chosen every step, after 1 text before" in notes[3][0], "of the same kind and settings"
     assert len({result.stdout for result in told}) == 1 and len(list(tmp_path.glob("window-*"))) == 3
     with pytest.raises(KeyboardInterrupt), refspec.load(*pair, threads=1, adaptive=True, tuned=True) as session:
         for _ in session.generate("hello", max_tokens=20):
@@ -68,6 +68,21 @@ def test_an_adaptive_run_goes_on_from_those_before(pair, on, tmp_path, monkeypat
         assert session.window is not None and session.window.texts >= 1, "a text of which nothing was drafted is none"
         raise KeyboardInterrupt
     assert record(call(*arguments, "--adaptive", "--json"))["texts_before"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "adaptive"),
+    [((), True), (("--temp", "0.9"), True), (("--no-adaptive",), False), (("--draft-max", "2"), False), (("--draft-max", "2", "--adaptive"), True), (("--tree", "4"), False),
+     (("--temp", "0.9", "--draft-sampling"), False), (("--no-spec",), False)],
+)  # fmt: skip
+def test_how_much_to_draft_is_chosen_where_nothing_says_it(on, options, adaptive):
+    result = call("generate", *on, "-p", "hello", "-n", "9", *options, "--json")
+    assert record(result)["adaptive"] is adaptive
+    assert ("chosen every step" in result.stderr) == (adaptive and "--adaptive" not in options)
+
+
+def test_the_measured_length_of_the_built_in_pair_is_fixed():
+    assert record(call("generate", "-p", "hello", "-n", "4", "--json"))["adaptive"] is False
 
 
 def test_compare_prints_the_plain_run_the_speedup_and_the_verdict(on):

@@ -103,6 +103,9 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
         with refspec.load(*pair, n_ctx=160, tuned=True, **options) as session:
             assert session.target.pair_rows is wanted
             assert session.tuned.record is not None
+    for tuned_, adaptive in ((True, False), (False, True)):
+        with refspec.load(*pair, n_ctx=160, tuned=tuned_, adaptive=None) as session:
+            assert session.adaptive is adaptive, "what was measured says how much to draft"
     arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10", "--json"]
     texts = {record(call(*arguments, option))["text"] for option in ("--pair-rows", "--no-pair-rows", "--no-tune")}
     assert len(texts) == 1
