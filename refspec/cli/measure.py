@@ -15,6 +15,7 @@ from refspec.errors import UsageError
 from refspec.penalties import Penalties
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+figure_option = click.option("--figure", metavar="FILE", help="Also draw the speedups by family: a .png, .svg or .pdf (the `plot` extra).")
 prompt_options = options(
     click.option(
         "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in 200."
@@ -166,6 +167,16 @@ def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens:
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
     settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": session.target.model.repack}
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
+
+
+def figure_of(path: str | None) -> Callable[[Any], None]:
+    """Draws the record of a sweep or a replay into a file, if one was named; what would fail after measuring fails before it."""
+    if path is None:
+        return lambda measured: None
+    from refspec.measure import sweep_plots
+
+    out = sweep_plots.check(path)
+    return lambda measured: sweep_plots.write(sweep_plots.by_family(measured), out)
 
 
 def drafting(o: dict[str, Any]) -> Any:

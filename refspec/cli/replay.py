@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from refspec.cli.group import model_options, note, tree_option
-from refspec.cli.measure import bench, drafting, json_option, prompt_options
+from refspec.cli.measure import bench, drafting, figure_of, figure_option, json_option, prompt_options
 from refspec.cli.pairs import whole_numbers
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
@@ -36,10 +36,11 @@ ROUNDS = 5  # of measuring the costs of this machine
 @click.option("--seed", type=int, default=0, show_default=True, help="Of that variation.")
 @penalty_options
 @click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
+@figure_option
 @json_option
 def replay(
     max_tokens: int, draft_max: str, rows: str | None, noise: float, sessions: int, seed: int, prompts: str | None, families: tuple[str, ...],
-    count: int, as_json: bool, **o: Any,
+    count: int, figure: str | None, as_json: bool, **o: Any,
 ) -> None:  # fmt: skip
     """The adaptive window beside fixed lengths on recorded drafts, in computed time: what a machine of other costs would gain.
 
@@ -65,6 +66,7 @@ def replay(
     machine = None if rows is None else replaying.Machine(rows_of(rows, largest + 1), **{name: value or 0.0 for name, value in given.items()})
     sampler = Sampler(penalties=changed(Penalties(), o))
     texts = first_of_each(read(prompts, families), count)
+    draw = figure_of(figure)
     with drafting(o) as session:
         if machine is None:
             if largest > measured.MOST:
@@ -77,6 +79,7 @@ def replay(
         found = replaying.measure(record, machine, lengths, most, sessions=sessions, noise=noise, seed=seed, shape=shape)
         found |= {"model": session.name, "max_tokens": max_tokens, "penalties": sampler.penalties.on, "measured": rows is None}
     click.echo(json.dumps(found) if as_json else "\n".join(replaying.table(found)))
+    draw(found)
 
 
 def rows_of(text: str, most: int) -> tuple[float, ...]:

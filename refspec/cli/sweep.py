@@ -9,7 +9,17 @@ from typing import Any
 import click
 
 from refspec.cli.group import model_options, tree_option
-from refspec.cli.measure import bench, drafting, json_option, prompt_options, repeat_option, rival_of, rival_option
+from refspec.cli.measure import (
+    bench,
+    drafting,
+    figure_of,
+    figure_option,
+    json_option,
+    prompt_options,
+    repeat_option,
+    rival_of,
+    rival_option,
+)
 from refspec.cli.pairs import whole_numbers
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
@@ -27,10 +37,11 @@ from refspec.sampling import Sampler
 @repeat_option
 @click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
 @rival_option
+@figure_option
 @json_option
 def sweep(
     max_tokens: int, draft_max: str, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None,
-    as_json: bool, **o: Any,
+    figure: str | None, as_json: bool, **o: Any,
 ) -> None:  # fmt: skip
     """Every fixed draft length and the adaptive window beside plain decoding, by family of prompts.
 
@@ -49,6 +60,7 @@ def sweep(
     texts = first_of_each(read(prompts, families), count)
     both = o["lookup"] and (o["drafter"] is not None or o["model"] is None)  # else lookup is the drafter
     o["lookup"] = bool(o["lookup"]) and not both
+    draw = figure_of(figure)
     with drafting(o) as session:
         program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
@@ -57,3 +69,4 @@ def sweep(
                 sampler=sampler,
             )
     click.echo(json.dumps(measured) if as_json else "\n".join(sweeping.table(measured)))
+    draw(measured)

@@ -107,6 +107,25 @@ def test_trees_are_replayed_beside_chains():
     assert lines[1].split()[:5] == ["1", "2", "adapt", "tree", "atree"] and any(line.startswith("trees:    6:3:4, ") for line in lines)
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_figure_shows_every_family(tmp_path, suffix):
+    pytest.importorskip("matplotlib", reason="figures are the plot extra's")
+    out = tmp_path / f"families.{suffix}"
+    result = call(*arguments("--rows", "1,1.05,1.1,1.15", "--tree", "6:3:4", "--figure", out))
+    assert result.exit_code == 0 and out.stat().st_size > 5000
+    if suffix == "svg":
+        drawn = out.read_text("utf-8")
+        assert all(f"<!-- {name} -->" in drawn for name in ("built-in", "chain 2", "adaptive", "tree", "adaptive tree"))
+
+
+@pytest.mark.parametrize(("name", "words"), [("families.xyz", "end the name in .png"), ("gone/families.png", "no directory")])
+def test_a_figure_that_cannot_be_drawn_is_named_before_anything_is_recorded(tmp_path, monkeypatch, name, words):
+    pytest.importorskip("matplotlib", reason="figures are the plot extra's")
+    monkeypatch.setattr(window_replay, "record", None)
+    result = call(*arguments("--rows", "1,1.05", "--figure", tmp_path / name))
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+
+
 def test_without_rows_this_machine_is_measured():
     result = call(*arguments("--json"))
     assert result.exit_code == 0, result.output
