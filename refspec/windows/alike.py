@@ -18,6 +18,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 FIRST = 16  # steps of a text: those that were hardly chosen by what came of the others
 TEXTS = 100  # remembered
@@ -57,14 +58,14 @@ class Alike:
             like_gains, like_steps = like_gains + weight * other.gain, like_steps + weight * other.steps
         self.usual = (ALL * gains / steps + like_gains) / (ALL + like_steps)
 
-    def state(self) -> list[list[float]]:
-        """The texts remembered, for `resume`."""
-        return [[text.length, text.sureness, text.gain, text.steps] for text in self._texts]
+    def state(self) -> list[list[float | None]]:
+        """The texts remembered, for `resume`: length, sureness (None: not known), gain and steps of each."""
+        return [[text.length, None if math.isnan(text.sureness) else text.sureness, text.gain, text.steps] for text in self._texts]
 
-    def resume(self, texts: Sequence[Sequence[float]]) -> None:
+    def resume(self, texts: Sequence[Sequence[Any]]) -> None:
         """Remember such texts; ValueError or TypeError for others."""
-        found = [_Text(float(length), float(sureness), float(gain), int(steps)) for length, sureness, gain, steps in texts]
-        if not all(text.length >= 0 and 0 < text.steps <= FIRST and math.isfinite(text.gain) for text in found):
+        found = [_Text(float(length), math.nan if sureness is None else float(sureness), float(gain), int(steps)) for length, sureness, gain, steps in texts]
+        if not all(text.length >= 0 and 0 < text.steps <= FIRST for text in found):
             raise ValueError("texts have a length and steps")
         self._texts.extend(found)
 

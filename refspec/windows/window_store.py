@@ -43,7 +43,7 @@ class Memory:
             kept = json.loads(self.path(window, most).read_text("utf-8"))
             if kept["identity"] != self._identity:
                 return None
-            return window.resumed(most, _numbers(kept["state"]))
+            return window.resumed(most, _finite(kept["state"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
 
@@ -53,10 +53,10 @@ class Memory:
             tune_store.write(self.path(type(window), window.most), {"identity": self._identity, "state": window.state()})
 
 
-def _numbers(state: Any) -> Any:
-    """The state itself; ValueError where a number in it is infinite."""
+def _finite(state: Any) -> Any:
+    """The state itself; ValueError where a number in it is infinite or none."""
     for value in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
-        _numbers(value)
-    if isinstance(state, float) and math.isinf(state):
-        raise ValueError("a number is infinite")
+        _finite(value)
+    if isinstance(state, float) and not math.isfinite(state):
+        raise ValueError(f"{state} is no number")
     return state

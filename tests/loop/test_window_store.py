@@ -59,6 +59,17 @@ def test_a_window_that_goes_on_pays_for_finding_out_once() -> None:
     assert mean(kept) > 1.07 * mean(new)
 
 
+def test_texts_whose_sureness_is_not_known_are_kept() -> None:
+    window = Window(MOST)
+    for sureness in (-0.5, math.nan):
+        window.begin(100)
+        window.expect(sureness)
+        window._alike.add(0.25)
+    found = Window.resumed(MOST, json.loads(json.dumps(window.state(), allow_nan=False)))
+    known, unknown = found._alike._texts
+    assert (known.sureness, known.gain, known.steps) == (-0.5, 0.25, 1) and math.isnan(unknown.sureness)
+
+
 def test_c_reads_what_was_resumed() -> None:
     window = Window.resumed(MOST, learned().state())
     if window._c.c is None:
@@ -87,7 +98,7 @@ def changed(state: Any, path: tuple[Any, ...], value: Any) -> None:
     ("path", "value"),
     [(("state",), None), (("state", "costs"), {}), (("state", "costs", "rows"), [[1, -1.0]]), (("state", "costs", "rows"), [[1, math.inf]]), (("state", "costs", "drift"), 0.0),
      (("state", "costs", "slopes"), []), (("state", "costs", "given"), 3), (("state", "belief", "bins"), [1.0]), (("state", "belief", "cells", 1), 5.0),
-     (("state", "surplus"), []), (("state", "tried"), [0]), (("state", "texts"), [[1.0]]), (("state", "texts"), [[1.0, 0.0, 0.0, 0]]), (("state", "reserve"), "much"),
+     (("state", "surplus"), []), (("state", "tried"), [0]), (("state", "texts"), [[1.0]]), (("state", "texts"), [[1.0, 0.0, 0.0, 0]]), (("state", "reserve"), "much"), (("state", "reserve"), math.nan), (("state", "surplus", 0), math.nan), (("state", "costs", "switch"), -math.inf),
      (("state", "tokens"), None), (("identity",), {}), (("identity", "window"), 0)],
 )  # fmt: skip
 def test_what_is_damaged_is_learned_again(memory: Memory, path: tuple[Any, ...], value: Any) -> None:
