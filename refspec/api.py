@@ -344,9 +344,10 @@ class Session:
 
             self._remember()
             kind: type[Window | TreeWindow] = Window if self.tree is None else TreeWindow
-            self.window = self.memory.find(kind, most) if self.memory else None
+            known = self.tuned.record["costs"] if self.tuned.record else measured.quick(self)
+            self.window = self.memory.find(kind, most, Costs.of(known) if known else None) if self.memory else None
             if self.window is None:
-                self.window = kind(most, Costs.of(self.tuned.record["costs"] if self.tuned.record else measured.quick(self)))
+                self.window = kind(most, Costs.of(known))
         return self.window
 
     def _remember(self) -> None:

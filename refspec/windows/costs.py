@@ -29,7 +29,6 @@ SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slopes, and wha
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
 STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
 DOUBTED = 2  # observations that an old cost is worth
-SURE = 4  # the most observations that those of a process before count for: the machine may have changed
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
 
@@ -190,23 +189,25 @@ class Costs:
     def state(self) -> dict[str, Any]:
         """All that is known, for `resumed`."""
         return {
-            "after": self.after, "rows": list(self.rows.items()), "seen": list(self.seen.items()), "clean": sorted(self._clean),
+            "after": self.after, "rows": list(self.rows.items()),
             "switch": self.switch, "switches": self._switches, "drift": self.drift, "cache": self.cache, "attention": self.attention,
             "slopes": list(self._slopes), "other": list(self.other.items()), "drafter": list(self._drafter), "given": self._given,
         }  # fmt: skip
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any]) -> Costs:
-        """Costs that know what others knew; ValueError, KeyError or TypeError for a damaged state."""
+        """Costs that guess what others knew, until a size is seen: another program may have been running then.
+
+        Raises ValueError, KeyError or TypeError for a damaged state.
+        """
         costs = cls({int(r): float(t) for r, t in state["rows"]}, after=int(state["after"]))
-        costs.seen = {int(r): min(int(n), SURE) for r, n in state["seen"]}
-        costs._clean = {int(r) for r in state["clean"]} & costs.rows.keys()
+        costs.seen, costs._clean = dict.fromkeys(costs.rows, 0), set()
         costs._switches, costs.other = int(state["switches"]), {bool(drafted): float(t) for drafted, t in state["other"]}
         costs.switch, costs.drift, costs.cache, costs.attention = (float(state[name]) for name in ("switch", "drift", "cache", "attention"))
         costs._slopes, costs._drafter = ([float(x) for x in state[name]] for name in ("slopes", "drafter"))
         given = state["given"]
         costs._given = None if given is None else (float(given[0]), float(given[1]))
-        if costs.seen.keys() != costs.rows.keys() or not all(t > 0 for t in (*costs.rows.values(), costs.drift)) or costs.switch < 0:
+        if not all(t > 0 for t in (*costs.rows.values(), costs.drift)) or costs.switch < 0:
             raise ValueError("costs are above 0")
         if (len(costs._slopes), len(costs._drafter)) != (9, 5):
             raise ValueError("sums are missing")

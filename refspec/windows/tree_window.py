@@ -48,9 +48,12 @@ class TreeWindow(Account):
         return self.account_state() | {"costs": self.costs.state(), "belief": self.belief.state(), "tokens": self._tokens, "spent": self._spent}
 
     @classmethod
-    def resumed(cls, most: int, state: Mapping[str, Any]) -> TreeWindow:
-        """A window that goes on where another was left; ValueError, KeyError or TypeError for a damaged state, or one of another `most`."""
-        window = cls(most, Costs.resumed(state["costs"]))
+    def resumed(cls, most: int, state: Mapping[str, Any], costs: Costs | None = None) -> TreeWindow:
+        """A window that goes on where another was left, with `costs` that are newer, if there are any.
+
+        Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
+        """
+        window = cls(most, costs or Costs.resumed(state["costs"]))
         window.resume_account(state)
         window.belief.resume(state["belief"])
         window._tokens, window._spent = float(state["tokens"]), float(state["spent"])

@@ -105,9 +105,12 @@ class Window(Account):
         }  # fmt: skip
 
     @classmethod
-    def resumed(cls, most: int, state: Mapping[str, Any]) -> Window:
-        """A window that goes on where another was left; ValueError, KeyError or TypeError for a damaged state, or one of another `most`."""
-        window = cls(most, Costs.resumed(state["costs"]))
+    def resumed(cls, most: int, state: Mapping[str, Any], costs: Costs | None = None) -> Window:
+        """A window that goes on where another was left, with `costs` that are newer, if there are any.
+
+        Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
+        """
+        window = cls(most, costs or Costs.resumed(state["costs"]))
         window.resume_account(state)
         window.belief.resume(state["belief"])
         surplus, tried = [float(x) for x in state["surplus"]], [int(n) for n in state["tried"]]
@@ -115,7 +118,8 @@ class Window(Account):
             raise ValueError("this window was another one")
         for i, value in enumerate(surplus):  # in place: C reads and writes it too
             window._surplus[i] = value
-        window._tried = tried
+        if costs is None:
+            window._tried = tried
         window._tokens, window._spent, window._steps = float(state["tokens"]), float(state["spent"]), int(state["steps"])
         window.begin()
         return window

@@ -1,7 +1,8 @@
 """What an adaptive window has learned, kept in the user's cache directory from one process to the next.
 
 A window that knows nothing has to find out what steps cost, how far the drafter can be trusted and what texts gain, and pays for it with the first texts;
-somebody who runs one prompt at a time would pay each time. One file per target, drafter, machine and settings: with other
+somebody who runs one prompt at a time would pay each time. What steps cost is measured or known from `tune` where that is possible, for another
+program may have been running when it was learned; the costs that are kept are for targets of which a step takes too long to measure many. One file per target, drafter, machine and settings: with other
 settings steps cost something else. It is stale where a record of `tune` would be (`tune_store.py`). Not a measurement and never needed: what
 cannot be read is learned again, what cannot be written is not kept, and no text depends on it.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refspec.windows import tune_store
+from refspec.windows.costs import Costs
 from refspec.windows.tree_window import TreeWindow
 from refspec.windows.window import Window
 
@@ -37,13 +39,13 @@ class Memory:
         key = json.dumps([self._place.name, self._settings, window.__name__, most])
         return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
 
-    def find(self, window: type[Window | TreeWindow], most: int) -> Window | TreeWindow | None:
-        """A window that goes on from where the last one was left, if that was kept and still holds."""
+    def find(self, window: type[Window | TreeWindow], most: int, costs: Costs | None = None) -> Window | TreeWindow | None:
+        """A window that goes on from where the last one was left, with newer `costs` if given; None where none was kept or it no longer holds."""
         try:
             kept = json.loads(self.path(window, most).read_text("utf-8"))
             if kept["identity"] != self._identity:
                 return None
-            return window.resumed(most, _finite(kept["state"]))
+            return window.resumed(most, _finite(kept["state"]), costs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
 
