@@ -16,7 +16,7 @@ OWNERS = {
     "llama_cpp": ("refspec/engine/lib.py",),
     "gguf": ("refspec/formats/gguf_io.py", "refspec/formats/gguf_types.py"),
     "refspec._native": ("refspec/native/module.py",),
-    "matplotlib": ("refspec/measure/drift_plots.py", "refspec/measure/findings_plots.py"),
+    "matplotlib": ("refspec/measure/drift_plots.py", "refspec/measure/findings_plots.py", "refspec/measure/sweep_plots.py"),
     "torch": ("refspec/train/",),
     "tokenizers": ("refspec/train/",),
     "safetensors": ("refspec/train/",),
