@@ -53,11 +53,17 @@ class Costs:
         # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
         self._drafter = [0.0] * 5
         self._given = (feed, draft) if feed or draft else None
+        self._before = False  # whether these are guesses of a process before
 
     @property
     def known(self) -> bool:
         """Whether one token's cost has been measured, without which nothing can be compared."""
         return self.seen.get(1, 0) > 0
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it is known what plain decoding costs, by which all is measured: seen once with and once without a change of size, or before."""
+        return self._before or self.seen.get(1, 0) >= 2
 
     def target(self, r: int) -> float:
         """Seconds of a run over r rows, the batch size being that of the run before."""
@@ -201,7 +207,7 @@ class Costs:
         Raises ValueError, KeyError or TypeError for a damaged state.
         """
         costs = cls({int(r): float(t) for r, t in state["rows"]}, after=int(state["after"]))
-        costs.seen, costs._clean = dict.fromkeys(costs.rows, 0), set()
+        costs.seen, costs._clean, costs._before = dict.fromkeys(costs.rows, 0), set(), 1 in costs.rows
         costs._switches, costs.other = int(state["switches"]), {bool(drafted): float(t) for drafted, t in state["other"]}
         costs.switch, costs.drift, costs.cache, costs.attention = (float(state[name]) for name in ("switch", "drift", "cache", "attention"))
         costs._slopes, costs._drafter = ([float(x) for x in state[name]] for name in ("slopes", "drafter"))

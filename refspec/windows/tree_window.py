@@ -78,8 +78,8 @@ class TreeWindow(Account):
         self._planned, self._woke, self._running = False, False, True
         self._tree, self._levels = empty_tree(), 0
         room = min(room, self.most)
-        if room <= 0 or self.costs.seen.get(1, 0) < 2:
-            return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
+        if room <= 0 or not self.costs.comparable:
+            return 0
         if self.off:
             if not self.may_try():
                 return 0

@@ -142,8 +142,8 @@ class Window(Account):
         self._forced, self._woke, self._running = False, False, True
         room = min(room, self.most)
         self._planned = 0
-        if room <= 0 or self.costs.seen.get(1, 0) < 2:
-            return 0  # what plain decoding costs is what all is measured by: once with and once without a change of size
+        if room <= 0 or not self.costs.comparable:
+            return 0
         if self.off:
             self.begin_try()
             self._woke, self._trial, self._looks = True, TRIAL, 0
@@ -168,7 +168,7 @@ class Window(Account):
         if self.off:
             steps = self.off_for() if self._before in (0, 1) else 0  # else what the change of size costs is to be looked at
             return Ahead(steps) if steps > 1 else None
-        if self._c.c is None or self._trial or self._looks or self.costs.seen.get(1, 0) < 2:
+        if self._c.c is None or self._trial or self._looks or not self.costs.comparable:
             return None
         if self._age >= REFRESH or not self._cost or self._untold:
             self._refresh()

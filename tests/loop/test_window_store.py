@@ -70,6 +70,7 @@ def test_costs_that_were_kept_are_guesses_until_a_size_is_seen() -> None:
     """They may be those of a time when another program was running."""
     costs = Costs.resumed(Costs({1: 1.0, 2: 3.0, 3: 4.0}, switch=0.2).state())
     assert [costs.target(r) for r in (1, 2, 3)] == [1.0, 3.0, 4.0] and not costs.known
+    assert costs.comparable and not Costs().comparable, "drafting need not wait for plain steps"
     costs.learn(0, 1, 0.5, None, None)
     costs.learn(1, 1, 0.8, None, None)  # after a change of size
     assert [costs.target(r) for r in (1, 2, 3)] == pytest.approx([0.5, 0.6, 4.0])
