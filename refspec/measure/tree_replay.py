@@ -12,8 +12,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from refspec.metrics import Step
 from refspec.trees.tree import ROOT, Tree, empty_tree
 
@@ -97,7 +95,6 @@ def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, n
         rows = len(tree.tokens) + 1
         seconds = machine.seconds(rows, before, levels, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)
-        drafted = np.zeros(len(path), np.int32).tolist()
-        policy.learn(Step(position, drafted, len(path), tokens, seconds, nodes=len(tree.tokens), depth=tree.height), path)
+        policy.learn(Step(position, [0] * len(path), len(path), tokens, seconds, nodes=len(tree.tokens), depth=tree.height), path)
         spent, steps, before, position = spent + seconds.total, steps + 1, rows, position + len(tokens)
     return spent, steps

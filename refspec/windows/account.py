@@ -56,7 +56,7 @@ class Account:
     @property
     def texts(self) -> int:
         """Texts that are remembered."""
-        return len(self._alike.state())
+        return len(self._alike)
 
     def account_state(self) -> dict[str, Any]:
         """What outlasts a text, for `resume_account`."""

@@ -58,6 +58,10 @@ class Alike:
             like_gains, like_steps = like_gains + weight * other.gain, like_steps + weight * other.steps
         self.usual = (ALL * gains / steps + like_gains) / (ALL + like_steps)
 
+    def __len__(self) -> int:
+        """Texts remembered."""
+        return len(self._texts)
+
     def state(self) -> list[list[float | None]]:
         """The texts remembered, for `resume`: length, sureness (None: not known), gain and steps of each."""
         return [[text.length, None if math.isnan(text.sureness) else text.sureness, text.gain, text.steps] for text in self._texts]
