@@ -21,11 +21,10 @@ from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
-from refspec.formats.gguf_io import TensorOut, interleave_rows, outtype_for, write_gguf
+from refspec.formats.gguf_io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
 from refspec.recommended import from_generation_config, recommended
 
 ARCHITECTURES = ("LlamaForCausalLM",)
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's names for "mostly this type"
 LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

@@ -17,6 +17,7 @@ import refspec.cli.generate
 import refspec.cli.grid
 import refspec.cli.inflate
 import refspec.cli.measure
+import refspec.cli.recast
 import refspec.cli.regenerate
 import refspec.cli.replay
 import refspec.cli.stock

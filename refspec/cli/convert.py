@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refspec.cli.group import main, note
+from refspec.cli.group import bytes_bar, check_names_file, main, note
 from refspec.cli.stock import OUTTYPES, nearest, stock_options
 from refspec.errors import UsageError
 
@@ -74,13 +72,12 @@ def convert(
         given["head_norm"] = head_norm == "yes"
     if ignore:
         given["ignore"] = list(ignore)
-    if Path(out).is_dir():
-        raise UsageError(f"-o {out}: is a directory; name the file to write")
+    check_names_file(out)
     called = name or Path(checkpoint).resolve().name
     if near:
         report, made = _nearest(checkpoint, target, out, outtype, given, called, run)
     else:
-        with _bar(called) as progress:
+        with bytes_bar(called) as progress:
             report, made = convert_drafter(checkpoint, target, out, outtype, given, name=called, progress=progress), None
     if as_json:
         click.echo(json.dumps(_record(report) | ({"stock": made} if made else {}), ensure_ascii=False))
@@ -107,13 +104,13 @@ def _nearest(
         except OSError as error:
             raise UsageError(f"-o {out}: cannot be written there ({error.strerror or error})") from None
         exact = str(Path(folder) / "exact.gguf")
-        with _bar(called) as progress:
+        with bytes_bar(called) as progress:
             report = convert_drafter(checkpoint, target, exact, "f32", given, name=called, progress=progress)
         if report.arch != STOCK_ARCH:
             report.path = Path(checkpoint)  # what is printed of it is how the checkpoint was read
             return report, nearest(target, exact, out, outtype, name=checkpoint, **run)
     note("stock llama.cpp runs this drafter exactly: --stock changes nothing, nothing is lost")
-    with _bar(called) as progress:
+    with bytes_bar(called) as progress:
         return convert_drafter(checkpoint, target, out, outtype, given, name=called, progress=progress), None
 
 
@@ -122,17 +119,3 @@ def _record(report: Report) -> dict[str, Any]:
         "file": str(report.path), "architecture": report.arch, "tensors": report.tensors, "bytes": report.nbytes,
         "resolved": {k: {"value": f.value, "source": f.source} for k, f in report.resolved.items()}, "notes": report.notes,
     }  # fmt: skip
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar in bytes on stderr, shown once the size of the file is known."""
-    with ExitStack() as stack:
-        bars: list[Any] = []
-
-        def progress(nbytes: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(click.progressbar(length=total, label=label, file=sys.stderr)))
-            bars[0].update(nbytes)
-
-        yield progress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,26 @@ def main() -> None:
 
     Text goes to stdout, everything else to stderr.
     """
+
+
+def check_names_file(out: str) -> None:
+    """UsageError where -o names a directory."""
+    if Path(out).is_dir():
+        raise UsageError(f"-o {out}: is a directory; name the file to write")
+
+
+@contextmanager
+def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in bytes on stderr, shown once the size of the file is known."""
+    with ExitStack() as stack:
+        bars: list[Any] = []
+
+        def progress(nbytes: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(click.progressbar(length=total, label=label, file=sys.stderr)))
+            bars[0].update(nbytes)
+
+        yield progress
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
-from refspec.cli.group import main
+from refspec.cli.group import bytes_bar, check_names_file, main
 from refspec.cli.measure import json_option
 
 
@@ -22,13 +21,9 @@ def inflate(target: str, out: str, params: str, layers: int | None, as_json: boo
     from refspec.formats.gguf_io import read_gguf_header
     from refspec.measure import inflate as inflating
 
+    check_names_file(out)
     wanted = inflating.parameters(params)
     read_gguf_header(target)
-    with click.progressbar(length=1, label="bytes written", file=sys.stderr) as bar:
-
-        def show(nbytes: int, total: int) -> None:
-            bar.length = total
-            bar.update(nbytes)
-
-        made = inflating.inflate(target, out, params=wanted, layers=layers, progress=show)
+    with bytes_bar("bytes written") as progress:
+        made = inflating.inflate(target, out, params=wanted, layers=layers, progress=progress)
     click.echo(json.dumps(made) if as_json else f"{made['file']}: {made['params'] / 1e6:.0f} M parameters; {made['label']}")

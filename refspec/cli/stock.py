@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from refspec.cli.group import main, note, options
+from refspec.cli.group import check_names_file, main, note, options
 from refspec.cli.measure import json_option
-from refspec.errors import UsageError
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
@@ -55,7 +53,6 @@ def nearest(
     from refspec.measure import stock as near
     from refspec.measure.prompts import halves
 
-    if Path(out).is_dir():
-        raise UsageError(f"-o {out}: is a directory; name the file to write")
+    check_names_file(out)
     calibration, held_out = halves(prompts, families, count)
     return near.make_stock(target, drafter, out, calibration=calibration, held_out=held_out, outtype=outtype, progress=note, **o)

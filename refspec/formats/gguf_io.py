@@ -27,7 +27,7 @@ from refspec.formats.gguf_header import GgufInfo, TensorInfo, parse_header
 from refspec.formats.lazy import Lazy
 
 __all__ = [
-    "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows", "outtype_for",
+    "FILE_TYPES", "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows", "outtype_for",
     "read_drafter", "read_gguf_header", "read_tensor", "tensor_rows", "write_drafter", "write_gguf",
 ]  # fmt: skip
 
@@ -36,6 +36,7 @@ OUTTYPES = {
     "f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "bf16": GGMLQuantizationType.BF16,
     "q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0, "i64": GGMLQuantizationType.I64,
 }  # fmt: skip
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # general.file_type: llama.cpp's numbers for "mostly this type"
 _RAW = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32,
         "I64": np.int64}  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The same model with other weight types: F32 for strict runs, Q8_0 and Q4_0 to measure what they cost and gain.
 
-Not a converter: everything but the weight type is copied. Recast files live in the user's cache directory, named after
-the content they came from, and are made once.
+Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache directory, named
+after the content it came from, and is made once; `write_as` writes where the user says.
 """
 
 from __future__ import annotations
@@ -12,8 +12,20 @@ import sys
 from pathlib import Path
 
 from refspec.errors import UsageError
-from refspec.formats.gguf_io import TensorOut, copy_metadata, outtype_for, read_gguf_header, read_tensor, write_gguf
+from refspec.formats.gguf_blocks import Progress
+from refspec.formats.gguf_header import GgufInfo
+from refspec.formats.gguf_io import (
+    FILE_TYPES,
+    TensorOut,
+    Typed,
+    copy_metadata,
+    outtype_for,
+    read_gguf_header,
+    read_tensor,
+    write_gguf,
+)
 
+FILE_TYPE = "general.file_type"
 LIMIT = 4 << 30  # bytes; a larger file is the user's own decision, made with a converter
 
 
@@ -54,6 +66,14 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
         raise UsageError(
             f"{out.parent}: cannot be made ({error.strerror or error}); name a directory to write to with REFSPEC_CACHE"
         ) from None
+    return write_as(info, out, outtype)
+
+
+def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
+    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole blocks F16.
+
+    Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
+    """
     tensors = [
         TensorOut(
             t.name, t.shape, "i64" if t.type == "I64" else outtype_for(t.shape, outtype),
@@ -61,7 +81,10 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
         )
         for t in info.tensors.values()
     ]  # fmt: skip
-    return write_gguf(out, info.arch, copy_metadata(info, ""), tensors)
+    metadata = copy_metadata(info, "")
+    if FILE_TYPE in metadata:
+        metadata[FILE_TYPE] = Typed(FILE_TYPES[outtype], *info.value_types[FILE_TYPE])
+    return write_gguf(out, info.arch, metadata, tensors, progress)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

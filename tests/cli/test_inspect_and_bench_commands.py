@@ -25,6 +25,17 @@ def test_inspect_of_what_is_not_a_model_is_one_line(tmp_path):
     assert "gone.gguf" in one_line_error(call("inspect", tmp_path / "gone.gguf"))
 
 
+def test_recast_writes_another_type_and_says_what_came_of_it(pair, tmp_path):
+    result = call("recast", pair[0], "--outtype", "q4_0", "-o", tmp_path / "small.gguf", "--json")
+    made = json.loads(result.stdout)
+    assert made["file"] == str(tmp_path / "small.gguf") and made["tensors"]["Q4_0"] > 0 and made["bytes"] == (tmp_path / "small.gguf").stat().st_size
+    assert json.loads(call("inspect", made["file"], "--json").stdout)["kind"] == "target"
+    assert "MB instead of" in call("recast", pair[1], "--outtype", "f16", "-o", tmp_path / "d.gguf").stdout
+    assert "gone.gguf" in one_line_error(call("recast", tmp_path / "gone.gguf", "--outtype", "f16", "-o", tmp_path / "x.gguf"))
+    assert "name the file" in one_line_error(call("recast", pair[0], "--outtype", "f16", "-o", tmp_path), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.gguf", "small.gguf"]
+
+
 def test_help_lists_the_commands_and_runnable_examples():
     result = call("-h")
     assert result.exit_code == 0

@@ -1,0 +1,38 @@
+"""`refspec recast`: the same model with other weight types."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from refspec.cli.group import bytes_bar, check_names_file, main
+from refspec.cli.measure import json_option
+from refspec.cli.stock import OUTTYPES
+
+
+@main.command()
+@click.argument("file", metavar="GGUF")
+@click.option("-o", "--out", "--output", "out", required=True, metavar="GGUF", help="The file to write; it appears when it is complete.")
+@click.option("--outtype", type=click.Choice(OUTTYPES), required=True, help="Type of the matrices; vectors stay F32.")
+@json_option
+def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
+    """Copy a target or drafter GGUF with its matrices in another type: what does that cost, what does it gain?
+
+    \b
+    From a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0 has lost does not come back.
+        refspec recast target.gguf --outtype q4_0 -o target-q4_0.gguf
+    """
+    from refspec.formats import recast as recasting
+    from refspec.formats.gguf_io import read_gguf_header
+
+    check_names_file(out)
+    info = read_gguf_header(file)
+    with bytes_bar("bytes written") as progress:
+        written = recasting.write_as(info, out, outtype, progress)
+    made = read_gguf_header(written)
+    types = [t.type for t in made.tensors.values()]
+    counts = {kind: types.count(kind) for kind in dict.fromkeys(types)}
+    record = {"file": str(written), "bytes": made.file_size, "bytes_before": info.file_size, "tensors": counts}
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    click.echo(json.dumps(record) if as_json else f"{written}: {made.file_size / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)")
