@@ -25,7 +25,7 @@ from cffi import FFI, VerificationError
 
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
-SOURCES = ("ops.c", "eagle3.c", "hooks.c", "cycle.c", "window.c", "burst.c", "sampling.c", "penalties.c", "tree.c")
+SOURCES = ("ops.c", "eagle3.c", "hooks.c", "cycle.c", "window.c", "account.c", "burst.c", "sampling.c", "penalties.c", "tree.c")
 
 
 def cdef() -> str:

@@ -1,7 +1,7 @@
 /* burst.c: several steps of the decode cycle in one call, the loop of refspec/speculate.py for a target on llama.cpp and a drafter in C.
  *
  * Where a step takes a millisecond or two, the interpreter's share of it is not small: its code has left the caches whenever the target has
- * run. Each part is another file's: the draft eagle3.c's and window.c's, the verify step cycle.c's. What fails is left to the caller, who runs that
+ * run. Each part is another file's: the draft eagle3.c's and window.c's, the verify step cycle.c's, what may be lost account.c's. What fails is left to the caller, who runs that
  * step alone and says in words why.
  */
 #include "refspec.h"
@@ -51,7 +51,8 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
     rs_target *t = j->target;
     rs_eagle3_chain *c = b->chain;
     float *features = t->features;
-    double began = rs_now(), lost = 0.0;
+    rs_account account = b->account;
+    double began = rs_now();
     size_t done = 0;
     bool over = false, stopped = false;
     j->stage = RS_RESTED;
@@ -66,7 +67,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
                 c->decided = first + 1;
             }
             size_t k = smaller(smaller(b->draft, room - 1), smaller(b->n_ctx - first - 1, c->config->capacity + 1 - rows));
-            if (b->window && b->allowance - lost < b->careful) k = smaller(k, 1);
+            if (b->window && rs_account_careful(&account)) k = smaller(k, 1);
             if (draft(b, s, drafted, k, before, rows, &stopped) != RS_OK) break;
         } else if (features) {
             t->features = features + done * t->n_states * t->width;
@@ -100,10 +101,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
         position += decided;
         room -= smaller(room, decided);
         done++;
-        if (b->window) {
-            lost += rs_window_takes(b->window, before, (size_t)s->drafted) / b->plain - (double)decided;
-            over = over || lost > b->allowance;
-        }
+        if (b->window && !rs_account_count(&account, b->window, before, (size_t)s->drafted, decided)) over = true;
         before = (size_t)s->drafted + 1;
     }
     t->features = features;

@@ -447,6 +447,25 @@ size_t rs_window_keep(const rs_window *window, size_t before, size_t drafted);
  * verified. */
 void rs_window_learn(const rs_window *window, const float *confidence, size_t asked, bool stopped, size_t drafted, size_t accepted);
 
+/* ---- account.c: what steps may lose, and what drafts of one token show of a text ---------------------------------------- */
+
+/* What an Account knows, in plain tokens. */
+typedef struct rs_account {
+    double plain;                  /* seconds of a step of plain decoding */
+    double reserve, allowance;     /* what may still be lost, of what speculation has gained and by what the text showed */
+    double careful;                /* where less than this may be lost, a step drafts one token at most */
+    double staked, stood, shown;   /* Stakes: such steps, those whose token stood, and what they show */
+} rs_account;
+
+/* Count a draft of one token, and return what more is shown. */
+double rs_account_stake(rs_account *account, const rs_window *window, bool stood);
+
+/* Whether a step should draft one token at most. */
+bool rs_account_careful(const rs_account *account);
+
+/* Count a step that drafted and decided so many tokens after one of `before` rows, by what such steps take: whether another one may be afforded. */
+bool rs_account_count(rs_account *account, const rs_window *window, size_t before, size_t drafted, size_t decided);
+
 /* ---- burst.c: several steps of the decode cycle in one call ------------------------------------------------------------ */
 
 /* One step: tokens drafted and verified, tokens the drafter was asked about, tokens accepted; seconds in the target, in the drafter and of
@@ -464,8 +483,7 @@ typedef struct rs_burst {
     size_t steps;                  /* at most */
     size_t n_ctx;                  /* rows that the target can hold */
     double seconds;                /* no step is begun after so many */
-    double plain, allowance;       /* with a window: the steps end when, by what such steps take and `plain` seconds a token, they have lost so many tokens; */
-    double careful;                /* where they may lose fewer than this from here on, a step drafts one token at most */
+    rs_account account;            /* with a window: the steps end when they can no more be afforded */
     rs_step *ran;                  /* [steps] receives what was done */
     int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */
     float *confidence;             /* [draft] working space */

@@ -12,6 +12,18 @@ from typing import Any, NamedTuple
 AT_ONCE = 0.04  # seconds after which no step is begun in the same call: a film shows no more pictures a second
 
 
+class Purse(NamedTuple):
+    """What steps may lose, in plain tokens: native/account.c's `rs_account`."""
+
+    plain: float  # seconds of a step of plain decoding
+    reserve: float = math.inf
+    allowance: float = math.inf
+    careful: float = -math.inf  # where less than this may be lost, a step drafts one token at most
+    staked: float = 0.0  # `windows/stakes.py`
+    stood: float = 0.0
+    shown: float = 0.0
+
+
 class Ahead(NamedTuple):
     """Steps of the decode cycle that may be run without asking before each of them."""
 
@@ -19,9 +31,7 @@ class Ahead(NamedTuple):
     draft: int = 0  # tokens drafted in each at most
     before: int = 0  # rows of the step before, 0 where it does not matter
     window: Any = None  # an `rs_window` that ends drafts and learns of them (`native/window.py`); None where nothing does
-    plain: float = 1.0  # with a window: seconds of a step of plain decoding,
-    allowance: float = math.inf  # and the tokens beside it that the steps may lose before they end,
-    careful: float = -math.inf  # of which so many must be left for a step to draft more than one token
+    account: Purse | None = None  # with a window: what the steps may lose before they end
 
 
 class Lent(NamedTuple):

@@ -12,14 +12,14 @@ and off where nothing is left of it, or before anything is drafted where usual i
 would be less noise: where a text is hard, what was learned on others expects too much.
 
 How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong, so it is one while
-the allowance is below CAREFUL.
+the allowance is below CAREFUL. What counts of such a step is not what it gained but what it shows that the length that suits the text would have
+(`windows/stakes.py`).
 
 May it be afforded? `reserve` begins with RESERVE, adds what every step gained by the clock and WATCH of each token decided while off, and turns
 speculation off when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
 
-When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, and the reserve
-holds as much: WATCH of each token decided while off, or EAGER, halved with each try of this text that failed. And as soon as the text begins to repeat
-itself (`windows/repeats.py`).
+When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, WATCH of each token decided while off, and the
+reserve holds as much. And as soon as the text begins to repeat itself (`windows/repeats.py`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refspec.windows.alike import FIRST, Alike
+from refspec.windows.alike import Alike
 from refspec.windows.repeats import Repeats
+from refspec.windows.stakes import KEEP, Stakes
 
 PRIOR, DEBT = 10.0, 1.0  # steps that `usual` is worth, plain tokens
 CAREFUL = 3.5  # plain tokens
-KEEP = 1 - 1 / 96  # of the sums of a text, per step
 USUAL_MOST = 0.3  # the most that is believed
 RESERVE, FULL = 8.0, 40.0  # plain tokens, to begin with and at most
 ROUNDING = 1e-6  # tokens: what is put aside one by one may be there a little sooner than a quotient says
-STAKE, WATCH, EAGER = 2.0, 0.015, 0.03  # plain tokens, and shares of those decided
-FAILED = 2  # tries, as many as have failed on a text before any where texts like it lost
+STAKE, WATCH = 2.0, 0.015  # plain tokens, and a share of those decided
 
 
 class Account:
@@ -77,15 +76,15 @@ class Account:
     def expect(self, sureness: float) -> None:
         """How sure the drafter was along the end of this text's prompt, which has been read: a mean log probability, nan where it cannot tell."""
         self._alike.begin(self._held, sureness)
-        (self.off, self._aside), self._failed = self._left, 0
+        self.off, self._aside = self._left
         if self.usual < 0:
-            self.off, self._failed = True, FAILED
+            self.off = True
         elif self.off and self.reserve >= STAKE:
             self.off, self._aside = False, 0.0
 
     def _begin_again(self) -> None:
-        self._gain = 0.0  # decayed sum over this text, or since the last try
-        self._counted = 0
+        self._gain = 0.0  # decayed sum over this text, or since the last try: what its steps gained, or what they showed it to gain
+        self.stakes = Stakes()
 
     @property
     def usual(self) -> float:
@@ -93,13 +92,18 @@ class Account:
         return self._alike.usual
 
     @property
+    def allowed(self) -> float:
+        """Plain tokens that this text may lose, by what it and texts like it gained."""
+        return PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain + DEBT
+
+    @property
     def allowance(self) -> float:
         """Plain tokens that may be lost before speculation is turned off."""
-        return min(self.reserve, PRIOR * min(max(self.usual, 0.0), USUAL_MOST) + self._gain + DEBT)
+        return min(self.reserve, self.allowed)
 
     @property
     def earned(self) -> float:
-        """Plain tokens that this text has gained, since the last try."""
+        """Plain tokens that this text has shown itself to gain, since the last try."""
         return max(self._gain, 0.0)
 
     @property
@@ -120,28 +124,29 @@ class Account:
         self.off, self._aside = False, 0.0
         self._begin_again()
 
-    def speculated(self, decided: float, spent: float, took: float | None = None) -> None:
-        """A step that drafted: tokens decided, and what such a step takes in plain tokens; what it took itself, if that differs. May turn speculation off."""
+    def speculated(self, decided: float, spent: float, took: float | None = None, shown: float | None = None) -> None:
+        """A step that drafted: tokens decided, and what such a step takes in plain tokens; what it took itself, if that differs, and what it shows that
+        such steps would gain on this text, if that is not what it gained. May turn speculation off."""
         gain = decided - spent
         self.reserve = min(self.reserve + decided - (spent if took is None else took), FULL)
-        self._gain, self._counted = self._gain * KEEP + gain, self._counted + 1
+        self._gain = self._gain * KEEP + (gain if shown is None else shown)
         self._alike.add(gain)
-        if self.off:  # already: a step that was planned before
-            return
-        self.off = self.allowance < 0
-        self._failed = self._failed + 1 if self.off else 0 if self._counted > FIRST else self._failed
+        self.off = self.off or self.allowance < 0
+
+    def stake(self, stood: bool, cost: Sequence[float], plain: float, depth: Sequence[float]) -> float:
+        """What more is shown of this text by a draft of one token; see `stakes.Stakes.and_one`."""
+        before, self.stakes = self.stakes.shown * KEEP, self.stakes.and_one(stood, cost, plain, depth)
+        return self.stakes.shown - before
 
     def off_for(self) -> int:
         """Tokens to be decided before the next try, unless the text begins to repeat itself; 0 where one is allowed now, or speculation is on."""
         if not self.off:
             return 0
-        aside = (STAKE - self._aside) / max(WATCH, self._eager())
-        return max(math.ceil(aside - ROUNDING), math.ceil((STAKE - self.reserve) / WATCH - ROUNDING), 0)
+        return max(math.ceil((STAKE - min(self._aside, self.reserve)) / WATCH - ROUNDING), 0)
 
     def watched(self, decided: int) -> None:
         """So many tokens decided by one or more steps while off, said already."""
-        share = max(WATCH, self._eager() if self.reserve >= STAKE else 0.0)
-        self._aside = min(self._aside + share * decided, STAKE)
+        self._aside = min(self._aside + WATCH * decided, STAKE)
         self.reserve = min(self.reserve + WATCH * decided, FULL)
         if self.reserve >= STAKE and self._repeats.begun():
             self._aside = STAKE
@@ -149,6 +154,3 @@ class Account:
     def say(self, tokens: Sequence[int]) -> None:
         """Tokens decided, in order: all of a text's."""
         self._repeats.add(tokens)
-
-    def _eager(self) -> float:
-        return EAGER / 2 ** max(self._failed - 1, 0)

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from refspec.burst import Ahead
+from refspec.burst import Ahead, Purse
 from refspec.metrics import Step
 from refspec.native.window import NativeWindow
 from refspec.windows.account import CAREFUL, FULL, Account
@@ -178,7 +178,8 @@ class Window(Account):
             return Ahead(looks)
         if self._least_tried(self._room):
             return None
-        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, self._plain, self.allowance, CAREFUL)
+        account = Purse(self._plain, self.reserve, self.allowed, CAREFUL, *self.stakes)
+        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, account)
 
     def went(self, steps: Sequence[Step], around: float) -> None:
         """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
@@ -296,7 +297,10 @@ class Window(Account):
         if forced and k > 1:  # an experiment says little of the text
             self.reserve = min(self.reserve + tokens - took, FULL)
             return
-        self.speculated(tokens, usual / self._plain, took)
+        shown = None
+        if k == 1 and self.careful:
+            shown = self.stake(tokens > 1, self._cost, self._plain, self._depth) - (usual - self._cost[1]) / self._plain
+        self.speculated(tokens, usual / self._plain, took, shown)
         if not forced:
             self._tokens = self._tokens * RATE_KEEP + tokens
             self._spent = self._spent * RATE_KEEP + seconds / self._plain

@@ -43,10 +43,10 @@ class Settled(Window):
         for _ in range(200):
             confidence = float(rng.random())
             self.belief.see(confidence, int(rng.integers(0, most)), bool(rng.random() < confidence))
-        self._tried, self._trial = [9999] * (most + 1), 0
+        self._tried, self._trial, self.reserve = [9999] * (most + 1), 0, 1e9
 
     @property
-    def allowance(self) -> float:
+    def allowed(self) -> float:
         return 1e9
 
     def learn(self, step: Step) -> None:

@@ -9,7 +9,7 @@ from loop_toys import Perfect, ToyTarget
 
 from refspec.api import Session
 from refspec.drafters.fallback import FallbackDrafter
-from refspec.windows.account import CAREFUL, FAILED, RESERVE, STAKE, WATCH, Account
+from refspec.windows.account import CAREFUL, RESERVE, STAKE, WATCH, Account
 from refspec.windows.alike import ALL, FIRST, SURENESSES, TEXTS, USUAL, USUAL_STEPS, Alike
 from refspec.windows.repeats import STRETCH, Repeats
 from refspec.windows.window import Window
@@ -112,7 +112,7 @@ def test_texts_that_begin_off_are_tried_again_before_long() -> None:
                 tokens += 1
             else:
                 account.speculated(0.6, 1.0)
-    assert 2 <= tries <= tokens * WATCH * FAILED / STAKE + 5
+    assert 2 <= tries <= tokens * WATCH / STAKE + 5
 
 
 def test_a_draft_is_of_one_token_until_more_has_been_earned() -> None:

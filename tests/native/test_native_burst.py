@@ -38,7 +38,10 @@ def burst(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window: Any
     arrays = [ffi.new(f"{kind}[]", size) for kind, size in (("rs_step", steps), ("int32_t", steps * draft + 1), ("int32_t", steps * (draft + 1)))]
     arrays.append(ffi.new("float[]", draft + 1))
     b.judge, b.chain, b.window = pair.judge, pair.chain.c if lend else ffi.NULL, window or ffi.NULL
-    b.steps, b.draft, b.n_ctx, b.seconds, b.plain, b.allowance = steps, draft, n_ctx, 60.0, 1.0, 1e9
+    b.steps, b.draft, b.n_ctx, b.seconds = steps, draft, n_ctx, 60.0
+    account = {"plain": 1.0, "reserve": 1e9, "allowance": 1e9, "careful": -1e9} | {name: limits.pop(name) for name in ("plain", "reserve", "allowance", "careful") if name in limits}
+    for name, value in account.items():
+        setattr(b.account, name, value)
     b.ran, b.drafted, b.tokens, b.confidence = arrays
     for name, value in limits.items():
         setattr(b, name, value)
@@ -140,7 +143,8 @@ def test_states_that_are_not_finite_take_the_step_back() -> None:
 def test_no_step_is_begun_when_the_time_or_the_allowance_is_used_up() -> None:
     window = experienced(0, 2)._c
     assert len(burst(Pair(2), STEPS, 2, 50, 20, seconds=1e-9)) <= 1
-    assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=-1e9, plain=1e-12)) == 1
+    assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=-1e9)) == 1
+    assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, reserve=0.0, plain=1e-12)) == 1  # steps that cost all there is
     assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c)) == STEPS <= ROOM
 
 
@@ -149,5 +153,7 @@ def test_a_step_drafts_one_token_while_little_may_be_lost() -> None:
     free = burst(Pair(2), STEPS, 2, 50, 20, window.c, careful=-1e9)
     held = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=1e9, careful=2e9)
     assert max(len(drafted) for drafted, *_ in free) == 2 and max(len(drafted) for drafted, *_ in held) == 1
+    (poor,) = burst(Pair(2), 1, 2, 50, 20, window.c, reserve=0.0, careful=0.5)
+    assert len(poor[0]) <= 1
     earned = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=0.0, careful=0.5, plain=1e9)  # steps that cost nothing
     assert len(earned[0][0]) <= 1 and max(len(drafted) for drafted, *_ in earned[1:]) == 2

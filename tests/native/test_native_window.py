@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refspec import native
+from refspec.windows.account import CAREFUL, Account
 from refspec.windows.costs import Costs
+from refspec.windows.stakes import KEEP
 from refspec.windows.window import Window
 
 pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
@@ -60,3 +62,27 @@ def test_counts_are_read_where_they_are_kept():
     for _ in range(4000):
         window.belief.see(0.9, 0, False)
     assert window._c.decide(0, 4, [0.9] * 4) != sure == ([False] * 4, 4)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.lists(st.booleans(), min_size=1, max_size=40), st.floats(1e-6, 3.0))
+def test_c_reads_stakes_as_the_account_does(seed, most, stood, plain):
+    window, account = experienced(seed, most), Account()
+    c = native.ffi.new("rs_account *", {"plain": plain})
+    for one in stood:
+        shown = account.stake(one, window._cost, plain, window._depth)
+        assert native.lib.rs_account_stake(c, window._c.c, one) == shown, "bit for bit"
+        assert (c.staked, c.stood, c.shown) == account.stakes
+
+
+@pytest.mark.parametrize(("before", "drafted", "accepted"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (2, 3, 2), (4, 0, 0)])
+@pytest.mark.parametrize("allowance", [0.1, 9.0])
+def test_c_counts_a_step_as_the_window_does(before, drafted, accepted, allowance):
+    window = experienced(5, 3)
+    window._gain, window.reserve, window._room = allowance - window.allowed + window._gain, 20.0, 3
+    c = native.ffi.new("rs_account *", {"plain": window._plain, "reserve": 20.0, "allowance": window.allowed, "careful": CAREFUL})
+    assert native.lib.rs_account_careful(c) == window.careful == (allowance < CAREFUL)
+    window._gain /= KEEP  # C lets nothing decay
+    window._count(drafted, before, accepted + 1, window._takes(before, drafted), cold=False, forced=False)
+    going = native.lib.rs_account_count(c, window._c.c, before, drafted, accepted + 1)
+    assert c.reserve == pytest.approx(window.reserve, abs=1e-12) and c.allowance == pytest.approx(window.allowed, abs=1e-12)
+    assert going != window.off

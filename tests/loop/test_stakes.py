@@ -1,0 +1,61 @@
+"""What drafts of one token show of a text, and that a text is found which gains by long drafts only."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from window_simulation import MOST, Fixed, Machine, flat, tokens_per_second
+
+from refspec.windows.account import Account
+from refspec.windows.costs import Costs
+from refspec.windows.stakes import KEEP, Stakes
+from refspec.windows.window import Window
+
+COSTS = st.lists(st.floats(0.1, 9.0), min_size=2, max_size=9)
+
+
+@given(COSTS, st.floats(0.1, 5.0), st.lists(st.booleans(), min_size=1, max_size=30), st.data())
+def test_what_stakes_show_is_the_best_of_the_lengths(cost: list[float], plain: float, stood: list[bool], data: st.DataObject) -> None:
+    depth = data.draw(st.lists(st.floats(0, 1), min_size=len(cost) - 1, max_size=len(cost) - 1))
+    stakes = Stakes()
+    for one in stood:
+        stakes = stakes.and_one(one, cost, plain, depth)
+    weights = [KEEP**age for age in range(len(stood))][::-1]
+    n, a = sum(weights), sum(w for w, one in zip(weights, stood, strict=True) if one)
+    by_length = []
+    for k in range(1, len(cost)):
+        tokens = 1.0  # a stake that stood is worth its token, and what is expected to stand behind it
+        for d in depth[1:k][::-1]:
+            tokens = 1 + d * tokens
+        by_length.append(a * tokens + n * (1 - cost[k] / plain))
+    assert stakes.shown == pytest.approx(max(by_length), abs=1e-9)
+    assert (stakes.staked, stakes.stood) == (pytest.approx(n), pytest.approx(a))
+
+
+@given(st.lists(st.booleans(), max_size=30), st.floats(0.5, 3.0))
+def test_where_no_more_may_be_drafted_a_stake_shows_what_it_gains(stood: list[bool], cost: float) -> None:
+    shown, gained = Account(), Account()
+    for one in stood:
+        shown.speculated(1 + one, cost, shown=shown.stake(one, [1.0, cost], 1.0, [0.9]))
+        gained.speculated(1 + one, cost)
+    assert shown.allowed == pytest.approx(gained.allowed, abs=1e-9) and shown.reserve == gained.reserve
+
+
+def test_a_try_begins_without_stakes() -> None:
+    account = Account()
+    account.stake(True, [1.0, 1.1], 1.0, [0.9])
+    assert account.stakes.staked == 1
+    account.begin_try()
+    assert account.stakes == Stakes()
+
+
+def test_a_text_is_found_which_gains_by_long_drafts_only() -> None:
+    """A second row is dear and the next ones are cheap: one token at a time gains nothing, three half as much again."""
+    rows = [0, 1, 1.85, 2.0, 2.1, 2.6, 3.1, 3.6, 4.1, 4.6]
+    machine, drafter = Machine(rows, draft=0.02), flat(0.85)
+    window = Window(MOST, Costs(dict(enumerate(rows[1:], 1)), draft=0.02, feed=0.05))
+    adaptive, one, three = (
+        sum(tokens_per_second(policy, machine, drafter, 96, seed) for seed in range(6)) / 6 for policy in (window, Fixed(1), Fixed(3))
+    )
+    plain = sum(tokens_per_second(Fixed(0), machine, drafter, 96, seed) for seed in range(6)) / 6
+    assert 0.93 < one / plain < 1.03 and three / plain > 1.35
+    assert adaptive > 0.95 * three
