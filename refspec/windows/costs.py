@@ -10,6 +10,7 @@ for all rows of a step, and so is the cache of the context, `cache` seconds a po
 what a position costs a row, so that after a long prompt several rows are dearer beside one. Both are slopes of decayed least squares over all
 sizes and contexts seen. Were the cache's share left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is one factor
 for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential.
+What disturbs a step makes it slower, and a size that was seen once may have been disturbed: of its first FIRSTS observations the median counts, the lower of two.
 An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones add. Not a policy: `windows/window.py` decides. Times are seconds.
 """
 
@@ -28,6 +29,7 @@ LEAST = 0.2  # of target(r), what remains of it in a shorter context
 SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
 STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
+FIRSTS = 3
 DOUBTED = 2  # observations that an old cost is worth
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
@@ -42,6 +44,7 @@ class Costs:
         self.after = after
         self.rows: dict[int, float] = dict(target or {})
         self.seen: dict[int, int] = {r: 4 for r in self.rows}
+        self._firsts: dict[int, list[float]] = {}  # the first observations of a size, as `rows` are
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
         self.context = after  # positions before the rows that are asked about
@@ -117,6 +120,7 @@ class Costs:
     def doubt(self, r: int) -> None:
         """What r rows cost was seen long ago: what is seen next counts for more."""
         self.seen[r] = min(self.seen.get(r, 0), DOUBTED)
+        self._firsts.pop(r, None)
 
     def learn(self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None) -> None:
         """One step: k verified, `before` rows in the step before, seconds in target, drafter and refspec (None: not typical).
@@ -129,6 +133,7 @@ class Costs:
         count = self.seen.get(r, 0)
         if not switched and count and r not in self._clean:
             self.rows[r] = self._at_after(r, target)  # what was seen before was with the switch
+            self._firsts[r] = [self.rows[r]]
             self.switch += (max(expected - target, 0.0) - self.switch) / (self._switches + 1)
             self._switches += 1
         elif switched and r in self._clean:
@@ -139,11 +144,15 @@ class Costs:
             value = max(target - self.switch, 0.3 * target) if switched else target
             if not count:
                 self.rows[r] = self._at_after(r, value)
+                self._firsts[r] = [self.rows[r]]
+            elif count < FIRSTS and r in self._firsts:
+                firsts = sorted([*self._firsts[r], self._at_after(r, value)])
+                self._firsts[r], self.rows[r] = firsts, firsts[(len(firsts) - 1) // 2]
             else:
                 ratio = min(max(value / expected, 1 / OUTLIER), OUTLIER)
                 weight = 0.9 / (count + 1)  # that of an average, but what all sizes share is left to the drift
-                self.rows[r] *= ratio ** (weight if count < 3 else max(min(weight, DRIFT), SLOWEST))
-                if count >= 3:
+                self.rows[r] *= ratio ** (weight if count < FIRSTS else max(min(weight, DRIFT), SLOWEST))
+                if count >= FIRSTS:
                     self.drift *= ratio**DRIFT
                     self._see_context(r, min(max(value, expected / OUTLIER), OUTLIER * expected))
         if not switched:

@@ -302,6 +302,17 @@ def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
 LONG = Machine([0, 1, 1.35, 1.58, 1.94, 2.26, 2.6, 2.9, 3.2, 3.5], attention=0.00075, switch=0.4, draft=0.02, feed=0.06, other=0.03)
 
 
+@pytest.mark.parametrize("disturbed", [0, 1, 2])
+def test_one_disturbed_observation_of_a_size_is_outvoted(disturbed):
+    costs = Costs({1: 1.0})
+    for i in range(3):
+        costs.learn(3, 4, 4.8 if i == disturbed else 1.6, None, None)
+        assert i == disturbed == 0 or costs.target(4) == pytest.approx(1.6)
+    costs.doubt(4)
+    costs.learn(3, 4, 3.2, None, None)
+    assert 1.6 < costs.target(4) < 3.2, "what was known long ago is a guess, and not one of the first"
+
+
 def test_costs_tell_a_longer_context_from_a_slower_machine():
     costs, before = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)}), 0
     for i in range(1500):
