@@ -73,6 +73,15 @@ class Costs:
         shape = self._shape(r)
         return max(shape + self._of_context(r), LEAST * shape) * self.drift
 
+    def hoped(self, r: int) -> float:
+        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say: it may have been disturbed, and is worth another look."""
+        if r == 1 or not 0 < self.seen.get(r, 0) < FIRSTS or len(self.rows) < 2:
+            return self.target(r)
+        seen = self.rows.pop(r)
+        between = self._shape(r)
+        self.rows[r] = seen
+        return self.target(r) * min(between / seen, 1.0)
+
     def _of_context(self, r: int) -> float:
         return (self.cache + self.attention * r) * (self.context - self.after)
 

@@ -6,6 +6,8 @@ decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes 
 
     nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1 rows) + switch if that changes the batch size)
 
+where a size that was seen once or twice is hoped to cost no more than its neighbours say, or one disturbed step would keep trees small for good.
+
 v is the product along a node's path of the drafter's confidences, calibrated on what was accepted (`windows/belief.py`): a child is
 never worth more than its parent, so the best n form a tree. What is worth less than a row can cost is not even grown (`floor`), nor is a
 level after one of which no node would be verified (`more`), for each costs a run of the drafter. Costs are
@@ -120,7 +122,7 @@ class TreeWindow(Account):
         best, value, tokens = 0, -math.inf, 1.0
         for n in range(len(order) + 1):
             tokens += chances[order[n - 1]] if n else 0.0
-            worth = tokens - rate * self._seconds_of(n + 1)
+            worth = tokens - rate * (self.costs.hoped(n + 1) + self._change(n + 1))
             if worth > value and not (self._trial and n == 0 and order):
                 best, value = n, worth
         return sorted(order[:best])
@@ -148,7 +150,10 @@ class TreeWindow(Account):
         self._before = step.nodes + 1
 
     def _seconds_of(self, rows: int) -> float:
-        return self.costs.target(rows) + (self.costs.switch if self._before not in (0, rows) else 0.0)
+        return self.costs.target(rows) + self._change(rows)
+
+    def _change(self, rows: int) -> float:
+        return self.costs.switch if self._before not in (0, rows) else 0.0
 
     def _chances(self, tree: Tree) -> list[float]:
         """[N] that each node stands."""

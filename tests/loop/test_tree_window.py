@@ -250,3 +250,18 @@ def test_levels_are_grown_for_what_is_verified(level: float) -> None:
             window.more = lambda tree: True  # type: ignore[method-assign]
         spent[asked], _ = simulate(window, rows, bush([0.9, 0.05], [0.6, 0.05], 8), 4000, level=level)
     assert spent[True] < 0.98 * spent[False]
+
+
+def test_a_size_that_was_disturbed_once_is_looked_at_again() -> None:
+    costs = Costs({1: 1.0, 2: 1.1, 4: 1.2})
+    costs.learn(7, 8, 9.0, None, None)  # 8 rows, which take 1.3
+    assert costs.target(8) == pytest.approx(9.0) and costs.hoped(8) < 1.6
+    assert costs.rows[8] == pytest.approx(9.0), "what is known is not changed by asking"
+    window = TreeWindow(7, costs)
+    window._trial, window._before, window._planned, window.reserve = 0, 8, True, 40.0
+    sure = np.full(7, 0.99, np.float32)
+    assert len(window.keep(Tree(np.arange(7, dtype=np.int32), np.arange(-1, 6, dtype=np.int32), sure)).tokens) == 7
+    for _ in range(2):
+        costs.learn(7, 8, 9.0, None, None)  # it does take so long
+    assert costs.hoped(8) == costs.target(8) and costs.hoped(3) == costs.target(3) and costs.hoped(1) == costs.target(1)
+    assert len(window.keep(Tree(np.arange(7, dtype=np.int32), np.arange(-1, 6, dtype=np.int32), sure)).tokens) < 7
