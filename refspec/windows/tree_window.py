@@ -18,20 +18,17 @@ while it is careful a tree has one node.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from refspec.metrics import Step
 from refspec.trees.tree import ROOT, Tree, empty_tree
-from refspec.windows.account import Account
-from refspec.windows.belief import Belief
 from refspec.windows.costs import Costs
-from refspec.windows.window import DISTURBED, DOUBTED, FEW, RATE_KEEP, TRIAL
+from refspec.windows.policy import DISTURBED, DOUBTED, TRIAL, Policy
 
 DOUBT = 0.5  # of the floor: the drafter's confidences, by which a tree is grown, are not calibrated
 
 
-class TreeWindow(Account):
+class TreeWindow(Policy):
     """The policy for one pair; keep it from one generation to the next, and call `begin` for each.
 
     most     the most nodes, 1 or more
@@ -39,28 +36,9 @@ class TreeWindow(Account):
     """
 
     def __init__(self, most: int, costs: Costs | None = None) -> None:
-        super().__init__()
-        self.most, self.costs, self.belief = most, costs or Costs(), Belief(most)
-        self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens
+        super().__init__(most, costs)
         self._trial = TRIAL
         self.begin()
-
-    def state(self) -> dict[str, Any]:
-        """What outlasts a text, for `resumed`."""
-        return self.account_state() | {"costs": self.costs.state(), "belief": self.belief.state(), "tokens": self._tokens, "spent": self._spent}
-
-    @classmethod
-    def resumed(cls, most: int, state: Mapping[str, Any], costs: Costs | None = None) -> TreeWindow:
-        """A window that goes on where another was left, with `costs` that are newer, if there are any.
-
-        Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
-        """
-        window = cls(most, costs or Costs.resumed(state["costs"]))
-        window.resume_account(state)
-        window.belief.resume(state["belief"])
-        window._tokens, window._spent = float(state["tokens"]), float(state["spent"])
-        window.begin()
-        return window
 
     def begin(self, held: int = 0) -> None:
         """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
@@ -73,7 +51,7 @@ class TreeWindow(Account):
     @property
     def rate(self) -> float:
         """Tokens per second to beat."""
-        return max(1.0, (self._tokens + FEW) / (self._spent + FEW)) / self.costs.plain()
+        return self._rate_with(1.0, 1.0) / self.costs.plain()
 
     def plan(self, room: int) -> int:
         """The most nodes to grow in this step, at most `room`; 0 verifies the pending token alone."""
@@ -143,8 +121,7 @@ class TreeWindow(Account):
             # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
             took = min(step.seconds.total, DISTURBED * usual) - (self.costs.switch if self._before == 0 else 0.0)
             self.speculated(tokens, usual / self.costs.plain(), took / self.costs.plain())
-            self._tokens = self._tokens * RATE_KEEP + tokens
-            self._spent = self._spent * RATE_KEEP + step.seconds.total / self.costs.plain()
+            self._went_at(tokens, step.seconds.total / self.costs.plain())
         elif self.off:
             self.watched(tokens)
         self._before = step.nodes + 1

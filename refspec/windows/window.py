@@ -32,18 +32,15 @@ from typing import Any, NamedTuple
 from refspec.burst import Ahead, Purse
 from refspec.metrics import Step
 from refspec.native.window import NativeWindow
-from refspec.windows.account import CAREFUL, FULL, Account
-from refspec.windows.belief import EDGES, Belief
+from refspec.windows.account import CAREFUL, FULL
+from refspec.windows.belief import EDGES
 from refspec.windows.costs import Costs
+from refspec.windows.policy import DISTURBED, DOUBTED, TRIAL, Policy
 
 EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
 REFRESH = 16  # steps between two computations of the thresholds
-RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
-FEW = 3  # observations of a length that make it known, unless the first shows it to be far from the best; and weight of the model in the rate
-TRIAL = 2  # steps of a trial
-DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would find out too late
+KNOWN = 3  # observations of a length that make it known, unless the first shows it to be far from the best
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
-DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 MOVE = 1.02  # how much better another fixed length must be to move home
 AGAIN, NEAR = 2000, 0.8  # steps after which each length is tried once more that is thought to reach this much of the best one's rate
 COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
@@ -66,7 +63,7 @@ class _Told(NamedTuple):
     cold: bool  # one of the first steps of its text
 
 
-class Window(Account):
+class Window(Policy):
     """The policy for one pair; keep it from one generation to the next, and call `begin` for each.
 
     most     the longest draft, 1 or more
@@ -74,12 +71,8 @@ class Window(Account):
     """
 
     def __init__(self, most: int, costs: Costs | None = None) -> None:
-        super().__init__()
-        self.most = most
-        self.costs = costs or Costs()
-        self.belief = Belief(most)
+        super().__init__(most, costs)
         self._explore = 1.0  # plain tokens left for experiments
-        self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
         self._chances: list[float] = []  # S of the tokens asked about in this step
         self._confidences: list[float] = []
         self._refused: float | None = None  # of the token that ended the draft
@@ -90,7 +83,7 @@ class Window(Account):
         self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
         self._cost: list[float] = []
         self._home, self._guess, self._trial, self._room = 0, 1, TRIAL, most
-        self._tried = [FEW if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
+        self._tried = [KNOWN if self.costs.seen.get(k + 1) else 0 for k in range(most + 1)]
         self._steps = self._unseen = self._looks = 0  # in all, since a plain one, and plain ones to be taken
         self._look = LOOK
         self._untold: list[_Told] = []  # steps not taken in yet
@@ -99,30 +92,17 @@ class Window(Account):
     def state(self) -> dict[str, Any]:
         """What outlasts a text, for `resumed`."""
         self._take_in()
-        return self.account_state() | {
-            "costs": self.costs.state(), "belief": self.belief.state(), "surplus": list(self._surplus), "tried": self._tried,
-            "tokens": self._tokens, "spent": self._spent, "steps": self._steps,
-        }  # fmt: skip
+        return super().state() | {"surplus": list(self._surplus), "tried": self._tried, "steps": self._steps}
 
-    @classmethod
-    def resumed(cls, most: int, state: Mapping[str, Any], costs: Costs | None = None) -> Window:
-        """A window that goes on where another was left, with `costs` that are newer, if there are any.
-
-        Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
-        """
-        window = cls(most, costs or Costs.resumed(state["costs"]))
-        window.resume_account(state)
-        window.belief.resume(state["belief"])
+    def _resume(self, state: Mapping[str, Any], *, new_costs: bool) -> None:
         surplus, tried = [float(x) for x in state["surplus"]], [int(n) for n in state["tried"]]
-        if (len(surplus), len(tried)) != (len(window._surplus), most + 1):
+        if (len(surplus), len(tried)) != (len(self._surplus), self.most + 1):
             raise ValueError("this window was another one")
         for i, value in enumerate(surplus):  # in place: C reads and writes it too
-            window._surplus[i] = value
-        if costs is None:
-            window._tried = tried
-        window._tokens, window._spent, window._steps = float(state["tokens"]), float(state["spent"]), int(state["steps"])
-        window.begin()
-        return window
+            self._surplus[i] = value
+        if not new_costs:
+            self._tried = tried
+        self._steps = int(state["steps"])
 
     def begin(self, held: int = 0) -> None:
         """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
@@ -268,7 +248,7 @@ class Window(Account):
     def _is_cold(self, k: int) -> bool:
         """Whether a step that drafted k tokens is one of the first of its text; asked once of each."""
         self._cold -= self._cold > 0
-        return self._cold > 0 and self.costs.seen.get(k + 1, 0) >= FEW  # only what is known can be told from what is seen
+        return self._cold > 0 and self.costs.seen.get(k + 1, 0) >= KNOWN  # only what is known can be told from what is seen
 
     def _take_in(self) -> None:
         told, self._untold = self._untold, []
@@ -302,8 +282,7 @@ class Window(Account):
             shown = self.stake(tokens > 1, self._cost, self._plain, self._depth) - (usual - self._cost[1]) / self._plain
         self.speculated(tokens, usual / self._plain, took, shown)
         if not forced:
-            self._tokens = self._tokens * RATE_KEEP + tokens
-            self._spent = self._spent * RATE_KEEP + seconds / self._plain
+            self._went_at(tokens, seconds / self._plain)
 
     def _watch(self, step: Step) -> None:
         """A step while off: what it cost is looked at now and then, because looking is a part of it."""
@@ -332,8 +311,7 @@ class Window(Account):
         best = max(0, self._guess, key=self._worth)
         if self._worth(best) > MOVE * self._worth(self._home):
             self._home = best
-        tokens, spent = self._tokens + FEW * self._value[best], self._spent + FEW * self._cost[best] / self._plain
-        self._rate = max(1.0, tokens / spent) / self._plain
+        self._rate = self._rate_with(self._value[best], self._cost[best] / self._plain) / self._plain
         self._c.know(self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft)
 
     def _cost_after(self, before: int, k: int) -> float:
@@ -407,12 +385,12 @@ class Window(Account):
     def _least_tried(self, room: int) -> int:
         """A length of which too little is known, if it can be afforded; 0 for none."""
         wanted = min(range(1, room + 1), key=self._tried.__getitem__)
-        if self._tried[wanted] >= FEW + self._steps // AGAIN:
+        if self._tried[wanted] >= KNOWN + self._steps // AGAIN:
             return 0
-        known = self._tried[wanted] >= FEW
+        known = self._tried[wanted] >= KNOWN
         seen = self._tried[wanted] and self.costs.seen.get(wanted + 1)
         if seen and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
-            self._tried[wanted] = self._tried[wanted] + 1 if known else FEW  # it would have to cost much less than it did
+            self._tried[wanted] = self._tried[wanted] + 1 if known else KNOWN  # it would have to cost much less than it did
             return 0
         return 0 if self._loss(wanted) > (min(self._explore, self.earned) if known else self._explore) else wanted
 

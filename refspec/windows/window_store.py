@@ -19,8 +19,7 @@ from typing import Any
 
 from refspec.windows import tune_store
 from refspec.windows.costs import Costs
-from refspec.windows.tree_window import TreeWindow
-from refspec.windows.window import Window
+from refspec.windows.policy import P, Policy
 
 FORMAT = 1  # of the file; another one is stale
 
@@ -34,12 +33,12 @@ class Memory:
         self._identity = tune_store.identity(model, drafter) | {"window": FORMAT}
         self._settings = json.dumps(settings, sort_keys=True)
 
-    def path(self, window: type[Window | TreeWindow], most: int) -> Path:
+    def path(self, window: type[Policy], most: int) -> Path:
         """Where such a window is kept."""
         key = json.dumps([self._place.name, self._settings, window.__name__, most])
         return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
 
-    def find(self, window: type[Window | TreeWindow], most: int, costs: Costs | None = None) -> Window | TreeWindow | None:
+    def find(self, window: type[P], most: int, costs: Costs | None = None) -> P | None:
         """A window that goes on from where the last one was left, with newer `costs` if given; None where none was kept or it no longer holds."""
         try:
             kept = json.loads(self.path(window, most).read_text("utf-8"))
@@ -49,7 +48,7 @@ class Memory:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
 
-    def keep(self, window: Window | TreeWindow) -> None:
+    def keep(self, window: Policy) -> None:
         """Keep what a window has learned, in place of what was kept before."""
         with suppress(OSError):
             tune_store.write(self.path(type(window), window.most), {"identity": self._identity, "state": window.state()})

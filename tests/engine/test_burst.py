@@ -17,7 +17,8 @@ from refspec.penalties import Penalties
 from refspec.sampling import Sampler
 from refspec.targets import llama_judge
 from refspec.windows.costs import Costs
-from refspec.windows.window import TRIAL, Window
+from refspec.windows.policy import TRIAL
+from refspec.windows.window import Window
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")

@@ -393,7 +393,7 @@ def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
 def test_a_length_that_is_far_from_the_best_as_soon_as_it_is_seen_is_tried_once():
     machine = Machine([0, 1, 1.0, 1.1, 1.2, 1.9, 2.1, 2.3, 2.5, 2.7], switch=0.04, draft=0.01)  # four rows go together
     lengths = lengths_of(Window(MOST), machine, flat(0.7, 0.5), TOKENS)
-    assert all(1 <= lengths[k] < windows.FEW for k in (4, 5, 6, 7, 8)) and lengths[3] + lengths[2] + lengths[1] > TOKENS // 4
+    assert all(1 <= lengths[k] < windows.KNOWN for k in (4, 5, 6, 7, 8)) and lengths[3] + lengths[2] + lengths[1] > TOKENS // 4
 
 
 def test_a_look_is_a_burst_of_plain_steps_and_is_paid_for_by_the_text():
