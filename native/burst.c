@@ -67,7 +67,7 @@ size_t rs_burst_run(const rs_burst *b, int32_t pending, size_t before, size_t fi
                 c->decided = first + 1;
             }
             size_t k = smaller(smaller(b->draft, room - 1), smaller(b->n_ctx - first - 1, c->config->capacity + 1 - rows));
-            if (b->window && rs_account_careful(&account)) k = smaller(k, 1);
+            if (b->window) k = smaller(k, rs_account_length(&account, b->window));
             if (draft(b, s, drafted, k, before, rows, &stopped) != RS_OK) break;
         } else if (features) {
             t->features = features + done * t->n_states * t->width;

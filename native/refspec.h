@@ -453,15 +453,18 @@ void rs_window_learn(const rs_window *window, const float *confidence, size_t as
 typedef struct rs_account {
     double plain;                  /* seconds of a step of plain decoding */
     double reserve, allowance;     /* what may still be lost, of what speculation has gained and by what the text showed */
-    double careful;                /* where less than this may be lost, a step drafts one token at most */
+    double careful;                /* where less than this may be lost, a step drafts no more than is staked */
     double staked, stood, shown;   /* Stakes: such steps, those whose token stood, and what they show */
 } rs_account;
 
 /* Count a draft of one token, and return what more is shown. */
 double rs_account_stake(rs_account *account, const rs_window *window, bool stood);
 
-/* Whether a step should draft one token at most. */
+/* Whether so little may be lost that no more should be drafted than is staked. */
 bool rs_account_careful(const rs_account *account);
+
+/* How many tokens a step may draft: all, or a stake. */
+size_t rs_account_length(const rs_account *account, const rs_window *window);
 
 /* Count a step that drafted and decided so many tokens after one of `before` rows, by what such steps take: whether another one may be afforded. */
 bool rs_account_count(rs_account *account, const rs_window *window, size_t before, size_t drafted, size_t decided);

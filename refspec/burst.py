@@ -18,7 +18,7 @@ class Purse(NamedTuple):
     plain: float  # seconds of a step of plain decoding
     reserve: float = math.inf
     allowance: float = math.inf
-    careful: float = -math.inf  # where less than this may be lost, a step drafts one token at most
+    careful: float = -math.inf  # where less than this may be lost, a step drafts no more than is staked
     staked: float = 0.0  # `windows/stakes.py`
     stood: float = 0.0
     shown: float = 0.0

@@ -13,7 +13,7 @@ would be less noise: where a text is hard, what was learned on others expects to
 
 How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong, so it is one while
 the allowance is below CAREFUL. What counts of such a step is not what it gained but what it shows that the length that suits the text would have
-(`windows/stakes.py`).
+(`windows/stakes.py`, which also says where one token is no stake because more are expected to gain and one to lose).
 
 May it be afforded? `reserve` begins with RESERVE, adds what every step gained by the clock and WATCH of each token decided while off, and turns
 speculation off when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.

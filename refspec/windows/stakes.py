@@ -7,16 +7,19 @@ token i stands if those before it do, and c_k the cost of a step of k drafted to
 
     shown  =  max over k >= 1 of  a (1 + d_2 + d_2 d_3 + ... + d_2 .. d_k) + n (1 - c_k)
 
-plain tokens. n and a decay by KEEP, as the account's sums do. What a stake loses is paid all the same: this is evidence, not income.
+plain tokens. n and a decay by KEEP, as the account's sums do. What a stake loses is paid all the same: this is evidence, not income. And where one
+token is expected to lose on this text and more of them to gain, more are staked: with p = (a + GUESSED d_1) / (n + GUESSED), a draft of k gains
+
+    gain(k)  =  1 + p (1 + d_2 + d_2 d_3 + ... + d_2 .. d_k) - c_k
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 KEEP = 1 - 1 / 96  # of the sums of a text, per step
+GUESSED = 4.0  # stakes that the chance of all texts is worth
 
 
 class Stakes(NamedTuple):
@@ -29,10 +32,26 @@ class Stakes(NamedTuple):
     def and_one(self, stood: bool, cost: Sequence[float], plain: float, depth: Sequence[float]) -> Stakes:
         """With one more: cost [most + 1] seconds of a step by tokens drafted, of one of plain decoding, and chances by depth [most]."""
         n, a = self.staked * KEEP + 1, self.stood * KEEP + stood
-        best, more, chance = -math.inf, 0.0, 1.0
-        for k in range(1, len(cost)):
-            more += chance
-            best = max(best, a * more + n * (1 - cost[k] / plain))
-            if k < len(depth):
-                chance *= depth[k]
-        return Stakes(n, a, best)
+        return Stakes(n, a, max(a * more + n * (1 - cost[k] / plain) for k, more in enumerate(_behind(depth), 1)))
+
+    def length(self, cost: Sequence[float], plain: float, depth: Sequence[float]) -> int:
+        """How many tokens to stake: one, unless that loses and more gain."""
+        p = (self.stood + GUESSED * depth[0]) / (self.staked + GUESSED)
+        best, most = 1, 0.0
+        for k, more in enumerate(_behind(depth), 1):
+            gain = 1 + p * more - cost[k] / plain
+            if k == 1 and gain > 0:
+                break
+            if gain > most:
+                best, most = k, gain
+        return best
+
+
+def _behind(depth: Sequence[float]) -> list[float]:
+    """1 + d_2 + ... + d_2 .. d_k for k = 1, 2, ..."""
+    sums, more, chance = [], 0.0, 1.0
+    for share in (1.0, *depth[1:]):
+        chance *= share
+        more += chance
+        sums.append(more)
+    return sums

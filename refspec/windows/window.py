@@ -243,7 +243,9 @@ class Window(Policy):
     @property
     def _longest(self) -> int:
         """The longest draft that may be staked on this text as it is."""
-        return 1 if self.careful else self.most
+        if not self.careful:
+            return self.most
+        return self.stakes.length(self._cost, self._plain, self._depth) if self._cost else 1
 
     def _is_cold(self, k: int) -> bool:
         """Whether a step that drafted k tokens is one of the first of its text; asked once of each."""

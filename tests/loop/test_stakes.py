@@ -7,7 +7,7 @@ from window_simulation import MOST, Fixed, Machine, flat, tokens_per_second
 
 from refspec.windows.account import Account
 from refspec.windows.costs import Costs
-from refspec.windows.stakes import KEEP, Stakes
+from refspec.windows.stakes import GUESSED, KEEP, Stakes
 from refspec.windows.window import Window
 
 COSTS = st.lists(st.floats(0.1, 9.0), min_size=2, max_size=9)
@@ -38,6 +38,23 @@ def test_where_no_more_may_be_drafted_a_stake_shows_what_it_gains(stood: list[bo
         shown.speculated(1 + one, cost, shown=shown.stake(one, [1.0, cost], 1.0, [0.9]))
         gained.speculated(1 + one, cost)
     assert shown.allowed == pytest.approx(gained.allowed, abs=1e-9) and shown.reserve == gained.reserve
+
+
+@given(COSTS, st.floats(0.1, 5.0), st.integers(0, 9), st.integers(0, 9), st.data())
+def test_more_than_one_token_is_staked_only_where_one_loses_and_more_gain(cost: list[float], plain: float, n: int, a: int, data: st.DataObject) -> None:
+    depth = data.draw(st.lists(st.floats(0, 1), min_size=len(cost) - 1, max_size=len(cost) - 1))
+    a, gains = min(a, n), []
+    p = (a + GUESSED * depth[0]) / (n + GUESSED)
+    for k in range(1, len(cost)):
+        tokens = 1.0
+        for d in depth[1:k][::-1]:
+            tokens = 1 + d * tokens
+        gains.append(1 + p * tokens - cost[k] / plain)
+    length = Stakes(n, a).length(cost, plain, depth)
+    if length == 1:
+        assert gains[0] > -1e-9 or max(gains) < 1e-9
+    else:
+        assert gains[0] < 1e-9 and gains[length - 1] > -1e-9 and gains[length - 1] == pytest.approx(max(gains), abs=1e-9)
 
 
 def test_a_try_begins_without_stakes() -> None:

@@ -72,6 +72,10 @@ def test_c_reads_stakes_as_the_account_does(seed, most, stood, plain):
         shown = account.stake(one, window._cost, plain, window._depth)
         assert native.lib.rs_account_stake(c, window._c.c, one) == shown, "bit for bit"
         assert (c.staked, c.stood, c.shown) == account.stakes
+        c.careful, c.reserve, c.allowance = 1.0, 2.0, 0.5
+        assert native.lib.rs_account_length(c, window._c.c) == account.stakes.length(window._cost, plain, window._depth)
+        c.allowance = 1.5
+        assert native.lib.rs_account_length(c, window._c.c) == most
 
 
 @pytest.mark.parametrize(("before", "drafted", "accepted"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (2, 3, 2), (4, 0, 0)])
