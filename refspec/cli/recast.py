@@ -23,6 +23,7 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
     From a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0 has lost does not come back.
         refspec recast target.gguf --outtype q4_0 -o target-q4_0.gguf
     """
+    from refspec.formats import inspect as inspector
     from refspec.formats import recast as recasting
     from refspec.formats.gguf_io import read_gguf_header
 
@@ -30,9 +31,7 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
     info = read_gguf_header(file)
     with bytes_bar("bytes written") as progress:
         written = recasting.write_as(info, out, outtype, progress)
-    made = read_gguf_header(written)
-    types = [t.type for t in made.tensors.values()]
-    counts = {kind: types.count(kind) for kind in dict.fromkeys(types)}
-    record = {"file": str(written), "bytes": made.file_size, "bytes_before": info.file_size, "tensors": counts}
-    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    click.echo(json.dumps(record) if as_json else f"{written}: {made.file_size / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)")
+    made = inspector.describe(written)
+    record = {"file": str(written), "bytes": made["bytes"], "bytes_before": info.file_size, "tensors": made["weights"]["tensors"]}
+    kinds = ", ".join(f"{n} {kind}" for kind, n in record["tensors"].items())
+    click.echo(json.dumps(record) if as_json else f"{written}: {made['bytes'] / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)")

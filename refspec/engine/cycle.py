@@ -138,8 +138,7 @@ class NativeJudge:
         b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
         b.steps, b.draft, b.n_ctx, b.seconds = ahead.steps, draft, n_ctx, AT_ONCE
         if ahead.account is not None:
-            for name, value in ahead.account._asdict().items():
-                setattr(b.account, name, value)
+            b.account = ahead.account._asdict()
         b.chain, b.window = drafter.chain if drafter else null, ahead.window or null
         done = self._run_burst(b, pending, ahead.before, first, drafter.rows if drafter else 0, position, room)
         tokens, drafted = unpack(b.tokens, done * (draft + 1)), unpack(b.drafted, done * draft) if draft else []
