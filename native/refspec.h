@@ -104,6 +104,36 @@ void rs_gather_features(float *out, const float *const *src, const float *const 
  * scale [n] = max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
 void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks);
 
+/* ---- panels.c: refspec/panels.py ------------------------------------------------------------------------------------- */
+
+/* The instruction set that multiplies here: "avx512", "avx2", or "" where there is none and llama.cpp is left to itself. */
+const char *rs_panels_set(void);
+
+/* Whether a matrix of this ggml_type can be laid out in panels. */
+bool rs_panels_takes(int32_t type);
+
+/* weights [rows] and inputs [n] rows of `blocks` blocks, as ggml stores them -> out [n, rows], by an instruction set, or number by number ("").
+ * RS_BAD_CONFIG for a type or a set that is not here, RS_ENGINE without memory. */
+int32_t rs_panels_product(float *out, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n, size_t rows,
+                          size_t blocks);
+
+/* From now on llama.cpp's products with these matrices [count], ascending addresses of whole tensors in memory, are computed here: their
+ * ggml_types (rs_panels_takes), rows and columns. Returns a number to name them by; negative: too many models, or no memory. */
+int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count);
+
+/* Before their memory is given back, and while nobody multiplies with them. */
+void rs_panels_forget(int32_t index);
+
+/* Leaves these matrices to llama.cpp while `on` is false; between two of its computations. */
+void rs_panels_switch(int32_t index, bool on);
+
+/* How many products of these matrices were asked for here, by threads; 0 after a computation: llama.cpp does not ask. */
+int64_t rs_panels_products(int32_t index);
+
+/* llama.cpp's own function of the name that is answered here, for all other products; and the one here. */
+void rs_panels_others(uintptr_t function);
+uintptr_t rs_panels_entry(void);
+
 /* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */
 
 typedef struct rs_penalties {

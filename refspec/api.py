@@ -64,6 +64,7 @@ def load(
     adaptive: bool | None = False,
     kv_type: str | None = None,
     repack: bool | None = None,
+    panels: bool | None = None,
     pair_rows: bool | None = None,
     tuned: bool = False,
     tree: str | TreeShape | None = None,
@@ -80,7 +81,8 @@ def load(
     pairs, nothing laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first (`engine/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
     `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified; None does for chains of a
     named pair of which nothing else says how much to draft, neither draft_max nor what was measured. `tuned` takes over what
-    `refspec tune` stored for these files, where no setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns. `repack` lets llama.cpp lay out quantized weights anew; None is
+    `refspec tune` stored for these files, where no setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns. `panels` has refspec's own kernels multiply with the weights, where they can (`engine/panels.py`); None
+    does so wherever they can, `repack` is not given and no GPU is used. `repack` lets llama.cpp lay out quantized weights anew instead; None is
     its default, but where that would crash (`engine/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
     faster for some weights on some machines; None is what `tune` found, else no. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
     auto, which is llama.cpp unless the drafter is tiny or beyond its graph (`drafters/own.py`). Raises CheckpointError (a file), ShapeError
@@ -90,6 +92,7 @@ def load(
     # Imported here: a session on other targets needs no llama.cpp.
     from refspec import kinds
     from refspec.engine import REFUSED, repacking_works
+    from refspec.engine.panels import why_not
     from refspec.formats.recast import is_f32, recast
     from refspec.windows import tune_store
 
@@ -130,9 +133,11 @@ def load(
     placed: dict[str, Any] = settings | {"threads_draft": threads_draft, "strict": strict, "exact": exact, "lookup": lookup, "kernels": drafter_kernels}
     if repack and not repacking_works():
         raise BackendError(REFUSED)
-    capture, repack = kinds.capture_layers(drafter), chosen.get("repack", True) if repack is None else repack
+    panels = _panels(panels, repack, gpu_layers, why_not(), bool(chosen.get("panels", True)))
+    capture, repack = kinds.capture_layers(drafter), chosen.get("repack") if repack is None else repack
+    repack = True if repack is None else repack
     target = kinds.make_target(
-        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack,
+        model, tree=shape, n_ctx=n_ctx, capture_layers=capture, rewind=bool(drafter) or lookup, repack=repack, panels=panels,
         pair_rows=strict or exact or (bool(chosen.get("pair_rows")) if pair_rows is None else pair_rows), **settings,
     )  # fmt: skip
     try:
@@ -140,7 +145,7 @@ def load(
             _exact_or_raise(target.first_unlike())
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
-        settings["kv_type"] = "f32" if strict else "f16"  # --kv-type is about the target's cache
+        settings |= {"kv_type": "f32" if strict else "f16", "panels": panels}  # --kv-type is about the target's cache
         loaded = kinds.make_drafter(drafter, target, lookup=lookup, tree=shape, kernels=drafter_kernels, **settings)
     except BaseException:
         target.close()
@@ -152,9 +157,21 @@ def load(
     )  # fmt: skip
     session.tuned, session.sampler = found, sampler
     if tuned:
-        placed |= {"repack": repack, "pair_rows": target.pair_rows, "tree": str(shape), "costs": found.record["costs"] if found.record else None}
+        placed |= {"repack": target.model.repack, "panels": target.model.panels is not None, "pair_rows": target.pair_rows, "tree": str(shape), "costs": found.record["costs"] if found.record else None}
         session.memory = Memory(model, drafter, placed)
     return session
+
+
+def _panels(wanted: bool | None, repack: bool | None, gpu_layers: int, why_not: str | None, known: bool) -> bool:
+    """Whether refspec's kernels are to multiply, `known` where nothing is said; UsageError or BackendError where they were asked for in vain."""
+    if not wanted:
+        return wanted is None and not repack and known
+    if repack or gpu_layers:
+        other = "--repack" if repack else f"gpu_layers = {gpu_layers} (-ngl)"
+        raise UsageError(f"--panels and {other} exclude each other; leave one of them out")
+    if why_not is not None:
+        raise BackendError(f"--panels: refspec's own kernels cannot multiply here: {why_not}; leave it out")
+    return True
 
 
 def _shape(tree: str | TreeShape | None, draft_max: int | None) -> TreeShape | None:

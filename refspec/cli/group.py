@@ -133,6 +133,9 @@ model_options = options(
     click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
     click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
     click.option(
+        "--panels/--no-panels", default=None, help="Multiply with the weights on refspec's own kernels; on wherever they can, without --repack.",
+    ),
+    click.option(
         "--pair-rows/--no-pair-rows", default=None,
         help="Run a single row beside a copy of itself: faster where `refspec tune` finds two rows cheaper than one.",
     ),
@@ -187,6 +190,7 @@ def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
         adaptive=None if chooses else bool(o["adaptive"]),
         kv_type=o["kv_type"],
         repack=o["repack"],
+        panels=o["panels"],
         pair_rows=o["pair_rows"],
         drafter_kernels=o["drafter_kernels"],
         tuned=not o["no_tune"],

@@ -50,9 +50,10 @@ class LlamaEagle3Drafter:
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
         flash_attn: str = "auto",
+        panels: bool = True,
         n_seq_max: int = 1,
     ) -> None:
-        """Load a drafter made for `target`; n_seq_max > 1 is for trees. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
+        """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
         info = read_gguf_header(path)
         self.path = info.path
         self.config = c = drafter_config(info)
@@ -63,7 +64,7 @@ class LlamaEagle3Drafter:
         rows = max(16, min(512, OUTPUT_FLOATS // c.vocab_size))  # ENCODE takes at most n_ubatch rows
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
-        self.model = Model(info, n_gpu_layers=n_gpu_layers, arch_override=override)
+        self.model = Model(info, n_gpu_layers=n_gpu_layers, arch_override=override, panels=panels)
         settings: dict[str, Any] = {
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
             "flash_attn": flash_attn, "lender": target.context if borrows else None,

@@ -47,12 +47,13 @@ class LlamaModelDrafter:
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
         flash_attn: str = "auto",
+        panels: bool = True,
     ) -> None:
-        """Load a draft model for `target`. Raises CheckpointError or ShapeError (file, another vocabulary), BackendError."""
+        """Load a draft model for `target`, `panels` as there. Raises CheckpointError or ShapeError (file, another vocabulary), BackendError."""
         self.info = read_gguf_header(path)
         self.path = self.info.path
         check_target(self.info)  # what may run as a target may run as a draft model
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers)
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, panels=panels)
         self.n_vocab = target.n_vocab
         self._common = check_vocabulary(self.info, target.info, self.model.n_vocab, target.n_vocab)
         handle = self.model.handle

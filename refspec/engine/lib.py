@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from refspec.engine import panels
 from refspec.errors import BackendError
 
 # Without it an abort inside ggml starts a debugger on the user's machine before the process ends.
@@ -30,6 +31,7 @@ SPIN = "20000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 
+_refused = panels.offer()  # what is visible before llama.cpp is loaded answers for it
 try:
     from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
@@ -38,6 +40,7 @@ except Exception as error:  # a missing or broken shared library raises OSError,
 
 VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
+panels.answer_others(_dll, _refused)
 
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _errors: deque[str] = deque(maxlen=8)

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from refspec.engine import amx, lib
+from refspec.engine.panels import Panels, announce, forget, instructions, mapped, takes_all, why_not
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.formats.gguf_header import GgufInfo
 
@@ -30,20 +31,25 @@ class Model:
     """Weights and vocabulary of one file; freed when the last context on them is gone, or by `close`."""
 
     def __init__(
-        self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, repack: bool = True, probing: bool = False
+        self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, repack: bool = True, probing: bool = False,
+        panels: bool = True,
     ) -> None:
         """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason.
 
-        `repack` lets llama.cpp lay out quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is
-        how that is found out)."""
+        `panels` has refspec's kernels multiply, where they can (`panels.py`); what is left is llama.cpp's, and `repack` lets it lay out
+        quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is how that is found out)."""
         self.info = info
         self.note: str | None = None  # what a user should be told of how the weights are held
+        panels = panels and not probing and n_gpu_layers == 0 and why_not() is None
+        if panels and takes_all(info):
+            repack = False  # both would lay out the same weights
         if repack and not probing and not amx.repacking_works():
             repack = False
             if {t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"}:
                 self.note = f"{info.path.name} keeps its weights as stored: the AMX kernels of this llama.cpp crash on this processor"
         self.repack = repack  # whether they may be laid out anew
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
+        before = mapped(info.path) if panels else []
         lib.forget_errors()
         with lib.quietly():
             handle = lib.load_model(os.fsencode(info.path), params)
@@ -51,7 +57,10 @@ class Model:
         if not handle:
             raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(lib.reason())}")
         self.handle: int = handle
-        self._finalizer = weakref.finalize(self, lib.free_model, handle)
+        self.panels: Panels | None = announce(info, before) if panels else None
+        if self.panels:
+            self.note = f"{info.path.name} is multiplied by refspec's own kernels ({instructions()}), {self.panels.nbytes / 1e6:.0f} MB laid out anew"
+        self._finalizer = weakref.finalize(self, _free, handle, self.panels)
         self.vocab: int = lib.model_vocab(handle)
         self.n_vocab: int = lib.vocab_size(self.vocab)
         self.n_layer: int = lib.model_n_layer(handle)
@@ -122,6 +131,11 @@ class Model:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
             raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file")
+
+
+def _free(handle: int, panels: Panels | None) -> None:
+    forget(panels)
+    lib.free_model(handle)
 
 
 def _longest_run(text: str) -> int:

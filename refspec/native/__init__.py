@@ -7,7 +7,7 @@ neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3D
 
 from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult, Team
 from refspec.native.hooks import all_finite, argmax_prob, draft_feedback, gather_features
-from refspec.native.module import BACKENDS, backend, check, ffi, lib
+from refspec.native.module import BACKENDS, backend, check, ffi, lib, path
 from refspec.native.ops import argmax, attention, gather_rows, matvec, quantize_q8_0, rms_norm, rope, softmax, swiglu
 from refspec.native.tree import top_probs, verify_tree_deterministic, verify_tree_rejection, without
 from refspec.native.verify import (
@@ -46,6 +46,7 @@ __all__ = [
     "lib",
     "matvec",
     "p_target",
+    "path",
     "quantize_q8_0",
     "residual",
     "rms_norm",

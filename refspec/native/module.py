@@ -54,6 +54,7 @@ class _Refused:
         raise self._reason
 
 
+_module: ModuleType | None = None
 ffi: Any = None
 lib: Any = None
 backend = "numpy"
@@ -69,6 +70,12 @@ def check() -> None:
     """Raise now, in one line, what the first use of a refused backend would raise; for programs, before their work starts."""
     if backend == "refused":
         _ = lib.rs_build
+
+
+def path() -> str:
+    """The file of the compiled module."""
+    assert _module is not None
+    return str(_module.__file__)
 
 
 def floats(x: Array) -> Array:

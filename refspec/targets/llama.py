@@ -53,18 +53,19 @@ class LlamaTarget:
         n_seq_max: int = 1,
         rewind: bool | None = None,
         repack: bool = True,
+        panels: bool = True,
         pair_rows: bool = False,
     ) -> None:
         """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
 
         capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as with any drafter
-        (None: with one that captures). `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
+        (None: with one that captures). `panels` has refspec's kernels multiply where they can (`engine/panels.py`), `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
         Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack)
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels)
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
@@ -79,7 +80,7 @@ class LlamaTarget:
         # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row has the same bits
         # in every batch (`engine/rounding.py`), and of some weights two rows cost less than one. A recurrent state could not take the second row back.
         self.pair_rows = pair_rows and not recurrent
-        self._placed = {"n_gpu_layers": n_gpu_layers, "repack": repack}  # other places of weights are other kernels
+        self._placed = {"n_gpu_layers": n_gpu_layers, "repack": self.model.repack, "panels": self.model.panels is not None}  # other places of weights are other kernels
         self._settings: dict[str, Any] = dict(
             n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max
         )

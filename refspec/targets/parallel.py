@@ -57,6 +57,7 @@ class ParallelTarget:
         kv_type: str = "f16",
         flash_attn: str = "auto",
         repack: bool = True,
+        panels: bool = True,
     ) -> None:
         """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
         if not 1 <= parallel <= MAX_SEQUENCES:
@@ -64,7 +65,7 @@ class ParallelTarget:
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path = self.info.path
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack)
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels)
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train

@@ -1,7 +1,7 @@
 """Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best setting chosen.
 
 Not a benchmark of text: `bench` runs prompts. The settings are tried one after another, not every combination: first flash attention,
-cache type and repacked weights on all threads, then the numbers of threads on the best of them. Acceptance is counted once, because no
+cache type and how weights lie on all threads, then the numbers of threads on the best of them. Acceptance is counted once, because no
 setting changes it beyond rounding. For a setting with costs c(r) of r rows together, and the drafter's per cycle (`costs.Costs`),
 
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o),    tau(k) = 1 + sum of accepted shares
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from refspec import embedded, kinds
 from refspec.api import GREEDY, Session
 from refspec.engine import default_threads, repacking_works
+from refspec.engine.panels import why_not
 from refspec.errors import BackendError, RefspecError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.measure import bench
@@ -31,6 +32,7 @@ from refspec.metrics import Statistics
 from refspec.targets.llama import DEFAULT_N_CTX
 from refspec.windows import measured, tune_store
 from refspec.windows.measured import MOST
+from refspec.windows.tune_report import layout
 
 ROUNDS = 3
 PROMPTS, TOKENS = 6, 64  # for the acceptance: a prompt of each built-in kind, or the easy ones alone decide the verdict
@@ -62,17 +64,18 @@ def run(
         model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
     names = {"model": model, "drafter": drafter, "n_ctx": n_ctx, "gpu_layers": gpu_layers}
     cores = threads or default_threads()
-    layouts = (True, False) if repacking_works() else (False,)
-    forms = [
-        {"flash_attn": flash, "kv_type": kv, "repack": repack}
-        for repack in layouts
+    layouts: list[Setting] = [{"panels": True, "repack": None}] if why_not() is None and not gpu_layers else []
+    layouts += [{"panels": False, "repack": repack} for repack in ((True, False) if repacking_works() else (False,))]
+    forms: list[Setting] = [
+        {"flash_attn": flash, "kv_type": kv, **held}
+        for held in layouts
         for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16"), ("on", "q8_0"))
     ]
     counts = sorted({1, *(n for n in (2, 4, 6, 8, 12, 16, 24, 32) if n < cores), cores})
     total, load = len(forms) + len(counts), bench.ForeignLoad()
     tried: list[Setting] = []
     seen = Seen([], 0.0, 0.0)
-    refused = [] if len(layouts) == 2 else ["repacked: the AMX kernels of this llama.cpp crash on this processor"]
+    refused = [] if repacking_works() else ["repacked: the AMX kernels of this llama.cpp crash on this processor"]
     for i, form in enumerate(forms):
         progress(i, total, describe_form(form))
         try:
@@ -87,7 +90,7 @@ def run(
                 seen = acceptance(session)
             tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, seen, after))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
-    form = {name: best[name] for name in ("flash_attn", "kv_type", "repack")}
+    form = {name: best[name] for name in ("flash_attn", "kv_type", "panels", "repack")}
     by_count: dict[int, Setting] = {}
     for i, n in enumerate(counts, start=len(forms)):
         progress(i, total, f"{n} threads")
@@ -194,7 +197,7 @@ def acceptance(session: Session) -> Seen:
 
 def describe_form(form: Setting) -> str:
     """A form in a few words, for the progress bar."""
-    return f"flash {form['flash_attn']}, {form['kv_type']}, {'repacked' if form['repack'] else 'as stored'}"
+    return f"flash {form['flash_attn']}, {form['kv_type']}, {layout(form)}"
 
 
 def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:

@@ -18,12 +18,17 @@ def settings(chosen: Mapping[str, Any]) -> str:
     if "kv_type" in chosen:
         parts.append(f"{chosen['kv_type']} cache")
     if "repack" in chosen:
-        parts.append("weights repacked" if chosen["repack"] else "weights as in the file")
+        parts.append("weights in panels" if chosen.get("panels") else "weights repacked" if chosen["repack"] else "weights as in the file")
     if chosen.get("pair_rows"):
         parts.append("single rows in pairs")
     if "draft_max" in chosen:
         parts.append(f"draft length {chosen['draft_max']}")
     return ", ".join(parts)
+
+
+def layout(form: Mapping[str, Any]) -> str:
+    """How a form holds the weights."""
+    return "panels" if form["panels"] else "repacked" if form["repack"] else "as stored"
 
 
 def table(record: Mapping[str, Any]) -> list[str]:
@@ -38,7 +43,7 @@ def table(record: Mapping[str, Any]) -> list[str]:
     for s in tried:
         rows = {int(r): t for r, t in s["target"].items()}
         lines.append(
-            f"{s['flash_attn']:6}{s['kv_type']:6}{'repacked' if s['repack'] else 'as stored':10}{s['threads']:8d}{rows[1] * 1e6:10.0f}"
+            f"{s['flash_attn']:6}{s['kv_type']:6}{layout(s):10}{s['threads']:8d}{rows[1] * 1e6:10.0f}"
             + "".join(f"{rows[r] / rows[1]:6.2f}" for r in sizes)
             + f"{s['switch'] / rows[1]:8.2f}"
             + (f"{s['speedup']:9.2f} x" if s["best"] else f"{'plain':>11}")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from refspec.errors import UsageError
 from refspec.formats.recast import cache_directory
 
-FORMAT = 2  # of the record; another one is stale
+FORMAT = 3  # of the record; another one is stale
 
 
 class Found(NamedTuple):

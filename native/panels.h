@@ -1,0 +1,64 @@
+/* panels.h: how weights lie in panels, what inputs are made into, and what an instruction set has to offer; shared by panels*.c only.
+ *
+ * A panel is 16 rows of a matrix, side by side: where a row of the file has the four codes of a 32-bit word, a panel has 16 such words, one of
+ * each row, so that one load feeds 16 sums and nothing has to be added up across a register.
+ */
+#ifndef REFSPEC_PANELS_H
+#define REFSPEC_PANELS_H
+
+#include "refspec.h"
+
+enum { PANEL = 16, TILE = 8 };                    /* weight rows of a panel; input rows of a tile at most */
+enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 }; /* numbers of a block of ggml's K types, its groups of 32, and of the older types */
+
+/* ggml_type: what a GGUF file says, and what ggml makes of inputs */
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
+
+/* One block of 16 rows. Words are numbered within 32 numbers: word t holds the codes of numbers 4t..4t+3. `lo`: word t in the low halves of
+ * bytes, word t + 4 in the high ones. */
+typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
+typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
+typedef struct panel_q4_k {
+    uint16_t d[PANEL], dmin[PANEL];
+    uint8_t scales[K_GROUPS][PANEL];
+    uint8_t mins[K_GROUPS / 2][2 * PANEL]; /* those of two groups side by side */
+    uint8_t lo[K_GROUPS][4][4 * PANEL];
+} panel_q4_k;
+typedef struct panel_q5_k {
+    panel_q4_k low;
+    uint8_t hi[K_GROUPS][4 * PANEL]; /* bit t: of word t */
+} panel_q5_k;
+typedef struct panel_q6_k {
+    uint16_t d[PANEL];
+    int8_t scales[2 * K_GROUPS][PANEL];
+    uint8_t lo[K_GROUPS][4][4 * PANEL];
+    uint8_t hi[K_GROUPS][2][4 * PANEL]; /* [t & 1], bits t - (t & 1) and the next: of word t */
+} panel_q6_k;
+typedef struct panel_f16 { uint16_t x[PANEL]; } panel_f16; /* one number of each row */
+
+/* One block of an input row: its codes as words, `offset` what to begin a sum with because codes are stored without their sign. */
+typedef struct input_32 { int32_t words[8]; int32_t offset; float d; } input_32;
+typedef struct input_256 {
+    int32_t words[64];
+    int32_t offset[16]; /* of each 16 numbers: Q6_K */
+    int32_t sums[4];    /* sums of the codes of groups, two int16 in each: Q4_K, Q5_K */
+    float d;
+} input_256;
+
+/* out [rows, PANEL] = inputs [rows of `stride` blocks] times a panel of `blocks` blocks; rows 1..tile of the instruction set. */
+typedef void (*panel_tile)(float *out, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride);
+
+typedef struct panel_set {
+    int tile;            /* rows of a call at most */
+    int32_t offset_q8_0; /* what stands for 128 too many in Q8_0's codes: -128, or 0 where the sign is restored on the way */
+    panel_tile f16, q4_0, q8_0, q4_k, q5_k, q6_k;
+    void (*halves)(float *out, const uint8_t *in, size_t n); /* float16 to float32 */
+} panel_set;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PANELS_X86
+const panel_set *panels_avx2(void);   /* NULL where this processor has no such instructions */
+const panel_set *panels_avx512(void);
+#endif
+
+#endif

@@ -1,0 +1,130 @@
+/* panels_tiles.h: products of a panel with a few input rows, for one instruction set; panels_avx2.c and panels_avx512.c include it.
+ *
+ * Before it is included: the types `ints` (16 int32, or 64 bytes, of a panel) and `floats` (16), and what is done with them (i_..., f_...);
+ * TILE_FN, which puts a function on the instruction set, and SET_TILE, the input rows that its registers hold. The order of every sum is
+ * refspec/panels.py's: whole numbers within a block, blocks one after the other, nothing fused, so that a result depends neither on the
+ * instruction set nor on how many rows are computed together.
+ */
+
+/* Each `rows` below is a constant once inlined, so that the loops over it unroll into registers. */
+#define ROWS for (int r = 0; r < rows; r++)
+
+TILE_FN void tile_f16(float *out, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {
+    floats even[SET_TILE], odd[SET_TILE];
+    ROWS even[r] = odd[r] = f_zero();
+    size_t k = 0;
+    for (; k + 1 < numbers; k += 2) {
+        floats a = f_half(p[k].x), b = f_half(p[k + 1].x);
+        ROWS {
+            even[r] = f_add(even[r], f_mul(a, f_set(in[r * stride + k])));
+            odd[r] = f_add(odd[r], f_mul(b, f_set(in[r * stride + k + 1])));
+        }
+    }
+    if (k < numbers) {
+        floats a = f_half(p[k].x);
+        ROWS even[r] = f_add(even[r], f_mul(a, f_set(in[r * stride + k])));
+    }
+    ROWS f_store(out + r * PANEL, f_add(even[r], odd[r]));
+}
+
+TILE_FN void tile_q8_0(float *out, const int rows, const panel_q8_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+    floats total[SET_TILE];
+    ROWS total[r] = f_zero();
+    for (size_t b = 0; b < blocks; b++) {
+        ints sum[SET_TILE];
+        floats d = f_half(p[b].d);
+        ROWS sum[r] = i_set(in[r * stride + b].offset);
+        for (int t = 0; t < 8; t++) {
+            signed_codes x = i_signed(i_load(p[b].codes[t]));
+            ROWS sum[r] = i_dot_signed(sum[r], x, in[r * stride + b].words[t]);
+        }
+        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(sum[r])));
+    }
+    ROWS f_store(out + r * PANEL, total[r]);
+}
+
+TILE_FN void tile_q4_0(float *out, const int rows, const panel_q4_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+    floats total[SET_TILE];
+    ROWS total[r] = f_zero();
+    for (size_t b = 0; b < blocks; b++) {
+        ints sum[SET_TILE];
+        floats d = f_half(p[b].d);
+        ROWS sum[r] = i_set(in[r * stride + b].offset);
+        for (int t = 0; t < 4; t++) {
+            ints both = i_load(p[b].lo[t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
+            ROWS sum[r] = i_dot(i_dot(sum[r], x, in[r * stride + b].words[t]), y, in[r * stride + b].words[t + 4]);
+        }
+        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(sum[r])));
+    }
+    ROWS f_store(out + r * PANEL, total[r]);
+}
+
+/* Q4_K, and Q5_K where `fifth` is not NULL. */
+TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, size_t size, size_t fifth, const input_256 *in, size_t blocks, size_t stride) {
+    floats total[SET_TILE];
+    ROWS total[r] = f_zero();
+    for (size_t b = 0; b < blocks; b++) {
+        const panel_q4_k *p = (const panel_q4_k *)(panel + b * size);
+        const input_256 *at = in + b;
+        ints all[SET_TILE];
+        ROWS all[r] = i_set(0);
+        for (int g = 0; g < K_GROUPS; g++) {
+            ints sum[SET_TILE], scale = i_unsigned_bytes(p->scales[g]), high = i_set(0);
+            if (fifth) high = i_load((const uint8_t *)p + fifth + g * 4 * PANEL);
+            ROWS sum[r] = i_set(0);
+            for (int t = 0; t < 4; t++) {
+                ints both = i_load(p->lo[g][t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
+                if (fifth) {
+                    x = i_or(x, i_and(i_left(high, 4 - t), 0x10));
+                    y = i_or(y, i_and(i_right(high, t), 0x10));
+                }
+                ROWS sum[r] = i_dot(i_dot(sum[r], x, at[r * stride].words[8 * g + t]), y, at[r * stride].words[8 * g + t + 4]);
+            }
+            ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
+        }
+        floats d = f_half(p->d), dmin = f_half(p->dmin);
+        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(at[r * stride].d)), f_of(all[r])));
+        ROWS all[r] = i_set(0);
+        for (int g = 0; g < K_GROUPS / 2; g++) {
+            ints mins = i_unsigned_pairs(p->mins[g]);
+            ROWS all[r] = i_dot_pairs(all[r], mins, at[r * stride].sums[g]);
+        }
+        ROWS total[r] = f_sub(total[r], f_mul(f_mul(dmin, f_set(at[r * stride].d)), f_of(all[r])));
+    }
+    ROWS f_store(out + r * PANEL, total[r]);
+}
+
+TILE_FN void tile_q4_k(float *out, const int rows, const panel_q4_k *p, const input_256 *in, size_t blocks, size_t stride) {
+    tile_q45_k(out, rows, (const uint8_t *)p, sizeof *p, 0, in, blocks, stride);
+}
+
+TILE_FN void tile_q5_k(float *out, const int rows, const panel_q5_k *p, const input_256 *in, size_t blocks, size_t stride) {
+    tile_q45_k(out, rows, (const uint8_t *)p, sizeof *p, offsetof(panel_q5_k, hi), in, blocks, stride);
+}
+
+TILE_FN void tile_q6_k(float *out, const int rows, const panel_q6_k *p, const input_256 *in, size_t blocks, size_t stride) {
+    floats total[SET_TILE];
+    ROWS total[r] = f_zero();
+    for (size_t b = 0; b < blocks; b++) {
+        const input_256 *at = in + b;
+        ints all[SET_TILE];
+        ROWS all[r] = i_set(0);
+        for (int h = 0; h < 2 * K_GROUPS; h++) { /* 16 numbers, words 0..3 or 4..7 of a group */
+            const int g = h / 2, upper = 4 * (h % 2);
+            ints sum[SET_TILE], scale = i_signed_bytes(p[b].scales[h]);
+            ROWS sum[r] = i_set(at[r * stride].offset[h]);
+            for (int t = 0; t < 4; t++) {
+                const int shift = 2 * ((t + upper) / 2);
+                ints low = i_load(p[b].lo[g][t]), high = i_load(p[b].hi[g][t & 1]);
+                ints x = i_or(i_and(upper ? i_right(low, 4) : low, 0x0f), i_and(shift <= 4 ? i_left(high, 4 - shift) : i_right(high, shift - 4), 0x30));
+                ROWS sum[r] = i_dot(sum[r], x, at[r * stride].words[8 * g + t + upper]);
+            }
+            ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
+        }
+        floats d = f_half(p[b].d);
+        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(at[r * stride].d)), f_of(all[r])));
+    }
+    ROWS f_store(out + r * PANEL, total[r]);
+}
+
+#undef ROWS

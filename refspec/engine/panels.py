@@ -1,0 +1,180 @@
+"""llama.cpp's products of weights on refspec's own kernels (native/panels*.c, reference `refspec/panels.py`): what they are reached through, and
+which weights they are told of.
+
+llama.cpp's processor backend asks a function of a shared library, `llamafile_sgemm`, to multiply rows before it does so itself. Linux resolves
+that name to the first library that offers it, so the compiled module is made visible before llama.cpp is loaded (`offer`), and given llama.cpp's own
+function for every product that is not its own (`answer_others`). A model's weights are found where the kernel has mapped its file. On other systems
+and processors, with REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as ever.
+
+Not a loader (`model.py`), and nothing of llama.cpp is changed: its graph, threads, attention and cache are its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from refspec import native
+from refspec.formats.gguf_header import GgufInfo, TensorInfo
+
+NAME = "llamafile_sgemm"
+AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never lays out anew
+_why_not: str | None = "llama.cpp is not loaded"
+
+
+class Region(NamedTuple):
+    """Addresses start..end of this process that are a file from `offset` on."""
+
+    start: int
+    end: int
+    offset: int
+
+
+def offer() -> str | None:
+    """Make the kernels visible under llama.cpp's name, before llama.cpp is loaded; why that is not possible, or None."""
+    if not sys.platform.startswith("linux"):
+        return "only Linux lets one library take another's place"
+    if native.backend != "c" or not hasattr(native.lib, "rs_panels_set"):
+        return "refspec's C module is not in use"
+    if not native.ffi.string(native.lib.rs_panels_set()):
+        return "this processor has neither AVX2 nor AVX-512 with VNNI"
+    if "llama_cpp" in sys.modules:
+        return "llama_cpp was imported before refspec"
+    try:
+        ctypes.CDLL(native.path(), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)  # it is loaded; this only makes its names visible
+        first = ctypes.cast(ctypes.CDLL(None)[NAME], ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        first = None
+    return None if first == native.lib.rs_panels_entry() else "another library has taken llama.cpp's place"
+
+
+def answer_others(dll: ctypes.CDLL, refused: str | None) -> None:
+    """Hand over llama.cpp's own function; `refused` is what `offer` said before llama.cpp was loaded."""
+    global _why_not
+    own = None
+    if refused is None:
+        for library in (dll, *_backends(Path(dll._name).parent)):
+            try:
+                own = ctypes.cast(library[NAME], ctypes.c_void_p).value  # a handle is searched before what is visible to all
+                break
+            except AttributeError:
+                continue
+        if own is None or own == native.lib.rs_panels_entry():
+            refused = "this llama.cpp was built without the products they replace"
+        else:
+            native.lib.rs_panels_others(own)
+    _why_not = refused
+
+
+def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
+    """Builds of the processor backend that are loaded by themselves."""
+    for file in sorted(folder.glob("libggml-cpu*.so")):
+        try:
+            yield ctypes.CDLL(str(file), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:
+            continue
+
+
+def why_not() -> str | None:
+    """Why llama.cpp's products cannot be refspec's here; None where they can."""
+    return _why_not
+
+
+def instructions() -> str:
+    """What the kernels run on here, in words."""
+    name: bytes = native.ffi.string(native.lib.rs_panels_set())
+    return {"avx512": "AVX-512", "avx2": "AVX2"}.get(name.decode(), name.decode())
+
+
+def matrices(info: GgufInfo) -> list[TensorInfo]:
+    """The tensors of a file that the kernels can multiply with."""
+    from refspec.formats.gguf_types import weight_type
+
+    found = []
+    for tensor in info.tensors.values():
+        if len(tensor.shape) == 2 and native.lib.rs_panels_takes(tensor.type_id):
+            kind = weight_type(tensor.type_id)
+            if kind is not None and tensor.shape[1] % kind.block == 0 and tensor.nbytes:
+                found.append(tensor)
+    return found
+
+
+def takes_all(info: GgufInfo) -> bool:
+    """Whether nothing is left that llama.cpp might want to lay out anew itself."""
+    taken = {tensor.name for tensor in matrices(info)}
+    return bool(taken) and all(t.name in taken or t.type in AS_STORED for t in info.tensors.values())
+
+
+def mapped(path: Path) -> list[Region]:
+    """Where this process has mapped a file."""
+    state, found = os.stat(path), []
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            addresses, _, offset, _, inode, *_ = line.split(maxsplit=5)
+            if int(inode) == state.st_ino:
+                start, end = (int(x, 16) for x in addresses.split("-"))
+                found.append(Region(start, end, int(offset, 16)))
+    return found
+
+
+class Panels:
+    """The matrices of one loaded model whose products are refspec's."""
+
+    def __init__(self, index: int, nbytes: int) -> None:
+        self.index = index
+        self.nbytes = nbytes  # at most: only what is multiplied with is laid out anew
+
+    def switch(self, on: bool) -> None:
+        """Leave the products to llama.cpp, or take them again; not while it computes."""
+        native.lib.rs_panels_switch(self.index, on)
+
+    @property
+    def products(self) -> int:
+        """How often llama.cpp's threads have asked for one."""
+        return int(native.lib.rs_panels_products(self.index))
+
+
+def announce(info: GgufInfo, before: list[Region]) -> Panels | None:
+    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or where there is no room.
+
+    `before` is what `mapped` said ahead of loading it: another session's mapping of the same file is not this model's.
+    """
+    regions = [r for r in mapped(info.path) if not any(r.start < b.end and b.start < r.end for b in before)]
+    found: list[tuple[int, TensorInfo]] = []
+    for tensor in matrices(info):
+        at = [r.start + tensor.offset - r.offset for r in regions if r.offset <= tensor.offset and tensor.offset + tensor.nbytes <= r.offset + r.end - r.start]
+        if len(at) == 1:
+            found.append((at[0], tensor))
+    if not found:
+        return None
+    found.sort(key=lambda pair: pair[0])
+    multiplied = [t for _, t in found if t.name != "token_embd.weight" or "output.weight" not in info.tensors]
+    nbytes = sum(t.nbytes for t in multiplied)
+    if nbytes > _available():
+        return None
+    ffi = native.ffi
+    addresses, types = ffi.new("uintptr_t[]", [a for a, _ in found]), ffi.new("int32_t[]", [t.type_id for _, t in found])
+    rows, columns = (ffi.new("size_t[]", [t.shape[axis] for _, t in found]) for axis in (0, 1))
+    index = native.lib.rs_panels_announce(addresses, types, rows, columns, len(found))
+    return Panels(index, nbytes) if index >= 0 else None
+
+
+def forget(panels: Panels | None) -> None:
+    """Before llama.cpp gives back the weights."""
+    if panels is not None:
+        native.lib.rs_panels_forget(panels.index)
+
+
+def _available() -> int:
+    """Bytes of memory that can be had without swapping, the pages of mapped files included."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0
