@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from refspec.engine import amx, lib
-from refspec.engine.panels import Panels, announce, forget, instructions, mapped, takes_all, why_not
+from refspec.engine.panels import Panels, announce, fits, forget, instructions, mapped, takes_all, why_not
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.formats.gguf_header import GgufInfo
 
@@ -41,7 +41,8 @@ class Model:
         self.info = info
         self.note: str | None = None  # what a user should be told of how the weights are held
         panels = panels and not probing and n_gpu_layers == 0 and why_not() is None
-        if panels and takes_all(info):
+        laid_out = fits(info) if panels else 0
+        if laid_out and takes_all(info):
             repack = False  # both would lay out the same weights
         if repack and not probing and not amx.repacking_works():
             repack = False
@@ -49,7 +50,7 @@ class Model:
                 self.note = f"{info.path.name} keeps its weights as stored: the AMX kernels of this llama.cpp crash on this processor"
         self.repack = repack  # whether they may be laid out anew
         params, keep = lib.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=repack)
-        before = mapped(info.path) if panels else []
+        before = mapped(info.path) if laid_out else []
         lib.forget_errors()
         with lib.quietly():
             handle = lib.load_model(os.fsencode(info.path), params)
@@ -57,7 +58,7 @@ class Model:
         if not handle:
             raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(lib.reason())}")
         self.handle: int = handle
-        self.panels: Panels | None = announce(info, before) if panels else None
+        self.panels: Panels | None = announce(info, before, laid_out) if laid_out else None
         if self.panels:
             self.note = f"{info.path.name} is multiplied by refspec's own kernels ({instructions()}), {self.panels.nbytes / 1e6:.0f} MB laid out anew"
         self._finalizer = weakref.finalize(self, _free, handle, self.panels)

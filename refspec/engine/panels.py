@@ -103,6 +103,16 @@ def matrices(info: GgufInfo) -> list[TensorInfo]:
     return found
 
 
+def fits(info: GgufInfo) -> int:
+    """Bytes that a file's panels will take, 0 where it has no matrices for them or memory has no room.
+
+    The file's own pages can then be given up by the system, as they are not read again, but for a token embedding.
+    """
+    shared = "output.weight" not in info.tensors
+    nbytes = sum(t.nbytes for t in matrices(info) if shared or t.name != "token_embd.weight")
+    return nbytes if nbytes <= _available() else 0
+
+
 def takes_all(info: GgufInfo) -> bool:
     """Whether nothing is left that llama.cpp might want to lay out anew itself."""
     taken = {tensor.name for tensor in matrices(info)}
@@ -138,10 +148,10 @@ class Panels:
         return int(native.lib.rs_panels_products(self.index))
 
 
-def announce(info: GgufInfo, before: list[Region]) -> Panels | None:
-    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or where there is no room.
+def announce(info: GgufInfo, before: list[Region], nbytes: int) -> Panels | None:
+    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or too many models are loaded.
 
-    `before` is what `mapped` said ahead of loading it: another session's mapping of the same file is not this model's.
+    `nbytes` is what `fits` said, `before` what `mapped` said ahead of loading it: another session's mapping of the same file is not this model's.
     """
     regions = [r for r in mapped(info.path) if not any(r.start < b.end and b.start < r.end for b in before)]
     found: list[tuple[int, TensorInfo]] = []
@@ -152,10 +162,6 @@ def announce(info: GgufInfo, before: list[Region]) -> Panels | None:
     if not found:
         return None
     found.sort(key=lambda pair: pair[0])
-    multiplied = [t for _, t in found if t.name != "token_embd.weight" or "output.weight" not in info.tensors]
-    nbytes = sum(t.nbytes for t in multiplied)
-    if nbytes > _available():
-        return None
     ffi = native.ffi
     addresses, types = ffi.new("uintptr_t[]", [a for a, _ in found]), ffi.new("int32_t[]", [t.type_id for _, t in found])
     rows, columns = (ffi.new("size_t[]", [t.shape[axis] for _, t in found]) for axis in (0, 1))
