@@ -55,10 +55,34 @@ typedef struct panel_set {
     void (*halves)(float *out, const uint8_t *in, size_t n); /* float16 to float32 */
 } panel_set;
 
-#if defined(__x86_64__) && defined(__GNUC__)
+/* What panels.c knows of a type of weights. */
+typedef struct panel_kind {
+    int32_t type, inputs;                      /* ggml_type */
+    size_t numbers, bytes, input_bytes, panel; /* of a block: its numbers, bytes in the file and of an input row, bytes of 16 rows' */
+    size_t prepared;                           /* bytes of an input's block as tiles take it */
+} panel_kind;
+
+const panel_kind *rs_panel_kind(int32_t type); /* NULL for a type that is not laid out */
+const panel_set *rs_panel_set(void);           /* the best of this processor, or NULL */
+
+/* 16 rows of a matrix, `rows` of them there, as one panel. */
+void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks);
+
+/* One row of inputs, as ggml packs it -> out [blocks] as tiles take it. */
+void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks);
+
+/* A panel, of which `columns` rows are there, times prepared rows -> out [rows, columns], rows `out_stride` floats apart. */
+void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns,
+                       const uint8_t *prepared, size_t rows, size_t blocks);
+
+/* The same number by number, from what the file and ggml hold: without memory of its own, and what every other way has to give. */
+void rs_panel_multiply_stored(const panel_kind *k, float *out, size_t out_stride, const uint8_t *weights, size_t columns, const uint8_t *inputs,
+                              size_t input_stride, size_t rows, size_t blocks);
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86
-const panel_set *panels_avx2(void);   /* NULL where this processor has no such instructions */
-const panel_set *panels_avx512(void);
+const panel_set *rs_panels_avx2(void);   /* NULL where this processor has no such instructions */
+const panel_set *rs_panels_avx512(void);
 #endif
 
 #endif

@@ -101,7 +101,7 @@ ON static void halves(float *out, const uint8_t *in, size_t n) {
     }
 }
 
-const panel_set *panels_avx2(void) {
+const panel_set *rs_panels_avx2(void) {
     static const panel_set set = {SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &set : NULL;
 }

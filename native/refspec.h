@@ -5,7 +5,7 @@
  * The block between the two cdef marks is also the cffi cdef (native/build_ffi.py), so it holds no macro and no #include.
  *
  * Rules: output first, sizes last; const inputs; the caller owns all memory; no globals, no allocation, no locks: any number
- * of threads may call at once on their own outputs. Unless a function says so, outputs must not overlap inputs.
+ * of threads may call at once on their own outputs (panels_llama.c aside, which says what it keeps). Unless a function says so, outputs must not overlap inputs.
  * A row's result never depends on the other rows of the call, bit for bit.
  *
  * Shape legend: T rows, W I O F widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V target vocabulary,
@@ -113,9 +113,12 @@ const char *rs_panels_set(void);
 bool rs_panels_takes(int32_t type);
 
 /* weights [rows] and inputs [n] rows of `blocks` blocks, as ggml stores them -> out [n, rows], by an instruction set, or number by number ("").
- * RS_BAD_CONFIG for a type or a set that is not here, RS_ENGINE without memory. */
-int32_t rs_panels_product(float *out, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n, size_t rows,
-                          size_t blocks);
+ * scratch [rs_panels_scratch] is working space. RS_BAD_CONFIG for a type or a set that is not here. */
+int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
+                          size_t rows, size_t blocks);
+size_t rs_panels_scratch(int32_t type, size_t n, size_t blocks); /* bytes */
+
+/* ---- panels_llama.c: refspec/engine/panels.py -------------------------------------------------------------------------- */
 
 /* From now on llama.cpp's products with these matrices [count], ascending addresses of whole tensors in memory, are computed here: their
  * ggml_types (rs_panels_takes), rows and columns. Returns a number to name them by; negative: too many models, or no memory. */

@@ -96,7 +96,7 @@ def matrices(info: GgufInfo) -> list[TensorInfo]:
 
     found = []
     for tensor in info.tensors.values():
-        if len(tensor.shape) == 2 and native.lib.rs_panels_takes(tensor.type_id):
+        if native.lib is not None and len(tensor.shape) == 2 and native.lib.rs_panels_takes(tensor.type_id):
             kind = weight_type(tensor.type_id)
             if kind is not None and tensor.shape[1] % kind.block == 0 and tensor.nbytes:
                 found.append(tensor)

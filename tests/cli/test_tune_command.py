@@ -8,6 +8,7 @@ from cli_models import call, one_line_error, record, write_pair
 
 import refspec
 from refspec.engine import repacking_works
+from refspec.engine.panels import why_not
 from refspec.windows import measured, tune, tune_report, tune_store
 
 
@@ -27,12 +28,12 @@ def tuned(tmp_path_factory):
 
 def test_every_setting_is_measured_and_one_is_chosen(tuned):
     _, found = tuned
-    forms = {(s["flash_attn"], s["kv_type"], s["repack"]) for s in found["settings"]}
-    layouts = {True, False} if repacking_works() else {False}
-    assert forms == {(flash, kv, repack) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for repack in layouts}
+    forms = {(s["flash_attn"], s["kv_type"], tune_report.layout(s)) for s in found["settings"]}
+    layouts = {"as stored"} | ({"repacked"} if repacking_works() else set()) | ({"panels"} if why_not() is None else set())
+    assert forms == {(flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts}
     assert {s["threads"] for s in found["settings"]} == {1}
     assert sum("q8_0" in line for line in found["refused"]) == len(layouts), "heads of 8 do not fill a block"
-    assert any("AMX" in line for line in found["refused"]) == (len(layouts) == 1)
+    assert any("AMX" in line for line in found["refused"]) == ("repacked" not in layouts)
     for s in found["settings"]:
         assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(t > 0 for t in s["target"].values())
     assert found["chosen"]["kv_type"] != "q8_0" and 1 <= found["chosen"]["draft_max"] <= tune.MOST

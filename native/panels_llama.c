@@ -1,0 +1,206 @@
+/* panels_llama.c: how llama.cpp comes to multiply with panels.c.
+ *
+ * llama.cpp's processor backend hands every product of a matrix with rows to `llamafile_sgemm`, a function of a shared library, before it
+ * multiplies itself. Linux resolves that name to the first library that offers it, so where this one is loaded first (refspec/engine/panels.py)
+ * the products of matrices that were announced here are computed here, on llama.cpp's own threads, and all others by the function of that name
+ * in llama.cpp. A panel is laid out when it is first needed, by the thread that needs it.
+ *
+ * It stands in another library's place, so unlike the rest of this one it keeps state: the panels, and a thread's input rows. Any number of
+ * threads may multiply at once; matrices are taken back (rs_panels_forget) by who knows that nobody multiplies with them.
+ */
+#define _GNU_SOURCE
+#include "panels.h"
+
+#ifdef PANELS_X86
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { SLOTS = 64, INPUT_BYTES = 1 << 18 }; /* models at once; what a thread prepares of inputs at once, so that it stays in its cache */
+
+enum { MISSING, BEGUN, THERE }; /* of a panel */
+
+typedef struct matrix {
+    const uint8_t *weights; /* the address llama.cpp knows it by */
+    const panel_kind *kind;
+    size_t rows, blocks;
+    uint8_t *panels;
+    atomic_uchar *state; /* of each panel */
+} matrix;
+
+static uint8_t *panel_at(matrix *m, size_t p) { return m->panels + p * m->blocks * m->kind->panel; }
+
+/* Panel p, laid out now if nobody has; NULL while another thread is at it. */
+static const uint8_t *panel_of(matrix *m, size_t p) {
+    unsigned char state = MISSING;
+    if (!atomic_compare_exchange_strong(&m->state[p], &state, BEGUN)) return state == THERE ? panel_at(m, p) : NULL;
+    const size_t left = m->rows - p * PANEL;
+    rs_panel_lay_out(m->kind, panel_at(m, p), m->weights + p * PANEL * m->blocks * m->kind->bytes, left < PANEL ? left : PANEL, m->blocks);
+    atomic_store(&m->state[p], THERE);
+    return panel_at(m, p);
+}
+
+static size_t panels_in(const matrix *m) { return (m->rows + PANEL - 1) / PANEL; }
+
+/* Bytes of its panels, whole cache lines. */
+static size_t room_for(const matrix *m) { return (panels_in(m) * m->blocks * m->kind->panel + 63) / 64 * 64; }
+
+/* Panels first..last-1 times n input rows, `input_stride` bytes apart -> out, rows `out_stride` floats apart. */
+static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs, size_t n, size_t input_stride, float *out, size_t out_stride) {
+    static _Thread_local uint8_t *prepared;
+    static _Thread_local size_t room;
+    const panel_set *set = rs_panel_set();
+    const panel_kind *k = m->kind;
+    const size_t row = m->blocks * k->prepared, row_bytes = m->blocks * k->bytes;
+    size_t together = INPUT_BYTES / row / TILE * TILE;
+    if (together < TILE) together = TILE;
+    if (together > n) together = n;
+    if (room < together * row) {
+        free(prepared);
+        prepared = malloc(together * row);
+        room = prepared ? together * row : 0;
+    }
+    for (size_t at = 0; at < n; at += together) {
+        const size_t here = n - at < together ? n - at : together;
+        const uint8_t *these = inputs + at * input_stride;
+        if (room)
+            for (size_t r = 0; r < here; r++) rs_panel_prepare(k, set, prepared + r * row, these + r * input_stride, m->blocks);
+        for (size_t p = first; p < last; p++) {
+            const size_t column = p * PANEL, columns = m->rows - column < PANEL ? m->rows - column : PANEL;
+            const uint8_t *panel = room ? panel_of(m, p) : NULL;
+            float *to = out + at * out_stride + column;
+            if (panel) rs_panel_multiply(set, k, to, out_stride, panel, columns, prepared, here, m->blocks);
+            else rs_panel_multiply_stored(k, to, out_stride, m->weights + column * row_bytes, columns, these, input_stride, here, m->blocks);
+        }
+    }
+}
+
+/* ---- matrices llama.cpp multiplies with --------------------------------------------------------------------------- */
+
+typedef struct slot {
+    _Atomic(uintptr_t) low, high; /* addresses of its weights; 0: free. Read by every product, so the rest is only touched within them. */
+    atomic_bool taken, on;
+    atomic_llong products;
+    matrix *matrices; /* sorted by address */
+    size_t count, bytes;
+    uint8_t *memory;
+} slot;
+
+static slot slots[SLOTS];
+
+int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count) {
+    slot *s = NULL;
+    for (int i = 0; i < SLOTS && !s; i++) {
+        bool taken = false;
+        if (atomic_compare_exchange_strong(&slots[i].taken, &taken, true)) s = &slots[i];
+    }
+    if (!s || !count || !rs_panel_set()) {
+        if (s) atomic_store(&s->taken, false);
+        return -1;
+    }
+    s->matrices = calloc(count, sizeof *s->matrices);
+    size_t bytes = 0, panels = 0;
+    for (size_t i = 0; s->matrices && i < count; i++) {
+        matrix *m = &s->matrices[i];
+        *m = (matrix){(const uint8_t *)weights[i], rs_panel_kind(types[i]), rows[i], columns[i] / rs_panel_kind(types[i])->numbers, NULL, NULL};
+        bytes += room_for(m);
+        panels += panels_in(m);
+    }
+    s->bytes = bytes + panels; /* pages are given only when a panel is laid out */
+    void *memory = s->matrices ? mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : MAP_FAILED;
+    if (memory == MAP_FAILED) {
+        free(s->matrices);
+        atomic_store(&s->taken, false);
+        return -1;
+    }
+    madvise(memory, s->bytes, MADV_HUGEPAGE);
+    s->memory = memory;
+    s->count = count;
+    uint8_t *at = s->memory;
+    atomic_uchar *state = (atomic_uchar *)(s->memory + bytes);
+    for (size_t i = 0; i < count; i++) {
+        matrix *m = &s->matrices[i];
+        m->panels = at;
+        m->state = state;
+        at += room_for(m);
+        state += panels_in(m);
+    }
+    atomic_store(&s->products, 0);
+    atomic_store(&s->on, true);
+    atomic_store(&s->high, weights[count - 1] + 1);
+    atomic_store(&s->low, weights[0]);
+    return (int32_t)(s - slots);
+}
+
+void rs_panels_forget(int32_t index) {
+    slot *s = &slots[index];
+    atomic_store(&s->low, 0);
+    atomic_store(&s->high, 0);
+    munmap(s->memory, s->bytes);
+    free(s->matrices);
+    s->matrices = NULL;
+    atomic_store(&s->taken, false);
+}
+
+typedef bool (*sgemm)(const void *, int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *, int64_t, int, int, int);
+static _Atomic(sgemm) others; /* llama.cpp's own */
+
+typedef struct compute_params { int ith, nth; } compute_params; /* struct ggml_compute_params begins so: this thread, of how many */
+
+static matrix *find(const void *weights) {
+    const uintptr_t at = (uintptr_t)weights;
+    for (int i = 0; i < SLOTS; i++) {
+        slot *s = &slots[i];
+        if (at < atomic_load_explicit(&s->low, memory_order_acquire) || at >= atomic_load_explicit(&s->high, memory_order_acquire)) continue;
+        if (!atomic_load_explicit(&s->on, memory_order_relaxed)) return NULL;
+        size_t low = 0, high = s->count;
+        while (low + 1 < high) {
+            size_t middle = (low + high) / 2;
+            if ((uintptr_t)s->matrices[middle].weights <= at) low = middle;
+            else high = middle;
+        }
+        if ((uintptr_t)s->matrices[low].weights != at) return NULL;
+        atomic_fetch_add_explicit(&s->products, 1, memory_order_relaxed);
+        return &s->matrices[low];
+    }
+    return NULL;
+}
+
+/* llama.cpp's name and arguments: out [n rows of m, ldc apart] = rows of B times rows of A; k, lda and ldb count blocks of their types. Whether it
+ * is done here must be the same for every thread of one product, so it depends on nothing that another thread changes meanwhile. */
+__attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
+                                                            const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type);
+bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,
+                     int a_type, int b_type, int c_type) {
+    matrix *found = find(a);
+    if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k || c_type != TYPE_F32) {
+        sgemm other = atomic_load_explicit(&others, memory_order_relaxed);
+        return other && other(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type); /* false: llama.cpp multiplies otherwise */
+    }
+    if (found->kind->inputs != b_type) return false; /* it converts them, and asks again */
+    const compute_params *mine = params;
+    const size_t all = panels_in(found), each = (all + (size_t)mine->nth - 1) / (size_t)mine->nth;
+    const size_t first = (size_t)mine->ith * each < all ? (size_t)mine->ith * each : all, last = first + each < all ? first + each : all;
+    if (first < last)
+        multiply(found, first, last, b, (size_t)n, (size_t)ldb * found->kind->input_bytes, c, (size_t)ldc);
+    return true;
+}
+
+void rs_panels_others(uintptr_t function) { atomic_store(&others, (sgemm)function); }
+
+uintptr_t rs_panels_entry(void) { return (uintptr_t)llamafile_sgemm; }
+
+void rs_panels_switch(int32_t index, bool on) { atomic_store(&slots[index].on, on); }
+
+int64_t rs_panels_products(int32_t index) { return (int64_t)atomic_load(&slots[index].products); }
+#else
+int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count) {
+    (void)weights, (void)types, (void)rows, (void)columns, (void)count;
+    return -1;
+}
+void rs_panels_forget(int32_t index) { (void)index; }
+void rs_panels_others(uintptr_t function) { (void)function; }
+uintptr_t rs_panels_entry(void) { return 0; }
+void rs_panels_switch(int32_t index, bool on) { (void)index, (void)on; }
+int64_t rs_panels_products(int32_t index) { return (void)index, 0; }
+#endif

@@ -1,0 +1,153 @@
+"""llama.cpp multiplying by refspec's kernels: the same function, and only with the weights of models that were announced."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import refspec
+from refspec import native
+from refspec.engine import lib, panels, repacking_works
+from refspec.errors import BackendError, UsageError
+from refspec.formats.gguf_io import read_gguf_header
+from refspec.targets.llama import LlamaTarget
+
+pytestmark = pytest.mark.skipif(panels.why_not() is not None, reason=f"llama.cpp multiplies by itself here: {panels.why_not()}")
+PROMPT = np.random.default_rng(3).integers(3, tiny.V, 40).tolist()
+
+
+def logits_of(target: LlamaTarget, tokens: list[int]) -> np.ndarray:
+    target.reset()
+    target.decode(tokens, logits="all")
+    return np.stack([target.logits(i).copy() for i in range(len(tokens))])
+
+
+@pytest.mark.parametrize("quantize", ["Q8_0", "Q4_0", "F16"])
+def test_the_logits_are_those_of_llama_cpp_but_for_rounding(tmp_path: Path, quantize: str) -> None:
+    file = tiny.target(tmp_path / "target.gguf", quantize=quantize)
+    ours, theirs = (LlamaTarget(file, n_ctx=128, n_threads=2, panels=on) for on in (True, False))
+    assert ours.model.panels is not None and theirs.model.panels is None
+    a, b = logits_of(ours, PROMPT), logits_of(theirs, PROMPT)
+    assert ours.model.panels.products > 0
+    size = {"Q8_0": 0.02, "Q4_0": 0.04, "F16": 2e-3}[quantize]  # activations are rounded to 8 bits at other places once a last bit differs
+    assert np.abs(a - b).max() <= size * np.abs(b).max()
+    before = ours.model.panels.products
+    ours.model.panels.switch(False)
+    assert np.array_equal(logits_of(ours, PROMPT), logits_of(LlamaTarget(file, n_ctx=128, n_threads=2, panels=False, repack=False), PROMPT))
+    assert ours.model.panels.products == before
+    ours.model.panels.switch(True)
+    assert np.array_equal(logits_of(ours, PROMPT), a)
+    ours.close()
+    theirs.close()
+
+
+def test_types_that_are_not_taken_stay_with_llama_cpp(tmp_path: Path) -> None:
+    target = LlamaTarget(tiny.target(tmp_path / "target.gguf"), n_ctx=128)
+    assert target.model.panels is None and target.model.note is None  # F32
+    target.close()
+
+
+def test_models_of_one_file_are_told_apart_and_their_places_used_again(tmp_path: Path) -> None:
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    first, second = (LlamaTarget(file, n_ctx=128, n_threads=2) for _ in range(2))
+    one, two = first.model.panels, second.model.panels
+    assert one and two and one.index != two.index
+    a = logits_of(first, PROMPT)
+    assert one.products > 0 and two.products == 0
+    first.close()
+    again = LlamaTarget(file, n_ctx=128, n_threads=1)
+    assert again.model.panels and again.model.panels.index == one.index
+    assert np.array_equal(logits_of(again, PROMPT), a), "the number of threads changes nothing"
+    assert np.array_equal(logits_of(second, PROMPT), a)
+    again.close()
+    second.close()
+
+
+@pytest.mark.parametrize("quantize", ["Q8_0", "Q4_0", "F16"])
+def test_exact_text_is_kept(tmp_path: Path, quantize: str) -> None:
+    pair = tiny.target(tmp_path / "target.gguf", quantize=quantize), tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize)
+    with refspec.load(*pair, n_ctx=128, threads=2, exact=True) as session:
+        assert session.target.model.panels is not None and session.bit_strict
+        texts = []
+        for options in ({"speculate": False}, {"draft_max": 3}, {"draft_max": 6}):
+            generation = session.generate(tokens=PROMPT, max_tokens=80, **options)
+            for _ in generation:
+                pass
+            texts.append(generation.tokens)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    with pytest.raises(UsageError, match="--panels and --repack"):
+        refspec.load(file, panels=True, repack=True)
+    with pytest.raises(UsageError, match="--panels and gpu_layers = 1"):
+        refspec.load(file, panels=True, gpu_layers=1)
+    with refspec.load(file, panels=False) as session:
+        assert session.target.model.panels is None
+    monkeypatch.setattr(panels, "_why_not", "the moon is full")
+    with pytest.raises(BackendError, match="cannot multiply here: the moon is full"):
+        refspec.load(file, panels=True)
+    with refspec.load(file) as session:
+        assert session.target.model.panels is None
+
+
+def test_without_memory_for_them_llama_cpp_multiplies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "_available", lambda: 1000)
+    target = LlamaTarget(tiny.target(tmp_path / "target.gguf", quantize="Q4_0"), n_ctx=64)
+    assert target.model.panels is None and target.model.repack == repacking_works()
+    logits_of(target, PROMPT[:5])
+    target.close()
+
+
+def test_more_models_than_there_are_places_for(tmp_path: Path) -> None:
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    info, held = read_gguf_header(file), []
+    while (found := panels.announce(info, [], 1)) is None and not held:
+        mapping = np.memmap(file, np.uint8, "r")  # a file that is mapped, by nobody who multiplies
+        found = panels.announce(info, [], 1)
+        assert found is not None
+        held.append(found)
+        while (found := panels.announce(info, [], 1)) is not None:
+            held.append(found)
+            assert len(held) <= 64
+        target = LlamaTarget(file, n_ctx=64)
+        assert target.model.panels is None
+        target.close()
+        for each in held:
+            panels.forget(each)
+        del mapping
+    target = LlamaTarget(file, n_ctx=64)
+    assert target.model.panels is not None
+    target.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "why"),
+    [("import llama_cpp", {}, "llama_cpp was imported before refspec"), ("", {"REFSPEC_BACKEND": "numpy"}, "refspec's C module is not in use")],
+)
+def test_why_not_is_said_and_everything_works(tmp_path: Path, before: str, environment: dict[str, str], why: str) -> None:
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    code = f"""{before}
+import refspec
+from refspec.engine import panels
+with refspec.load({str(file)!r}) as session:
+    assert session.target.model.panels is None
+    for _ in session.generate(tokens=[3, 4, 5], max_tokens=5): pass
+print(panels.why_not())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == why
+
+
+def test_the_function_handed_over_is_llama_cpps() -> None:
+    ours = native.lib.rs_panels_entry()
+    theirs = lib._dll[panels.NAME]
+    assert ctypes.cast(theirs, ctypes.c_void_p).value not in (0, None, ours)
