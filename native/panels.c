@@ -246,22 +246,22 @@ static panel_tile tile_of(const panel_set *set, int32_t type) {
     }
 }
 
-static const panel_set *set_named(const char *name) {
+static bool set_named(panel_set *set, const char *name) {
 #ifdef PANELS_X86
-    if (strcmp(name, "avx2") == 0) return rs_panels_avx2();
-    if (strcmp(name, "avx512") == 0) return rs_panels_avx512();
+    if (strcmp(name, "avx2") == 0) return rs_panels_avx2(set);
+    if (strcmp(name, "avx512") == 0) return rs_panels_avx512(set);
 #else
-    (void)name;
+    (void)name, (void)set;
 #endif
-    return NULL;
+    return false;
 }
 
-const panel_set *rs_panel_set(void) {
-    const panel_set *set = set_named("avx512");
-    return set ? set : set_named("avx2");
-}
+bool rs_panel_set(panel_set *set) { return set_named(set, "avx512") || set_named(set, "avx2"); }
 
-const char *rs_panels_set(void) { return set_named("avx512") ? "avx512" : set_named("avx2") ? "avx2" : ""; }
+const char *rs_panels_set(void) {
+    panel_set set;
+    return set_named(&set, "avx512") ? "avx512" : set_named(&set, "avx2") ? "avx2" : "";
+}
 
 void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns, const uint8_t *prepared,
                        size_t rows, size_t blocks) {
@@ -291,18 +291,18 @@ size_t rs_panels_scratch(int32_t type, size_t n, size_t blocks) {
 int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set_name, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
                           size_t rows, size_t blocks) {
     const panel_kind *k = rs_panel_kind(type);
-    const panel_set *set = set_named(set_name);
-    if (!k || (!set && *set_name)) return RS_BAD_CONFIG;
-    if (!set) {
+    panel_set set;
+    if (!k || (*set_name && !set_named(&set, set_name))) return RS_BAD_CONFIG;
+    if (!*set_name) {
         rs_panel_multiply_stored(k, out, rows, weights, rows, inputs, blocks * k->input_bytes, n, blocks);
         return RS_OK;
     }
     uint8_t *panel = scratch, *prepared = scratch + blocks * k->panel;
-    for (size_t r = 0; r < n; r++) rs_panel_prepare(k, set, prepared + r * blocks * k->prepared, inputs + r * blocks * k->input_bytes, blocks);
+    for (size_t r = 0; r < n; r++) rs_panel_prepare(k, &set, prepared + r * blocks * k->prepared, inputs + r * blocks * k->input_bytes, blocks);
     for (size_t at = 0; at < rows; at += PANEL) {
         const size_t columns = rows - at < PANEL ? rows - at : PANEL;
         rs_panel_lay_out(k, panel, weights + at * blocks * k->bytes, columns, blocks);
-        rs_panel_multiply(set, k, out + at, rows, panel, columns, prepared, n, blocks);
+        rs_panel_multiply(&set, k, out + at, rows, panel, columns, prepared, n, blocks);
     }
     return RS_OK;
 }

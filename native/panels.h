@@ -63,7 +63,7 @@ typedef struct panel_kind {
 } panel_kind;
 
 const panel_kind *rs_panel_kind(int32_t type); /* NULL for a type that is not laid out */
-const panel_set *rs_panel_set(void);           /* the best of this processor, or NULL */
+bool rs_panel_set(panel_set *set);              /* the best of this processor; false where there is none */
 
 /* 16 rows of a matrix, `rows` of them there, as one panel. */
 void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks);
@@ -81,8 +81,8 @@ void rs_panel_multiply_stored(const panel_kind *k, float *out, size_t out_stride
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86
-const panel_set *rs_panels_avx2(void);   /* NULL where this processor has no such instructions */
-const panel_set *rs_panels_avx512(void);
+bool rs_panels_avx2(panel_set *set); /* false where this processor has no such instructions */
+bool rs_panels_avx512(panel_set *set);
 #endif
 
 #endif

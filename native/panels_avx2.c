@@ -101,9 +101,9 @@ ON static void halves(float *out, const uint8_t *in, size_t n) {
     }
 }
 
-const panel_set *rs_panels_avx2(void) {
-    static const panel_set set = {SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &set : NULL;
+bool rs_panels_avx2(panel_set *set) {
+    *set = (panel_set){SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 }
 #else
 typedef int panels_avx2_is_for_x86; /* a file of C declares something */

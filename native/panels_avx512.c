@@ -64,11 +64,10 @@ ON static void halves(float *out, const uint8_t *in, size_t n) {
     }
 }
 
-const panel_set *rs_panels_avx512(void) {
-    static const panel_set set = {SET_TILE, -128, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
-    bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-    return has ? &set : NULL;
+bool rs_panels_avx512(panel_set *set) {
+    *set = (panel_set){SET_TILE, -128, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 }
 #else
 typedef int panels_avx512_is_for_x86; /* a file of C declares something */

@@ -49,7 +49,8 @@ static size_t room_for(const matrix *m) { return (panels_in(m) * m->blocks * m->
 static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs, size_t n, size_t input_stride, float *out, size_t out_stride) {
     static _Thread_local uint8_t *prepared;
     static _Thread_local size_t room;
-    const panel_set *set = rs_panel_set();
+    panel_set set;
+    if (!rs_panel_set(&set)) return; /* or nothing was announced */
     const panel_kind *k = m->kind;
     const size_t row = m->blocks * k->prepared, row_bytes = m->blocks * k->bytes;
     size_t together = INPUT_BYTES / row / TILE * TILE;
@@ -64,12 +65,12 @@ static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs
         const size_t here = n - at < together ? n - at : together;
         const uint8_t *these = inputs + at * input_stride;
         if (room)
-            for (size_t r = 0; r < here; r++) rs_panel_prepare(k, set, prepared + r * row, these + r * input_stride, m->blocks);
+            for (size_t r = 0; r < here; r++) rs_panel_prepare(k, &set, prepared + r * row, these + r * input_stride, m->blocks);
         for (size_t p = first; p < last; p++) {
             const size_t column = p * PANEL, columns = m->rows - column < PANEL ? m->rows - column : PANEL;
             const uint8_t *panel = room ? panel_of(m, p) : NULL;
             float *to = out + at * out_stride + column;
-            if (panel) rs_panel_multiply(set, k, to, out_stride, panel, columns, prepared, here, m->blocks);
+            if (panel) rs_panel_multiply(&set, k, to, out_stride, panel, columns, prepared, here, m->blocks);
             else rs_panel_multiply_stored(k, to, out_stride, m->weights + column * row_bytes, columns, these, input_stride, here, m->blocks);
         }
     }
@@ -94,7 +95,8 @@ int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const
         bool taken = false;
         if (atomic_compare_exchange_strong(&slots[i].taken, &taken, true)) s = &slots[i];
     }
-    if (!s || !count || !rs_panel_set()) {
+    panel_set set;
+    if (!s || !count || !rs_panel_set(&set)) {
         if (s) atomic_store(&s->taken, false);
         return -1;
     }
