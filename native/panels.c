@@ -119,19 +119,21 @@ static void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b
     }
     case TYPE_Q4_K:
     case TYPE_Q5_K: {
-        panel_q4_k *p = (void *)panel; /* a panel_q5_k begins with one */
-        p->d[i] = b->d;
-        p->dmin[i] = b->dmin;
+        const size_t size = k->type == TYPE_Q5_K ? sizeof(group_q5_k) : sizeof(group_q4_k);
+        panel_k_head *head = (void *)panel;
+        head->d[i] = b->d;
+        head->dmin[i] = b->dmin;
         for (int g = 0; g < K_GROUPS; g++) {
             const uint8_t *codes = b->codes + BLOCK * g;
-            p->scales[g][i] = (uint8_t)b->scales[g];
-            p->mins[g / 2][2 * i + g % 2] = (uint8_t)b->mins[g];
-            put_low(p->lo[g], i, codes);
+            group_q4_k *p = (void *)(panel + sizeof *head + g * size); /* a group_q5_k begins with one */
+            p->scales[i] = (uint8_t)b->scales[g];
+            head->mins[g / 2][2 * i + g % 2] = (uint8_t)b->mins[g];
+            put_low(p->lo, i, codes);
             if (k->type == TYPE_Q5_K)
                 for (int e = 0; e < 4; e++) {
                     unsigned bits = 0;
                     for (int t = 0; t < 8; t++) bits |= (unsigned)(codes[4 * t + e] >> 4) << t;
-                    ((panel_q5_k *)panel)->hi[g][4 * i + e] = (uint8_t)bits;
+                    ((group_q5_k *)p)->hi[4 * i + e] = (uint8_t)bits;
                 }
         }
         break;
@@ -139,15 +141,15 @@ static void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b
     default: { /* TYPE_Q6_K */
         panel_q6_k *p = (void *)panel;
         p->d[i] = b->d;
-        for (int h = 0; h < 16; h++) p->scales[h][i] = (int8_t)b->scales[h];
         for (int g = 0; g < K_GROUPS; g++) {
             const uint8_t *codes = b->codes + BLOCK * g;
-            put_low(p->lo[g], i, codes);
+            for (int h = 0; h < 2; h++) p->groups[g].scales[h][i] = (int8_t)b->scales[2 * g + h];
+            put_low(p->groups[g].lo, i, codes);
             for (int odd = 0; odd < 2; odd++)
                 for (int e = 0; e < 4; e++) {
                     unsigned bits = 0;
                     for (int s = 0; s < 4; s++) bits |= (unsigned)(codes[4 * (2 * s + odd) + e] >> 4) << 2 * s;
-                    p->hi[g][odd][4 * i + e] = (uint8_t)bits;
+                    p->groups[g].hi[odd][4 * i + e] = (uint8_t)bits;
                 }
         }
     }
@@ -156,15 +158,16 @@ static void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b
 
 void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks) {
     if (rows < PANEL) memset(panel, 0, blocks * k->panel);
+    if (k->type == TYPE_F16) {
+        uint16_t *to = (uint16_t *)(void *)panel;
+        for (size_t i = 0; i < rows; i++)
+            for (size_t at = 0; at < blocks; at++) to[at * PANEL + i] = read16(weights + 2 * (i * blocks + at));
+        return;
+    }
     block b = {0};
     for (size_t at = 0; at < blocks; at++)
         for (size_t i = 0; i < rows; i++) {
-            const uint8_t *from = weights + (i * blocks + at) * k->bytes;
-            if (k->type == TYPE_F16) {
-                memcpy(panel + at * k->panel + 2 * i, from, 2);
-                continue;
-            }
-            read_block(k, from, &b);
+            read_block(k, weights + (i * blocks + at) * k->bytes, &b);
             put_block(k, panel + at * k->panel, (int)i, &b);
         }
 }

@@ -15,25 +15,23 @@ enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 }; /* numbers of a block of ggml'
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
 
 /* One block of 16 rows. Words are numbered within 32 numbers: word t holds the codes of numbers 4t..4t+3. `lo`: word t in the low halves of
- * bytes, word t + 4 in the high ones. */
+ * bytes, word t + 4 in the high ones. What is read together lies together, or memory is read at half its speed. */
 typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
 typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
-typedef struct panel_q4_k {
+typedef struct panel_k_head {
     uint16_t d[PANEL], dmin[PANEL];
-    uint8_t scales[K_GROUPS][PANEL];
     uint8_t mins[K_GROUPS / 2][2 * PANEL]; /* those of two groups side by side */
-    uint8_t lo[K_GROUPS][4][4 * PANEL];
-} panel_q4_k;
-typedef struct panel_q5_k {
-    panel_q4_k low;
-    uint8_t hi[K_GROUPS][4 * PANEL]; /* bit t: of word t */
-} panel_q5_k;
-typedef struct panel_q6_k {
-    uint16_t d[PANEL];
-    int8_t scales[2 * K_GROUPS][PANEL];
-    uint8_t lo[K_GROUPS][4][4 * PANEL];
-    uint8_t hi[K_GROUPS][2][4 * PANEL]; /* [t & 1], bits t - (t & 1) and the next: of word t */
-} panel_q6_k;
+} panel_k_head;
+typedef struct group_q4_k { uint8_t scales[PANEL], lo[4][4 * PANEL]; } group_q4_k;
+typedef struct group_q5_k { group_q4_k low; uint8_t hi[4 * PANEL]; } group_q5_k; /* bit t: of word t */
+typedef struct panel_q4_k { panel_k_head head; group_q4_k groups[K_GROUPS]; } panel_q4_k;
+typedef struct panel_q5_k { panel_k_head head; group_q5_k groups[K_GROUPS]; } panel_q5_k;
+typedef struct group_q6_k {
+    int8_t scales[2][PANEL]; /* of 16 numbers each */
+    uint8_t lo[4][4 * PANEL];
+    uint8_t hi[2][4 * PANEL]; /* [t & 1], bits t - (t & 1) and the next: of word t */
+} group_q6_k;
+typedef struct panel_q6_k { uint16_t d[PANEL]; group_q6_k groups[K_GROUPS]; } panel_q6_k;
 typedef struct panel_f16 { uint16_t x[PANEL]; } panel_f16; /* one number of each row */
 
 /* One block of an input row: its codes as words, `offset` what to begin a sum with because codes are stored without their sign. */

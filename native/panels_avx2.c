@@ -1,11 +1,11 @@
-/* panels_avx2.c: panels.h on AVX2 (Intel since Haswell, AMD since Zen): a panel is two registers of eight rows. */
+/* panels_avx2.c: panels.h on AVX2 and FMA (Intel since Haswell, AMD since Zen): a panel is two registers of eight rows. */
 #include "panels.h"
 
 #ifdef PANELS_X86
 #include <immintrin.h>
 #include <string.h>
 
-#define ON __attribute__((target("avx2,f16c")))
+#define ON __attribute__((target("avx2,fma,f16c")))
 #define TILE_FN ON static inline __attribute__((always_inline))
 #define OP ON static inline __attribute__((always_inline))
 #define SET_TILE 4
@@ -70,6 +70,7 @@ OP floats f_of(ints x) { return (floats){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi3
 OP floats f_add(floats x, floats y) { return FEACH(_mm256_add_ps, x, y); }
 OP floats f_sub(floats x, floats y) { return FEACH(_mm256_sub_ps, x, y); }
 OP floats f_mul(floats x, floats y) { return FEACH(_mm256_mul_ps, x, y); }
+OP floats f_fused(floats x, floats y, floats sum) { return (floats){_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)}; }
 OP void f_store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
@@ -103,7 +104,7 @@ ON static void halves(float *out, const uint8_t *in, size_t n) {
 
 bool rs_panels_avx2(panel_set *set) {
     *set = (panel_set){SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 #else
 typedef int panels_avx2_is_for_x86; /* a file of C declares something */

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define ON __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,f16c")))
+#define ON __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")))
 #define TILE_FN ON static inline __attribute__((always_inline))
 #define OP ON static inline __attribute__((always_inline))
 #define SET_TILE 8
@@ -36,6 +36,7 @@ OP floats f_of(ints x) { return _mm512_cvtepi32_ps(x); }
 OP floats f_add(floats x, floats y) { return _mm512_add_ps(x, y); }
 OP floats f_sub(floats x, floats y) { return _mm512_sub_ps(x, y); }
 OP floats f_mul(floats x, floats y) { return _mm512_mul_ps(x, y); }
+OP floats f_fused(floats x, floats y, floats sum) { return _mm512_fmadd_ps(x, y, sum); }
 OP void f_store(float *p, floats x) { _mm512_storeu_ps(p, x); }
 
 #include "panels_tiles.h"

@@ -14,6 +14,7 @@
 #ifdef PANELS_X86
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 enum { SLOTS = 64, INPUT_BYTES = 1 << 18 }; /* models at once; what a thread prepares of inputs at once, so that it stays in its cache */
@@ -145,11 +146,16 @@ void rs_panels_forget(int32_t index) {
 }
 
 typedef bool (*sgemm)(const void *, int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *, int64_t, int, int, int);
+typedef bool (*tiled)(const void *, void *);
+typedef void *(*get_data)(const void *);
 static _Atomic(sgemm) others; /* llama.cpp's own */
+static _Atomic(tiled) others_tiled;
+static _Atomic(get_data) data_of; /* ggml_get_data; NULL: how a product holds its matrix is not known */
+static atomic_size_t matrix_at;   /* bytes from a product to the address of its matrix */
 
 typedef struct compute_params { int ith, nth; } compute_params; /* struct ggml_compute_params begins so: this thread, of how many */
 
-static matrix *find(const void *weights) {
+static matrix *find(const void *weights, bool count) {
     const uintptr_t at = (uintptr_t)weights;
     for (int i = 0; i < SLOTS; i++) {
         slot *s = &slots[i];
@@ -162,7 +168,7 @@ static matrix *find(const void *weights) {
             else high = middle;
         }
         if ((uintptr_t)s->matrices[low].weights != at) return NULL;
-        atomic_fetch_add_explicit(&s->products, 1, memory_order_relaxed);
+        if (count) atomic_fetch_add_explicit(&s->products, 1, memory_order_relaxed);
         return &s->matrices[low];
     }
     return NULL;
@@ -174,7 +180,7 @@ __attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, 
                                                             const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type);
 bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,
                      int a_type, int b_type, int c_type) {
-    matrix *found = find(a);
+    matrix *found = find(a, true);
     if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k || c_type != TYPE_F32) {
         sgemm other = atomic_load_explicit(&others, memory_order_relaxed);
         return other && other(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type); /* false: llama.cpp multiplies otherwise */
@@ -188,7 +194,25 @@ bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const 
     return true;
 }
 
-void rs_panels_others(uintptr_t function) { atomic_store(&others, (sgemm)function); }
+/* Of K types llama.cpp asks this function first where rows are many; `product` is a ggml_tensor. */
+__attribute__((visibility("default"))) bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product);
+bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product) {
+    get_data data = atomic_load_explicit(&data_of, memory_order_relaxed);
+    if (data) {
+        const void *weights;
+        memcpy(&weights, (const char *)product + atomic_load_explicit(&matrix_at, memory_order_relaxed), sizeof weights);
+        if (find(data(weights), false)) return false; /* llamafile_sgemm is asked next */
+    }
+    tiled other = atomic_load_explicit(&others_tiled, memory_order_relaxed);
+    return other && other(params, product);
+}
+
+void rs_panels_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at) {
+    atomic_store(&others, (sgemm)function);
+    atomic_store(&others_tiled, (tiled)tiled_function);
+    atomic_store(&matrix_at, at);
+    atomic_store(&data_of, (get_data)get_data_function);
+}
 
 uintptr_t rs_panels_entry(void) { return (uintptr_t)llamafile_sgemm; }
 
@@ -201,7 +225,9 @@ int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const
     return -1;
 }
 void rs_panels_forget(int32_t index) { (void)index; }
-void rs_panels_others(uintptr_t function) { (void)function; }
+void rs_panels_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at) {
+    (void)function, (void)tiled_function, (void)get_data_function, (void)at;
+}
 uintptr_t rs_panels_entry(void) { return 0; }
 void rs_panels_switch(int32_t index, bool on) { (void)index, (void)on; }
 int64_t rs_panels_products(int32_t index) { return (void)index, 0; }

@@ -7,8 +7,10 @@
  */
 
 /* Each `rows` below is a constant once inlined, so that the loops over it unroll into registers. */
-#define ROWS for (int r = 0; r < rows; r++)
+#define ROWS UNROLLED for (int r = 0; r < rows; r++)
+#define UNROLLED _Pragma("GCC unroll 8")
 
+/* Products of two float16 numbers are exact in float32: fused or not, the same bits. */
 TILE_FN void tile_f16(float *out, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {
     floats even[SET_TILE], odd[SET_TILE];
     ROWS even[r] = odd[r] = f_zero();
@@ -16,13 +18,13 @@ TILE_FN void tile_f16(float *out, const int rows, const panel_f16 *p, const floa
     for (; k + 1 < numbers; k += 2) {
         floats a = f_half(p[k].x), b = f_half(p[k + 1].x);
         ROWS {
-            even[r] = f_add(even[r], f_mul(a, f_set(in[r * stride + k])));
-            odd[r] = f_add(odd[r], f_mul(b, f_set(in[r * stride + k + 1])));
+            even[r] = f_fused(a, f_set(in[r * stride + k]), even[r]);
+            odd[r] = f_fused(b, f_set(in[r * stride + k + 1]), odd[r]);
         }
     }
     if (k < numbers) {
         floats a = f_half(p[k].x);
-        ROWS even[r] = f_add(even[r], f_mul(a, f_set(in[r * stride + k])));
+        ROWS even[r] = f_fused(a, f_set(in[r * stride + k]), even[r]);
     }
     ROWS f_store(out + r * PANEL, f_add(even[r], odd[r]));
 }
@@ -34,7 +36,7 @@ TILE_FN void tile_q8_0(float *out, const int rows, const panel_q8_0 *p, const in
         ints sum[SET_TILE];
         floats d = f_half(p[b].d);
         ROWS sum[r] = i_set(in[r * stride + b].offset);
-        for (int t = 0; t < 8; t++) {
+        UNROLLED for (int t = 0; t < 8; t++) {
             signed_codes x = i_signed(i_load(p[b].codes[t]));
             ROWS sum[r] = i_dot_signed(sum[r], x, in[r * stride + b].words[t]);
         }
@@ -50,7 +52,7 @@ TILE_FN void tile_q4_0(float *out, const int rows, const panel_q4_0 *p, const in
         ints sum[SET_TILE];
         floats d = f_half(p[b].d);
         ROWS sum[r] = i_set(in[r * stride + b].offset);
-        for (int t = 0; t < 4; t++) {
+        UNROLLED for (int t = 0; t < 4; t++) {
             ints both = i_load(p[b].lo[t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
             ROWS sum[r] = i_dot(i_dot(sum[r], x, in[r * stride + b].words[t]), y, in[r * stride + b].words[t + 4]);
         }
@@ -59,21 +61,23 @@ TILE_FN void tile_q4_0(float *out, const int rows, const panel_q4_0 *p, const in
     ROWS f_store(out + r * PANEL, total[r]);
 }
 
-/* Q4_K, and Q5_K where `fifth` is not NULL. */
-TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, size_t size, size_t fifth, const input_256 *in, size_t blocks, size_t stride) {
+/* Q4_K, and Q5_K where groups hold a `fifth` bit. */
+TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, const bool fifth, const input_256 *in, size_t blocks, size_t stride) {
+    const size_t size = fifth ? sizeof(panel_q5_k) : sizeof(panel_q4_k), group = fifth ? sizeof(group_q5_k) : sizeof(group_q4_k);
     floats total[SET_TILE];
     ROWS total[r] = f_zero();
     for (size_t b = 0; b < blocks; b++) {
-        const panel_q4_k *p = (const panel_q4_k *)(panel + b * size);
+        const panel_k_head *head = (const panel_k_head *)(panel + b * size);
         const input_256 *at = in + b;
         ints all[SET_TILE];
         ROWS all[r] = i_set(0);
         for (int g = 0; g < K_GROUPS; g++) {
-            ints sum[SET_TILE], scale = i_unsigned_bytes(p->scales[g]), high = i_set(0);
-            if (fifth) high = i_load((const uint8_t *)p + fifth + g * 4 * PANEL);
+            const group_q4_k *p = (const group_q4_k *)((const uint8_t *)(head + 1) + g * group); /* a group_q5_k begins with one */
+            ints sum[SET_TILE], scale = i_unsigned_bytes(p->scales), high = i_set(0);
+            if (fifth) high = i_load(((const group_q5_k *)p)->hi);
             ROWS sum[r] = i_set(0);
-            for (int t = 0; t < 4; t++) {
-                ints both = i_load(p->lo[g][t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
+            UNROLLED for (int t = 0; t < 4; t++) {
+                ints both = i_load(p->lo[t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
                 if (fifth) {
                     x = i_or(x, i_and(i_left(high, 4 - t), 0x10));
                     y = i_or(y, i_and(i_right(high, t), 0x10));
@@ -82,11 +86,11 @@ TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, size_t
             }
             ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
         }
-        floats d = f_half(p->d), dmin = f_half(p->dmin);
+        floats d = f_half(head->d), dmin = f_half(head->dmin);
         ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(at[r * stride].d)), f_of(all[r])));
         ROWS all[r] = i_set(0);
         for (int g = 0; g < K_GROUPS / 2; g++) {
-            ints mins = i_unsigned_pairs(p->mins[g]);
+            ints mins = i_unsigned_pairs(head->mins[g]);
             ROWS all[r] = i_dot_pairs(all[r], mins, at[r * stride].sums[g]);
         }
         ROWS total[r] = f_sub(total[r], f_mul(f_mul(dmin, f_set(at[r * stride].d)), f_of(all[r])));
@@ -95,36 +99,41 @@ TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, size_t
 }
 
 TILE_FN void tile_q4_k(float *out, const int rows, const panel_q4_k *p, const input_256 *in, size_t blocks, size_t stride) {
-    tile_q45_k(out, rows, (const uint8_t *)p, sizeof *p, 0, in, blocks, stride);
+    tile_q45_k(out, rows, (const uint8_t *)p, false, in, blocks, stride);
 }
 
 TILE_FN void tile_q5_k(float *out, const int rows, const panel_q5_k *p, const input_256 *in, size_t blocks, size_t stride) {
-    tile_q45_k(out, rows, (const uint8_t *)p, sizeof *p, offsetof(panel_q5_k, hi), in, blocks, stride);
+    tile_q45_k(out, rows, (const uint8_t *)p, true, in, blocks, stride);
+}
+
+/* all += scale times the sums over 16 numbers of group g, words 0..3 of it or, `upper` 4, words 4..7. */
+TILE_FN void half_q6_k(ints *all, const int rows, const group_q6_k *p, int g, const int upper, const input_256 *in, size_t stride) {
+    ints sum[SET_TILE], scale = i_signed_bytes(p->scales[upper / 4]);
+    ROWS sum[r] = i_set(in[r * stride].offset[2 * g + upper / 4]);
+    UNROLLED for (int t = 0; t < 4; t++) {
+        const int shift = 2 * ((t + upper) / 2);
+        ints low = i_load(p->lo[t]), high = i_load(p->hi[t & 1]);
+        ints x = i_or(i_and(upper ? i_right(low, 4) : low, 0x0f), i_and(shift <= 4 ? i_left(high, 4 - shift) : i_right(high, shift - 4), 0x30));
+        ROWS sum[r] = i_dot(sum[r], x, in[r * stride].words[8 * g + t + upper]);
+    }
+    ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
 }
 
 TILE_FN void tile_q6_k(float *out, const int rows, const panel_q6_k *p, const input_256 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
     ROWS total[r] = f_zero();
     for (size_t b = 0; b < blocks; b++) {
-        const input_256 *at = in + b;
         ints all[SET_TILE];
         ROWS all[r] = i_set(0);
-        for (int h = 0; h < 2 * K_GROUPS; h++) { /* 16 numbers, words 0..3 or 4..7 of a group */
-            const int g = h / 2, upper = 4 * (h % 2);
-            ints sum[SET_TILE], scale = i_signed_bytes(p[b].scales[h]);
-            ROWS sum[r] = i_set(at[r * stride].offset[h]);
-            for (int t = 0; t < 4; t++) {
-                const int shift = 2 * ((t + upper) / 2);
-                ints low = i_load(p[b].lo[g][t]), high = i_load(p[b].hi[g][t & 1]);
-                ints x = i_or(i_and(upper ? i_right(low, 4) : low, 0x0f), i_and(shift <= 4 ? i_left(high, 4 - shift) : i_right(high, shift - 4), 0x30));
-                ROWS sum[r] = i_dot(sum[r], x, at[r * stride].words[8 * g + t + upper]);
-            }
-            ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
+        for (int g = 0; g < K_GROUPS; g++) {
+            half_q6_k(all, rows, p[b].groups + g, g, 0, in + b, stride);
+            half_q6_k(all, rows, p[b].groups + g, g, 4, in + b, stride);
         }
         floats d = f_half(p[b].d);
-        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(at[r * stride].d)), f_of(all[r])));
+        ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(all[r])));
     }
     ROWS f_store(out + r * PANEL, total[r]);
 }
 
 #undef ROWS
+#undef UNROLLED

@@ -133,8 +133,10 @@ void rs_panels_switch(int32_t index, bool on);
 /* How many products of these matrices were asked for here, by threads; 0 after a computation: llama.cpp does not ask. */
 int64_t rs_panels_products(int32_t index);
 
-/* llama.cpp's own function of the name that is answered here, for all other products; and the one here. */
-void rs_panels_others(uintptr_t function);
+/* llama.cpp's own functions of the names that are answered here, for all other products (0: it has none): llamafile_sgemm, and
+ * ggml_compute_forward_mul_mat_tiled, which is given a product as a ggml_tensor: `at` bytes into it is the address of its matrix, whose weights
+ * ggml_get_data tells (0: not known, and that function is left to llama.cpp). rs_panels_entry is the first of them here. */
+void rs_panels_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at);
 uintptr_t rs_panels_entry(void);
 
 /* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */

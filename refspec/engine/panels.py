@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import NamedTuple
 from refspec import native
 from refspec.formats.gguf_header import GgufInfo, TensorInfo
 
-NAME = "llamafile_sgemm"
+NAME, TILED = "llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled"  # which llama.cpp asks for products of K types with many rows
+SMALL = 1 << 14  # bytes, enough for three tensors without their numbers
 AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never lays out anew
 _why_not: str | None = "llama.cpp is not loaded"
 
@@ -53,21 +55,56 @@ def offer() -> str | None:
 
 
 def answer_others(dll: ctypes.CDLL, refused: str | None) -> None:
-    """Hand over llama.cpp's own function; `refused` is what `offer` said before llama.cpp was loaded."""
+    """Hand over llama.cpp's own functions; `refused` is what `offer` said before llama.cpp was loaded."""
     global _why_not
-    own = None
     if refused is None:
-        for library in (dll, *_backends(Path(dll._name).parent)):
-            try:
-                own = ctypes.cast(library[NAME], ctypes.c_void_p).value  # a handle is searched before what is visible to all
-                break
-            except AttributeError:
-                continue
-        if own is None or own == native.lib.rs_panels_entry():
+        libraries = [dll, *_backends(Path(dll._name).parent)]
+        own = _address(libraries, NAME)
+        if own in (0, native.lib.rs_panels_entry()):
             refused = "this llama.cpp was built without the products they replace"
         else:
-            native.lib.rs_panels_others(own)
+            at = _matrix_at(dll)
+            native.lib.rs_panels_others(own, _address(libraries, TILED), _address(libraries, "ggml_get_data") if at else 0, at)
     _why_not = refused
+
+
+def _address(libraries: list[ctypes.CDLL], name: str) -> int:
+    """Of a function in the first library that has it, 0 without: a library's handle is searched before what is visible to all."""
+    for library in libraries:
+        try:
+            return ctypes.cast(library[name], ctypes.c_void_p).value or 0
+        except AttributeError:
+            continue
+    return 0
+
+
+class _Pool(ctypes.Structure):
+    """`struct ggml_init_params`."""
+
+    _fields_ = [("size", ctypes.c_size_t), ("memory", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+def _matrix_at(dll: ctypes.CDLL) -> int:
+    """Bytes from a product, as ggml holds it, to the address of its matrix, which its rows' follows; found in a product made for it, 0 where it cannot be."""
+    pointer = ctypes.c_void_p
+    try:
+        make, end, new, multiply = (dll[name] for name in ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat"))
+    except AttributeError:
+        return 0
+    make.restype, make.argtypes = pointer, [_Pool]
+    new.restype, new.argtypes = pointer, [pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    multiply.restype, multiply.argtypes, end.argtypes = pointer, [pointer, pointer, pointer], [pointer]
+    memory = ctypes.create_string_buffer(SMALL)
+    pool = make(_Pool(SMALL, ctypes.addressof(memory), True))
+    if not pool:
+        return 0
+    matrix, rows = new(pool, 0, 32, 4), new(pool, 0, 32, 2)
+    product = multiply(pool, matrix, rows)
+    both = struct.pack("PP", matrix, rows)
+    left = ctypes.addressof(memory) + SMALL - product
+    at = [i for i in range(0, min(left, 512) - len(both), struct.calcsize("P")) if ctypes.string_at(product + i, len(both)) == both]
+    end(pool)
+    return at[0] if len(at) == 1 else 0
 
 
 def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
