@@ -23,13 +23,13 @@ const panel_kind *rs_panel_kind(int32_t type) {
     return NULL;
 }
 
-static uint16_t read16(const uint8_t *p) {
+RS_INLINE uint16_t read16(const uint8_t *p) {
     uint16_t x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-static float half(uint16_t bits) { /* IEEE 754 binary16, every value exactly */
+RS_INLINE float half(uint16_t bits) { /* IEEE 754 binary16, every value exactly */
     uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 1023u, out;
     if (exponent == 31) out = sign | 0x7f800000u | fraction << 13;
     else if (exponent) out = sign | (exponent + 112) << 23 | fraction << 13;
@@ -50,7 +50,7 @@ typedef struct block {
     int16_t scales[16], mins[8]; /* K types: of 16 numbers in Q6_K, of 32 in the others */
 } block;
 
-static void read_block(const panel_kind *k, const uint8_t *p, block *out) {
+RS_INLINE void read_block(const panel_kind *k, const uint8_t *p, block *out) {
     switch (k->type) {
     case TYPE_Q8_0:
         out->d = read16(p);
@@ -98,12 +98,12 @@ static void read_block(const panel_kind *k, const uint8_t *p, block *out) {
 /* ---- panels ------------------------------------------------------------------------------------------------------- */
 
 /* The words of 32 codes of row i: low halves of bytes. */
-static void put_low(uint8_t lo[4][4 * PANEL], int i, const uint8_t *codes) {
+RS_INLINE void put_low(uint8_t lo[4][4 * PANEL], int i, const uint8_t *codes) {
     for (int t = 0; t < 4; t++)
         for (int e = 0; e < 4; e++) lo[t][4 * i + e] = (uint8_t)((codes[4 * t + e] & 15) | codes[16 + 4 * t + e] << 4);
 }
 
-static void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b) {
+RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b) {
     switch (k->type) {
     case TYPE_Q8_0: {
         panel_q8_0 *p = (void *)panel;
@@ -156,7 +156,7 @@ static void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b
     }
 }
 
-void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks) {
+RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks) {
     if (rows < PANEL) memset(panel, 0, blocks * k->panel);
     if (k->type == TYPE_F16) {
         uint16_t *to = (uint16_t *)(void *)panel;
@@ -174,7 +174,7 @@ void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weight
 
 /* ---- input rows --------------------------------------------------------------------------------------------------- */
 
-static void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out, const uint8_t *in, size_t blocks) {
+RS_INLINE void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out, const uint8_t *in, size_t blocks) {
     const int32_t bias = k->type == TYPE_Q4_0 ? -8 : set->offset_q8_0;
     for (size_t b = 0; b < blocks; b++, in += k->input_bytes) {
         int32_t sum = 0;
@@ -185,7 +185,7 @@ static void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out,
     }
 }
 
-static void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) { /* block_q8_K: float d, int8 [256], int16 sums of 16 */
+RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) { /* block_q8_K: float d, int8 [256], int16 sums of 16 */
     for (size_t b = 0; b < blocks; b++, in += 4 + K_BLOCK + 32) {
         int16_t sums[16], pairs[8];
         memcpy(&out[b].d, in, 4);
@@ -197,7 +197,7 @@ static void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) { /* b
     }
 }
 
-void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks) {
+RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks) {
     if (k->inputs == TYPE_F16)
         set->halves(out, in, blocks);
     else if (k->inputs == TYPE_Q8_0) prepare_32(k, set, out, in, blocks);

@@ -33,7 +33,9 @@ static uint8_t *panel_at(matrix *m, size_t p) { return m->panels + p * m->blocks
 
 /* Panel p, laid out now if nobody has; NULL while another thread is at it. */
 static const uint8_t *panel_of(matrix *m, size_t p) {
-    unsigned char state = MISSING;
+    unsigned char state = atomic_load_explicit(&m->state[p], memory_order_acquire);
+    if (state == THERE) return panel_at(m, p); /* without a write: other threads read the states beside it */
+    state = MISSING;
     if (!atomic_compare_exchange_strong(&m->state[p], &state, BEGUN)) return state == THERE ? panel_at(m, p) : NULL;
     const size_t left = m->rows - p * PANEL;
     rs_panel_lay_out(m->kind, panel_at(m, p), m->weights + p * PANEL * m->blocks * m->kind->bytes, left < PANEL ? left : PANEL, m->blocks);
@@ -82,10 +84,10 @@ static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs
 typedef struct slot {
     _Atomic(uintptr_t) low, high; /* addresses of its weights; 0: free. Read by every product, so the rest is only touched within them. */
     atomic_bool taken, on;
-    atomic_llong products;
     matrix *matrices; /* sorted by address */
     size_t count, bytes;
     uint8_t *memory;
+    _Alignas(64) atomic_llong products; /* in a line of its own: it is written */
 } slot;
 
 static slot slots[SLOTS];
@@ -155,7 +157,7 @@ static atomic_size_t matrix_at;   /* bytes from a product to the address of its 
 
 typedef struct compute_params { int ith, nth; } compute_params; /* struct ggml_compute_params begins so: this thread, of how many */
 
-static matrix *find(const void *weights, bool count) {
+static matrix *find(const void *weights, slot **where) {
     const uintptr_t at = (uintptr_t)weights;
     for (int i = 0; i < SLOTS; i++) {
         slot *s = &slots[i];
@@ -168,7 +170,7 @@ static matrix *find(const void *weights, bool count) {
             else high = middle;
         }
         if ((uintptr_t)s->matrices[low].weights != at) return NULL;
-        if (count) atomic_fetch_add_explicit(&s->products, 1, memory_order_relaxed);
+        *where = s;
         return &s->matrices[low];
     }
     return NULL;
@@ -180,13 +182,15 @@ __attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, 
                                                             const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type);
 bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,
                      int a_type, int b_type, int c_type) {
-    matrix *found = find(a, true);
+    slot *where;
+    matrix *found = find(a, &where);
     if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k || c_type != TYPE_F32) {
         sgemm other = atomic_load_explicit(&others, memory_order_relaxed);
         return other && other(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type); /* false: llama.cpp multiplies otherwise */
     }
     if (found->kind->inputs != b_type) return false; /* it converts them, and asks again */
     const compute_params *mine = params;
+    if (mine->ith == 0) atomic_fetch_add_explicit(&where->products, 1, memory_order_relaxed);
     const size_t all = panels_in(found), each = (all + (size_t)mine->nth - 1) / (size_t)mine->nth;
     const size_t first = (size_t)mine->ith * each < all ? (size_t)mine->ith * each : all, last = first + each < all ? first + each : all;
     if (first < last)
@@ -201,7 +205,8 @@ bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product) {
     if (data) {
         const void *weights;
         memcpy(&weights, (const char *)product + atomic_load_explicit(&matrix_at, memory_order_relaxed), sizeof weights);
-        if (find(data(weights), false)) return false; /* llamafile_sgemm is asked next */
+        slot *where;
+        if (find(data(weights), &where)) return false; /* llamafile_sgemm is asked next */
     }
     tiled other = atomic_load_explicit(&others_tiled, memory_order_relaxed);
     return other && other(params, product);

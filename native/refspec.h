@@ -130,7 +130,7 @@ void rs_panels_forget(int32_t index);
 /* Leaves these matrices to llama.cpp while `on` is false; between two of its computations. */
 void rs_panels_switch(int32_t index, bool on);
 
-/* How many products of these matrices were asked for here, by threads; 0 after a computation: llama.cpp does not ask. */
+/* How many products of these matrices were computed here; 0 after a computation: llama.cpp does not ask. */
 int64_t rs_panels_products(int32_t index);
 
 /* llama.cpp's own functions of the names that are answered here, for all other products (0: it has none): llamafile_sgemm, and

@@ -181,7 +181,7 @@ class Panels:
 
     @property
     def products(self) -> int:
-        """How often llama.cpp's threads have asked for one."""
+        """How many llama.cpp has asked for."""
         return int(native.lib.rs_panels_products(self.index))
 
 
