@@ -36,6 +36,8 @@ BUDGET = 0.4  # seconds that a session may spend on this before its first answer
 SMALL = 4  # rows: what these cost decides whether to draft at all, and so they are measured more often
 SMALL_ROUNDS = 2  # for each round of all sizes, in a hurry
 ROUNDS = 5  # at most: so many tell sizes apart whose costs differ by a few percent
+PREFILL = 0.2  # of a step of one row, what a token of the text to measure on costs
+FEW, FEW_SAMPLES, SHORT, FLAT = (1, 2, 3, 4, 6, MOST + 1), 2, 32, 0.15  # where that is too much: these sizes, runs of each, after so many tokens, and what another row is taken to add
 QUICK = 0.25  # of the runs of a size, so many are quicker than what it is judged by
 SLOW = 2.0  # times that, the most that a run counts as
 
@@ -70,7 +72,8 @@ def text_for(session: Session, after: int | None = None) -> list[int]:
 
 
 def quick(session: Session) -> dict[str, Any] | None:
-    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; None where not one does."""
+    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; of a model too slow for
+    one, a few sizes where rows beside the first cost little; None where not even that fits."""
     try:
         text = text_for(session)
     except RefspecError:
@@ -78,11 +81,14 @@ def quick(session: Session) -> dict[str, Any] | None:
     one = max(min(_first_steps(session.target, text)), TICK)
     small, others = ((SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes) for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2)))
     small += max(SAMPLES + 1, ALONE / one)
-    left = BUDGET / one - 0.2 * len(text)
+    left = BUDGET / one - PREFILL * len(text)
     rounds = int(left / ((1 + SMALL_ROUNDS) * small + others))
     if rounds > 0:
         return measure(session, text, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
-    return measure(session, text, 1) if left > small + others else None
+    if left > small + others:
+        return measure(session, text, 1)
+    few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), text[-(SHORT + MOST + 1) :]
+    return measure(session, start, 1, sizes=FEW, samples=FEW_SAMPLES) if BUDGET / one - PREFILL * len(start) > few else None
 
 
 def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
@@ -97,10 +103,12 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
     return seconds
 
 
-def measure(session: Session, text: Sequence[int], rounds: int, small: int = 0) -> dict[str, Any]:
+def measure(
+    session: Session, text: Sequence[int], rounds: int, small: int = 0, *, sizes: Sequence[int] = range(1, MOST + 2), samples: int = SAMPLES
+) -> dict[str, Any]:
     """What is usual `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds of switch, feed and draft.
 
-    `small` are further rounds, of at most SMALL rows.
+    `small` are further rounds, of at most SMALL of the `sizes`; `samples` runs of a size count in each round.
     """
     target, drafter = session.target, session.drafter
     base = len(text) - MOST - 1
@@ -116,8 +124,8 @@ def measure(session: Session, text: Sequence[int], rounds: int, small: int = 0) 
             feeds.append(feed)
             drafts.append(draft)
 
-    sizes = [range(1, (MOST + 1 if i < rounds else SMALL) + 1) for i in range(rounds + small)]
-    times, switches = time_rows(session, text[base:], base, sizes, samples=SAMPLES, drafted=lambda r: r - 1, each_round=drafting)
+    turns = [[r for r in sizes if i < rounds or r <= SMALL] for i in range(rounds + small)]
+    times, switches = time_rows(session, text[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting)
     costs = {"after": base, "target": usual(times), "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
