@@ -152,6 +152,7 @@ def verify(
 
 def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any] | None:
     """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`; None without it."""
+    from refspec.engine import repacking_works
     from refspec.measure import bench_rival
 
     if folder is None:
@@ -165,7 +166,7 @@ def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens:
     program = bench_rival.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": session.target.model.repack}
+    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": o["repack"] is not False and repacking_works()}
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 

@@ -7,7 +7,8 @@ speculative runs alternate, and so does which of the two goes first. The predict
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ from refspec.sampling import Sampler
 __all__ = ["ROWS", "ForeignLoad", "foreign_line", "kinds_of", "measure", "predict", "run_prompt", "table", "total"]
 
 PROMPTS = built_in(6)  # one of each kind
+STOCK = "stock plain"  # plain decoding whose products are llama.cpp's own, where the session's are refspec's
 FOREIGN_LIMIT = 0.2  # cores other processes may use before the table warns
 
 
@@ -56,7 +58,8 @@ def measure(
         for turn in range(repeat):
             names = list(variants) if turn % 2 else list(variants)[::-1]  # who goes first changes
             for name in names:
-                runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1] | {"sampler": sampler}, max_tokens))
+                with products_of(session.target, name):
+                    runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1] | {"sampler": sampler}, max_tokens))
             if rival is not None:
                 rivals.append(rival(prompt))
     ratios = _ratios(runs["chain"], runs["plain"])
@@ -117,12 +120,32 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
         "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": min(max(ADAPTIVE_MAX, session.draft_max), session.draft_limit)}),
         "lookup": (lookup, {}),
     }  # fmt: skip
+    if panels_of(session.target) is not None:
+        found[STOCK] = (session, {"speculate": False})
     if trained is not None and trained.capture_layers and not isinstance(trained, FallbackDrafter):
         both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit)
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
         found |= tree_kinds(shaped, trained)
     return found
+
+
+def panels_of(target: Any) -> Any:
+    """What has refspec's kernels multiply in a target (`engine/panels.py`), or None."""
+    return getattr(getattr(target, "model", None), "panels", None)
+
+
+@contextmanager
+def products_of(target: Any, kind: str) -> Iterator[None]:
+    """Leaves the products to llama.cpp while a kind of that name is run."""
+    panels = panels_of(target) if kind == STOCK else None
+    if panels is not None:
+        panels.switch(False)
+    try:
+        yield
+    finally:
+        if panels is not None:
+            panels.switch(True)
 
 
 def tree_kinds(shaped: Session, trained: Any) -> dict[str, tuple[Session, dict[str, Any]]]:

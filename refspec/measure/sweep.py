@@ -23,12 +23,12 @@ from refspec.drafters.fallback import FallbackDrafter
 from refspec.drafters.lookup import LookupDrafter
 from refspec.errors import UsageError
 from refspec.measure.acceptance import room_for
-from refspec.measure.bench import ForeignLoad, foreign_line, run_prompt, tree_kinds
+from refspec.measure.bench import STOCK, ForeignLoad, foreign_line, panels_of, products_of, run_prompt, tree_kinds
 from refspec.measure.prompts import Prompt, fit
 from refspec.sampling import Sampler
 
 PLAIN, AGAIN = "plain", "plain again"
-SHORT = {"chain": "", "adaptive": "adapt", "tree": "tree", "llama.cpp": "cpp "}  # heads of columns
+SHORT = {"stock": "stock", "chain": "", "adaptive": "adapt", "tree": "tree", "llama.cpp": "cpp "}  # heads of columns
 
 
 class Kind(NamedTuple):
@@ -50,6 +50,8 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     chains.tuned = session.tuned
     most = min(max(ADAPTIVE_MAX, *lengths), session.draft_limit)
     found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True), AGAIN: Kind(chains, {"speculate": False})}
+    if panels_of(target) is not None:
+        found[STOCK] = Kind(chains, {"speculate": False})
     owners = {"": chains}
     if lookup:
         if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
@@ -105,7 +107,8 @@ def measure(
         for turn in range(repeat):
             for name in list(spent) if (i + turn) % 2 else list(spent)[::-1]:
                 if name in kinds:
-                    generation = run_prompt(kinds[name].session, tokens, kinds[name].options, max_tokens)
+                    with products_of(session.target, name):
+                        generation = run_prompt(kinds[name].session, tokens, kinds[name].options, max_tokens)
                     said, texts[name] = generation.statistics, generation.tokens
                     steps[name] = (said.generated_tokens, said.verify_steps)
                 else:
@@ -153,7 +156,7 @@ def table(m: dict[str, Any]) -> list[str]:
     out += [
         f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
         f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --exact)",
-        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
+        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; stock: plain decoding by llama.cpp's own kernels" if STOCK in kinds else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:
         out.append(f"target: {m['inflated']}")
