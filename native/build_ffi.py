@@ -63,7 +63,7 @@ def make_ffibuilder(native: Path, sanitize: bool = False, optional: bool = False
         '#include "refspec.h"',
         sources=[str(native / name) for name in SOURCES],
         include_dirs=[str(native)],
-        depends=[str(native / "refspec.h")],
+        depends=sorted(str(header) for header in native.glob("*.h")),
         extra_compile_args=flags + shlex.split(os.environ.get("REFSPEC_CFLAGS", "")),
         extra_link_args=link,
         libraries=[] if msvc else ["m"],

@@ -82,7 +82,7 @@ static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs
 /* ---- matrices llama.cpp multiplies with --------------------------------------------------------------------------- */
 
 typedef struct slot {
-    _Atomic(uintptr_t) low, high; /* addresses of its weights; 0: free. Read by every product, so the rest is only touched within them. */
+    _Atomic(uintptr_t) low, high; /* addresses of its weights, none below a `high` of 0. Every product reads them, and the rest only within them. */
     atomic_bool taken, on;
     matrix *matrices; /* sorted by address */
     size_t count, bytes;
@@ -132,14 +132,13 @@ int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const
     }
     atomic_store(&s->products, 0);
     atomic_store(&s->on, true);
-    atomic_store(&s->high, weights[count - 1] + 1);
     atomic_store(&s->low, weights[0]);
+    atomic_store(&s->high, weights[count - 1] + 1);
     return (int32_t)(s - slots);
 }
 
 void rs_panels_forget(int32_t index) {
     slot *s = &slots[index];
-    atomic_store(&s->low, 0);
     atomic_store(&s->high, 0);
     munmap(s->memory, s->bytes);
     free(s->matrices);

@@ -44,7 +44,7 @@ def _tried() -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.gguf"
-        _write(file)
+        write_probe(file)
         try:
             child = subprocess.run(
                 [sys.executable, "-m", "refspec.engine.amx", str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -55,20 +55,20 @@ def _tried() -> bool:
     return child.returncode == 0
 
 
-def _write(file: Path) -> None:
-    """A Llama model of one layer, Q8_0, without a tokenizer."""
+def write_probe(file: Path, *, width: int = WIDTH, outtype: str = "q8_0") -> None:
+    """A Llama model of one layer and `width` channels, its matrices in a type of `formats.gguf_io.OUTTYPES`, without a tokenizer."""
     rng = np.random.default_rng(0)
 
     def tensor(name: str, *shape: int) -> TensorOut:
         values = np.ones(shape, np.float32) if len(shape) == 1 else rng.standard_normal(shape).astype(np.float32) / 8
-        return TensorOut(name, shape, "f32" if len(shape) == 1 else "q8_0", lambda: values)
+        return TensorOut(name, shape, "f32" if len(shape) == 1 else outtype, lambda: values)
 
     square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    tensors = [tensor(f"blk.0.{name}.weight", WIDTH, WIDTH) for name in square]
-    tensors += [tensor("blk.0.attn_norm.weight", WIDTH), tensor("blk.0.ffn_norm.weight", WIDTH), tensor("output_norm.weight", WIDTH)]
-    tensors += [tensor("token_embd.weight", VOCAB, WIDTH), tensor("output.weight", VOCAB, WIDTH)]
-    sizes = {"context_length": 128, "embedding_length": WIDTH, "block_count": 1, "feed_forward_length": WIDTH, "attention.head_count": 1,
-             "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": WIDTH, "vocab_size": VOCAB}  # fmt: skip
+    tensors = [tensor(f"blk.0.{name}.weight", width, width) for name in square]
+    tensors += [tensor("blk.0.attn_norm.weight", width), tensor("blk.0.ffn_norm.weight", width), tensor("output_norm.weight", width)]
+    tensors += [tensor("token_embd.weight", VOCAB, width), tensor("output.weight", VOCAB, width)]
+    sizes = {"context_length": 128, "embedding_length": width, "block_count": 1, "feed_forward_length": width, "attention.head_count": 1,
+             "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": width, "vocab_size": VOCAB}  # fmt: skip
     write_gguf(file, "llama", {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"}, tensors)
 
 
@@ -78,7 +78,7 @@ def _run(file: str, *, repack: bool) -> None:
     from refspec.engine.model import Model
 
     n_batch = max(ROWS)
-    model = Model(read_gguf_header(file), repack=repack, probing=True)
+    model = Model(read_gguf_header(file), repack=repack, panels=False, probing=True)
     context = Context(model, n_ctx=sum(ROWS), n_batch=n_batch, n_ubatch=n_batch, n_threads=2, n_threads_batch=2)
     batch, at = RowBatch(n_batch), 0
     for n in ROWS:

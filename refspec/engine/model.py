@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from refspec.engine import amx, lib
-from refspec.engine.panels import Panels, announce, fits, forget, instructions, mapped, takes_all, why_not
+from refspec.engine.panels import Panels, announce, fits, forget, instructions, mapped, not_linked, takes_all, why_not
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.formats.gguf_header import GgufInfo
 
@@ -37,10 +37,10 @@ class Model:
         """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason.
 
         `panels` has refspec's kernels multiply, where they can (`panels.py`); what is left is llama.cpp's, and `repack` lets it lay out
-        quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is how that is found out)."""
+        quantized weights anew, but where its code for that would end the process (`amx.py`; `probing` is how either is found out)."""
         self.info = info
         self.note: str | None = None  # what a user should be told of how the weights are held
-        panels = panels and not probing and n_gpu_layers == 0 and why_not() is None
+        panels = panels and n_gpu_layers == 0 and (not_linked() if probing else why_not()) is None
         laid_out = fits(info) if panels else 0
         if laid_out and takes_all(info):
             repack = False  # both would lay out the same weights

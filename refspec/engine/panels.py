@@ -117,7 +117,14 @@ def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
 
 
 def why_not() -> str | None:
-    """Why llama.cpp's products cannot be refspec's here; None where they can."""
+    """Why llama.cpp's products cannot be refspec's here; None where they can, which is tried first (`panels_trial.py`)."""
+    from refspec.engine import panels_trial
+
+    return not_linked() or (None if panels_trial.works() else "a trial of them failed with this llama.cpp")
+
+
+def not_linked() -> str | None:
+    """Why llama.cpp does not ask for products here, before any is tried."""
     return _why_not
 
 

@@ -74,8 +74,8 @@ def check() -> None:
 
 def path() -> str:
     """The file of the compiled module."""
-    assert _module is not None
-    return str(_module.__file__)
+    assert _module is not None and _module.__spec__ is not None
+    return str(_module.__spec__.origin)
 
 
 def floats(x: Array) -> Array:

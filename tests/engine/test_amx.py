@@ -82,7 +82,7 @@ def test_where_it_crashes_weights_stay_as_stored_and_asking_for_more_is_one_line
 def test_the_file_that_is_tried_runs_with_weights_as_stored(tmp_path):
     """So that only what is tried can fail."""
     file = tmp_path / "probe.gguf"
-    amx._write(file)
+    amx.write_probe(file)
     amx._run(str(file), repack=False)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import tiny
 
 import refspec
 from refspec import native
-from refspec.engine import lib, panels, repacking_works
+from refspec.engine import lib, panels, panels_trial, repacking_works
+from refspec.engine.amx import write_probe
 from refspec.errors import BackendError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.targets.llama import LlamaTarget
@@ -151,3 +153,40 @@ def test_the_function_handed_over_is_llama_cpps() -> None:
     ours = native.lib.rs_panels_entry()
     theirs = lib._dll[panels.NAME]
     assert ctypes.cast(theirs, ctypes.c_void_p).value not in (0, None, ours)
+
+
+@pytest.mark.parametrize(("code", "works"), [(0, True), (1, False), (-11, False)])
+def test_a_trial_in_a_child_process_decides_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, works: bool) -> None:
+    calls: list[list[str]] = []
+
+    def run(arguments: list[str], **_options: object) -> SimpleNamespace:
+        calls.append(arguments)
+        assert {file.name for file in Path(arguments[-1]).iterdir()} == {"q8_0.gguf", "f32.gguf"}
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(panels_trial.subprocess, "run", run)
+    for _ in range(2):
+        panels_trial.works.cache_clear()  # as in the next process
+        assert panels_trial.works() is works and len(calls) == 1
+    assert panels.why_not() == (None if works else "a trial of them failed with this llama.cpp")
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    target = LlamaTarget(file, n_ctx=64)
+    assert (target.model.panels is not None) is works
+    target.close()
+    panels_trial.works.cache_clear()
+
+
+def test_the_trial_itself_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for outtype, name in (("q8_0", "q8_0.gguf"), ("f32", "f32.gguf")):
+        write_probe(tmp_path / name, width=panels_trial.WIDTH, outtype=outtype)
+    panels_trial._run(tmp_path)
+    assert (tmp_path / "q4_k.gguf").stat().st_size < (tmp_path / "f32.gguf").stat().st_size / 3
+    inner = panels_trial._logits
+    monkeypatch.setattr(panels_trial, "_logits", lambda file, on: inner(file, on) * (1.2 if on else 1.0))
+    with pytest.raises(AssertionError):
+        panels_trial._run(tmp_path)
+    monkeypatch.setattr(panels_trial, "_logits", inner)
+    monkeypatch.setattr(panels.Panels, "products", 0)
+    with pytest.raises(AssertionError):
+        panels_trial._run(tmp_path)
