@@ -9,13 +9,15 @@
 /* ---- the types ---------------------------------------------------------------------------------------------------- */
 
 static const panel_kind KINDS[] = {
-    {TYPE_F16, TYPE_F16, 1, 2, 2, sizeof(panel_f16), sizeof(float)},
-    {TYPE_Q4_0, TYPE_Q8_0, BLOCK, 18, 34, sizeof(panel_q4_0), sizeof(input_32)},
-    {TYPE_Q8_0, TYPE_Q8_0, BLOCK, 34, 34, sizeof(panel_q8_0), sizeof(input_32)},
-    {TYPE_Q4_K, TYPE_Q8_K, K_BLOCK, 144, 292, sizeof(panel_q4_k), sizeof(input_256)},
-    {TYPE_Q5_K, TYPE_Q8_K, K_BLOCK, 176, 292, sizeof(panel_q5_k), sizeof(input_256)},
-    {TYPE_Q6_K, TYPE_Q8_K, K_BLOCK, 210, 292, sizeof(panel_q6_k), sizeof(input_256)},
+    {TYPE_F16, TYPE_F16, 1, 2, 2, sizeof(panel_f16), sizeof(float), 512},
+    {TYPE_Q4_0, TYPE_Q8_0, BLOCK, 18, 34, sizeof(panel_q4_0), sizeof(input_32), 32},
+    {TYPE_Q8_0, TYPE_Q8_0, BLOCK, 34, 34, sizeof(panel_q8_0), sizeof(input_32), 32},
+    {TYPE_Q4_K, TYPE_Q8_K, K_BLOCK, 144, 292, sizeof(panel_q4_k), sizeof(input_256), 4},
+    {TYPE_Q5_K, TYPE_Q8_K, K_BLOCK, 176, 292, sizeof(panel_q5_k), sizeof(input_256), 4},
+    {TYPE_Q6_K, TYPE_Q8_K, K_BLOCK, 210, 292, sizeof(panel_q6_k), sizeof(input_256), 4},
 };
+
+_Static_assert(512 * sizeof(float) <= PREPARED && 32 * sizeof(input_32) <= PREPARED && 4 * sizeof(input_256) <= PREPARED, "a stretch fits");
 
 const panel_kind *rs_panel_kind(int32_t type) {
     for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++)
@@ -156,18 +158,18 @@ RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block
     }
 }
 
-RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks) {
+RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes, size_t blocks) {
     if (rows < PANEL) memset(panel, 0, blocks * k->panel);
     if (k->type == TYPE_F16) {
         uint16_t *to = (uint16_t *)(void *)panel;
         for (size_t i = 0; i < rows; i++)
-            for (size_t at = 0; at < blocks; at++) to[at * PANEL + i] = read16(weights + 2 * (i * blocks + at));
+            for (size_t at = 0; at < blocks; at++) to[at * PANEL + i] = read16(weights + i * row_bytes + 2 * at);
         return;
     }
     block b = {0};
     for (size_t at = 0; at < blocks; at++)
         for (size_t i = 0; i < rows; i++) {
-            read_block(k, weights + (i * blocks + at) * k->bytes, &b);
+            read_block(k, weights + i * row_bytes + at * k->bytes, &b);
             put_block(k, panel + at * k->panel, (int)i, &b);
         }
 }
@@ -206,12 +208,16 @@ RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *o
 
 /* ---- products ----------------------------------------------------------------------------------------------------- */
 
-/* One number, straight from the file's rows: what every other way has to give, and what is left when there is no memory. */
+/* One number, straight from the file's rows: what every other way has to give. */
 static float one(const panel_kind *k, const uint8_t *weights, const uint8_t *in, size_t blocks) {
-    float total = 0, odd = 0;
+    float total = 0;
     if (k->type == TYPE_F16) {
-        for (size_t i = 0; i < blocks; i++) *(i % 2 ? &odd : &total) += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
-        return total + odd;
+        for (size_t at = 0; at < blocks; at += k->stretch) {
+            float sums[2] = {0, 0};
+            for (size_t i = at; i < blocks && i < at + k->stretch; i++) sums[i % 2] += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
+            total += sums[0] + sums[1];
+        }
+        return total;
     }
     const int k_type = k->numbers == K_BLOCK, bias = k->type == TYPE_Q8_0 ? 128 : k->type == TYPE_Q4_0 ? 8 : k->type == TYPE_Q6_K ? 32 : 0;
     const size_t each = k->type == TYPE_Q6_K ? 16 : BLOCK;
@@ -267,28 +273,28 @@ const char *rs_panels_set(void) {
 }
 
 void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns, const uint8_t *prepared,
-                       size_t rows, size_t blocks) {
+                       size_t rows, size_t blocks, bool first) {
     const panel_tile tile = tile_of(set, k->type);
-    float result[TILE * PANEL];
     for (size_t r = 0, these; r < rows; r += these) {
+        const uint8_t *inputs = prepared + r * blocks * k->prepared;
+        float *to = out + r * out_stride;
         these = rows - r < (size_t)set->tile ? rows - r : (size_t)set->tile;
-        tile(result, (int)these, panel, prepared + r * blocks * k->prepared, blocks, blocks);
-        for (size_t i = 0; i < these; i++) memcpy(out + (r + i) * out_stride, result + i * PANEL, columns * sizeof *out);
+        if (columns == PANEL) {
+            tile(to, out_stride, first, (int)these, panel, inputs, blocks, blocks);
+            continue;
+        }
+        float sums[TILE * PANEL] = {0}; /* the last panel: fewer rows than the tile writes */
+        for (size_t i = 0; i < these && !first; i++) memcpy(sums + i * PANEL, to + i * out_stride, columns * sizeof *to);
+        tile(sums, PANEL, first, (int)these, panel, inputs, blocks, blocks);
+        for (size_t i = 0; i < these; i++) memcpy(to + i * out_stride, sums + i * PANEL, columns * sizeof *to);
     }
-}
-
-void rs_panel_multiply_stored(const panel_kind *k, float *out, size_t out_stride, const uint8_t *weights, size_t columns, const uint8_t *inputs,
-                              size_t input_stride, size_t rows, size_t blocks) {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < columns; j++) out[r * out_stride + j] = one(k, weights + j * blocks * k->bytes, inputs + r * input_stride, blocks);
 }
 
 bool rs_panels_takes(int32_t type) { return rs_panel_kind(type) != NULL; }
 
-
-size_t rs_panels_scratch(int32_t type, size_t n, size_t blocks) {
+size_t rs_panels_scratch(int32_t type, size_t n) {
     const panel_kind *k = rs_panel_kind(type);
-    return k ? blocks * (k->panel + n * k->prepared) : 0;
+    return k ? k->stretch * (k->panel + n * k->prepared) : 0;
 }
 
 int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set_name, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
@@ -296,16 +302,21 @@ int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set_name, in
     const panel_kind *k = rs_panel_kind(type);
     panel_set set;
     if (!k || (*set_name && !set_named(&set, set_name))) return RS_BAD_CONFIG;
+    const size_t row_bytes = blocks * k->bytes, input_bytes = blocks * k->input_bytes;
     if (!*set_name) {
-        rs_panel_multiply_stored(k, out, rows, weights, rows, inputs, blocks * k->input_bytes, n, blocks);
+        for (size_t r = 0; r < n; r++)
+            for (size_t j = 0; j < rows; j++) out[r * rows + j] = one(k, weights + j * row_bytes, inputs + r * input_bytes, blocks);
         return RS_OK;
     }
-    uint8_t *panel = scratch, *prepared = scratch + blocks * k->panel;
-    for (size_t r = 0; r < n; r++) rs_panel_prepare(k, &set, prepared + r * blocks * k->prepared, inputs + r * blocks * k->input_bytes, blocks);
-    for (size_t at = 0; at < rows; at += PANEL) {
-        const size_t columns = rows - at < PANEL ? rows - at : PANEL;
-        rs_panel_lay_out(k, panel, weights + at * blocks * k->bytes, columns, blocks);
-        rs_panel_multiply(&set, k, out + at, rows, panel, columns, prepared, n, blocks);
+    uint8_t *panel = scratch, *prepared = scratch + k->stretch * k->panel;
+    for (size_t b = 0; b < blocks; b += k->stretch) {
+        const size_t these = blocks - b < k->stretch ? blocks - b : k->stretch;
+        for (size_t r = 0; r < n; r++) rs_panel_prepare(k, &set, prepared + r * these * k->prepared, inputs + r * input_bytes + b * k->input_bytes, these);
+        for (size_t at = 0; at < rows; at += PANEL) {
+            const size_t columns = rows - at < PANEL ? rows - at : PANEL;
+            rs_panel_lay_out(k, panel, weights + at * row_bytes + b * k->bytes, columns, row_bytes, these);
+            rs_panel_multiply(&set, k, out + at, rows, panel, columns, prepared, n, these, b == 0);
+        }
     }
     return RS_OK;
 }

@@ -8,7 +8,8 @@
 
 #include "refspec.h"
 
-enum { PANEL = 16, TILE = 8 };                    /* weight rows of a panel; input rows of a tile at most */
+enum { PANEL = 16, TILE = 8, TOGETHER = 64 };     /* weight rows of a panel; input rows of a tile, and of a stretch, at most */
+enum { PREPARED = 2048 };                         /* bytes of an input row's stretch, at most */
 enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 }; /* numbers of a block of ggml's K types, its groups of 32, and of the older types */
 
 /* ggml_type: what a GGUF file says, and what ggml makes of inputs */
@@ -43,8 +44,9 @@ typedef struct input_256 {
     float d;
 } input_256;
 
-/* out [rows, PANEL] = inputs [rows of `stride` blocks] times a panel of `blocks` blocks; rows 1..tile of the instruction set. */
-typedef void (*panel_tile)(float *out, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride);
+/* out [rows, PANEL], rows `out_stride` floats apart: set to (`first`) or increased by inputs [rows of `stride` blocks] times `blocks` blocks of a
+ * panel, a stretch at most; rows 1..tile of the instruction set. */
+typedef void (*panel_tile)(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride);
 
 typedef struct panel_set {
     int tile;            /* rows of a call at most */
@@ -58,24 +60,22 @@ typedef struct panel_kind {
     int32_t type, inputs;                      /* ggml_type */
     size_t numbers, bytes, input_bytes, panel; /* of a block: its numbers, bytes in the file and of an input row, bytes of 16 rows' */
     size_t prepared;                           /* bytes of an input's block as tiles take it */
+    size_t stretch;                            /* blocks that are multiplied with all panels before the next ones: a few inputs then stay in the first cache */
 } panel_kind;
 
 const panel_kind *rs_panel_kind(int32_t type); /* NULL for a type that is not laid out */
 bool rs_panel_set(panel_set *set);              /* the best of this processor; false where there is none */
 
-/* 16 rows of a matrix, `rows` of them there, as one panel. */
-void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t blocks);
+/* `blocks` blocks of 16 rows of a matrix, `rows` of them there, `row_bytes` apart, as a panel. */
+void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes, size_t blocks);
 
 /* One row of inputs, as ggml packs it -> out [blocks] as tiles take it. */
 void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks);
 
-/* A panel, of which `columns` rows are there, times prepared rows -> out [rows, columns], rows `out_stride` floats apart. */
+/* A stretch of a panel, of which `columns` rows are there, times prepared rows of it -> out [rows, columns], rows `out_stride` floats apart,
+ * the `first` stretch, or added to what the ones before it left there. */
 void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns,
-                       const uint8_t *prepared, size_t rows, size_t blocks);
-
-/* The same number by number, from what the file and ggml hold: without memory of its own, and what every other way has to give. */
-void rs_panel_multiply_stored(const panel_kind *k, float *out, size_t out_stride, const uint8_t *weights, size_t columns, const uint8_t *inputs,
-                              size_t input_stride, size_t rows, size_t blocks);
+                       const uint8_t *prepared, size_t rows, size_t blocks, bool first);
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86

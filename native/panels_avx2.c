@@ -71,6 +71,7 @@ OP floats f_add(floats x, floats y) { return FEACH(_mm256_add_ps, x, y); }
 OP floats f_sub(floats x, floats y) { return FEACH(_mm256_sub_ps, x, y); }
 OP floats f_mul(floats x, floats y) { return FEACH(_mm256_mul_ps, x, y); }
 OP floats f_fused(floats x, floats y, floats sum) { return (floats){_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)}; }
+OP floats f_load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 OP void f_store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
@@ -78,9 +79,9 @@ OP void f_store(float *p, floats x) {
 
 #include "panels_tiles.h"
 
-#define CASE(name, n) case n: tile_##name(out, n, panel, inputs, blocks, stride); break;
+#define CASE(name, n) case n: tile_##name(out, out_stride, first, n, panel, inputs, blocks, stride); break;
 #define TILES(name)                                                                                                   \
-    ON static void name(float *out, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
+    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
         switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) }                                     \
     }
 TILES(f16)

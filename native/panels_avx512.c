@@ -37,13 +37,14 @@ OP floats f_add(floats x, floats y) { return _mm512_add_ps(x, y); }
 OP floats f_sub(floats x, floats y) { return _mm512_sub_ps(x, y); }
 OP floats f_mul(floats x, floats y) { return _mm512_mul_ps(x, y); }
 OP floats f_fused(floats x, floats y, floats sum) { return _mm512_fmadd_ps(x, y, sum); }
+OP floats f_load(const float *p) { return _mm512_loadu_ps(p); }
 OP void f_store(float *p, floats x) { _mm512_storeu_ps(p, x); }
 
 #include "panels_tiles.h"
 
-#define CASE(name, n) case n: tile_##name(out, n, panel, inputs, blocks, stride); break;
+#define CASE(name, n) case n: tile_##name(out, out_stride, first, n, panel, inputs, blocks, stride); break;
 #define TILES(name)                                                                                                            \
-    ON static void name(float *out, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) {          \
+    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
         switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) CASE(name, 5) CASE(name, 6) CASE(name, 7) CASE(name, 8) } \
     }
 TILES(f16)

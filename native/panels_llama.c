@@ -12,12 +12,13 @@
 #include "panels.h"
 
 #ifdef PANELS_X86
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { SLOTS = 64, INPUT_BYTES = 1 << 18 }; /* models at once; what a thread prepares of inputs at once, so that it stays in its cache */
+enum { SLOTS = 64 }; /* models at once */
 
 enum { MISSING, BEGUN, THERE }; /* of a panel */
 
@@ -29,52 +30,47 @@ typedef struct matrix {
     atomic_uchar *state; /* of each panel */
 } matrix;
 
-static uint8_t *panel_at(matrix *m, size_t p) { return m->panels + p * m->blocks * m->kind->panel; }
-
-/* Panel p, laid out now if nobody has; NULL while another thread is at it. */
-static const uint8_t *panel_of(matrix *m, size_t p) {
-    unsigned char state = atomic_load_explicit(&m->state[p], memory_order_acquire);
-    if (state == THERE) return panel_at(m, p); /* without a write: other threads read the states beside it */
-    state = MISSING;
-    if (!atomic_compare_exchange_strong(&m->state[p], &state, BEGUN)) return state == THERE ? panel_at(m, p) : NULL;
-    const size_t left = m->rows - p * PANEL;
-    rs_panel_lay_out(m->kind, panel_at(m, p), m->weights + p * PANEL * m->blocks * m->kind->bytes, left < PANEL ? left : PANEL, m->blocks);
-    atomic_store(&m->state[p], THERE);
-    return panel_at(m, p);
-}
-
 static size_t panels_in(const matrix *m) { return (m->rows + PANEL - 1) / PANEL; }
 
 /* Bytes of its panels, whole cache lines. */
 static size_t room_for(const matrix *m) { return (panels_in(m) * m->blocks * m->kind->panel + 63) / 64 * 64; }
 
+/* Panel p from block b on, the beginning of a stretch of `blocks`: all panels of a stretch lie one after the other, as they are read. */
+static uint8_t *piece_at(matrix *m, size_t p, size_t b, size_t blocks) { return m->panels + (b * panels_in(m) + p * blocks) * m->kind->panel; }
+
+static size_t stretch_at(const matrix *m, size_t b) { return m->blocks - b < m->kind->stretch ? m->blocks - b : m->kind->stretch; }
+
+/* Has panel p laid out, by this thread if no other has begun. */
+static void need(matrix *m, size_t p) {
+    if (atomic_load_explicit(&m->state[p], memory_order_acquire) == THERE) return; /* without a write: other threads read the states beside it */
+    unsigned char state = MISSING;
+    if (atomic_compare_exchange_strong(&m->state[p], &state, BEGUN)) {
+        const size_t left = m->rows - p * PANEL, row_bytes = m->blocks * m->kind->bytes;
+        for (size_t b = 0; b < m->blocks; b += m->kind->stretch)
+            rs_panel_lay_out(m->kind, piece_at(m, p, b, stretch_at(m, b)), m->weights + p * PANEL * row_bytes + b * m->kind->bytes,
+                             left < PANEL ? left : PANEL, row_bytes, stretch_at(m, b));
+        atomic_store(&m->state[p], THERE);
+    }
+    while (atomic_load_explicit(&m->state[p], memory_order_acquire) != THERE) sched_yield(); /* another context of the same model is at it */
+}
+
 /* Panels first..last-1 times n input rows, `input_stride` bytes apart -> out, rows `out_stride` floats apart. */
 static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs, size_t n, size_t input_stride, float *out, size_t out_stride) {
-    static _Thread_local uint8_t *prepared;
-    static _Thread_local size_t room;
+    static _Thread_local _Alignas(64) uint8_t prepared[TOGETHER * PREPARED];
     panel_set set;
     if (!rs_panel_set(&set)) return; /* or nothing was announced */
     const panel_kind *k = m->kind;
-    const size_t row = m->blocks * k->prepared, row_bytes = m->blocks * k->bytes;
-    size_t together = INPUT_BYTES / row / TILE * TILE;
-    if (together < TILE) together = TILE;
-    if (together > n) together = n;
-    if (room < together * row) {
-        free(prepared);
-        prepared = malloc(together * row);
-        room = prepared ? together * row : 0;
-    }
-    for (size_t at = 0; at < n; at += together) {
-        const size_t here = n - at < together ? n - at : together;
-        const uint8_t *these = inputs + at * input_stride;
-        if (room)
-            for (size_t r = 0; r < here; r++) rs_panel_prepare(k, &set, prepared + r * row, these + r * input_stride, m->blocks);
-        for (size_t p = first; p < last; p++) {
-            const size_t column = p * PANEL, columns = m->rows - column < PANEL ? m->rows - column : PANEL;
-            const uint8_t *panel = room ? panel_of(m, p) : NULL;
-            float *to = out + at * out_stride + column;
-            if (panel) rs_panel_multiply(&set, k, to, out_stride, panel, columns, prepared, here, m->blocks);
-            else rs_panel_multiply_stored(k, to, out_stride, m->weights + column * row_bytes, columns, these, input_stride, here, m->blocks);
+    for (size_t p = first; p < last; p++) need(m, p);
+    for (size_t at = 0; at < n; at += TOGETHER) {
+        const size_t rows = n - at < TOGETHER ? n - at : TOGETHER;
+        for (size_t b = 0; b < m->blocks; b += k->stretch) {
+            const size_t blocks = stretch_at(m, b);
+            for (size_t r = 0; r < rows; r++)
+                rs_panel_prepare(k, &set, prepared + r * blocks * k->prepared, inputs + (at + r) * input_stride + b * k->input_bytes, blocks);
+            for (size_t p = first; p < last; p++) {
+                const size_t column = p * PANEL, columns = m->rows - column < PANEL ? m->rows - column : PANEL;
+                rs_panel_multiply(&set, k, out + at * out_stride + column, out_stride, piece_at(m, p, b, blocks), columns, prepared, rows, blocks, b == 0);
+            }
         }
     }
 }

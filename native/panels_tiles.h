@@ -11,7 +11,7 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 
 /* Products of two float16 numbers are exact in float32: fused or not, the same bits. */
-TILE_FN void tile_f16(float *out, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {
+TILE_FN void tile_f16(float *out, size_t out_stride, bool first, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {
     floats even[SET_TILE], odd[SET_TILE];
     ROWS even[r] = odd[r] = f_zero();
     size_t k = 0;
@@ -26,12 +26,12 @@ TILE_FN void tile_f16(float *out, const int rows, const panel_f16 *p, const floa
         floats a = f_half(p[k].x);
         ROWS even[r] = f_fused(a, f_set(in[r * stride + k]), even[r]);
     }
-    ROWS f_store(out + r * PANEL, f_add(even[r], odd[r]));
+    ROWS f_store(out + r * out_stride, f_add(first ? f_zero() : f_load(out + r * out_stride), f_add(even[r], odd[r])));
 }
 
-TILE_FN void tile_q8_0(float *out, const int rows, const panel_q8_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q8_0(float *out, size_t out_stride, bool first, const int rows, const panel_q8_0 *p, const input_32 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
-    ROWS total[r] = f_zero();
+    ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
         ints sum[SET_TILE];
         floats d = f_half(p[b].d);
@@ -42,12 +42,12 @@ TILE_FN void tile_q8_0(float *out, const int rows, const panel_q8_0 *p, const in
         }
         ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(sum[r])));
     }
-    ROWS f_store(out + r * PANEL, total[r]);
+    ROWS f_store(out + r * out_stride, total[r]);
 }
 
-TILE_FN void tile_q4_0(float *out, const int rows, const panel_q4_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q4_0(float *out, size_t out_stride, bool first, const int rows, const panel_q4_0 *p, const input_32 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
-    ROWS total[r] = f_zero();
+    ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
         ints sum[SET_TILE];
         floats d = f_half(p[b].d);
@@ -58,14 +58,14 @@ TILE_FN void tile_q4_0(float *out, const int rows, const panel_q4_0 *p, const in
         }
         ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(sum[r])));
     }
-    ROWS f_store(out + r * PANEL, total[r]);
+    ROWS f_store(out + r * out_stride, total[r]);
 }
 
 /* Q4_K, and Q5_K where groups hold a `fifth` bit. */
-TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, const bool fifth, const input_256 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int rows, const uint8_t *panel, const bool fifth, const input_256 *in, size_t blocks, size_t stride) {
     const size_t size = fifth ? sizeof(panel_q5_k) : sizeof(panel_q4_k), group = fifth ? sizeof(group_q5_k) : sizeof(group_q4_k);
     floats total[SET_TILE];
-    ROWS total[r] = f_zero();
+    ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
         const panel_k_head *head = (const panel_k_head *)(panel + b * size);
         const input_256 *at = in + b;
@@ -95,15 +95,15 @@ TILE_FN void tile_q45_k(float *out, const int rows, const uint8_t *panel, const 
         }
         ROWS total[r] = f_sub(total[r], f_mul(f_mul(dmin, f_set(at[r * stride].d)), f_of(all[r])));
     }
-    ROWS f_store(out + r * PANEL, total[r]);
+    ROWS f_store(out + r * out_stride, total[r]);
 }
 
-TILE_FN void tile_q4_k(float *out, const int rows, const panel_q4_k *p, const input_256 *in, size_t blocks, size_t stride) {
-    tile_q45_k(out, rows, (const uint8_t *)p, false, in, blocks, stride);
+TILE_FN void tile_q4_k(float *out, size_t out_stride, bool first, const int rows, const panel_q4_k *p, const input_256 *in, size_t blocks, size_t stride) {
+    tile_q45_k(out, out_stride, first, rows, (const uint8_t *)p, false, in, blocks, stride);
 }
 
-TILE_FN void tile_q5_k(float *out, const int rows, const panel_q5_k *p, const input_256 *in, size_t blocks, size_t stride) {
-    tile_q45_k(out, rows, (const uint8_t *)p, true, in, blocks, stride);
+TILE_FN void tile_q5_k(float *out, size_t out_stride, bool first, const int rows, const panel_q5_k *p, const input_256 *in, size_t blocks, size_t stride) {
+    tile_q45_k(out, out_stride, first, rows, (const uint8_t *)p, true, in, blocks, stride);
 }
 
 /* all += scale times the sums over 16 numbers of group g, words 0..3 of it or, `upper` 4, words 4..7. */
@@ -119,9 +119,9 @@ TILE_FN void half_q6_k(ints *all, const int rows, const group_q6_k *p, int g, co
     ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
 }
 
-TILE_FN void tile_q6_k(float *out, const int rows, const panel_q6_k *p, const input_256 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows, const panel_q6_k *p, const input_256 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
-    ROWS total[r] = f_zero();
+    ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
         ints all[SET_TILE];
         ROWS all[r] = i_set(0);
@@ -132,7 +132,7 @@ TILE_FN void tile_q6_k(float *out, const int rows, const panel_q6_k *p, const in
         floats d = f_half(p[b].d);
         ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(all[r])));
     }
-    ROWS f_store(out + r * PANEL, total[r]);
+    ROWS f_store(out + r * out_stride, total[r]);
 }
 
 #undef ROWS

@@ -116,7 +116,7 @@ bool rs_panels_takes(int32_t type);
  * scratch [rs_panels_scratch] is working space. RS_BAD_CONFIG for a type or a set that is not here. */
 int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
                           size_t rows, size_t blocks);
-size_t rs_panels_scratch(int32_t type, size_t n, size_t blocks); /* bytes */
+size_t rs_panels_scratch(int32_t type, size_t n); /* bytes */
 
 /* ---- panels_llama.c: refspec/engine/panels.py -------------------------------------------------------------------------- */
 

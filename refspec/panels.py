@@ -24,6 +24,7 @@ Whole = npt.NDArray[np.int64]
 # ggml_type -> (numbers in a block, bytes of it, ggml_type that its inputs are made into)
 KINDS = {1: (1, 2, 1), 2: (32, 18, 8), 8: (32, 34, 8), 12: (256, 144, 15), 13: (256, 176, 15), 14: (256, 210, 15)}
 F16, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
+STRETCH = 512  # float16 numbers, whose sums are then added up
 INPUT_BYTES = {1: 2, 8: 34, 15: 292}
 
 
@@ -45,8 +46,8 @@ def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
         raise ShapeError(f"rows of {weights.shape[1]} and {inputs.shape[1]} bytes are not of one width")
     if kind == F16:
         x, y = weights.view(np.float16).astype(np.float32), inputs.view(np.float16).astype(np.float32)
-        halves = [_in_turn(x[None, :, i::2] * y[:, None, i::2]) for i in (0, 1)]  # even and odd numbers: each product is exact
-        return halves[0] + halves[1]
+        stretches = [slice(i, i + STRETCH) for i in range(0, blocks, STRETCH)]
+        return _in_turn(np.stack([_halves(x[:, s], y[:, s]) for s in stretches], axis=-1))
     w = unpack(kind, weights.reshape(len(weights), blocks, nbytes))
     d, codes = _inputs(inputs_kind, inputs.reshape(len(inputs), blocks, -1))
     codes = codes.reshape(*codes.shape[:2], *w.codes.shape[2:])
@@ -56,6 +57,12 @@ def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
         return _in_turn(terms)
     offsets = np.einsum("nbge,mbg->nmb", codes, w.mins).astype(np.float32)
     return _in_turn(np.stack([terms, -(w.dmin[None] * d[:, None] * offsets)], axis=-1).reshape(*terms.shape[:2], -1))
+
+
+def _halves(x: Array, y: Array) -> Array:
+    """x [M, K], y [N, K] -> [N, M]: even numbers, and odd ones, in turn; each product is exact."""
+    even, odd = (_in_turn(x[None, :, i::2] * y[:, None, i::2]) for i in (0, 1))
+    return even + odd
 
 
 def _in_turn(terms: Array) -> Array:
