@@ -8,7 +8,11 @@
 
 /* Each `rows` below is a constant once inlined, so that the loops over it unroll into registers. */
 #define ROWS UNROLLED for (int r = 0; r < rows; r++)
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
 #define UNROLLED _Pragma("GCC unroll 8")
+#endif
 
 /* Products of two float16 numbers are exact in float32: fused or not, the same bits. */
 TILE_FN void tile_f16(float *out, size_t out_stride, bool first, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {

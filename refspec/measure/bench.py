@@ -277,6 +277,8 @@ def table(m: dict[str, Any]) -> list[str]:
             + ("" if name == "plain" else f", drafted 0, 1, ... tokens in {' '.join(map(str, kind['windows']))} steps")
             + ("" if kind["identical"] else ", text differs somewhere")
         )
+    if STOCK in m["kinds"]:
+        out.append(f"{STOCK:16} is by llama.cpp's own kernels on weights as stored; where it would lay them out anew --no-panels shows what that is worth")
     if rival := m["llama_cpp"]:
         low, high = rival["speedup_range"]
         out.append(f"llama.cpp's own  {rival['tokens_per_second']:8.1f} tokens/s {rival['speedup']:6.2f} x ({low:.2f} to {high:.2f})")

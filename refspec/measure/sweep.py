@@ -156,7 +156,7 @@ def table(m: dict[str, Any]) -> list[str]:
     out += [
         f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
         f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --exact)",
-        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; stock: plain decoding by llama.cpp's own kernels" if STOCK in kinds else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
+        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; stock: plain decoding by llama.cpp's own kernels, weights as stored" if STOCK in kinds else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:
         out.append(f"target: {m['inflated']}")
