@@ -45,7 +45,7 @@ def offer() -> str | None:
     if not native.ffi.string(native.lib.rs_panels_set()):
         return "this processor has neither AVX2 nor AVX-512 with VNNI"
     if "llama_cpp" in sys.modules:
-        return "llama_cpp was imported before refspec"
+        return "llama_cpp was imported before refspec loaded it; load a model with refspec first"
     try:
         ctypes.CDLL(native.path(), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)  # it is loaded; this only makes its names visible
         first = ctypes.cast(ctypes.CDLL(None)[NAME], ctypes.c_void_p).value

@@ -133,7 +133,7 @@ def test_more_models_than_there_are_places_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "environment", "why"),
-    [("import llama_cpp", {}, "llama_cpp was imported before refspec"), ("", {"REFSPEC_BACKEND": "numpy"}, "refspec's C module is not in use")],
+    [("import llama_cpp", {}, "llama_cpp was imported before refspec loaded it; load a model with refspec first"), ("", {"REFSPEC_BACKEND": "numpy"}, "refspec's C module is not in use")],
 )
 def test_why_not_is_said_and_everything_works(tmp_path: Path, before: str, environment: dict[str, str], why: str) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
