@@ -21,7 +21,7 @@ from refspec.errors import BackendError, UsageError
 from refspec.formats.gguf_io import read_gguf_header
 from refspec.targets.llama import LlamaTarget
 
-pytestmark = pytest.mark.skipif(panels.why_not() is not None, reason=f"llama.cpp multiplies by itself here: {panels.why_not()}")
+pytestmark = pytest.mark.skipif(panels.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {panels.not_linked()}")
 PROMPT = np.random.default_rng(3).integers(3, tiny.V, 40).tolist()
 
 
