@@ -79,30 +79,6 @@ OP void f_store(float *p, floats x) {
 
 #include "panels_tiles.h"
 
-#define CASE(name, n) case n: tile_##name(out, out_stride, first, n, panel, inputs, blocks, stride); break;
-#define TILES(name)                                                                                                   \
-    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
-        switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) }                                     \
-    }
-TILES(f16)
-TILES(q4_0)
-TILES(q8_0)
-TILES(q4_k)
-TILES(q5_k)
-TILES(q6_k)
-
-ON static void halves(float *out, const uint8_t *in, size_t n) {
-    size_t i = 0;
-    for (; i + PANEL <= n; i += PANEL) f_store(out + i, f_half((const uint16_t *)(in + 2 * i)));
-    if (i < n) {
-        uint16_t rest[PANEL] = {0};
-        float last[PANEL];
-        memcpy(rest, in + 2 * i, 2 * (n - i));
-        f_store(last, f_half(rest));
-        memcpy(out + i, last, (n - i) * sizeof *out);
-    }
-}
-
 bool rs_panels_avx2(panel_set *set) {
     *set = (panel_set){SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

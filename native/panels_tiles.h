@@ -1,7 +1,7 @@
 /* panels_tiles.h: products of a panel with a few input rows, for one instruction set; panels_avx2.c and panels_avx512.c include it.
  *
  * Before it is included: the types `ints` (16 int32, or 64 bytes, of a panel) and `floats` (16), and what is done with them (i_..., f_...);
- * TILE_FN, which puts a function on the instruction set, and SET_TILE, the input rows that its registers hold. The order of every sum is
+ * ON, which puts a function on the instruction set, TILE_FN, which inlines it as well, and SET_TILE, the input rows that its registers hold. The order of every sum is
  * refspec/panels.py's: whole numbers within a block, blocks one after the other, nothing fused, so that a result depends neither on the
  * instruction set nor on how many rows are computed together.
  */
@@ -141,3 +141,34 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
 
 #undef ROWS
 #undef UNROLLED
+
+/* ---- what the dispatcher is given -------------------------------------------------------------------------------- */
+
+#define CASE(name, n) case n: tile_##name(out, out_stride, first, n, panel, inputs, blocks, stride); break;
+#if SET_TILE == 8
+#define MORE_CASES(name) CASE(name, 5) CASE(name, 6) CASE(name, 7) CASE(name, 8)
+#else
+#define MORE_CASES(name)
+#endif
+#define TILES(name)                                                                                                                        \
+    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
+        switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) MORE_CASES(name) }                                          \
+    }
+TILES(f16)
+TILES(q4_0)
+TILES(q8_0)
+TILES(q4_k)
+TILES(q5_k)
+TILES(q6_k)
+
+ON static void halves(float *out, const uint8_t *in, size_t n) {
+    size_t i = 0;
+    for (; i + PANEL <= n; i += PANEL) f_store(out + i, f_half((const uint16_t *)(in + 2 * i)));
+    if (i < n) {
+        uint16_t rest[PANEL] = {0};
+        float last[PANEL];
+        memcpy(rest, in + 2 * i, 2 * (n - i));
+        f_store(last, f_half(rest));
+        memcpy(out + i, last, (n - i) * sizeof *out);
+    }
+}

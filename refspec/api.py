@@ -15,7 +15,7 @@ runs one generation at a time; starting the next ends the one before.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def load(
     placed: dict[str, Any] = settings | {"threads_draft": threads_draft, "strict": strict, "exact": exact, "lookup": lookup, "kernels": drafter_kernels}
     if repack and not repacking_works():
         raise BackendError(REFUSED)
-    panels = _panels(panels, repack, gpu_layers, why_not(), bool(chosen.get("panels", True)))
+    panels = _panels(panels, repack, gpu_layers, why_not, bool(chosen.get("panels", True)))
     capture, repack = kinds.capture_layers(drafter), chosen.get("repack") if repack is None else repack
     repack = True if repack is None else repack
     target = kinds.make_target(
@@ -162,15 +162,15 @@ def load(
     return session
 
 
-def _panels(wanted: bool | None, repack: bool | None, gpu_layers: int, why_not: str | None, known: bool) -> bool:
+def _panels(wanted: bool | None, repack: bool | None, gpu_layers: int, why_not: Callable[[], str | None], known: bool) -> bool:
     """Whether refspec's kernels are to multiply, `known` where nothing is said; UsageError or BackendError where they were asked for in vain."""
     if not wanted:
         return wanted is None and not repack and known
     if repack or gpu_layers:
         other = "--repack" if repack else f"gpu_layers = {gpu_layers} (-ngl)"
         raise UsageError(f"--panels and {other} exclude each other; leave one of them out")
-    if why_not is not None:
-        raise BackendError(f"--panels: refspec's own kernels cannot multiply here: {why_not}; leave it out")
+    if (reason := why_not()) is not None:
+        raise BackendError(f"--panels: refspec's own kernels cannot multiply here: {reason}; leave it out")
     return True
 
 
