@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec.config import BIASED
 from refspec.convert.names import BLOCK
 from refspec.convert.report import Resolved
 from refspec.convert.safetensors_io import StoredTensor
 from refspec.errors import CheckpointError
+from refspec.reference.config import BIASED
 
 ATTENTION, MLP = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
 # flag -> (matrices that have a bias when it is true, matrices that have none when it is false)

@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from refspec.config import DrafterConfig, FeatureNorm, RopeStyle
 from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
-from refspec.convert.facts import TargetFacts, target_facts
 from refspec.convert.files import read_tensors
-from refspec.convert.fitting import check_tensors
-from refspec.convert.lending import Tensors, check_target, lend
 from refspec.convert.names import drafter_names
-from refspec.convert.recorded import credit, recorded
+from refspec.convert.provenance import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
+from refspec.convert.shapes import check_tensors
+from refspec.convert.shared_tensors import Tensors, check_target, lend
+from refspec.convert.target_info import TargetFacts, target_facts
 from refspec.errors import CheckpointError, ShapeError, UsageError
-from refspec.formats.drafter_meta import ROTATED, graph_reasons, stock_reasons
-from refspec.formats.gguf_blocks import Progress
-from refspec.formats.gguf_io import interleaved, write_drafter
-from refspec.formats.lazy import Lazy
+from refspec.gguf.blocks import Progress
+from refspec.gguf.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.gguf.io import interleaved, write_drafter
+from refspec.gguf.lazy import Lazy
+from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle
 
 Resolution = dict[str, Resolved]
 

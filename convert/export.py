@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from refspec.config import BIASED, DrafterConfig, Feedback, weight_shapes
 from refspec.convert import checkpoint_out as to
 from refspec.convert.export_config import CONFIGS, NOT_SAID, with_whole_groups
 from refspec.convert.names import BLOCK, TOP
 from refspec.convert.rope_out import scaling_in
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats import drafter_meta as meta
-from refspec.formats.gguf_io import GgufInfo, read_gguf_header, read_tensor
+from refspec.gguf import drafter_meta as meta
+from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
+from refspec.reference.config import BIASED, DrafterConfig, Feedback, weight_shapes
 
 LAYOUTS = ("speculators", "specforge", "eagle")
 DTYPES = ("auto", *to.FLOATS)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual
 from refspec.convert.biases import ATTENTION, MLP
 from refspec.convert.rope_out import rope_keys
+from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Residual
 
 Scaling = dict[str, Any] | None
 Problem = tuple[bool, str, str]  # whether it applies, the switch as it is, why the layout cannot say it

@@ -19,8 +19,8 @@ from refspec.convert.rope_out import rope_keys, scaling_in
 from refspec.convert.target import LAYER
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.gguf_io import GgufInfo, read_gguf_header, read_tensor
-from refspec.recommended import to_generation_config
+from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
+from refspec.gguf.recommended_sampling import to_generation_config
 
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from refspec.config import FeatureNorm, Feedback, Residual
 from refspec.convert.report import Resolved
 from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.reference.config import FeatureNorm, Feedback, Residual
 
 # override name -> how the command line spells it
 OVERRIDES = {

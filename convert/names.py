@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from refspec.config import BIASED
 from refspec.errors import CheckpointError
+from refspec.reference.config import BIASED
 
 BLOCK = {
     "input_layernorm": "attn_norm",

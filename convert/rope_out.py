@@ -15,7 +15,7 @@ import numpy as np
 
 from refspec.convert.rope import Rope, rope_settings
 from refspec.errors import CheckpointError, RefspecError
-from refspec.formats.gguf_header import GgufInfo
+from refspec.gguf.header import GgufInfo
 
 KEY = "refspec.rope_scaling"  # a JSON object, as `rope.stated` orders it
 

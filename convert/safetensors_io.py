@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.lazy import Lazy
+from refspec.gguf.lazy import Lazy
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from refspec import ops
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
-from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
-from refspec.formats.drafter_meta import STOCK_STATES
+from refspec.gguf.drafter_meta import STOCK_STATES
+from refspec.reference import ops
+from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Residual, Weights
+from refspec.reference.eagle3 import Eagle3Drafter
 
 BIAS_ROWS = 256  # rows whose inputs a bias is folded for
 Candidate = tuple[DrafterConfig, dict[str, np.ndarray]]

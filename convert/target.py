@@ -21,8 +21,8 @@ from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
-from refspec.formats.gguf_io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
-from refspec.recommended import from_generation_config, recommended
+from refspec.gguf.io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
+from refspec.gguf.recommended_sampling import from_generation_config, recommended
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 LAYER = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from refspec.convert.report import Resolved
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.lazy import Lazy
+from refspec.gguf.lazy import Lazy
 
 OFFSETS, ABSOLUTE = "offsets", "absolute"
 

@@ -1,4 +1,4 @@
-/* account.c: what steps that C runs by themselves may lose, the C twin of what refspec/windows/account.py and refspec/windows/stakes.py reckon
+/* account.c: what steps that C runs by themselves may lose, the C twin of what refspec/adaptive/budget.py and refspec/adaptive/probe.py reckon
  * with between two looks of the window. Sums decay there and not here: a call runs a few steps only.
  */
 #include "refspec.h"

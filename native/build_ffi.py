@@ -26,7 +26,7 @@ from cffi import FFI, VerificationError
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
 SOURCES = ("ops.c", "eagle3.c", "hooks.c", "cycle.c", "window.c", "account.c", "burst.c", "sampling.c", "penalties.c", "tree.c",
-           "panels.c", "panels_avx2.c", "panels_avx512.c", "panels_llama.c")
+           "packed_matmul.c", "packed_avx2.c", "packed_avx512.c", "matmul_hook.c")
 
 
 def cdef() -> str:

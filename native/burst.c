@@ -1,4 +1,4 @@
-/* burst.c: several steps of the decode cycle in one call, the loop of refspec/speculate.py for a target on llama.cpp and a drafter in C.
+/* burst.c: several steps of the decode cycle in one call, the loop of refspec/decoding/cycle.py for a target on llama.cpp and a drafter in C.
  *
  * Where a step takes a millisecond or two, the interpreter's share of it is not small: its code has left the caches whenever the target has
  * run. Each part is another file's: the draft eagle3.c's and window.c's, the verify step cycle.c's, what may be lost account.c's. What fails is left to the caller, who runs that

@@ -1,8 +1,8 @@
 /* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target and judge, extend the drafter, draft.
  *
  * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of
- * `struct llama_batch` that refspec/engine/cycle.py compares with llama-cpp-python's before the first call. The Python twins
- * are in refspec/targets/llama.py and refspec/drafters/llama.py; this file exists because in a cycle of a small model
+ * `struct llama_batch` that refspec/llama/native_calls.py compares with llama-cpp-python's before the first call. The Python twins
+ * are in refspec/llama/target.py and refspec/llama/eagle3.py; this file exists because in a cycle of a small model
  * the interpreter's share is not small.
  */
 #include "refspec.h"

@@ -1,7 +1,7 @@
-/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/drafters/eagle3_forward.py, in execution order; then chains of them.
+/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/reference/eagle3_forward.py, in execution order; then chains of them.
  *
  * Runs the drafters that llama.cpp's graph does not compute, and those so small that calling llama.cpp costs more than computing
- * (refspec/drafters/own.py). Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
+ * (refspec/llama/native_eagle3.py). Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
  */
 #include "refspec.h"
 

@@ -1,4 +1,4 @@
-/* ops.c: the kernels of refspec/ops.py in portable C11, same names, same order.
+/* ops.c: the kernels of refspec/reference/ops.py in portable C11, same names, same order.
  *
  * Written so that a compiler vectorizes them without -ffast-math: a reduction keeps LANES independent partial sums, so the
  * order of summation is fixed by the source and not by the instruction set, and exp is branch-free arithmetic.

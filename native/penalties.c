@@ -1,4 +1,4 @@
-/* penalties.c: refspec/penalties.py, bit for bit: what the text so far does to the logits of the next token.
+/* penalties.c: refspec/reference/penalties.py, bit for bit: what the text so far does to the logits of the next token.
  *
  * Changes the row where it lies. Allocates nothing: the caller passes scratch. Legend: V vocabulary, n tokens of history.
  */

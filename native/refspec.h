@@ -1,11 +1,11 @@
 /* refspec.h: the whole public C API of refspec, portable C11.
  *
- * Scalar kernels under the names of refspec/ops.py and refspec/verify.py, one drafter step, and the hooks that carry hidden
+ * Scalar kernels under the names of refspec/reference/ops.py and refspec/reference/verify.py, one drafter step, and the hooks that carry hidden
  * states out of llama.cpp. Not an inference engine: llama.cpp runs the models, this file is the reference made fast.
  * The block between the two cdef marks is also the cffi cdef (native/build_ffi.py), so it holds no macro and no #include.
  *
  * Rules: output first, sizes last; const inputs; the caller owns all memory; no globals, no allocation, no locks: any number
- * of threads may call at once on their own outputs (panels_llama.c aside, which says what it keeps). Unless a function says so, outputs must not overlap inputs.
+ * of threads may call at once on their own outputs (matmul_hook.c aside, which says what it keeps). Unless a function says so, outputs must not overlap inputs.
  * A row's result never depends on the other rows of the call, bit for bit.
  *
  * Shape legend: T rows, W I O F widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V target vocabulary,
@@ -54,7 +54,7 @@ enum rs_residual { RS_RAW = 0, RS_NORMED = 1 };
 /* How this build was compiled: "plain" or "sanitized". */
 const char *rs_build(void);
 
-/* ---- ops.c: refspec/ops.py ---------------------------------------------------------------------------------------- */
+/* ---- ops.c: refspec/reference/ops.py ---------------------------------------------------------------------------------------- */
 
 /* x [T, W], weight [W] -> out [T, W] = weight * x / sqrt(mean(x^2) + eps). In place allowed (out == x). */
 void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width);
@@ -104,42 +104,42 @@ void rs_gather_features(float *out, const float *const *src, const float *const 
  * scale [n] = max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
 void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks);
 
-/* ---- panels.c: refspec/panels.py ------------------------------------------------------------------------------------- */
+/* ---- packed_matmul.c: refspec/reference/packed_matmul.py ------------------------------------------------------------------------------------- */
 
 /* The instruction set that multiplies here: "avx512", "avx2", or "" where there is none and llama.cpp is left to itself. */
-const char *rs_panels_set(void);
+const char *rs_matmul_set(void);
 
 /* Whether a matrix of this ggml_type can be laid out in panels. */
-bool rs_panels_takes(int32_t type);
+bool rs_matmul_takes(int32_t type);
 
 /* weights [rows] and inputs [n] rows of `blocks` blocks, as ggml stores them -> out [n, rows], by an instruction set, or number by number ("").
- * scratch [rs_panels_scratch] is working space. RS_BAD_CONFIG for a type or a set that is not here. */
-int32_t rs_panels_product(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
+ * scratch [rs_matmul_scratch] is working space. RS_BAD_CONFIG for a type or a set that is not here. */
+int32_t rs_matmul_product(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
                           size_t rows, size_t blocks);
-size_t rs_panels_scratch(int32_t type, size_t n); /* bytes */
+size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
 
-/* ---- panels_llama.c: refspec/engine/panels.py -------------------------------------------------------------------------- */
+/* ---- matmul_hook.c: refspec/llama/matmul_hook.py -------------------------------------------------------------------------- */
 
 /* From now on llama.cpp's products with these matrices [count], ascending addresses of whole tensors in memory, are computed here: their
- * ggml_types (rs_panels_takes), rows and columns. Returns a number to name them by; negative: too many models, or no memory. */
-int32_t rs_panels_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count);
+ * ggml_types (rs_matmul_takes), rows and columns. Returns a number to name them by; negative: too many models, or no memory. */
+int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count);
 
 /* Before their memory is given back, and while nobody multiplies with them. */
-void rs_panels_forget(int32_t index);
+void rs_matmul_forget(int32_t index);
 
 /* Leaves these matrices to llama.cpp while `on` is false; between two of its computations. */
-void rs_panels_switch(int32_t index, bool on);
+void rs_matmul_switch(int32_t index, bool on);
 
 /* How many products of these matrices were computed here; 0 after a computation: llama.cpp does not ask. */
-int64_t rs_panels_products(int32_t index);
+int64_t rs_matmul_products(int32_t index);
 
 /* llama.cpp's own functions of the names that are answered here, for all other products (0: it has none): llamafile_sgemm, and
  * ggml_compute_forward_mul_mat_tiled, which is given a product as a ggml_tensor: `at` bytes into it is the address of its matrix, whose weights
- * ggml_get_data tells (0: not known, and that function is left to llama.cpp). rs_panels_entry is the first of them here. */
-void rs_panels_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at);
-uintptr_t rs_panels_entry(void);
+ * ggml_get_data tells (0: not known, and that function is left to llama.cpp). rs_matmul_entry is the first of them here. */
+void rs_matmul_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at);
+uintptr_t rs_matmul_entry(void);
 
-/* ---- penalties.c: refspec/penalties.py ------------------------------------------------------------------------------- */
+/* ---- penalties.c: refspec/reference/penalties.py ------------------------------------------------------------------------------- */
 
 typedef struct rs_penalties {
     double repeat, presence, frequency, dry_multiplier, dry_base;
@@ -153,10 +153,10 @@ typedef struct rs_penalties {
 /* row [V] = logits of the token that follows history [n], tokens below V, under the penalties. */
 void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penalties *penalties);
 
-/* ---- eagle3.c: refspec/drafters/eagle3.py ------------------------------------------------------------------------- */
+/* ---- eagle3.c: refspec/reference/eagle3.py ------------------------------------------------------------------------- */
 
 /* Threads that share the outputs of a large matrix: those of the OpenMP library that llama.cpp uses, so that they are the same ones,
- * as addresses (refspec/engine/team.py). */
+ * as addresses (refspec/llama/openmp.py). */
 typedef struct rs_team {
     void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
     int (*rank)(void);   /* omp_get_thread_num */
@@ -185,7 +185,7 @@ typedef struct rs_eagle3_config {
 } rs_eagle3_config;
 
 /* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's own functions for it, passed as
- * addresses (refspec/engine/packed.py). Then a product packs its input once and takes one dot product per output, as llama.cpp does. */
+ * addresses (refspec/llama/vec_dot.py). Then a product packs its input once and takes one dot product per output, as llama.cpp does. */
 typedef struct rs_matrix {
     const void *data;              /* NULL: there is no such matrix */
     size_t row_bytes;
@@ -194,7 +194,7 @@ typedef struct rs_matrix {
     void (*unpack)(const void *row, float *x, int64_t n);  /* a row as float32, for embeddings; NULL: it is */
 } rs_matrix;
 
-/* Pointers into the caller's arrays, names and shapes of refspec/config.py:weight_shapes. */
+/* Pointers into the caller's arrays, names and shapes of refspec/reference/config.py:weight_shapes. */
 typedef struct rs_eagle3_weights {
     rs_matrix token_embd;               /* [V, H] */
     rs_matrix fc;                       /* [H, n_states*Ht] */
@@ -305,7 +305,7 @@ bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 /* Start a new decode: forget rows and error. */
 void rs_capture_reset(rs_capture *capture);
 
-/* ---- cycle.c: the calls of a decode cycle on llama.cpp: refspec/targets/llama.py, refspec/drafters/llama.py --------- */
+/* ---- cycle.c: the calls of a decode cycle on llama.cpp: refspec/llama/target.py, refspec/llama/eagle3.py --------- */
 
 /* Mirror of `struct llama_batch`; sizes and offsets are compared with llama-cpp-python's before the first call. */
 typedef struct rs_batch {
@@ -369,7 +369,7 @@ int32_t rs_chain_extend(rs_chain *chain, const int32_t *tokens, const float *fea
  * positions first... RS_OK, RS_NOT_FINITE (logits) or RS_ENGINE. */
 int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size_t k, int32_t first);
 
-/* ---- sampling.c: refspec/sampling.py and refspec/verify.py (probabilities are double) ----------------------------- */
+/* ---- sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py (probabilities are double) ----------------------------- */
 
 enum rs_sampling_status {
     RS_BAD_LAW = -6,  /* not a law: a sum that is not 1, a negative probability, or a drafted token with q = 0 */
@@ -377,7 +377,7 @@ enum rs_sampling_status {
     RS_BAD_TREE = -8  /* a parent that does not stand before its child */
 };
 
-/* refspec.sampling.Sampler, already validated there. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
+/* refspec.reference.sampling.Sampler, already validated there. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
 typedef struct rs_sampler {
     double temperature, top_p, min_p;
     int32_t top_k;
@@ -419,7 +419,7 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_law(const double *q, size_t vocab);
 
-/* ---- cycle.c again: one verify step, the middle of refspec/speculate.py ---------------------------------------------- */
+/* ---- cycle.c again: one verify step, the middle of refspec/decoding/cycle.py ---------------------------------------------- */
 
 enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2, RS_RESTED = 3 };
 
@@ -448,7 +448,7 @@ typedef struct rs_judge {
  * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
 
-/* ---- window.c: what refspec/windows/window.py decides and learns of each draft --------------------------------------------- */
+/* ---- window.c: what refspec/adaptive/policy.py decides and learns of each draft --------------------------------------------- */
 
 /* What a Window knows. Counts [.., 2] are of tokens judged and of those that stood. */
 typedef struct rs_window {
@@ -534,7 +534,7 @@ typedef struct rs_burst {
  * the other in the target's features, else those of the last one. */
 size_t rs_burst_run(const rs_burst *burst, int32_t pending, size_t before, size_t first, size_t rows, uint64_t position, size_t room);
 
-/* ---- tree.c: refspec/trees/tree_verify.py --------------------------------------------------------------------------------- */
+/* ---- tree.c: refspec/reference/tree_verify.py --------------------------------------------------------------------------------- */
 
 /* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V], row 0 the
  * pending token's, row i + 1 node i's; path [h] receives the nodes that stand, tokens [h+1] their tokens and one more, h the height

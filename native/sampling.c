@@ -1,4 +1,4 @@
-/* sampling.c: refspec/sampling.py and refspec/verify.py, function by function, bit for bit.
+/* sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py, function by function, bit for bit.
  *
  * Same arithmetic in the same order as the Python, so every probability and therefore every decision is identical. That
  * holds as long as the compiler neither reassociates (no -ffast-math) nor fuses a * b + c (-ffp-contract=off, which

@@ -1,4 +1,4 @@
-/* tree.c: refspec/trees/tree_verify.py, function by function, bit for bit; see sampling.c for how that is possible.
+/* tree.c: refspec/reference/tree_verify.py, function by function, bit for bit; see sampling.c for how that is possible.
  *
  * Row 0 is the pending token, row i + 1 is node i. Allocates nothing: the caller passes scratch.
  *

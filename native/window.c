@@ -1,5 +1,5 @@
-/* window.c: when a draft ends and what is learned of it, the C twin of `stop` and `keep` of refspec/windows/window.py and of
- * refspec/windows/belief.py, whose heads say what is computed, and why.
+/* window.c: when a draft ends and what is learned of it, the C twin of `stop` and `keep` of refspec/adaptive/policy.py and of
+ * refspec/adaptive/acceptance_model.py, whose heads say what is computed, and why.
  *
  * Costs and the rate to beat are read, never written: they are the window's.
  */

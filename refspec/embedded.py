@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refspec.errors import CheckpointError
-from refspec.penalties import Penalties
+from refspec.reference.penalties import Penalties
 
 TARGET, DRAFTER, DRAFTER_PRENORM = "target.gguf", "drafter.gguf", "drafter-prenorm.gguf"
 

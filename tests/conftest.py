@@ -1,8 +1,12 @@
-"""For every test: recast models go to a temporary cache, never to the user's."""
+"""For every test: recast models go to a temporary cache, never to the user's; the laboratory (docs/lab) can be imported."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refspec import panels
+from refspec.reference import packed_matmul
 
 SCALES_AT = {2: (0,), 8: (0,), 12: (0, 2), 13: (0, 2), 14: (208,)}  # float16 numbers of a block
 
@@ -13,9 +13,9 @@ SCALES_AT = {2: (0,), 8: (0,), 12: (0, 2), 13: (0, 2), 14: (208,)}  # float16 nu
 def weights_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[np.uint8]:
     """[rows, bytes of a row]; of float16 `blocks` numbers a row."""
     rng = np.random.default_rng(seed)
-    if kind == panels.F16:
+    if kind == packed_matmul.F16:
         return rng.standard_normal((rows, blocks)).astype(np.float16).view(np.uint8)
-    raw = rng.integers(0, 256, (rows, blocks, panels.KINDS[kind][1]), dtype=np.uint8)
+    raw = rng.integers(0, 256, (rows, blocks, packed_matmul.KINDS[kind][1]), dtype=np.uint8)
     for at in SCALES_AT[kind]:
         raw[..., at : at + 2] = rng.standard_normal((rows, blocks, 1)).astype(np.float16).view(np.uint8)
     return raw.reshape(rows, -1)
@@ -23,12 +23,12 @@ def weights_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[n
 
 def inputs_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[np.uint8]:
     """[rows, bytes of a row] of the type that ggml makes inputs into: codes of -127..127, and for K types their sums."""
-    rng, other = np.random.default_rng(seed), panels.KINDS[kind][2]
-    if other == panels.F16:
+    rng, other = np.random.default_rng(seed), packed_matmul.KINDS[kind][2]
+    if other == packed_matmul.F16:
         return rng.standard_normal((rows, blocks)).astype(np.float16).view(np.uint8)
-    codes = rng.integers(-127, 128, (rows, blocks, 32 if other == panels.Q8_0 else 256)).astype(np.int8)
-    d = rng.standard_normal((rows, blocks, 1)).astype(np.float16 if other == panels.Q8_0 else np.float32)
+    codes = rng.integers(-127, 128, (rows, blocks, 32 if other == packed_matmul.Q8_0 else 256)).astype(np.int8)
+    d = rng.standard_normal((rows, blocks, 1)).astype(np.float16 if other == packed_matmul.Q8_0 else np.float32)
     parts = [d.view(np.uint8), codes.view(np.uint8)]
-    if other != panels.Q8_0:
+    if other != packed_matmul.Q8_0:
         parts.append(codes.astype(np.int16).reshape(rows, blocks, 16, 16).sum(-1, dtype=np.int16).view(np.uint8))
     return np.ascontiguousarray(np.concatenate(parts, axis=-1).reshape(rows, -1))

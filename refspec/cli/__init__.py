@@ -5,23 +5,15 @@ Only this package imports click. `group` holds the command `refspec`, its error 
 
 # Importing a module of commands is what registers them with the group.
 import refspec.cli.acceptance
-import refspec.cli.answers
-import refspec.cli.bench_context
-import refspec.cli.bench_convert
 import refspec.cli.check
 import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
-import refspec.cli.findings
 import refspec.cli.generate
-import refspec.cli.grid
-import refspec.cli.inflate
 import refspec.cli.measure
 import refspec.cli.recast
 import refspec.cli.regenerate
-import refspec.cli.replay
 import refspec.cli.stock
-import refspec.cli.sweep
 import refspec.cli.train
 import refspec.cli.tune  # noqa: F401
 from refspec.cli.group import main

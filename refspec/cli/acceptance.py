@@ -14,7 +14,7 @@ import click
 from refspec.cli.measure import bench, json_option, prompt_options
 from refspec.cli.pairs import EXPERIMENTS, about, pair_options, whole_numbers
 from refspec.errors import UsageError
-from refspec.measure.perturb import PERTURBATIONS
+from refspec.evaluate.perturb import PERTURBATIONS
 
 KIND = "refspec-acceptance-run-1"
 
@@ -51,7 +51,7 @@ KIND = "refspec-acceptance-run-1"
 @click.option("-o", "--out", metavar="JSONL", help="Keep finished prompts there; the same call goes on after a kill.")
 @json_option
 def acceptance(as_json: bool, **o: Any) -> None:
-    from refspec.measure import acceptance_report
+    from refspec.evaluate import acceptance_report
 
     measured = run(o)
     click.echo(json.dumps(measured) if as_json else "\n".join(acceptance_report.table(measured)))
@@ -70,14 +70,14 @@ acceptance.help = "\n".join(
 
 def run(o: dict[str, Any]) -> dict[str, Any]:
     """Measure what the options say, or go on measuring it; the record of `acceptance_report`."""
-    from refspec.api import Session
-    from refspec.measure import acceptance as measuring
-    from refspec.measure import acceptance_report
-    from refspec.measure.drift_models import load_pairs
-    from refspec.measure.journal import Journal
-    from refspec.measure.prompts import read
-    from refspec.sampling import Sampler
-    from refspec.trees.tree import TreeShape
+    from refspec.evaluate import acceptance as measuring
+    from refspec.evaluate import acceptance_report
+    from refspec.evaluate.drift_models import load_pairs
+    from refspec.evaluate.journal import Journal
+    from refspec.evaluate.prompts import read
+    from refspec.reference.sampling import Sampler
+    from refspec.reference.tree import TreeShape
+    from refspec.session import Session
 
     lengths, buckets = whole_numbers(o["draft_max"], "--draft-max"), whole_numbers(o["context"], "--context")
     sampler, trees = Sampler(temperature=o["temp"]), list(dict.fromkeys(TreeShape.parse(text) for text in o["trees"]))

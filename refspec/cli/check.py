@@ -23,7 +23,7 @@ def check(
     ctx: click.Context, target: str, drafter: str, live: bool, threads: int | None, max_tokens: int, count: int, as_json: bool
 ) -> None:
     """Does DRAFTER fit TARGET (GGUF files)? Findings with their likely causes; exit 1 on a misfit."""
-    from refspec.measure import check as checking
+    from refspec.evaluate import check as checking
 
     found = checking.check(
         target, drafter, live=live, threads=threads, prompts=count, max_tokens=max_tokens, progress=note

@@ -84,7 +84,7 @@ def convert(
         return
     click.echo("\n".join(report.lines()))
     if made:
-        from refspec.measure.stock import lines
+        from refspec.evaluate.stock import lines
 
         click.echo("\n".join(lines(made)))
 
@@ -94,7 +94,7 @@ def _nearest(
 ) -> tuple[Report, dict[str, Any] | None]:
     """Convert beside `out`, then write the nearest drafter there; the exact one where stock llama.cpp runs that."""
     from refspec.convert import convert_drafter
-    from refspec.formats.drafter_meta import STOCK_ARCH
+    from refspec.gguf.drafter_meta import STOCK_ARCH
 
     if target is None or not Path(target).is_file():
         raise UsageError("--stock measures acceptance on the target: give it as a GGUF with --target")

@@ -14,7 +14,7 @@ from refspec.cli.group import main, note
 from refspec.cli.measure import json_option, prompt_options
 from refspec.cli.pairs import about, pair_options
 from refspec.errors import UsageError
-from refspec.measure.perturb import PERTURBATIONS
+from refspec.evaluate.perturb import PERTURBATIONS
 
 
 @main.command()
@@ -45,7 +45,7 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
         refspec drift -m target.gguf -d a.gguf -d b.gguf -o drift/
         refspec drift --from drift/drift.json -o drift/      # the figures again
     """
-    from refspec.measure import drift_report
+    from refspec.evaluate import drift_report
 
     began = perf_counter()
     if out is not None:
@@ -54,20 +54,20 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
     note(f"{perf_counter() - began:.0f} s{_peak()}")
     click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
     if out is not None:
-        from refspec.measure import drift_plots
+        from refspec.evaluate import drift_plots
 
         for path in drift_plots.write(measured, Path(out)):
             note(f"wrote {path}")
 
 
 def measure(o: dict[str, Any]) -> dict[str, Any]:
-    from refspec.api import Session
-    from refspec.measure import drift as measuring
-    from refspec.measure import drift_report
-    from refspec.measure.conversation import perturbed
-    from refspec.measure.drift_models import load_pairs
-    from refspec.measure.prompts import fit, read
-    from refspec.sampling import Sampler
+    from refspec.evaluate import drift as measuring
+    from refspec.evaluate import drift_report
+    from refspec.evaluate.conversation import perturbed
+    from refspec.evaluate.drift_models import load_pairs
+    from refspec.evaluate.prompts import fit, read
+    from refspec.reference.sampling import Sampler
+    from refspec.session import Session
 
     sampler = Sampler(temperature=o["temp"])
     texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
@@ -107,7 +107,7 @@ def _peak() -> str:
 
 def _ready_for_figures(out: str) -> None:
     """What would fail after the measurement fails before it."""
-    import refspec.measure.drift_plots  # noqa: F401  # says what to install when matplotlib is missing
+    import refspec.evaluate.drift_plots  # noqa: F401  # says what to install when matplotlib is missing
 
     try:
         Path(out).mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ from refspec.cli.group import (
 from refspec.cli.penalties import changed, penalties_of, penalty_options
 
 if TYPE_CHECKING:
-    from refspec.api import Generation, Session
-    from refspec.sampling import Sampler
+    from refspec.reference.sampling import Sampler
+    from refspec.session import Generation, Session
 
 
 @main.command()
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: float, as_json: bool, **o: Any) -> None:
     """Generate text, drafted and verified, and say what the drafter gained."""
-    from refspec.sampling import Sampler
+    from refspec.reference.sampling import Sampler
 
     if prompt is not None and path is not None:
         raise click.UsageError("give the prompt with -p or with -f, not with both")
@@ -96,7 +96,7 @@ SETS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min
 
 def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
     """`sampler` with what the target's file recommends, if that was asked for; options win. Says so where it was not."""
-    from refspec.recommended import recommended
+    from refspec.gguf.recommended_sampling import recommended
 
     found = recommended(session.target.metadata, session.name)
     given = {field for option, field in SETS.items() if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE}
@@ -112,9 +112,9 @@ def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str,
 
 def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
     """Generate, print and compare; returns the exit code."""
-    from refspec import kinds
-    from refspec.api import DRAFT_MAX
-    from refspec.measure import report
+    from refspec.evaluate import report
+    from refspec.llama import open_pair
+    from refspec.session import DRAFT_MAX
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
     wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
@@ -136,11 +136,11 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
-    record |= {"kind": kinds.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record |= {"kind": open_pair.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
     record["texts_before"] = before
     record["penalties"] = asdict(sampler.penalties) if sampler.penalties.on else None
     record["tree"] = str(session.tree) if speculating and session.tree is not None else None
-    record["lookups"] = looked_up = kinds.lookups(session.drafter) if speculating else 0
+    record["lookups"] = looked_up = open_pair.lookups(session.drafter) if speculating else 0
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
     if looked_up:
         lines.insert(1, f"  drafts: {looked_up} of {generation.statistics.verify_steps} from the text itself, where the drafter was unsure")
@@ -164,8 +164,8 @@ def compare(
     session: Session, fast: Generation, sampler: Sampler, o: dict[str, Any], record: dict[str, Any], lines: list[str]
 ) -> bool:
     """Run the same prompt without speculation and add the outcome to record and lines; True when interrupted."""
-    from refspec.measure import report
-    from refspec.measure.compare import explain
+    from refspec.evaluate import report
+    from refspec.evaluate.compare import explain
 
     plain = session.generate(
         tokens=fast.prompt, speculate=False, max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"]
@@ -202,7 +202,7 @@ def compare(
     if session.tree is not None:
         return False  # costs and windows of chains predict nothing here
     if tuned := session.tuned.record:
-        from refspec.windows.tune import predict
+        from refspec.evaluate.tune import predict
 
         record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
     lines.append(report.describe_prediction(record.get("predicted_speedup"), record["speedup"]))

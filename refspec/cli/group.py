@@ -14,7 +14,7 @@ import click
 from refspec.errors import PromptError, RefspecError, UsageError
 
 if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
-    from refspec.api import Session
+    from refspec.session import Session
 
 INTERRUPTED = 130  # 128 + SIGINT
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -195,12 +195,12 @@ def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
         drafter_kernels=o["drafter_kernels"],
         tuned=not o["no_tune"],
     )
-    from refspec import kinds
+    from refspec.llama import open_pair
 
-    for said in kinds.notes(session.target, session.drafter):
+    for said in open_pair.notes(session.target, session.drafter):
         note(said)
     if session.tuned.record:
-        from refspec.windows.tune_report import settings
+        from refspec.evaluate.tune_report import settings
 
         note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
     elif session.tuned.why:

@@ -12,7 +12,7 @@ import click
 from refspec.cli.group import load, main, model_options, note, options, tree_option
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
-from refspec.penalties import Penalties
+from refspec.reference.penalties import Penalties
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 figure_option = click.option("--figure", metavar="FILE", help="Also draw the speedups by family: a .png, .svg or .pdf (the `plot` extra).")
@@ -39,7 +39,7 @@ rival_option = options(
 @json_option
 def inspect(file: str, target: str | None, as_json: bool) -> None:
     """Say what a GGUF or checkpoint directory is, every normalization flag in words."""
-    from refspec.formats import inspect as inspector
+    from refspec.convert import inspect as inspector
 
     about = inspector.describe(file, target)
     click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))
@@ -65,11 +65,11 @@ def speed(
     max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
 ) -> None:
     """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
-    from refspec.api import DRAFT_MAX
-    from refspec.measure import bench as benchmark
-    from refspec.measure import bench_rival
-    from refspec.measure.prompts import read
-    from refspec.sampling import Sampler
+    from refspec.evaluate import rivals
+    from refspec.evaluate import speed as benchmark
+    from refspec.evaluate.prompts import read
+    from refspec.reference.sampling import Sampler
+    from refspec.session import DRAFT_MAX
 
     sampler = Sampler(penalties=changed(Penalties(), o))
     texts = [p.text for p in read(prompts, families)][:count]
@@ -79,7 +79,7 @@ def speed(
         if program is not None:
             length = session.draft_max if session.tree is None else DRAFT_MAX  # as benchmark.kinds_of
 
-            def other(prompt: str) -> bench_rival.Run:
+            def other(prompt: str) -> rivals.Run:
                 assert program is not None
                 return program(prompt, length)
 
@@ -120,9 +120,9 @@ def verify(
 
     At a temperature above 0 also: do sampled drafts emit exactly the target's law, on logits observed here?
     """
-    from refspec.measure import equality, law
-    from refspec.measure.prompts import read
-    from refspec.sampling import Sampler
+    from refspec.evaluate import equality, sampled_law
+    from refspec.evaluate.prompts import read
+    from refspec.reference.sampling import Sampler
 
     penalties = changed(Penalties(), o)
     texts = [p.text for p in read(prompts, families)][:count]
@@ -138,13 +138,13 @@ def verify(
                     )
                 )  # fmt: skip
             if temp > 0:
-                laws.append(law.check(session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed))
+                laws.append(sampled_law.check(session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed))
     if as_json:
         found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
         click.echo(json.dumps({"model": session.name, **found}))
     else:
         lines = [line for r in results for line in equality.describe(r)]
-        click.echo("\n".join(lines + equality.advice(session, results) + [line for each in laws for line in law.describe(each)]))
+        click.echo("\n".join(lines + equality.advice(session, results) + [line for each in laws for line in sampled_law.describe(each)]))
     broken = session.bit_strict and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
@@ -152,8 +152,8 @@ def verify(
 
 def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any] | None:
     """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`; None without it."""
-    from refspec.engine import repacking_works
-    from refspec.measure import bench_rival
+    from refspec.evaluate import rivals
+    from refspec.llama.amx import repacking_works
 
     if folder is None:
         if o["rival_drafter"]:
@@ -163,8 +163,8 @@ def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens:
         raise UsageError("--llama-cpp-bin: llama.cpp's own driver decodes without penalties here, another text; leave the penalties or the driver out")
     if o["rival_drafter"]:
         note(f"llama.cpp's own driver drafts with {o['rival_drafter']}")
-    program = bench_rival.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
-    as_text = dict(zip(texts, bench_rival.prompts_as_text(session, texts), strict=True))
+    program = rivals.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
+    as_text = dict(zip(texts, rivals.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
     settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": o["repack"] is not False and repacking_works()}
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
@@ -174,7 +174,7 @@ def figure_of(path: str | None) -> Callable[[Any], None]:
     """Draws the record of a sweep or a replay into a file, if one was named; what would fail after measuring fails before it."""
     if path is None:
         return lambda measured: None
-    from refspec.measure import sweep_plots
+    from lab import sweep_plots
 
     out = sweep_plots.check(path)
     return lambda measured: sweep_plots.write(sweep_plots.by_family(measured), out)

@@ -1,4 +1,4 @@
-"""The options that punish what the text repeats, named as llama.cpp's: `refspec/penalties.py` says what they do."""
+"""The options that punish what the text repeats, named as llama.cpp's: `refspec/reference/penalties.py` says what they do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from refspec.cli.group import options
-from refspec.penalties import Penalties
+from refspec.reference.penalties import Penalties
 
 # None is the default of `Penalties`, or what suits the embedded pair.
 penalty_options = options(

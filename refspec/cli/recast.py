@@ -23,9 +23,9 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
     From a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0 has lost does not come back.
         refspec recast target.gguf --outtype q4_0 -o target-q4_0.gguf
     """
-    from refspec.formats import inspect as inspector
-    from refspec.formats import recast as recasting
-    from refspec.formats.gguf_io import read_gguf_header
+    from refspec.convert import inspect as inspector
+    from refspec.gguf import recast as recasting
+    from refspec.gguf.io import read_gguf_header
 
     check_names_file(out)
     info = read_gguf_header(file)

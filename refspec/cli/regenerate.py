@@ -12,7 +12,7 @@ from refspec.cli.group import note
 from refspec.cli.penalties import changed, penalty_options
 from refspec.cli.train import device_option, folder, train
 from refspec.errors import UsageError
-from refspec.penalties import Penalties
+from refspec.reference.penalties import Penalties
 
 
 @train.command()

@@ -40,7 +40,7 @@ def stock(target: str, drafter: str, out: str, outtype: str, as_json: bool, **o:
     From a checkpoint directory, the same in one step:
         refspec convert DIR --target target.gguf --stock -o drafter.gguf
     """
-    from refspec.measure import stock as near
+    from refspec.evaluate import stock as near
 
     made = nearest(target, drafter, out, outtype, **o)
     click.echo(json.dumps(made, ensure_ascii=False) if as_json else "\n".join(near.lines(made)))
@@ -50,8 +50,8 @@ def nearest(
     target: str, drafter: str, out: str, outtype: str, *, prompts: str | None, families: tuple[str, ...], count: int, **o: Any
 ) -> dict[str, Any]:
     """`make_stock` with what `stock_options` asked for."""
-    from refspec.measure import stock as near
-    from refspec.measure.prompts import halves
+    from refspec.evaluate import stock as near
+    from refspec.evaluate.prompts import halves
 
     check_names_file(out)
     calibration, held_out = halves(prompts, families, count)

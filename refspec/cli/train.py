@@ -116,7 +116,8 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
         looping      share that repeat a stretch of 12 tokens word for word
         repeated     share of all their tokens inside such a stretch
     """
-    from refspec.measure.repetition import measure, read_packed
+    from lab.repetition import measure, read_packed
+
     from refspec.train.tokenizer import TURN_END, load_tokenizer
 
     turn_end = load_tokenizer(answers / "tokenizer.json").token_to_id(TURN_END)
@@ -147,7 +148,7 @@ def sound(data: Path, out: Path, as_json: bool) -> None:
         sums     states a sum that is wrong
         python   has a fenced block of Python that does not parse
     """
-    from refspec.train.sound import sound as make
+    from lab.sound import sound as make
 
     made = make(data, out)
     if as_json:
@@ -176,7 +177,7 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
     BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short training takes from the
     rest of the model, and the noise of its small batches, shrink more than what it was for.
     """
-    from refspec.train.average import average as make
+    from lab.average import average as make
 
     make(before, after, out, share=share, outtype=outtype)
     click.echo(f"wrote {out / 'hf'} and {out / 'target.gguf'}: {1 - share:g} of {before}, {share:g} of {after}")

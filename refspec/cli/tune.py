@@ -23,8 +23,8 @@ from refspec.cli.measure import json_option
 @json_option
 def tune(model: str | None, drafter: str | None, as_json: bool, **how: Any) -> None:
     """Will speculation pay here? Cost curves over threads, flash attention, cache type and repacked weights; the best is kept."""
-    from refspec.windows import tune as measuring
-    from refspec.windows import tune_report
+    from refspec.evaluate import tune as measuring
+    from refspec.evaluate import tune_report
 
     measuring.check(model, drafter, how["n_ctx"], how["after"])  # before the bar, so that an error is one line
     with click.progressbar(length=1, label="settings", file=sys.stderr, item_show_func=lambda what: what) as bar:

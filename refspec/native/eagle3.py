@@ -1,7 +1,7 @@
-"""The EAGLE-3 drafter's rows in C: `refspec/drafters/eagle3_forward.py` one row at a time or chained, KV cache included.
+"""The EAGLE-3 drafter's rows in C: `refspec/reference/eagle3_forward.py` one row at a time or chained, KV cache included.
 
-Not a drafter: no rollback, no sampling; `drafters/own.py` is one. Row r has RoPE position r and sees rows 0..r, so
-rolling back is stepping again from an earlier row. Shape legend: see `refspec/config.py`.
+Not a drafter: no rollback, no sampling; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r, so
+rolling back is stepping again from an earlier row. Shape legend: see `refspec/reference/config.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from refspec.config import (
+from refspec.errors import BackendError, ShapeError
+from refspec.native.module import ffi, floats, lib, require, to_c
+from refspec.reference.config import (
     BIASED,
     DrafterConfig,
     FeatureNorm,
@@ -23,19 +25,17 @@ from refspec.config import (
     check_weights,
     fold_rope_attention,
 )
-from refspec.errors import BackendError, ShapeError
-from refspec.native.module import ffi, floats, lib, require, to_c
-from refspec.ops import Array
+from refspec.reference.ops import Array
 
 if TYPE_CHECKING:  # it knows this package
-    from refspec.drafters.penalized import DraftPenalties
+    from refspec.decoding.draft_penalties import DraftPenalties
 
 _MATRICES = ("token_embd", *BIASED)
 _VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_norm", "output_norm", "fc_norm")
 
 
 class PackedMatrix(NamedTuple):
-    """A matrix in a type of ggml and the addresses of ggml's functions for it (`engine/packed.py`); 0 where none is needed."""
+    """A matrix in a type of ggml and the addresses of ggml's functions for it (`llama/vec_dot.py`); 0 where none is needed."""
 
     data: npt.NDArray[np.uint8]  # [rows, bytes of a row]
     dot: int  # a row times a packed input
@@ -44,7 +44,7 @@ class PackedMatrix(NamedTuple):
 
 
 class Team(NamedTuple):
-    """Threads to share a large matrix: addresses of an OpenMP library's functions (`engine/team.py`), and how many to ask for."""
+    """Threads to share a large matrix: addresses of an OpenMP library's functions (`llama/openmp.py`), and how many to ask for."""
 
     parallel: int
     rank: int

@@ -1,6 +1,6 @@
 """What refspec does between llama.cpp's calls: gather captured states and norm them, choose a token, feed its state back.
 
-Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `engine/capture.py` directly.
+Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `llama/capture.py` directly.
 Shape legend: T rows, W width of a state, H drafter width, V vocabulary.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refspec import ops
 from refspec.errors import ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
-from refspec.ops import Array
+from refspec.reference import ops
+from refspec.reference.ops import Array
 
 
 def gather_features(

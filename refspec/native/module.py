@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import BackendError, RefspecError, ShapeError
-from refspec.ops import Array
+from refspec.reference.ops import Array
 
 BACKENDS = ("numpy", "c")
 

@@ -1,6 +1,6 @@
-"""The functions of `refspec/ops.py` from C, or from there when there is no C: same names, same arguments, same shapes.
+"""The functions of `refspec/reference/ops.py` from C, or from there when there is no C: same names, same arguments, same shapes.
 
-Not a specification: `refspec/ops.py` is. Shapes are checked before C sees them. Shape legend: T rows, D or I or O widths,
+Not a specification: `refspec/reference/ops.py` is. Shapes are checked before C sees them. Shape legend: T rows, D or I or O widths,
 H query heads, Hkv key/value heads, hd head size, S cached rows, V vocabulary.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refspec import ops
 from refspec.native.module import ffi, floats, lib, require, to_c
-from refspec.ops import Array, Ids
+from refspec.reference import ops
+from refspec.reference.ops import Array, Ids
 
 ROPE_STYLES = {"interleaved": 0, "half_split": 1}  # enum rs_rope_style
 

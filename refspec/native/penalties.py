@@ -1,4 +1,4 @@
-"""`refspec/penalties.py` from C, or from there when there is no C. Bit-equal: native/penalties.c does the same arithmetic in the same order.
+"""`refspec/reference/penalties.py` from C, or from there when there is no C. Bit-equal: native/penalties.c does the same arithmetic in the same order.
 
 Legend: V vocabulary, n tokens of history.
 """
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refspec import penalties as reference
 from refspec.native.module import ffi, lib
-from refspec.penalties import Penalties
+from refspec.reference import penalties as reference
+from refspec.reference.penalties import Penalties
 
 
 class Penalizer:

@@ -1,4 +1,4 @@
-"""The functions of `refspec/trees/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says how errors travel.
+"""The functions of `refspec/reference/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says how errors travel.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from refspec.native.module import ffi, lib, to_c
 from refspec.native.verify import _pointers, _row, _rows, _scratch, _tokens, c_sampler
-from refspec.ops import Array
-from refspec.sampling import Sampler
-from refspec.trees import tree_grow, tree_verify
-from refspec.trees.tree import ROOT, Law, Tree
-from refspec.trees.tree_verify import TreeVerdict
-from refspec.verify import Rows
+from refspec.reference import tree_grow, tree_verify
+from refspec.reference.ops import Array
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import ROOT, Law, Tree
+from refspec.reference.tree_verify import TreeVerdict
+from refspec.reference.verify import Rows
 
 
 def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins: ArrayLike) -> TreeVerdict:

@@ -1,4 +1,4 @@
-"""The functions of `refspec/sampling.py` and `refspec/verify.py` from C, or from there when there is no C.
+"""The functions of `refspec/reference/sampling.py` and `refspec/reference/verify.py` from C, or from there when there is no C.
 
 Bit-equal to them: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status; the
 Python function is then run on the same input and raises the reason in words, so both backends raise the same errors.
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refspec import sampling, verify
 from refspec.native.module import ffi, floats, lib, to_c
-from refspec.sampling import Sampler
-from refspec.verify import Rows, Verdict
+from refspec.reference import sampling, verify
+from refspec.reference.sampling import Sampler
+from refspec.reference.verify import Rows, Verdict
 
 
 def coin(seed: int, position: int, stream: int = 0) -> float:

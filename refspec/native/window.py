@@ -1,4 +1,4 @@
-"""A window's decisions in C (native/window.c), for drafts that C makes by itself; `windows/window.py` is the policy, and the twin.
+"""A window's decisions in C (native/window.c), for drafts that C makes by itself; `adaptive/policy.py` is the policy, and the twin.
 
 Holds no numbers of its own but costs and chances by depth, which change now and then: counts are read and written where the window has them.
 """

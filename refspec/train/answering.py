@@ -1,6 +1,6 @@
 """TorchAnswers: a target of a training run answering many prompts at once, on the device that trained it.
 
-`targets/parallel.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) an earlier form of this wrote about 10,000 tokens a second of
+`llama/parallel_target.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) an earlier form of this wrote about 10,000 tokens a second of
 a model of 24 layers: the launching of a thousand small kernels for every token is what takes the time. On two cores it does half of what llama.cpp does there (900 and 1,600).
 Legend: B texts, S positions, T rows, H width, hd head size.
 """
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from ..penalties import NO_PENALTIES, Penalties
-from ..targets.requests import Answer, Request
-from .model import Block, rope_tables
-from .precision import choose_device, compute_type, mixed
-from .target import hf_directory, load_target
-from .tokenizer import load_tokenizer
+from refspec.decoding.requests import Answer, Request
+from refspec.errors import UsageError
+from refspec.reference.penalties import NO_PENALTIES, Penalties
+from refspec.train.model import Block, rope_tables
+from refspec.train.precision import choose_device, compute_type, mixed
+from refspec.train.target import hf_directory, load_target
+from refspec.train.tokenizer import load_tokenizer
 
 POOL = 4  # waves are cut from so many of them in the order of their prompts' lengths: little of a wave is padding
 PARALLEL = {"cuda": 2048, "cpu": 64}

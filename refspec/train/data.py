@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UsageError
-from .overlap import runs_of, strings_in
-from .overlap import without as cleaned
-from .tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
+from refspec.errors import UsageError
+from refspec.train.overlap import runs_of, strings_in
+from refspec.train.overlap import without as cleaned
+from refspec.train.tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
 
 # How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three records of ten.
 # `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth seeing several times, books

@@ -3,7 +3,7 @@
 Step i of row s sees the token x_{s+1+i}, the state fed back by step i-1 (gradients flow through the chain) and, in
 attention, the true rows <= s of step 0 plus its own row's keys of steps 1..i (EAGLE-3, arXiv 2503.01840, section 3.2).
 It learns the target's law at row s+1+i, restricted to the draft vocabulary, by soft cross-entropy. The forward
-mathematics are those of `refspec.drafters.eagle3`; tests hold the two equal.
+mathematics are those of `refspec.reference.eagle3`; tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import Linear, RMSNorm, rope, rope_tables
+from refspec.train.model import Linear, RMSNorm, rope, rope_tables
 
 
 @dataclass(frozen=True)
 class TrainedDrafter:
-    """What is trained: sizes, the three switches (values of refspec.config enums) and the captured boundaries."""
+    """What is trained: sizes, the three switches (values of refspec.reference.config enums) and the captured boundaries."""
 
     hidden_size: int
     target_hidden_size: int
@@ -57,7 +57,7 @@ class ChainStep(NamedTuple):
 
 
 class Eagle3(nn.Module):
-    """The drafter of `drafters/eagle3.py` as torch modules, every switch included; export proves them equal."""
+    """The drafter of `reference/eagle3.py` as torch modules, every switch included; export proves them equal."""
 
     embedding: Tensor
     draft_ids: Tensor

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .drafter import Eagle3
-from .model import Target, document_mask
-from .precision import compute_type, mixed
+from refspec.train.drafter import Eagle3
+from refspec.train.model import Target, document_mask
+from refspec.train.precision import compute_type, mixed
 
 DEPTH_WEIGHT = 0.8  # loss_i counts 0.8^i (EAGLE-3; SafeAILab, SpecForge and TorchSpec agree)
 

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..convert import convert_drafter
-from ..errors import UsageError
-from .data import Batches
-from .drafter import Eagle3, TrainedDrafter
-from .drafter_loss import Lesson, Teacher, chain_losses
-from .loop import Optimizers, run_steps, tune_allocator
-from .packing import Ahead, InTurn, WholeDocuments
-from .precision import choose_device, mixed
-from .start import start_drafters
-from .target import hf_directory, load_target
-from .tokenizer import BOS, load_tokenizer
+from refspec.convert import convert_drafter
+from refspec.errors import UsageError
+from refspec.train.data import Batches
+from refspec.train.drafter import Eagle3, TrainedDrafter
+from refspec.train.drafter_loss import Lesson, Teacher, chain_losses
+from refspec.train.loop import Optimizers, run_steps, tune_allocator
+from refspec.train.packing import Ahead, InTurn, WholeDocuments
+from refspec.train.precision import choose_device, mixed
+from refspec.train.start import start_drafters
+from refspec.train.target import hf_directory, load_target
+from refspec.train.tokenizer import BOS, load_tokenizer
 
 ROWS, LENGTH = 8, 512  # one step: 4096 tokens
 WHOLE = (512, 1024)  # lengths of rows of whole conversations, in turn: most fit the first, long prompts need the second

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from .precision import muon
+from refspec.errors import CheckpointError
+from refspec.train.precision import muon
 
 SAVE_SECONDS = 20.0  # checkpoints are at least so far apart, where steps are quick
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UsageError
-from .data import Batches
+from refspec.errors import UsageError
+from refspec.train.data import Batches
 
 
 class WholeDocuments:

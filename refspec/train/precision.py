@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from refspec.errors import UsageError
 
 SIZE, TRIES = 256, 3  # of the product that is timed: some milliseconds even where it is slow
 

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, ShapeError, UsageError
-from ..measure.journal import Journal, fingerprint
-from ..penalties import NO_PENALTIES, Penalties
-from ..targets.requests import Answers, Request
-from .tokenizer import BOS, load_tokenizer
+from refspec.decoding.requests import Answers, Request
+from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.evaluate.journal import Journal, fingerprint
+from refspec.reference.penalties import NO_PENALTIES, Penalties
+from refspec.train.tokenizer import BOS, load_tokenizer
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 ADVICE = "prepare the data with the target's tokenizer"
@@ -244,11 +244,11 @@ def _open(
 ) -> Answers:
     """What answers: llama.cpp for a file, torch for a folder."""
     if not model.is_dir():
-        from ..targets.parallel import ParallelTarget
+        from refspec.llama.parallel_target import ParallelTarget
 
         return ParallelTarget(model, parallel=parallel or PARALLEL, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=gpu_layers)
     try:
-        from .answering import TorchAnswers
+        from refspec.train.answering import TorchAnswers
     except ImportError as error:
         raise UsageError(f"{model}: a folder needs {error.name}: pip install 'refspec[train]', or name a GGUF") from None
     return TorchAnswers(model, n_ctx=n_ctx, parallel=parallel, device=device, threads=threads)
@@ -258,7 +258,7 @@ def _weights(model: Path) -> Path:
     """The file that says which target this is."""
     if not model.is_dir():
         return model
-    from .target import hf_directory
+    from refspec.train.target import hf_directory
 
     return hf_directory(model) / "model.safetensors"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .drafter import Eagle3
-from .loop import read_checkpoint
-from .model import Target
+from refspec.errors import CheckpointError
+from refspec.train.drafter import Eagle3
+from refspec.train.loop import read_checkpoint
+from refspec.train.model import Target
 
 WEIGHTS = "model.safetensors"
 LAYERS = "model.layers."

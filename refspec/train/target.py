@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lab.unlikelihood import OwnRepeats, unlikelihood
 
-from ..convert import convert_target
-from ..errors import CheckpointError, UsageError
-from .data import Batches
-from .loop import Optimizers, read_checkpoint, run_steps, tune_allocator
-from .model import Target, TargetConfig, document_mask
-from .packing import Ahead, InTurn, WholeDocuments
-from .precision import choose_device, compute_type, mixed
-from .start import start_target
-from .tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
-from .unlikelihood import OwnRepeats, unlikelihood
+from refspec.convert import convert_target
+from refspec.errors import CheckpointError, UsageError
+from refspec.train.data import Batches
+from refspec.train.loop import Optimizers, read_checkpoint, run_steps, tune_allocator
+from refspec.train.model import Target, TargetConfig, document_mask
+from refspec.train.packing import Ahead, InTurn, WholeDocuments
+from refspec.train.precision import choose_device, compute_type, mixed
+from refspec.train.start import start_target
+from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_tokenizer
 
 TOKENS_PER_STEP = 4096
 MOST_IN_A_ROW = 1024

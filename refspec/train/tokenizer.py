@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import CheckpointError
+from refspec.errors import CheckpointError
 
 GGUF_PRE = "qwen2"
 PATTERN = (

@@ -8,8 +8,8 @@ import numpy as np
 from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
-from refspec.config import BIASED, DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.reference.config import BIASED, DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
+from refspec.reference.eagle3 import Eagle3Drafter
 
 TRUE_ROWS, DEPTH = 7, 5
 
@@ -62,7 +62,7 @@ def cases() -> Iterator[Case]:
 
 
 def run_reference(case: Case, ops: Any) -> Chain:
-    """The reference drafter on a numerical backend: refspec.ops, or refspec.native."""
+    """The reference drafter on a numerical backend: refspec.reference.ops, or refspec.native."""
     drafter = Eagle3Drafter(case.config, case.weights, ops)
     tokens, features = small_rows(case.config, TRUE_ROWS + DEPTH)
     total = TRUE_ROWS + DEPTH

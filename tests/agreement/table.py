@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 import tiny
 
-from refspec import native, ops
-from refspec.config import FeatureNorm, Feedback, Residual
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.eagle3_forward import output_norm
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.drafters.own import OwnEagle3Drafter
-from refspec.formats.gguf_io import read_drafter
-from refspec.targets.llama import LlamaTarget
+from refspec import native
+from refspec.gguf.io import read_drafter
+from refspec.llama.eagle3 import LlamaEagle3Drafter
+from refspec.llama.native_eagle3 import OwnEagle3Drafter
+from refspec.llama.target import LlamaTarget
+from refspec.reference import ops
+from refspec.reference.config import FeatureNorm, Feedback, Residual
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_forward import output_norm
 
 PREFIX, DEPTH = 40, 6
 # Logits reach about 20; two float32 engines that add in different orders were seen 1e-5 apart after six chained rows.

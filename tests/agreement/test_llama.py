@@ -10,12 +10,13 @@ import table
 import tiny
 from table import DEPTH, STRICT, TOLERANCE, Row, apart, by_llama, by_own, by_reference
 
-from refspec import native, ops
-from refspec.config import Feedback
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.own import OwnEagle3Drafter
-from refspec.formats.gguf_io import read_drafter, read_gguf_header
-from refspec.targets.llama import LlamaTarget
+from refspec import native
+from refspec.gguf.io import read_drafter, read_gguf_header
+from refspec.llama.native_eagle3 import OwnEagle3Drafter
+from refspec.llama.target import LlamaTarget
+from refspec.reference import ops
+from refspec.reference.config import Feedback
+from refspec.reference.eagle3 import Eagle3Drafter
 
 PACKED_TOLERANCE = 1e-2
 WIDE = 64  # a width whose rows fill whole blocks of packed types

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_drafters import small_rows
 
-from refspec import native, ops
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec import native
+from refspec.reference import ops
+from refspec.reference.eagle3 import Eagle3Drafter
 
 if native.backend != "c":
     pytest.skip("the C module is not built", allow_module_level=True)

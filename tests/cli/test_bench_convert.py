@@ -5,19 +5,19 @@ import json
 import numpy as np
 import pytest
 from cli_models import call, one_line_error
+from lab import convert_speed
 
 from refspec.convert import convert_drafter
-from refspec.measure import bench_convert
 
 
 @pytest.mark.parametrize("size", [20e6, 300e6, 2e9, 6e9])
 def test_the_synthetic_drafter_has_the_size_asked_for(size):
-    held = 2 * sum(int(np.prod(shape)) for shape in bench_convert.shapes(size).values())
+    held = 2 * sum(int(np.prod(shape)) for shape in convert_speed.shapes(size).values())
     assert held == pytest.approx(size, rel=0.15)
 
 
 def test_the_synthetic_drafter_is_one_the_converter_takes(tmp_path):
-    written = bench_convert.write_checkpoint(tmp_path, 20e6)
+    written = convert_speed.write_checkpoint(tmp_path, 20e6)
     assert written == (tmp_path / "model.safetensors").stat().st_size
     report = convert_drafter(tmp_path, None, tmp_path / "d.gguf", "f16")
     assert report.arch == "eagle3" and report.resolved["capture_layers"].value == (2, 16, 29)
@@ -36,7 +36,7 @@ def test_the_table_says_which_bar_is_missed():
         "checkpoint_bytes": 2e9, "gguf_bytes": 2e9, "outtype": "f16", "repeat": 1, "copy_seconds": [1.0], "convert_seconds": [4.0],
         "speed_of_copying": 0.25, "peak_resident_bytes": 2e9, "idle_resident_bytes": 5e7, "memory_bar": 1e9, "speed_bar": 0.5,
     }  # fmt: skip
-    text = "\n".join(bench_convert.table(made))
+    text = "\n".join(convert_speed.table(made))
     assert "0.25 of copying (median of pairs): MISSES the bar of 0.5" in text and "MISSES the bar of 1000 MB" in text
 
 

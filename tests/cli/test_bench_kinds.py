@@ -7,9 +7,9 @@ import sys
 import pytest
 from cli_models import call, tiny, write_pair
 
-from refspec.engine import repacking_works
 from refspec.errors import BackendError
-from refspec.measure import bench, bench_rival
+from refspec.evaluate import rivals, speed
+from refspec.llama.amx import repacking_works
 
 OUTPUT = """encoded   24 tokens in    0.010 seconds, speed: 2400.000 t/s
 decoded   33 tokens in    0.110 seconds, speed:  300.000 t/s
@@ -30,7 +30,7 @@ def pair(tmp_path_factory):
 def program(folder, body):
     """A stand-in for llama.cpp's program: what is tested is how it is called and read."""
     folder.mkdir(exist_ok=True)
-    path = folder / bench_rival.PROGRAM
+    path = folder / rivals.PROGRAM
     path.write_text(f"#!{sys.executable}\nimport sys\n{body}")
     path.chmod(0o755)
     return folder
@@ -48,7 +48,7 @@ def test_every_kind_is_run_as_often_as_plain_decoding_and_says_whether_its_text_
     assert measured["kinds"]["plain"]["speedup"] == 1.0 and sum(measured["kinds"]["plain"]["windows"][1:]) == 0
     assert measured["kinds"]["chain"]["speedup"] == measured["speedup"]
     assert measured["llama_cpp"] is None and measured["inflated"] is None
-    text = "\n".join(bench.table(measured))
+    text = "\n".join(speed.table(measured))
     for name in measured["kinds"]:
         assert f"\n{name:16} " in text
 
@@ -71,7 +71,7 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
     arguments = ["bench", "speed", "-m", pair[0], "-d", pair[2], "-t", "1", "-n", "24", "--repeat", "2", "--count", "1", "--draft-max", "3"]
     measured = json.loads(call(*arguments, "--llama-cpp-bin", folder, "--json").stdout)
     assert measured["llama_cpp"]["tokens_per_second"] == pytest.approx(300)
-    assert "llama.cpp's own" in "\n".join(bench.table(measured))
+    assert "llama.cpp's own" in "\n".join(speed.table(measured))
     calls = [eval(line) for line in log.read_text().splitlines()]
     assert len(calls) == 2
     both = call(*[pair[1] if a == pair[2] else a for a in arguments], "--llama-cpp-bin", folder, "--llama-cpp-drafter", pair[2], "--json")
@@ -91,7 +91,7 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
 def test_the_program_holds_the_weights_as_refspec_does(pair, tmp_path):
-    rival = bench_rival.Rival(program(tmp_path / "bin", ""), pair[0], pair[2])
+    rival = rivals.Rival(program(tmp_path / "bin", ""), pair[0], pair[2])
     settings = {"max_tokens": 8, "draft_max": 2, "n_ctx": 64}
     assert "--no-repack" in rival.command("x", repack=False, **settings)
     assert "--no-repack" not in rival.command("x", repack=True, **settings)
@@ -108,19 +108,19 @@ def test_what_cannot_be_compared_is_one_line(pair, tmp_path):
     result = call(*common, folder, "-d", pair[2])
     assert result.exit_code == 1 and "cannot load" in result.stderr
     with pytest.raises(BackendError, match="no output"):
-        bench_rival.read("x", "", 0)
-    assert bench_rival.read("x", OUTPUT, 0) == bench_rival.Run(33, 0.11, 60, 12)
+        rivals.read("x", "", 0)
+    assert rivals.read("x", OUTPUT, 0) == rivals.Run(33, 0.11, 60, 12)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
-@pytest.mark.parametrize(("silent", "told"), [(0, 1), (2, 3), (9, bench_rival.TRIES)])
+@pytest.mark.parametrize(("silent", "told"), [(0, 1), (2, 3), (9, rivals.TRIES)])
 def test_a_run_whose_log_was_lost_is_run_again(pair, tmp_path, silent, told):
     count = tmp_path / "count"
     body = f"with open({str(count)!r}, 'a') as f: f.write('x')\nif len(open({str(count)!r}).read()) > {silent}: print({OUTPUT!r})"
-    rival = bench_rival.Rival(program(tmp_path / "bin", body), pair[0], pair[2])
+    rival = rivals.Rival(program(tmp_path / "bin", body), pair[0], pair[2])
     settings = {"max_tokens": 8, "draft_max": 2, "n_ctx": 64}
     if silent < told:
-        assert rival.run("hello", **settings) == bench_rival.Run(33, 0.11, 60, 12)
+        assert rival.run("hello", **settings) == rivals.Run(33, 0.11, 60, 12)
     else:
         with pytest.raises(BackendError, match="no decoding speed"):
             rival.run("hello", **settings)

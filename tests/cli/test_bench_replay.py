@@ -7,22 +7,22 @@ import random
 import numpy as np
 import pytest
 from cli_models import call
+from lab import replay, tree_replay
+from lab.cli_replay import rows_of
 
 import refspec
 from refspec import embedded
-from refspec.cli.replay import rows_of
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.adaptive.tree_policy import TreeWindow
 from refspec.errors import UsageError
-from refspec.measure import tree_replay, window_replay
-from refspec.measure.prompts import Prompt
-from refspec.penalties import Penalties
-from refspec.sampling import Sampler
-from refspec.trees.tree import TreeShape, chain
-from refspec.windows.costs import Costs
-from refspec.windows.tree_window import TreeWindow
-from refspec.windows.window import Window
+from refspec.evaluate.prompts import Prompt
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import TreeShape, chain
 
 PROMPTS = [Prompt(family, family, text) for family, text in (("sums", "What is 12 + 30?"), ("code", "Write a Python function that adds two numbers."))]
-MACHINE = window_replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, draft=0.02)
+MACHINE = replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, draft=0.02)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only")
@@ -30,52 +30,52 @@ MACHINE = window_replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.
 def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
     sampler = Sampler(penalties=penalties)
     with refspec.load(exact=True, n_ctx=160, threads=1) as session:
-        texts = window_replay.record(session, PROMPTS, 4, max_tokens=40, sampler=sampler)
+        texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=sampler)
         assert [text.family for text in texts] == ["sums", "code"] and all(text.sureness < 0 for text in texts)
         for text, prompt in zip(texts, PROMPTS, strict=True):
             for k in (1, 2, 4):
                 run = session.generate(prompt.text, max_tokens=40, sampler=sampler, draft_max=k, adaptive=False)
                 list(run)
-                _, steps = window_replay.replay(text, window_replay.Always(k), MACHINE, random.Random(0))
+                _, steps = replay.replay(text, replay.Always(k), MACHINE, random.Random(0))
                 assert run.tokens == text.tokens and steps == run.statistics.verify_steps
 
 
 def test_trees_take_the_steps_that_the_decode_cycle_takes():
     shape = TreeShape(6, 3, 4)
     with refspec.load(strict=True, n_ctx=160, threads=1, tree=shape) as session:
-        texts = window_replay.record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
+        texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
         for text, prompt in zip(texts, PROMPTS, strict=True):
             run = session.generate(prompt.text, max_tokens=40, sampler=Sampler(), adaptive=False)
             list(run)
             spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(6), MACHINE, random.Random(0))
             assert run.tokens == text.tokens and steps == run.statistics.verify_steps > 1
-            chain, _ = window_replay.replay(text, window_replay.Always(2), MACHINE, random.Random(0))
+            chain, _ = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
             chosen, _ = tree_replay.replay(text, TreeWindow(6, MACHINE.costs()), MACHINE, random.Random(0))
             assert chosen < spent and chosen < 1.3 * chain  # rows are dear
 
 
 def test_what_a_tree_takes_is_what_its_rows_and_levels_cost():
     two = chain([4, 5])._replace(confidence=np.array([0.9, 0.8], np.float32))
-    text = window_replay.Recorded("x", 50, -1.0, [4, 5, 6, 7], [[]] * 4, [0] * 4, [two, two, two])
+    text = replay.Recorded("x", 50, -1.0, [4, 5, 6, 7], [[]] * 4, [0] * 4, [two, two, two])
     spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(2), MACHINE, random.Random(0))
     assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.0 + 0.4 + 0.005 + 0.04)
 
 
 def test_what_a_text_takes_is_what_its_steps_cost():
-    text = window_replay.Recorded("x", 50, -1.0, [3, 4, 5, 6, 7], [[0.9, 0.8]] * 3 + [[0.9]] + [[]], [2, 0, 0, 1, 0])
-    plain, steps = window_replay.replay(text, window_replay.Always(0), MACHINE, random.Random(0))
+    text = replay.Recorded("x", 50, -1.0, [3, 4, 5, 6, 7], [[0.9, 0.8]] * 3 + [[0.9]] + [[]], [2, 0, 0, 1, 0])
+    plain, steps = replay.replay(text, replay.Always(0), MACHINE, random.Random(0))
     assert steps == 5 and plain == pytest.approx(5 * (1 + MACHINE.own_plain))
     # Three tokens by two right ones, then one right and the bonus beyond the end: drafts are never past the last token wanted.
-    spent, steps = window_replay.replay(text, window_replay.Always(2), MACHINE, random.Random(0))
+    spent, steps = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
     assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.3 + 0.4 + 0.04 + 0.03)
 
 
 def test_a_window_knows_no_more_than_it_would_have_been_told():
     """With drafts that are always right it drafts much, with ones that never are it is turned off."""
     for right, off in ((8, False), (0, True)):
-        text = window_replay.Recorded("x", 50, -1.0, list(range(300)), [[0.7] * min(8, 299 - i) for i in range(300)], [min(right, 299 - i) for i in range(300)])
+        text = replay.Recorded("x", 50, -1.0, list(range(300)), [[0.7] * min(8, 299 - i) for i in range(300)], [min(right, 299 - i) for i in range(300)])
         window = Window(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
-        spent, steps = window_replay.replay(text, window, MACHINE, random.Random(0))
+        spent, steps = replay.replay(text, window, MACHINE, random.Random(0))
         assert window.off == off and (steps < 120 if not off else 0.95 * 300 < spent < 1.05 * 300)
 
 
@@ -121,7 +121,7 @@ def test_the_figure_shows_every_family(tmp_path, suffix):
 @pytest.mark.parametrize(("name", "words"), [("families.xyz", "end the name in .png"), ("gone/families.png", "no directory")])
 def test_a_figure_that_cannot_be_drawn_is_named_before_anything_is_recorded(tmp_path, monkeypatch, name, words):
     pytest.importorskip("matplotlib", reason="figures are the plot extra's")
-    monkeypatch.setattr(window_replay, "record", None)
+    monkeypatch.setattr(replay, "record", None)
     result = call(*arguments("--rows", "1,1.05", "--figure", tmp_path / name))
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
 

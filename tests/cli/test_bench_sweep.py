@@ -6,9 +6,8 @@ import platform
 
 import pytest
 from cli_models import call, tiny, write_pair
+from lab import context, sweep
 from test_bench_kinds import OUTPUT, program
-
-from refspec.measure import bench_context, sweep
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ def test_context_says_what_grows_with_the_prompt(pair):
     assert measured["lengths"][0]["growth"] == {"plain": 1.0, "best": 1.0, "kept": 1.0}
     last = measured["lengths"][1]
     assert last["growth"]["plain"] == last["plain_seconds"] / measured["lengths"][0]["plain_seconds"]
-    text = "\n".join(bench_context.table(measured))
+    text = "\n".join(context.table(measured))
     assert "From 16 to 100 tokens: plain decoding" in text and "acceptance held" in text
     for more, said in ((["--after", "7,100"], "at least 8"), (["--after", "500"], "after 500 tokens; raise it")):
         result = call(*common, *more)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from cli_models import call, one_line_error, record, tiny, write_pair
 
-from refspec.config import DrafterConfig
-from refspec.formats.gguf_io import read_drafter, read_gguf_header
-from refspec.measure.check_live import judge
-from refspec.measure.prompts import halves
-from refspec.metrics import Seconds, Statistics, Step
+from refspec.evaluate.check_live import judge
+from refspec.evaluate.prompts import halves
+from refspec.gguf.io import read_drafter, read_gguf_header
+from refspec.reference.config import DrafterConfig
+from refspec.reference.metrics import Seconds, Statistics, Step
 
 
 @pytest.fixture(scope="module")

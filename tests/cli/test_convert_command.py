@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "formats"))
 
 from formats_toys import write_drafter_directory
 
-from refspec.formats.gguf_io import read_drafter
+from refspec.gguf.io import read_drafter
 
 ORACLE = Path(__file__).parent.parent / "vectors" / "oracles" / "specforge_fc_norm_norm_output_true" / "checkpoint"
 

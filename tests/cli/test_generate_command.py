@@ -8,8 +8,8 @@ import pytest
 from cli_models import call, one_line_error, record, spawn, tiny, toys, write_pair
 
 import refspec
-from refspec.api import Session
 from refspec.errors import UsageError
+from refspec.session import Session
 
 REPLACED = "\ufffd"
 

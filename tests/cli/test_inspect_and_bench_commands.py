@@ -1,11 +1,11 @@
-"""`refspec inspect` and `refspec bench`: thin commands over `formats/inspect.py` and `measure/bench.py`."""
+"""`refspec inspect` and `refspec bench`: thin commands over `convert/inspect.py` and `evaluate/speed.py`."""
 
 import json
 
 import pytest
 from cli_models import call, one_line_error, write_pair
 
-from refspec.measure import bench
+from refspec.evaluate import speed
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_bench_measures_and_explains(pair):
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
-    assert measured["tau"] >= 1 and len(measured["verify_seconds"]) == bench.ROWS
+    assert measured["tau"] >= 1 and len(measured["verify_seconds"]) == speed.ROWS
     assert 0 < measured["own_share"] < 1
     assert len(measured["predicted_by_draft_length"]) == len(measured["accepted_by_position"]) == 2
-    text = "\n".join(bench.table(measured))
+    text = "\n".join(speed.table(measured))
     for word in ("plain", "speculative", "speedup", "predicted", "tau", "refspec itself", "rows verified", "other processes"):
         assert word in text
     assert ("LOSES" in text) == (measured["speedup"] < 1)
@@ -91,7 +91,7 @@ def test_verify_finds_no_difference_on_f32_weights_and_counts_what_it_compared(p
 
 def test_verify_reports_a_difference_that_rounding_does_not_explain(pair, monkeypatch):
     """A speculative run that ends early, or says another token, must not pass as equal."""
-    from refspec.measure import equality
+    from refspec.evaluate import equality
 
     finish = equality._finish
 
@@ -119,10 +119,10 @@ def test_bench_without_a_drafter_is_a_usage_error(pair):
 
 def test_the_prediction_is_the_formula():
     costs = {"verify_seconds": [1.0, 1.5, 2.0], "draft_token_seconds": 0.1, "extend_seconds": 0.05}
-    got = bench.predict([0.5, 0.25], costs, own=0.01, own_plain=0.01)
+    got = speed.predict([0.5, 0.25], costs, own=0.01, own_plain=0.01)
     assert got == pytest.approx([1.5 * 1.01 / (1.5 + 0.1 + 0.06), 1.75 * 1.01 / (2.0 + 0.2 + 0.06)])
 
 
 def test_foreign_load_is_a_number_of_cores_where_the_system_says():
-    cores = bench.ForeignLoad().cores()
+    cores = speed.ForeignLoad().cores()
     assert cores is None or cores >= 0

@@ -3,8 +3,8 @@
 import pytest
 from cli_models import call, one_line_error, record, write_pair
 
-from refspec.measure import bench, bench_costs
-from refspec.metrics import Seconds, Statistics, Step
+from refspec.evaluate import speed, speed_costs
+from refspec.reference.metrics import Seconds, Statistics, Step
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def test_bench_speed_predicts_the_tree_it_measured(on):
     measured = record(call("bench", "speed", *on, "-n", "24", "--count", "1", "--repeat", "1", "--tree", "24:4:6", "--json"))
     kinds = measured["kinds"]
     assert kinds["tree 24:4:6"]["predicted_speedup"] > 0 and kinds["chain"]["predicted_speedup"] == measured["predicted_speedup"]
-    assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == bench.ROWS  # the full tree was timed
+    assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == speed.ROWS  # the full tree was timed
     assert all(kinds[name]["predicted_speedup"] is None for name in ("plain", "adaptive", "lookup"))
-    lines = [line for line in bench.table(measured) if "predicted" in line and "x, tau" in line]
+    lines = [line for line in speed.table(measured) if "predicted" in line and "x, tau" in line]
     names = [line.split(" x ")[0].split("  ")[0] for line in lines]
     trees = ["tree 24:4:6", "tree 24:4:6 + lookup"]
     assert names == ["chain", *trees, *(f"adaptive {name}" for name in trees)]
@@ -82,16 +82,16 @@ def test_the_prediction_of_a_tree_is_the_formula():
     run = Statistics(generated_tokens=30, verify_steps=10, drafter_seconds=2.0, other_seconds=0.5)
     run.tree_sizes.update({3: 3, 11: 1, 15: 4})
     costs = {"verify_seconds": [1.0, 1.1, 1.2, 1.5], "more_verify_seconds": {16: 4.5}}
-    assert bench_costs.rows_of(run) == {1: 2, 4: 3, 12: 1, 16: 4}
+    assert speed_costs.rows_of(run) == {1: 2, 4: 3, 12: 1, 16: 4}
     target = (2 * 1.0 + 3 * 1.5 + 1 * 3.5 + 4 * 4.5) / 10
-    assert bench_costs.predict_tree(run, costs, own_plain=0.1) == pytest.approx(3.0 * 1.1 / (target + 0.25))
+    assert speed_costs.predict_tree(run, costs, own_plain=0.1) == pytest.approx(3.0 * 1.1 / (target + 0.25))
 
 
 def test_frequent_numbers_of_rows_and_the_largest_are_timed():
     run = Statistics(verify_steps=200)
     run.tree_sizes.update({4: 50, 9: 9, 12: 10, 16: 100, 20: 1})
-    assert bench_costs.sizes_to_time(run, 8) == [13, 17, 21]
-    assert bench_costs.sizes_to_time(run, 30) == []
+    assert speed_costs.sizes_to_time(run, 8) == [13, 17, 21]
+    assert speed_costs.sizes_to_time(run, 30) == []
 
 
 def test_runs_are_added_with_the_sizes_of_their_trees():
@@ -99,5 +99,5 @@ def test_runs_are_added_with_the_sizes_of_their_trees():
     for one, nodes in zip(runs, (3, 5), strict=True):
         for size in (nodes, 7, 0):
             one.add(Step(0, [1], 0, [2], Seconds(0, 0, 0), nodes=size, depth=1))
-    both = bench.total(runs)
+    both = speed.total(runs)
     assert both.tree_sizes == {3: 1, 5: 1, 7: 2} and both.verify_steps == 6

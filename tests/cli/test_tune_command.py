@@ -7,9 +7,10 @@ import pytest
 from cli_models import call, one_line_error, record, write_pair
 
 import refspec
-from refspec.engine import repacking_works
-from refspec.engine.panels import why_not
-from refspec.windows import measured, tune, tune_report, tune_store
+from refspec.evaluate import tune, tune_report
+from refspec.llama.amx import repacking_works
+from refspec.llama.weights import why_not
+from refspec.tuning import step_costs, store
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +62,20 @@ def test_generate_takes_the_setting_over_says_so_and_options_win(tuned):
 
 def test_a_record_is_stale_when_a_file_or_the_engine_changes(tuned, monkeypatch):
     pair, _ = tuned
-    assert tune_store.find(*pair).record is not None
-    assert tune_store.find(pair[0], None) == (None, "")
-    monkeypatch.setattr("refspec.engine.lib.VERSION", "0.0")
-    assert "llama.cpp has changed" in tune_store.find(*pair).why
+    assert store.find(*pair).record is not None
+    assert store.find(pair[0], None) == (None, "")
+    monkeypatch.setattr("refspec.llama.api.VERSION", "0.0")
+    assert "llama.cpp has changed" in store.find(*pair).why
     monkeypatch.undo()
     stat = os.stat(pair[1])
     os.utime(pair[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-    found = tune_store.find(*pair)
+    found = store.find(*pair)
     assert found.record is None and "a model file has changed" in found.why
     result = call("generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "3")
     assert result.exit_code == 0 and "stale" in result.stderr
     os.utime(pair[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    tune_store.path(*pair).write_text("{", "utf-8")
-    assert "damaged" in tune_store.find(*pair).why
+    store.path(*pair).write_text("{", "utf-8")
+    assert "damaged" in store.find(*pair).why
 
 
 def test_the_verdict_is_the_formula():
@@ -97,7 +98,7 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
     pair, found = tuned
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     paired = found | {"paired": 1.27, "chosen": found["chosen"] | {"pair_rows": True}}
-    tune_store.save(*pair, paired)
+    store.save(*pair, paired)
     assert "single rows in pairs" in tune_report.settings(paired["chosen"])
     assert any("1.27x as fast as llama.cpp's" in line for line in tune_report.table(paired))
     for options, wanted in (({}, True), ({"pair_rows": False}, False)):
@@ -122,11 +123,11 @@ def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monke
     pair, _ = tuned
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     lengths = []
-    measure = measured.measure
-    monkeypatch.setattr(measured, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds))
+    measure = step_costs.measure
+    monkeypatch.setattr(step_costs, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds))
     result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
     assert result.exit_code == 0 and "together after 140 tokens" in result.stdout
-    assert set(lengths) == {140 + measured.MOST + 1}
+    assert set(lengths) == {140 + step_costs.MOST + 1}
     refused = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--after", "159")
     assert refused.exit_code == 1
     told = refused.stderr.splitlines()[-1]  # under the bar

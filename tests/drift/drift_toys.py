@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from refspec.config import DrafterConfig, Feedback, Residual, RopeStyle, weight_shapes
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.reference.config import DrafterConfig, Feedback, Residual, RopeStyle, weight_shapes
+from refspec.reference.eagle3 import Eagle3Drafter
 
 HERE = Path(__file__).parent
 LAYERS = (0, 1)  # the toy target captures its position and its token

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from lab.findings_records import JOB
 
-from refspec.measure import acceptance_report, drift_report
-from refspec.measure.drift import FIGURES, Tally
-from refspec.measure.findings_records import JOB
+from refspec.evaluate import acceptance_report, drift_report
+from refspec.evaluate.drift import FIGURES, Tally
 
 NORM = {"feature_norm": "per_state", "feedback": "post_norm", "residual": "raw"}
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}

@@ -5,15 +5,15 @@ import json
 import pytest
 from drift_toys import LAYERS, cli_models, drafter, target, toys
 
-from refspec.api import Session
 from refspec.errors import UsageError
-from refspec.measure import acceptance, acceptance_report
-from refspec.measure.bootstrap import resamples
-from refspec.measure.conversation import encode, padded
-from refspec.measure.drift import record as record_text
-from refspec.measure.perturb import CHATML
-from refspec.measure.prompts import Prompt, read
-from refspec.sampling import Sampler
+from refspec.evaluate import acceptance, acceptance_report
+from refspec.evaluate.bootstrap import resamples
+from refspec.evaluate.conversation import encode, padded
+from refspec.evaluate.drift import record as record_text
+from refspec.evaluate.perturb import CHATML
+from refspec.evaluate.prompts import Prompt, read
+from refspec.reference.sampling import Sampler
+from refspec.session import Session
 
 PROMPT = [1, 2, 3, 0, 2]
 call, one_line_error, result = cli_models.call, cli_models.one_line_error, cli_models.record

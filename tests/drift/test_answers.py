@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from drift_toys import cli_models
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.answers import parses, sums, table
 
 from refspec.cli import main
-from refspec.measure.answers import parses, sums, table
 
 numbers = st.integers(0, 10**5)
 OPS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "x": lambda a, b: a * b}

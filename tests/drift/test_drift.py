@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from drift_toys import LAYERS, drafter, target
 
-from refspec.api import Session
-from refspec.drafters.base import RowRecord
 from refspec.errors import UsageError
-from refspec.measure.drift import FIGURES, MASSES, WINDOW, Tally, add_rows, heat_columns, measure, over, record, select
-from refspec.sampling import Sampler
+from refspec.evaluate.drift import FIGURES, MASSES, WINDOW, Tally, add_rows, heat_columns, measure, over, record, select
+from refspec.reference.draft import RowRecord
+from refspec.reference.sampling import Sampler
+from refspec.session import Session
 
 GREEDY = Sampler()
 PROMPT = [1, 2, 3, 0, 2]

@@ -5,8 +5,8 @@ import json
 import pytest
 from drift_toys import borrowed, cli_models
 
-from refspec.formats.gguf_io import read_drafter, write_drafter
-from refspec.measure.drift import FIGURES
+from refspec.evaluate.drift import FIGURES
+from refspec.gguf.io import read_drafter, write_drafter
 
 call, one_line_error, record, tiny = cli_models.call, cli_models.one_line_error, cli_models.record, cli_models.tiny
 SMALL = ["-t", "1", "-n", "12", "--count", "3", "--depth", "3"]

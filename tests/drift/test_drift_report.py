@@ -13,9 +13,9 @@ import pytest
 from drift_toys import LAYERS, drafter, target
 
 from refspec.errors import CheckpointError
-from refspec.measure import drift_report
-from refspec.measure.drift import FIGURES, Tally, over
-from refspec.sampling import Sampler
+from refspec.evaluate import drift_report
+from refspec.evaluate.drift import FIGURES, Tally, over
+from refspec.reference.sampling import Sampler
 
 ABOUT = {"feedback": "pre_norm", "residual": "raw", "feature_norm": "none"}
 SETTINGS = {"target": "toy", "prompts": 4, "prompt_file": "built-in", "max_tokens": 12, "temp": 0.0}
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
 
 def test_figures_and_page_need_no_other_file_and_repeat(measured, tmp_path):
     pytest.importorskip("matplotlib")
-    from refspec.measure import drift_plots
+    from refspec.evaluate import drift_plots
 
     written = drift_plots.write(measured, tmp_path / "out")
     assert {path.name for path in written} == {"drift.json", "drift.html", *(f"{name}.png" for name in drift_plots.FIGURES)}
@@ -153,7 +153,7 @@ class Strict(HTMLParser):
 
 def test_the_page_is_well_formed_and_holds_its_images(measured, tmp_path):
     pytest.importorskip("matplotlib")
-    from refspec.measure import drift_plots
+    from refspec.evaluate import drift_plots
 
     drift_plots.write(measured, tmp_path)
     page, parser = (tmp_path / "drift.html").read_text("utf-8"), Strict()
@@ -169,7 +169,7 @@ def test_the_page_is_well_formed_and_holds_its_images(measured, tmp_path):
 
 def test_figures_are_drawn_where_depths_are_empty_and_prompts_single(tmp_path):
     pytest.importorskip("matplotlib")
-    from refspec.measure import drift_plots
+    from refspec.evaluate import drift_plots
 
     found = over(target(), {"d": drafter(1)}, [[1, 2, 3]], LAYERS, depth=6, max_tokens=3, sampler=Sampler(), every=2)
     record = drift_report.record(found, {"d": ABOUT}, SETTINGS, seed=0)

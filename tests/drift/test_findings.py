@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from drift_toys import cli_models
 from findings_toys import K, P, acceptance_record, write_records
+from lab import findings, findings_text
+from lab.findings_records import PLAIN, read
 
 from refspec.errors import CheckpointError
-from refspec.measure import findings, findings_text
-from refspec.measure.findings_records import PLAIN, read
 
 call, one_line_error = cli_models.call, cli_models.one_line_error
 

@@ -3,11 +3,10 @@
 import pytest
 from drift_toys import cli_models, toys
 
-from refspec import chat
-from refspec.api import Session
+from refspec.decoding import chat
 from refspec.errors import UsageError
-from refspec.measure.conversation import perturbed
-from refspec.measure.perturb import (
+from refspec.evaluate.conversation import perturbed
+from refspec.evaluate.perturb import (
     CHATML,
     FOREIGN_SYSTEM,
     PERTURBATIONS,
@@ -17,6 +16,7 @@ from refspec.measure.perturb import (
     other_template,
     renamed,
 )
+from refspec.session import Session
 
 WORDS = "Tell the user: is [INST] a tag?\nAnd <|user|>?"
 LLAMA2 = "[INST] {% for m in messages %}{{ m.content }}\n{% endfor %} [/INST]"

@@ -7,15 +7,15 @@ import pytest
 from drift_toys import LAYERS, cli_models, drafter, target, toys
 
 import refspec
-from refspec.api import Session
-from refspec.drafters.base import Draft
-from refspec.measure import acceptance, acceptance_report
-from refspec.measure.drift import Text
-from refspec.measure.drift import record as record_text
-from refspec.measure.prompts import Prompt, read
-from refspec.sampling import Sampler
-from refspec.trees.speculate_tree import COLDEST, asked_at
-from refspec.trees.tree import ROOT, Tree, TreeShape
+from refspec.decoding.tree_cycle import COLDEST, asked_at
+from refspec.evaluate import acceptance, acceptance_report
+from refspec.evaluate.drift import Text
+from refspec.evaluate.drift import record as record_text
+from refspec.evaluate.prompts import Prompt, read
+from refspec.reference.draft import Draft
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import ROOT, Tree, TreeShape
+from refspec.session import Session
 
 PROMPT = [1, 2, 3, 0, 2]
 SHAPES = [TreeShape(6, 2, 3), TreeShape(12, 3, 5), TreeShape(3, 3, 1), TreeShape(40, 4, 4)]

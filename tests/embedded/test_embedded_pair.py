@@ -22,10 +22,10 @@ from click.testing import CliRunner
 import refspec
 from refspec import embedded
 from refspec.cli import main
+from refspec.convert.inspect import describe
 from refspec.embedded import DRAFTER, DRAFTER_PRENORM, TARGET
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.formats.inspect import describe
-from refspec.measure import equality, prompts
+from refspec.evaluate import equality, prompts
+from refspec.gguf.io import read_gguf_header
 
 FOLDER = embedded.folder()
 pytestmark = pytest.mark.skipif(

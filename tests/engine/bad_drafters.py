@@ -9,7 +9,7 @@ import numpy as np
 import tiny
 from bad_tools import drafted, pair, raw, registry, with_nan
 
-from refspec.drafters.llama import LlamaEagle3Drafter
+from refspec.llama.eagle3 import LlamaEagle3Drafter
 
 CASES, case = registry()
 

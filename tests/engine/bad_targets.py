@@ -10,8 +10,8 @@ import numpy as np
 import tiny
 from bad_tools import IDS, good, load, plain, raw, registry, run, with_nan
 
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.targets.llama import LlamaTarget
+from refspec.gguf.io import read_gguf_header
+from refspec.llama.target import LlamaTarget
 
 CASES, case = registry()
 

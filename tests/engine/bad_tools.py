@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tiny
 
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.targets.llama import LlamaTarget
+from refspec.llama.eagle3 import LlamaEagle3Drafter
+from refspec.llama.target import LlamaTarget
 
 IDS = [3, 4, 5, 6, 7, 8, 9]
 home = Path()  # set by bad_cases.main

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 import refspec
-from refspec.engine import amx
 from refspec.errors import BackendError
+from refspec.llama import amx
 
 AMX = b"CPU : AVX512_VNNI = 1 | AMX_INT8 = 1 | REPACK = 1 | "
 

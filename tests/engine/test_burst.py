@@ -10,15 +10,15 @@ import tiny
 
 import refspec
 from refspec import embedded, native
-from refspec.burst import Ahead, Lent
+from refspec.adaptive.base import TRIAL
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.decoding.burst import Ahead, Lent
 from refspec.errors import BackendError
-from refspec.metrics import Step
-from refspec.penalties import Penalties
-from refspec.sampling import Sampler
-from refspec.targets import llama_judge
-from refspec.windows.costs import Costs
-from refspec.windows.policy import TRIAL
-from refspec.windows.window import Window
+from refspec.llama import judge
+from refspec.reference.metrics import Step
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
@@ -74,19 +74,19 @@ class Settled(Window):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps each call ran."""
     sizes: list[int] = []
-    inner = llama_judge.LlamaJudge.several
+    inner = judge.LlamaJudge.several
 
-    def several(self: llama_judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
+    def several(self: judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         ran = inner(self, pending, ahead, drafter, position, room)
         sizes.append(len(ran))
         return ran
 
-    monkeypatch.setattr(llama_judge.LlamaJudge, "several", several)
+    monkeypatch.setattr(judge.LlamaJudge, "several", several)
     return sizes
 
 
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_judge.LlamaJudge, "several", lambda *_: [])
+    monkeypatch.setattr(judge.LlamaJudge, "several", lambda *_: [])
 
 
 def told(steps: Sequence[Step]) -> list[Any]:
@@ -166,7 +166,7 @@ def test_every_step_is_the_one_that_would_have_been_taken_alone(
 
 def test_a_burst_that_stops_in_the_middle_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call may run one step, two, or several: the cache, the drafter and the coins do not notice."""
-    inner, rng = llama_judge.LlamaJudge.several, np.random.default_rng(1)
+    inner, rng = judge.LlamaJudge.several, np.random.default_rng(1)
     with refspec.load(n_ctx=160, threads=1) as session:
         whole = session.generate("Name three rivers.", max_tokens=100, draft_max=3)
         steps = told([event.step for event in whole])
@@ -174,17 +174,17 @@ def test_a_burst_that_stops_in_the_middle_goes_on_where_it_was(monkeypatch: pyte
         def few(self: Any, pending: int, ahead: Ahead, *rest: Any) -> list[Step]:
             return inner(self, pending, ahead._replace(steps=int(rng.integers(0, 4))), *rest)
 
-        monkeypatch.setattr(llama_judge.LlamaJudge, "several", few)
+        monkeypatch.setattr(judge.LlamaJudge, "several", few)
         assert told([event.step for event in session.generate("Name three rivers.", max_tokens=100, draft_max=3)]) == steps
 
 
 def test_a_damaged_drafter_is_named_as_by_a_single_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = llama_judge.LlamaJudge.several
+    inner = judge.LlamaJudge.several
 
     def three(self: Any, pending: int, ahead: Ahead, *rest: Any) -> list[Step]:
         return inner(self, pending, ahead._replace(steps=min(ahead.steps, 3)), *rest)
 
-    monkeypatch.setattr(llama_judge.LlamaJudge, "several", three)  # or a fast machine has the text before the drafter is damaged
+    monkeypatch.setattr(judge.LlamaJudge, "several", three)  # or a fast machine has the text before the drafter is damaged
     with refspec.load(n_ctx=160, threads=1) as session:
         drafter: Any = session.drafter
         with pytest.raises(BackendError, match=r"drafter\.gguf: the drafter's logits are not finite"):

@@ -8,13 +8,13 @@ import pytest
 import tiny
 
 import refspec
-from refspec.drafters.fallback import FallbackDrafter
-from refspec.drafters.lookup import LookupDrafter
-from refspec.drafters.model import BACKLOG, LlamaModelDrafter
+from refspec.decoding.fallback import FallbackDrafter
+from refspec.decoding.lookup import LookupDrafter
 from refspec.errors import BackendError, CheckpointError, ShapeError
-from refspec.kinds import capture_layers, describe, is_eagle3
-from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.targets.llama import LlamaTarget
+from refspec.llama.draft_model import BACKLOG, LlamaModelDrafter
+from refspec.llama.open_pair import capture_layers, describe, is_eagle3
+from refspec.llama.target import LlamaTarget
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
 IDS = np.random.default_rng(6).integers(3, tiny.V, 120).astype(np.int32)
@@ -224,7 +224,7 @@ PUNISHED = refspec.Penalties(repeat=1.3, presence=0.5, dry_multiplier=1.0, dry_a
 
 @pytest.mark.parametrize("sampling", [False, True])
 def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(files, sampling, monkeypatch):
-    monkeypatch.setattr("refspec.drafters.penalized.DRAFT_SHARE", 1.0)  # half is for drafters that are less sure than their target
+    monkeypatch.setattr("refspec.decoding.draft_penalties.DRAFT_SHARE", 1.0)  # half is for drafters that are less sure than their target
     options: dict[str, Any] = dict(
         tokens=IDS[:30].tolist(), max_tokens=60, seed=5, sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED)
     )

@@ -11,11 +11,10 @@ import pytest
 import tiny
 
 import refspec
-from refspec import api
-from refspec.engine import lib, rounding
 from refspec.errors import BackendError, UsageError
-from refspec.sampling import Sampler
-from refspec.targets.llama import LlamaTarget
+from refspec.llama import api, rounding
+from refspec.llama.target import LlamaTarget
+from refspec.reference.sampling import Sampler
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 ENDLESS = {2: -np.inf}  # 2 ends a text
@@ -80,8 +79,8 @@ def test_single_rows_round_otherwise_than_pairs_and_pairs_like_batches(tmp_path:
         looker.context.keep(first)
         looker._seen = []
         looker._batch.put(tokens)
-        assert lib.decode(looker.context.alive(), looker._batch.prepare(1, first, "all")) == 0
-        return [b"".join([*looker._seen, ctypes.string_at(lib.get_logits_ith(looker.context.handle, -1), 4 * tiny.V)])]
+        assert api.decode(looker.context.alive(), looker._batch.prepare(1, first, "all")) == 0
+        return [b"".join([*looker._seen, ctypes.string_at(api.get_logits_ith(looker.context.handle, -1), 4 * tiny.V)])]
 
     assert rounding.first_unlike(unpaired, tiny.V) is not None, "a look that never sees a difference proves nothing"
     looker.close()
@@ -125,6 +124,6 @@ def test_what_cannot_be_promised_is_refused_in_one_line(tmp_path: Path, monkeypa
 def test_a_session_keeps_its_limit(tmp_path: Path) -> None:
     pair = tiny.target(tmp_path / "target.gguf"), tiny.drafter(tmp_path / "drafter.gguf")
     with refspec.load(*pair, n_ctx=128, threads=1, exact=True, adaptive=True) as session:
-        assert session.draft_max == api.EXACT_LIMIT == 6
+        assert session.draft_max == session.EXACT_LIMIT == 6
         with pytest.raises(UsageError, match="exceeds 6; exact text"):
             session.generate(tokens=PROMPT, draft_max=7)

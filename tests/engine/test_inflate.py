@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from lab.inflate import KEY, inflate, parameters
 
 import refspec
 from refspec.errors import UsageError
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.measure.inflate import KEY, inflate, parameters
-from refspec.targets.llama import LlamaTarget
+from refspec.gguf.io import read_gguf_header
+from refspec.llama.target import LlamaTarget
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
 IDS = np.random.default_rng(6).integers(3, tiny.V, 24).astype(np.int32)

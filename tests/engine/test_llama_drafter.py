@@ -9,13 +9,13 @@ import pytest
 import tiny
 
 from refspec import native
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.drafters.own import complete_weights
 from refspec.errors import BackendError
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.targets.llama import LlamaTarget
+from refspec.gguf.io import read_gguf_header
+from refspec.llama.eagle3 import LlamaEagle3Drafter
+from refspec.llama.native_eagle3 import complete_weights
+from refspec.llama.target import LlamaTarget
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
 N = 40

@@ -12,10 +12,10 @@ import tiny
 
 import refspec
 from refspec import embedded
-from refspec.penalties import Penalties, penalize
-from refspec.sampling import Sampler
-from refspec.targets.llama import LlamaTarget
-from refspec.targets.penalized import PenalizedTarget
+from refspec.decoding.penalized_target import PenalizedTarget
+from refspec.llama.target import LlamaTarget
+from refspec.reference.penalties import Penalties, penalize
+from refspec.reference.sampling import Sampler
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 COUNTED = Penalties(repeat=1.4, presence=0.2, frequency=0.1, repeat_last_n=9)

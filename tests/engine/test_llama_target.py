@@ -9,15 +9,15 @@ import pytest
 import tiny
 
 from refspec import native
-from refspec.burst import Ahead
-from refspec.engine.capture import CallbackCapture
+from refspec.decoding.burst import Ahead
+from refspec.decoding.penalized_target import under
+from refspec.decoding.target import Target
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.penalties import Penalties
-from refspec.sampling import TARGET, Sampler, coins
-from refspec.targets.base import Target
-from refspec.targets.llama import LlamaTarget
-from refspec.targets.penalized import under
-from refspec.verify import Verdict, verify_deterministic
+from refspec.llama.capture import CallbackCapture
+from refspec.llama.target import LlamaTarget
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import TARGET, Sampler, coins
+from refspec.reference.verify import Verdict, verify_deterministic
 
 IDS = np.random.default_rng(5).integers(3, tiny.V, 45).tolist()
 STRICT: dict[str, Any] = dict(n_ctx=256, kv_type="f32", flash_attn="off", n_threads=1)

@@ -9,12 +9,12 @@ import pytest
 import tiny
 
 import refspec
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.tree_policy import TreeWindow
 from refspec.errors import UsageError
-from refspec.measure import compare
-from refspec.sampling import Sampler
-from refspec.targets.llama_tree import LlamaTreeTarget
-from refspec.windows.costs import Costs
-from refspec.windows.tree_window import TreeWindow
+from refspec.evaluate import compare
+from refspec.llama.tree_target import LlamaTreeTarget
+from refspec.reference.sampling import Sampler
 
 PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 GREEDY, WARM = Sampler(), Sampler(temperature=0.9, top_p=0.95)

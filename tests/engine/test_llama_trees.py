@@ -10,17 +10,17 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.eagle3_tree import forward_tree
-from refspec.drafters.llama_tree import LlamaEagle3TreeDrafter
-from refspec.engine.tree import leaf_sequences
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.formats.gguf_io import read_drafter
-from refspec.sampling import Sampler, p_target
-from refspec.targets.llama import LlamaTarget
-from refspec.targets.llama_tree import LlamaTreeTarget
-from refspec.trees.tree import ROOT, TreeShape
-from refspec.trees.tree_verify import without
+from refspec.gguf.io import read_drafter
+from refspec.llama.eagle3_tree import LlamaEagle3TreeDrafter
+from refspec.llama.target import LlamaTarget
+from refspec.llama.tree_batch import leaf_sequences
+from refspec.llama.tree_target import LlamaTreeTarget
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_tree import forward_tree
+from refspec.reference.sampling import Sampler, p_target
+from refspec.reference.tree import ROOT, TreeShape
+from refspec.reference.tree_verify import without
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
 ROUNDING = 2e-5  # seen between two batch shapes in F32 (tests/engine/test_llama_target.py uses the same)

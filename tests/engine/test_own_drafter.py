@@ -8,21 +8,21 @@ import pytest
 import tiny
 
 import refspec
-from refspec import embedded, ops
-from refspec.config import BIASED, weight_shapes
-from refspec.drafters import own
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.drafters.own import OwnEagle3Drafter, complete_weights, open_drafter
-from refspec.drafters.penalized import DraftPenalties
-from refspec.engine import packed
-from refspec.engine.team import team
+from refspec import embedded
+from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
-from refspec.formats.drafter_meta import TENSORS, from_metadata
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.formats.gguf_types import weight_type
+from refspec.gguf.drafter_meta import TENSORS, from_metadata
+from refspec.gguf.io import read_gguf_header
+from refspec.gguf.types import weight_type
+from refspec.llama import native_eagle3, vec_dot
+from refspec.llama.eagle3 import LlamaEagle3Drafter
+from refspec.llama.native_eagle3 import OwnEagle3Drafter, complete_weights, open_drafter
+from refspec.llama.openmp import team
+from refspec.llama.target import LlamaTarget
 from refspec.native.penalties import Penalizer
-from refspec.targets.llama import LlamaTarget
+from refspec.reference import ops
+from refspec.reference.config import BIASED, weight_shapes
+from refspec.reference.eagle3 import Eagle3Drafter
 
 STRICT: dict[str, Any] = dict(kv_type="f32", flash_attn="off", n_threads=1)
 KINDS: dict[str, dict[str, Any]] = {
@@ -201,11 +201,11 @@ def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_larg
     assert isinstance(open_drafter(path, target, kernels="llama", **STRICT), LlamaEagle3Drafter)
     assert isinstance(open_drafter(path, target, kernels="auto", n_gpu_layers=-1, **STRICT), LlamaEagle3Drafter)
     with monkeypatch.context() as patch:
-        patch.setattr(own, "functions", lambda _: None)  # a llama.cpp that does not say how it multiplies
+        patch.setattr(native_eagle3, "functions", lambda _: None)  # a llama.cpp that does not say how it multiplies
         assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), OwnEagle3Drafter)  # float32 needs nothing of it
         stored = tiny.drafter(tmp_path / "q.gguf", quantize="F16", feature_norm="per_state", feedback="post_norm")
         assert isinstance(open_drafter(stored, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
-    monkeypatch.setattr(own, "SMALL", 1000)
+    monkeypatch.setattr(native_eagle3, "SMALL", 1000)
     assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
     assert isinstance(open_drafter(path, target, kernels="own", **STRICT), OwnEagle3Drafter)
     with pytest.raises(UsageError, match="one of auto, llama, own"):
@@ -215,14 +215,14 @@ def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_larg
 
 def test_a_damaged_packed_type_table_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another layout of ggml's structs must end in llama.cpp doing the work, not in a jump to a wrong address."""
-    assert packed.functions(8) is not None
-    monkeypatch.setattr(packed, "weight_type", lambda i: weight_type(i)._replace(nbytes=33) if i == 8 else weight_type(i))
-    packed.functions.cache_clear()
-    packed._tables.cache_clear()
-    assert packed.functions(8) is None and packed.functions(1) is None
+    assert vec_dot.functions(8) is not None
+    monkeypatch.setattr(vec_dot, "weight_type", lambda i: weight_type(i)._replace(nbytes=33) if i == 8 else weight_type(i))
+    vec_dot.functions.cache_clear()
+    vec_dot._tables.cache_clear()
+    assert vec_dot.functions(8) is None and vec_dot.functions(1) is None
     monkeypatch.undo()
-    packed.functions.cache_clear()
-    packed._tables.cache_clear()
+    vec_dot.functions.cache_clear()
+    vec_dot._tables.cache_clear()
 
 
 def test_a_stop_rule_ends_a_draft_before_the_token_it_refuses(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ import tiny
 
 import refspec
 from refspec import native
-from refspec.engine import lib, panels, panels_trial, repacking_works
-from refspec.engine.amx import write_probe
 from refspec.errors import BackendError, UsageError
-from refspec.formats.gguf_io import read_gguf_header
-from refspec.targets.llama import LlamaTarget
+from refspec.gguf.io import read_gguf_header
+from refspec.llama import api, matmul_hook, matmul_trial, weights
+from refspec.llama.amx import repacking_works, write_probe
+from refspec.llama.target import LlamaTarget
 
-pytestmark = pytest.mark.skipif(panels.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {panels.not_linked()}")
+pytestmark = pytest.mark.skipif(matmul_hook.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {matmul_hook.not_linked()}")
 PROMPT = np.random.default_rng(3).integers(3, tiny.V, 40).tolist()
 
 
@@ -94,7 +94,7 @@ def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatc
         refspec.load(file, panels=True, gpu_layers=1)
     with refspec.load(file, panels=False) as session:
         assert session.target.model.panels is None
-    monkeypatch.setattr(panels, "_why_not", "the moon is full")
+    monkeypatch.setattr(matmul_hook, "_why_not", "the moon is full")
     with pytest.raises(BackendError, match="cannot multiply here: the moon is full"):
         refspec.load(file, panels=True)
     with refspec.load(file) as session:
@@ -102,7 +102,7 @@ def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatc
 
 
 def test_without_memory_for_them_llama_cpp_multiplies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels, "_available", lambda: 1000)
+    monkeypatch.setattr(matmul_hook, "_available", lambda: 1000)
     target = LlamaTarget(tiny.target(tmp_path / "target.gguf", quantize="Q4_0"), n_ctx=64)
     assert target.model.panels is None and target.model.repack == repacking_works()
     logits_of(target, PROMPT[:5])
@@ -112,19 +112,19 @@ def test_without_memory_for_them_llama_cpp_multiplies(tmp_path: Path, monkeypatc
 def test_more_models_than_there_are_places_for(tmp_path: Path) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     info, held = read_gguf_header(file), []
-    while (found := panels.announce(info, [], 1)) is None and not held:
+    while (found := matmul_hook.announce(info, [], 1)) is None and not held:
         mapping = np.memmap(file, np.uint8, "r")  # a file that is mapped, by nobody who multiplies
-        found = panels.announce(info, [], 1)
+        found = matmul_hook.announce(info, [], 1)
         assert found is not None
         held.append(found)
-        while (found := panels.announce(info, [], 1)) is not None:
+        while (found := matmul_hook.announce(info, [], 1)) is not None:
             held.append(found)
             assert len(held) <= 64
         target = LlamaTarget(file, n_ctx=64)
         assert target.model.panels is None
         target.close()
         for each in held:
-            panels.forget(each)
+            matmul_hook.forget(each)
         del mapping
     target = LlamaTarget(file, n_ctx=64)
     assert target.model.panels is not None
@@ -139,19 +139,19 @@ def test_why_not_is_said_and_everything_works(tmp_path: Path, before: str, envir
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     code = f"""{before}
 import refspec
-from refspec.engine import panels
+from refspec.llama import weights
 with refspec.load({str(file)!r}) as session:
     assert session.target.model.panels is None
     for _ in session.generate(tokens=[3, 4, 5], max_tokens=5): pass
-print(panels.why_not())"""
+print(weights.why_not())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == why
 
 
 def test_the_function_handed_over_is_llama_cpps() -> None:
-    ours = native.lib.rs_panels_entry()
-    theirs = lib._dll[panels.NAME]
+    ours = native.lib.rs_matmul_entry()
+    theirs = api._dll[matmul_hook.NAME]
     assert ctypes.cast(theirs, ctypes.c_void_p).value not in (0, None, ours)
 
 
@@ -165,28 +165,28 @@ def test_a_trial_in_a_child_process_decides_once(tmp_path: Path, monkeypatch: py
         return SimpleNamespace(returncode=code)
 
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(panels_trial.subprocess, "run", run)
+    monkeypatch.setattr(matmul_trial.subprocess, "run", run)
     for _ in range(2):
-        panels_trial.works.cache_clear()  # as in the next process
-        assert panels_trial.works() is works and len(calls) == 1
-    assert panels.why_not() == (None if works else "a trial of them failed with this llama.cpp")
+        matmul_trial.works.cache_clear()  # as in the next process
+        assert matmul_trial.works() is works and len(calls) == 1
+    assert weights.why_not() == (None if works else "a trial of them failed with this llama.cpp")
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     target = LlamaTarget(file, n_ctx=64)
     assert (target.model.panels is not None) is works
     target.close()
-    panels_trial.works.cache_clear()
+    matmul_trial.works.cache_clear()
 
 
 def test_the_trial_itself_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for outtype, name in (("q8_0", "q8_0.gguf"), ("f32", "f32.gguf")):
-        write_probe(tmp_path / name, width=panels_trial.WIDTH, outtype=outtype)
-    panels_trial._run(tmp_path)
+        write_probe(tmp_path / name, width=matmul_trial.WIDTH, outtype=outtype)
+    matmul_trial._run(tmp_path)
     assert (tmp_path / "q4_k.gguf").stat().st_size < (tmp_path / "f32.gguf").stat().st_size / 3
-    inner = panels_trial._logits
-    monkeypatch.setattr(panels_trial, "_logits", lambda file, on: inner(file, on) * (1.2 if on else 1.0))
+    inner = matmul_trial._logits
+    monkeypatch.setattr(matmul_trial, "_logits", lambda file, on: inner(file, on) * (1.2 if on else 1.0))
     with pytest.raises(AssertionError):
-        panels_trial._run(tmp_path)
-    monkeypatch.setattr(panels_trial, "_logits", inner)
-    monkeypatch.setattr(panels.Panels, "products", 0)
+        matmul_trial._run(tmp_path)
+    monkeypatch.setattr(matmul_trial, "_logits", inner)
+    monkeypatch.setattr(matmul_hook.Panels, "products", 0)
     with pytest.raises(AssertionError):
-        panels_trial._run(tmp_path)
+        matmul_trial._run(tmp_path)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
+from refspec.decoding.penalized_target import under
+from refspec.decoding.requests import Request
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
-from refspec.penalties import Penalties
-from refspec.sampling import Sampler, sample
-from refspec.targets.llama import LlamaTarget
-from refspec.targets.parallel import ParallelTarget, choose
-from refspec.targets.penalized import under
-from refspec.targets.requests import Request
+from refspec.llama.parallel_target import ParallelTarget, choose
+from refspec.llama.target import LlamaTarget
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler, sample
 
 RNG = np.random.default_rng(11)
 PROMPTS = [RNG.integers(3, tiny.V, n).astype(np.int32) for n in (1, 40, 7, 23, 2, 64, 11, 5, 30)]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from refspec.engine import lib
+from refspec.llama import api
 
 ASK = "import os; from refspec.engine import lib; print(os.environ.get('GOMP_SPINCOUNT'))"
 
@@ -20,7 +20,7 @@ def loaded(**said: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_threads_are_asked_to_sleep_sooner_unless_the_user_has_spoken() -> None:
-    assert loaded().stdout.strip() == lib.SPIN
+    assert loaded().stdout.strip() == api.SPIN
     assert loaded(GOMP_SPINCOUNT="77").stdout.strip() == "77"
     assert loaded(OMP_WAIT_POLICY="active").stdout.strip() == "None"
 
@@ -29,4 +29,4 @@ def test_gnu_openmp_has_read_it() -> None:
     said = loaded(OMP_DISPLAY_ENV="VERBOSE").stderr
     if "GOMP_SPINCOUNT" not in said:
         pytest.skip("llama.cpp here does not use GNU OpenMP")
-    assert f"GOMP_SPINCOUNT = '{lib.SPIN}'" in said
+    assert f"GOMP_SPINCOUNT = '{api.SPIN}'" in said

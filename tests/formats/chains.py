@@ -8,10 +8,10 @@ import gguf
 import numpy as np
 
 from refspec import native
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.llama import LlamaEagle3Drafter
-from refspec.formats.gguf_io import read_drafter
-from refspec.targets.llama import LlamaTarget
+from refspec.gguf.io import read_drafter
+from refspec.llama.eagle3 import LlamaEagle3Drafter
+from refspec.llama.target import LlamaTarget
+from refspec.reference.eagle3 import Eagle3Drafter
 
 ATOL = 1e-4
 Golden = Mapping[str, Any]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from refspec.config import DrafterConfig, weight_shapes
 from refspec.convert.safetensors_io import write_safetensors
+from refspec.reference.config import DrafterConfig, weight_shapes
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tokenizer"
 TEMPLATE = (

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from formats_toys import drafter_config, drafter_weights
 
-from refspec.config import BIASED, DrafterConfig
 from refspec.convert.names import BLOCK
 from refspec.convert.safetensors_io import write_safetensors
+from refspec.reference.config import BIASED, DrafterConfig
 
 Stored = dict[str, np.ndarray]
 SPELLED = {"fc": "fc", "output_norm": "norm", "token_embd": "embed_tokens", "output": "lm_head", "fc_norm": "input_norm"}

@@ -11,16 +11,16 @@ from formats_toys import drafter_weights
 from layout_toys import write
 from test_layouts import golden
 
-from refspec.config import BIASED
 from refspec.convert import convert_drafter, open_checkpoint, read_checkpoint
 from refspec.convert.export import export_drafter
+from refspec.convert.inspect import describe, lines
 from refspec.convert.safetensors_io import read_safetensors
 from refspec.convert.stock import calibrate, candidates
-from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
-from refspec.formats.drafter_meta import stock_reasons
-from refspec.formats.gguf_io import interleave_rows, read_drafter, read_gguf_header
-from refspec.formats.inspect import describe, lines
+from refspec.gguf.drafter_meta import stock_reasons
+from refspec.gguf.io import interleave_rows, read_drafter, read_gguf_header
+from refspec.reference.config import BIASED
+from refspec.reference.eagle3 import Eagle3Drafter
 
 ATTENTION, MLP = BIASED[1:5], BIASED[5:8]
 # layout, flags of config.json (None: absent), matrices with a bias

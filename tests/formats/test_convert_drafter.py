@@ -20,7 +20,7 @@ from refspec.convert.files import read_tensors
 from refspec.convert.safetensors_io import write_safetensors
 from refspec.convert.vocabulary import absolute_d2t
 from refspec.errors import CheckpointError, RefspecError, ShapeError, UsageError
-from refspec.formats.gguf_io import interleave_rows, read_drafter, read_gguf_header, read_tensor
+from refspec.gguf.io import interleave_rows, read_drafter, read_gguf_header, read_tensor
 
 ORACLES = Path(__file__).parent.parent / "vectors" / "oracles"
 

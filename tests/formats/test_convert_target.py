@@ -11,9 +11,9 @@ from formats_toys import TEMPLATE, VECTORS, target_config, target_tensors, write
 
 from refspec.convert import convert_target
 from refspec.convert.export_hf import export_target
-from refspec.engine import repacking_works
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.gguf_io import read_gguf_header, read_tensor
+from refspec.gguf.io import read_gguf_header, read_tensor
+from refspec.llama.amx import repacking_works
 
 llama_cpp = pytest.importorskip("llama_cpp")
 ENCODINGS = json.loads((VECTORS / "encodings.json").read_text())
@@ -21,7 +21,7 @@ LOGITS = 1e-4  # float32 engine against float64 arithmetic, 6 layers
 
 
 def load(path: Path) -> Any:
-    """In llama-cpp-python's own class, which would take AMX kernels that may crash (`refspec/engine/amx.py`) and has no option against it."""
+    """In llama-cpp-python's own class, which would take AMX kernels that may crash (`refspec/llama/amx.py`) and has no option against it."""
     default = llama_cpp.llama_cpp.llama_model_default_params
 
     def as_stored() -> Any:

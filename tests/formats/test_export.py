@@ -21,7 +21,7 @@ from refspec.convert.export_hf import export_target
 from refspec.convert.rope_out import scaling_of
 from refspec.convert.safetensors_io import read_safetensors
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats.gguf_io import read_gguf_header, write_drafter
+from refspec.gguf.io import read_gguf_header, write_drafter
 
 ORACLES = Path(__file__).parent.parent / "vectors" / "oracles"
 LAYERS = {"layer_ids": [2, 4, 5]}

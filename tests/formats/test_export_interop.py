@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights, target_config, target_tensors, write_target_directory
 
-from refspec.config import BIASED
 from refspec.convert import convert_target
 from refspec.convert.export import export_drafter
 from refspec.convert.export_hf import export_target
 from refspec.convert.rope import rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import read_safetensors
-from refspec.formats.gguf_io import write_drafter
+from refspec.gguf.io import write_drafter
+from refspec.reference.config import BIASED
 
 eagle3 = pytest.importorskip("speculators.models.eagle3", reason="speculators is not installed", exc_type=ImportError)
 SCALINGS: dict[str, dict[str, Any]] = {

@@ -10,14 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refspec.errors import CheckpointError
-from refspec.formats.gguf_io import (
-    TensorOut,
-    Typed,
-    copy_metadata,
-    read_gguf_header,
-    read_tensor,
-    write_gguf,
-)
+from refspec.gguf.io import TensorOut, Typed, copy_metadata, read_gguf_header, read_tensor, write_gguf
 
 VALUES: dict[str, Any] = {
     "a.text": "naïve", "a.empty": "", "a.yes": True, "a.size": 7, "a.eps": 1.5, "a.words": ["x", "yz", ""], "a.ids": [3, -4],

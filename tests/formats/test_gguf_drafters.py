@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights
 
-from refspec.config import BIASED, FeatureNorm, Feedback, Residual
 from refspec.errors import CheckpointError, RefspecError, UsageError
-from refspec.formats import drafter_meta
-from refspec.formats.gguf_io import (
+from refspec.gguf import drafter_meta
+from refspec.gguf.io import (
     TensorOut,
     copy_metadata,
     interleave_rows,
@@ -21,6 +20,7 @@ from refspec.formats.gguf_io import (
     write_drafter,
     write_gguf,
 )
+from refspec.reference.config import BIASED, FeatureNorm, Feedback, Residual
 
 SWITCHES = list(itertools.product(FeatureNorm, Feedback, Residual, [True, False], [False, True], [160, 600]))
 

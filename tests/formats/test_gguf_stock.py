@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from formats_toys import drafter_config, drafter_weights
 
-from refspec.formats.gguf_io import write_drafter
+from refspec.gguf.io import write_drafter
 
 
 def loads(path: Path) -> bool:

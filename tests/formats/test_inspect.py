@@ -14,9 +14,9 @@ from formats_toys import (
 )
 
 from refspec.convert import convert_drafter, convert_target
+from refspec.convert.inspect import describe, lines
 from refspec.errors import CheckpointError
-from refspec.formats.gguf_io import write_drafter
-from refspec.formats.inspect import describe, lines
+from refspec.gguf.io import write_drafter
 
 pytest.importorskip("llama_cpp")
 

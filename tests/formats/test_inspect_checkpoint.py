@@ -9,9 +9,9 @@ import pytest
 from formats_toys import target_config, target_tensors, write_drafter_directory, write_target_directory
 
 from refspec.convert import convert_drafter, convert_target
+from refspec.convert.inspect import describe, lines
 from refspec.convert.safetensors_io import read_safetensors, write_safetensors
 from refspec.errors import CheckpointError
-from refspec.formats.inspect import describe, lines
 
 pytest.importorskip("llama_cpp")
 ORACLES = Path(__file__).parent.parent / "vectors" / "oracles"

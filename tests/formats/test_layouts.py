@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layout_toys import WRITERS, write
 
-from refspec.config import RopeStyle
 from refspec.convert import convert_drafter, open_checkpoint, read_checkpoint
 from refspec.convert.names import drafter_names
 from refspec.convert.rope import rope_settings
-from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, RefspecError
-from refspec.formats.gguf_io import interleave_rows, read_drafter, read_gguf_header
+from refspec.gguf.io import interleave_rows, read_drafter, read_gguf_header
+from refspec.reference.config import RopeStyle
+from refspec.reference.eagle3 import Eagle3Drafter
 
 
 def golden(c: Any) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from chains import ATOL, chain_by_llama, chain_by_reference, chain_in_c, write_t
 
 from refspec.convert import convert_drafter
 from refspec.convert.safetensors_io import write_safetensors
-from refspec.formats.gguf_io import read_drafter, read_gguf_header
+from refspec.gguf.io import read_drafter, read_gguf_header
 
 ORACLES = Path(__file__).parent.parent / "vectors" / "oracles"
 LAYERS = {"layer_ids": [2, 4, 5]}

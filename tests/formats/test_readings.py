@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights
 
-from refspec import ops
-from refspec.config import DrafterConfig
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.measure.check_readings import Compared, Reading, boundaries, compare, readings, verdict
-from refspec.measure.replay import Gain, Recording, accepted, gain, log_softmax, scores
+from refspec.evaluate.check_readings import Compared, Reading, boundaries, compare, readings, verdict
+from refspec.evaluate.teacher_forced import Gain, Recording, accepted, gain, log_softmax, scores
+from refspec.reference import ops
+from refspec.reference.config import DrafterConfig
+from refspec.reference.eagle3 import Eagle3Drafter
 
 N_LAYER, DEPTH = 12, 4
 RECORDED = tuple(range(1, N_LAYER))

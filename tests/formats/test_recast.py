@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from refspec.errors import CheckpointError, UsageError
-from refspec.formats import recast as module
-from refspec.formats.gguf_io import TensorOut, read_gguf_header, read_tensor, write_gguf
-from refspec.formats.recast import is_f32, recast, write_as
+from refspec.gguf import recast as module
+from refspec.gguf.io import TensorOut, read_gguf_header, read_tensor, write_gguf
+from refspec.gguf.recast import is_f32, recast, write_as
 
 
 @pytest.fixture

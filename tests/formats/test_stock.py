@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights
 
-from refspec.config import FeatureNorm
 from refspec.convert.stock import calibrate, candidates
-from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError
-from refspec.formats.drafter_meta import stock_reasons
+from refspec.gguf.drafter_meta import stock_reasons
+from refspec.reference.config import FeatureNorm
+from refspec.reference.eagle3 import Eagle3Drafter
 
 ATOL = 2e-4  # float32 on both sides, logits up to about 10
 

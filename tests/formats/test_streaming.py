@@ -11,7 +11,7 @@ from layout_toys import stored_weights, write
 from refspec.convert import convert_drafter
 from refspec.convert.safetensors_io import write_safetensors
 from refspec.errors import CheckpointError
-from refspec.formats.gguf_io import interleave_rows, read_drafter
+from refspec.gguf.io import interleave_rows, read_drafter
 
 SWITCHES = {"feature_norm": "none", "feedback": "pre_norm", "capture_layers": (2, 3, 5)}
 

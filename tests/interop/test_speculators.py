@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "formats"))
 from chains import ATOL, chain_by_llama, chain_by_reference, chain_in_c, write_target_for  # noqa: E402
 
 from refspec.convert import convert_drafter  # noqa: E402
-from refspec.formats.gguf_io import read_drafter  # noqa: E402
+from refspec.gguf.io import read_drafter  # noqa: E402
 
 ROWS, DEPTH, WIDTH, VOCAB, DRAFT = 12, 6, 64, 300, 120
 NORMS = {"none": {}, "concat": {"norm_before_fc": True}, "per_state": {"fc_norm": True}}

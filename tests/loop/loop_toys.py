@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refspec.drafters.base import Draft
-from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.reference.draft import Draft
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 N_STATES = 2
 

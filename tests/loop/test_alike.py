@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_toys import Perfect, ToyTarget
 
-from refspec.api import Session
-from refspec.drafters.fallback import FallbackDrafter
-from refspec.windows.account import CAREFUL, RESERVE, STAKE, WATCH, Account
-from refspec.windows.alike import ALL, FIRST, SURENESSES, TEXTS, USUAL, USUAL_STEPS, Alike
-from refspec.windows.repeats import STRETCH, Repeats
-from refspec.windows.window import Window
+from refspec.adaptive.budget import CAREFUL, RESERVE, STAKE, WATCH, Account
+from refspec.adaptive.policy import Window
+from refspec.adaptive.prompt_prior import ALL, FIRST, SURENESSES, TEXTS, USUAL, USUAL_STEPS, Alike
+from refspec.adaptive.repeats import STRETCH, Repeats
+from refspec.decoding.fallback import FallbackDrafter
+from refspec.session import Session
 
 
 def text(alike: Alike, held: int, sureness: float, gain: float, steps: int = FIRST) -> None:

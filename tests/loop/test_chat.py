@@ -2,7 +2,7 @@
 
 import pytest
 
-from refspec.chat import render
+from refspec.decoding.chat import render
 from refspec.errors import CheckpointError
 
 CHATML = """{% for m in messages %}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from loop_toys import Perfect, ToyTarget
 
-from refspec.api import Session
-from refspec.measure.compare import explain, first_difference
-from refspec.sampling import TARGET, Sampler, coin, p_target
+from refspec.evaluate.compare import explain, first_difference
+from refspec.reference.sampling import TARGET, Sampler, coin, p_target
+from refspec.session import Session
 
 GREEDY = Sampler()
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_toys import TEMPERS, Adversarial, Noisy, Perfect, ToyDrafter, ToyTarget
 
+from refspec.decoding.cycle import prefill, speculate
 from refspec.errors import BackendError
-from refspec.metrics import Statistics
-from refspec.sampling import Sampler
-from refspec.speculate import prefill, speculate
-from refspec.verify import Verdict
+from refspec.reference.metrics import Statistics
+from refspec.reference.sampling import Sampler
+from refspec.reference.verify import Verdict
 
 GREEDY = Sampler()
 samplers = st.builds(

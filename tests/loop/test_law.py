@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from loop_toys import Noisy, ToyTarget
 
-from refspec.api import Session
-from refspec.drafters.lookup import LookupDrafter
-from refspec.measure import law
-from refspec.sampling import Sampler
-from refspec.verify import verify_rejection
+from refspec.decoding.lookup import LookupDrafter
+from refspec.evaluate import sampled_law
+from refspec.reference.sampling import Sampler
+from refspec.reference.verify import verify_rejection
+from refspec.session import Session
 
 SAMPLER = Sampler(temperature=0.9)
 
@@ -19,15 +19,15 @@ def session(drafter=Noisy):
 
 
 def test_the_code_as_it_is_emits_the_targets_law_on_the_rows_observed():
-    found = law.check(session(), ["hello", "world"], SAMPLER, max_tokens=60, seed=1)
-    assert found.rows == law.ROWS and found.counted == law.COUNTED and found.holds
+    found = sampled_law.check(session(), ["hello", "world"], SAMPLER, max_tokens=60, seed=1)
+    assert found.rows == sampled_law.ROWS and found.counted == sampled_law.COUNTED and found.holds
     assert found.variation <= 1e-12 and found.as_dict()["holds"] is True
-    assert "the target's law" in law.describe(found)[0]
+    assert "the target's law" in sampled_law.describe(found)[0]
 
 
 def test_the_law_is_the_targets_for_any_filter_of_its_logits():
     for sampler in (Sampler(temperature=0.5, top_k=3), Sampler(temperature=1.5, top_p=0.7, logit_bias={1: -np.inf})):
-        assert law.check(session(), ["hello"], sampler, max_tokens=60, seed=2).holds
+        assert sampled_law.check(session(), ["hello"], sampler, max_tokens=60, seed=2).holds
 
 
 @pytest.mark.parametrize("wrong", ["accepts always", "accepts too rarely", "resamples from p"])
@@ -40,19 +40,19 @@ def test_a_wrong_rule_is_found(monkeypatch, wrong):
         else:
             verdict = verify_rejection(logits, draft, q, sampler, accept, residual)
             if verdict.accepted == 0:
-                return type(verdict)(0, [law.invert_cdf(law.p_target(logits[0], sampler), residual[0])])
+                return type(verdict)(0, [sampled_law.invert_cdf(sampled_law.p_target(logits[0], sampler), residual[0])])
         return verify_rejection(logits, draft, q, sampler, accept, residual)
 
-    monkeypatch.setattr(law, "verify_rejection", broken)
-    found = law.check(session(), ["hello"], SAMPLER, max_tokens=60, seed=1)
-    assert not found.holds and "NOT" in law.describe(found)[0]
+    monkeypatch.setattr(sampled_law, "verify_rejection", broken)
+    found = sampled_law.check(session(), ["hello"], SAMPLER, max_tokens=60, seed=1)
+    assert not found.holds and "NOT" in sampled_law.describe(found)[0]
 
 
 def test_a_wrong_residual_is_found_exactly(monkeypatch):
-    monkeypatch.setattr(law, "residual", lambda p, q: p)
-    assert law.check(session(), ["hello"], SAMPLER, max_tokens=60, seed=1).variation > 0.01
+    monkeypatch.setattr(sampled_law, "residual", lambda p, q: p)
+    assert sampled_law.check(session(), ["hello"], SAMPLER, max_tokens=60, seed=1).variation > 0.01
 
 
 def test_drafts_without_a_law_have_nothing_to_check():
-    found = law.check(session(LookupDrafter), ["ababab"], SAMPLER, max_tokens=20, seed=1)
-    assert found.rows == 0 and found.holds and "own samples" in law.describe(found)[0]
+    found = sampled_law.check(session(LookupDrafter), ["ababab"], SAMPLER, max_tokens=20, seed=1)
+    assert found.rows == 0 and found.holds and "own samples" in sampled_law.describe(found)[0]

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_toys import Noisy, Perfect, ToyTarget
 
-from refspec.api import Session
-from refspec.drafters.deferred import DeferredDrafter
-from refspec.drafters.fallback import FallbackDrafter
-from refspec.drafters.lookup import LookupDrafter
+from refspec.decoding.deferred import DeferredDrafter
+from refspec.decoding.fallback import FallbackDrafter
+from refspec.decoding.lookup import LookupDrafter
 from refspec.errors import ShapeError, UsageError
-from refspec.kinds import describe, lookups
-from refspec.sampling import Sampler
+from refspec.llama.open_pair import describe, lookups
+from refspec.reference.sampling import Sampler
+from refspec.session import Session
 
 NO_FEATURES = np.zeros((99, 0), np.float32)
 texts = st.lists(st.integers(0, 3), min_size=0, max_size=40)

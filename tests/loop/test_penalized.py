@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from loop_toys import TEMPERS, ToyTarget
 from test_sampled_law import PROMPT, Halves, law_of_texts, sampled
 
-from refspec.drafters.deferred import DeferredDrafter
-from refspec.drafters.fallback import FallbackDrafter
-from refspec.drafters.penalized import MindsPenalties
+from refspec.decoding.cycle import drafting_under, prefill, speculate
+from refspec.decoding.deferred import DeferredDrafter
+from refspec.decoding.draft_penalties import MindsPenalties
+from refspec.decoding.fallback import FallbackDrafter
+from refspec.decoding.penalized_target import PenalizedTarget, under
 from refspec.errors import UsageError
-from refspec.penalties import Penalties, penalize
-from refspec.sampling import Sampler
-from refspec.speculate import drafting_under, prefill, speculate
-from refspec.targets.penalized import PenalizedTarget, under
+from refspec.reference.penalties import Penalties, penalize
+from refspec.reference.sampling import Sampler
 
 LAWS = [
     Penalties(repeat=1.7, presence=0.4, frequency=0.3, repeat_last_n=5),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from loop_toys import Perfect, ToyTarget
 
-from refspec import speculate as module
-from refspec.sampling import RESIDUAL, Sampler
-from refspec.speculate import prefill, speculate
+from refspec.decoding import cycle as module
+from refspec.decoding.cycle import prefill, speculate
+from refspec.reference.sampling import RESIDUAL, Sampler
 
 PROMPT = [1, 0]
 

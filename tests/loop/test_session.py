@@ -3,9 +3,9 @@
 import pytest
 from loop_toys import Noisy, Perfect, ToyTarget
 
-from refspec.api import Session
 from refspec.errors import CheckpointError, PromptError, UsageError
-from refspec.sampling import Sampler
+from refspec.reference.sampling import Sampler
+from refspec.session import Session
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 EURO = [b"a", b"\xe2", b"\x82", b"\xac", b"\xff", b" ", b"!"]

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from window_simulation import MOST, Fixed, Machine, flat, tokens_per_second
 
-from refspec.windows.account import Account
-from refspec.windows.costs import Costs
-from refspec.windows.stakes import GUESSED, KEEP, Stakes
-from refspec.windows.window import Window
+from refspec.adaptive.budget import Account
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.adaptive.probe import GUESSED, KEEP, Stakes
 
 COSTS = st.lists(st.floats(0.1, 9.0), min_size=2, max_size=9)
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refspec.text import Utf8Stream
+from refspec.decoding.text import Utf8Stream
 
 
 def pushed(pieces):

@@ -12,13 +12,13 @@ from loop_toys import TEMPERS, Adversarial, Perfect, ToyTarget, feature
 from test_decode_cycle import prompts, samplers
 from test_sampled_law import PROMPT, Halves, Quarters, Tape
 
-from refspec.metrics import Statistics
-from refspec.sampling import ACCEPT, RESIDUAL, Sampler, invert_cdf, p_target
-from refspec.speculate import prefill, speculate
-from refspec.trees import speculate_tree as module
-from refspec.trees.speculate_tree import SIBLING, cut_after_end, speculate_tree
-from refspec.trees.tree import ROOT, Tree, TreeShape
-from refspec.trees.tree_grow import grow, grow_sampled, top_probs
+from refspec.decoding import tree_cycle as module
+from refspec.decoding.cycle import prefill, speculate
+from refspec.decoding.tree_cycle import SIBLING, cut_after_end, speculate_tree
+from refspec.reference.metrics import Statistics
+from refspec.reference.sampling import ACCEPT, RESIDUAL, Sampler, invert_cdf, p_target
+from refspec.reference.tree import ROOT, Tree, TreeShape
+from refspec.reference.tree_grow import grow, grow_sampled, top_probs
 
 
 class ToyTreeTarget(ToyTarget):

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import tree_replay
 
-from refspec.measure import tree_replay
-from refspec.trees.tree import NODES_LIMIT, ROOT, Tree, TreeShape
-from refspec.trees.tree_grow import Found, grow
+from refspec.reference.tree import NODES_LIMIT, ROOT, Tree, TreeShape
+from refspec.reference.tree_grow import Found, grow
 
 
 class Guesses:

@@ -10,15 +10,15 @@ from loop_toys import Adversarial, Noisy, Perfect, feature
 from test_decode_cycle import prompts, samplers
 from test_tree_cycle import GROWERS, ToyTreeTarget, plain_run, run, shapes, targets, with_trees
 
-from refspec.drafters.lookup import LookupDrafter
-from refspec.drafters.tree_lookup import TreeLookupDrafter
+from refspec.decoding.cycle import prefill
+from refspec.decoding.lookup import LookupDrafter
+from refspec.decoding.tree_lookup import TreeLookupDrafter
 from refspec.errors import UsageError
-from refspec.kinds import describe
-from refspec.metrics import Statistics
-from refspec.sampling import Sampler
-from refspec.speculate import prefill
-from refspec.trees.tree import ROOT, Tree, TreeShape
-from refspec.trees.tree_grow import with_path
+from refspec.llama.open_pair import describe
+from refspec.reference.metrics import Statistics
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import ROOT, Tree, TreeShape
+from refspec.reference.tree_grow import with_path
 
 
 class Watched(TreeLookupDrafter):

@@ -12,17 +12,17 @@ from loop_toys import Perfect
 from test_decode_cycle import prompts, samplers
 from test_tree_cycle import GROWERS, ToyTreeTarget, plain_run, run, shapes, targets, with_trees
 
-from refspec.api import Session
-from refspec.drafters.deferred import DeferredDrafter
+from refspec.adaptive.budget import RESERVE, WATCH
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.tree_policy import TreeWindow
+from refspec.decoding.cycle import prefill
+from refspec.decoding.deferred import DeferredDrafter
+from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
-from refspec.metrics import Seconds, Step
-from refspec.sampling import Sampler
-from refspec.speculate import prefill
-from refspec.trees.speculate_tree import speculate_tree
-from refspec.trees.tree import Tree, TreeShape
-from refspec.windows.account import RESERVE, WATCH
-from refspec.windows.costs import Costs
-from refspec.windows.tree_window import TreeWindow
+from refspec.reference.metrics import Seconds, Step
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import Tree, TreeShape
+from refspec.session import Session
 
 MOST = 12
 DEARER = 9  # plain tokens that one step may overdraw the account

@@ -12,17 +12,17 @@ from loop_toys import TEMPERS, Noisy, Perfect, ToyTarget
 from test_sampled_law import PROMPT, Halves, Quarters, Tape, law_of_texts, sampled
 from window_simulation import MOST, Fixed, Machine, best_fixed, boastful, flat, sure, tokens_per_second
 
-from refspec import speculate as module
-from refspec.api import Session
-from refspec.drafters.deferred import BACKLOG, DeferredDrafter
-from refspec.metrics import Seconds, Step
-from refspec.sampling import Sampler
-from refspec.windows import window as windows
-from refspec.windows.account import FULL, RESERVE, STAKE, WATCH, Account
-from refspec.windows.alike import FIRST
-from refspec.windows.belief import Belief
-from refspec.windows.costs import Costs
-from refspec.windows.window import Window
+from refspec.adaptive import policy as windows
+from refspec.adaptive.acceptance_model import Belief
+from refspec.adaptive.budget import FULL, RESERVE, STAKE, WATCH, Account
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.adaptive.prompt_prior import FIRST
+from refspec.decoding import cycle as module
+from refspec.decoding.deferred import BACKLOG, DeferredDrafter
+from refspec.reference.metrics import Seconds, Step
+from refspec.reference.sampling import Sampler
+from refspec.session import Session
 
 
 class Whim(Window):

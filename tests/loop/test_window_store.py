@@ -10,10 +10,10 @@ import pytest
 from test_tree_window import GOOD, known, simulate
 from window_simulation import MOST, Machine, sure, tokens_per_second
 
-from refspec.windows.costs import Costs
-from refspec.windows.tree_window import TreeWindow
-from refspec.windows.window import Window
-from refspec.windows.window_store import Memory
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.adaptive.tree_policy import TreeWindow
+from refspec.tuning.policy_store import Memory
 
 MACHINE = Machine([0, 1, 1.05, 1.1, 1.2, 1.9, 2.1, 2.3, 2.5, 2.7], switch=0.05, draft=0.01)
 

@@ -3,8 +3,8 @@
 import math
 import random
 
-from refspec.metrics import Seconds, Step
-from refspec.windows.costs import AFTER
+from refspec.adaptive.costs import AFTER
+from refspec.reference.metrics import Seconds, Step
 
 MOST = 8
 

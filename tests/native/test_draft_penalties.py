@@ -5,12 +5,12 @@ import pytest
 from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
-from refspec.drafters import eagle3
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.penalized import DraftPenalties
+from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.native.penalties import Penalizer
-from refspec.penalties import Penalties, penalize
-from refspec.sampling import Sampler
+from refspec.reference import eagle3
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.penalties import Penalties, penalize
+from refspec.reference.sampling import Sampler
 
 CONFIG = small_config()
 WEIGHTS = small_weights(CONFIG)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refspec import native, ops
-from refspec.sampling import Sampler
+from refspec import native
+from refspec.reference import ops
+from refspec.reference.sampling import Sampler
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 pytestmark = needs_c

@@ -7,10 +7,10 @@ import pytest
 from small_drafters import small_config, small_rows, small_weights
 
 from refspec import native
-from refspec.config import FeatureNorm
-from refspec.drafters.eagle3 import Eagle3Drafter
 from refspec.errors import CheckpointError, ShapeError
 from refspec.native import Eagle3Chain, Eagle3Rows, PackedMatrix, Team
+from refspec.reference.config import FeatureNorm
+from refspec.reference.eagle3 import Eagle3Drafter
 
 if native.backend != "c":
     pytest.skip("the C module is not built", allow_module_level=True)

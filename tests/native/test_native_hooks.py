@@ -8,8 +8,9 @@ from capture_harness import CaptureError, CaptureFunctions, EvalCapture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refspec import native, ops
+from refspec import native
 from refspec.errors import ShapeError
+from refspec.reference import ops
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 

@@ -8,21 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_rows import inputs_of, weights_of
 
-from refspec import native, panels
+from refspec import native
+from refspec.reference import packed_matmul
 
 if native.backend != "c":
     pytest.skip("the C module is not built", allow_module_level=True)
 
 lib, ffi = native.lib, native.ffi
-BEST = ffi.string(lib.rs_panels_set()).decode()
+BEST = ffi.string(lib.rs_matmul_set()).decode()
 HERE = ["", *["avx2"][: BEST != ""], *["avx512"][: BEST == "avx512"]]
 
 
 def product(of: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     out = np.full((len(inputs), len(weights)), np.nan, np.float32)
-    blocks = weights.shape[1] // panels.KINDS[kind][1]
-    scratch = np.empty(lib.rs_panels_scratch(kind, len(inputs)), np.uint8)
-    code = lib.rs_panels_product(
+    blocks = weights.shape[1] // packed_matmul.KINDS[kind][1]
+    scratch = np.empty(lib.rs_matmul_scratch(kind, len(inputs)), np.uint8)
+    code = lib.rs_matmul_product(
         ffi.from_buffer("float[]", out), ffi.from_buffer("uint8_t[]", scratch), of.encode(), kind, ffi.from_buffer("uint8_t[]", weights), ffi.from_buffer("uint8_t[]", inputs),
         len(inputs), len(weights), blocks,
     )  # fmt: skip
@@ -30,50 +31,50 @@ def product(of: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.n
     return out
 
 
-@pytest.mark.parametrize("kind", panels.KINDS)
+@pytest.mark.parametrize("kind", packed_matmul.KINDS)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 19), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_every_instruction_set_gives_the_bits_of_the_reference(kind: int, rows: int, n: int, blocks: int, seed: int) -> None:
-    blocks *= 173 if kind == panels.F16 else 1  # up to two stretches of 512
+    blocks *= 173 if kind == packed_matmul.F16 else 1  # up to two stretches of 512
     weights, inputs = weights_of(kind, rows, blocks, seed=seed), inputs_of(kind, n, blocks, seed=seed + 1)
-    expected = panels.product(kind, weights, inputs)
+    expected = packed_matmul.product(kind, weights, inputs)
     for of in HERE:
         assert np.array_equal(product(of, kind, weights, inputs), expected), of or "number by number"
 
 
-@pytest.mark.parametrize("kind", panels.KINDS)
+@pytest.mark.parametrize("kind", packed_matmul.KINDS)
 @pytest.mark.parametrize("extreme", [0, 255])
 def test_codes_at_their_limits_overflow_nowhere(kind: int, extreme: int) -> None:
     weights = weights_of(kind, 17, 3, seed=0)
-    if kind != panels.F16:
+    if kind != packed_matmul.F16:
         raw = weights.reshape(17, 3, -1)
         keep = {2: [0, 1], 8: [0, 1], 12: [0, 1, 2, 3], 13: [0, 1, 2, 3], 14: [208, 209]}[kind]
         others = [i for i in range(raw.shape[2]) if i not in keep]
         raw[..., others] = extreme
-        if kind == panels.Q8_0:
+        if kind == packed_matmul.Q8_0:
             raw[..., others] = 0x80 if extreme else 0x7F  # -128 and 127
     for sign in (127, -127):
         inputs = inputs_of(kind, 9, 3, seed=1)
-        if kind != panels.F16:
-            at, size = (2, 32) if panels.KINDS[kind][2] == 8 else (4, 256)
+        if kind != packed_matmul.F16:
+            at, size = (2, 32) if packed_matmul.KINDS[kind][2] == 8 else (4, 256)
             blocks = inputs.reshape(9, 3, -1)
             blocks[..., at : at + size] = np.int8(sign).view(np.uint8)
             blocks[..., at + size :] = np.full((9, 3, (blocks.shape[2] - at - size) // 2), 16 * sign, np.int16).view(np.uint8)
-        expected = panels.product(kind, weights, inputs)
+        expected = packed_matmul.product(kind, weights, inputs)
         assert np.isfinite(expected).all()
         for of in HERE:
             assert np.array_equal(product(of, kind, weights, inputs), expected), of
 
 
 def test_many_rows() -> None:
-    weights, inputs = weights_of(panels.Q8_0, 33, 64, seed=6), inputs_of(panels.Q8_0, 300, 64, seed=7)
-    expected = panels.product(panels.Q8_0, weights, inputs)
+    weights, inputs = weights_of(packed_matmul.Q8_0, 33, 64, seed=6), inputs_of(packed_matmul.Q8_0, 300, 64, seed=7)
+    expected = packed_matmul.product(packed_matmul.Q8_0, weights, inputs)
     for of in HERE:
-        assert np.array_equal(product(of, panels.Q8_0, weights, inputs), expected)
+        assert np.array_equal(product(of, packed_matmul.Q8_0, weights, inputs), expected)
 
 
 def test_what_is_not_here_is_refused() -> None:
     out, nothing = ffi.new("float[1]"), ffi.new("uint8_t[64]")
-    assert lib.rs_panels_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG  # F32 is not laid out
-    assert lib.rs_panels_product(out, nothing, b"neon", panels.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
-    assert not lib.rs_panels_takes(0) and all(lib.rs_panels_takes(kind) for kind in panels.KINDS)
+    assert lib.rs_matmul_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG  # F32 is not laid out
+    assert lib.rs_matmul_product(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)

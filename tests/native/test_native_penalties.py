@@ -1,4 +1,4 @@
-"""native/penalties.c against refspec/penalties.py, bit for bit."""
+"""native/penalties.c against refspec/reference/penalties.py, bit for bit."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refspec import native
 from refspec.native.penalties import Penalizer
-from refspec.penalties import Penalties, penalize
+from refspec.reference.penalties import Penalties, penalize
 
 pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 V = 6

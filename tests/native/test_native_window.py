@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refspec import native
-from refspec.windows.account import CAREFUL, Account
-from refspec.windows.costs import Costs
-from refspec.windows.stakes import KEEP
-from refspec.windows.window import Window
+from refspec.adaptive.budget import CAREFUL, Account
+from refspec.adaptive.costs import Costs
+from refspec.adaptive.policy import Window
+from refspec.adaptive.probe import KEEP
 
 pytestmark = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 

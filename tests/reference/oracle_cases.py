@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
+from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle
 
 ROOT = Path(__file__).parent.parent / "vectors" / "oracles"
 CASES = sorted(p.name for p in ROOT.iterdir() if p.is_dir())

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from refspec.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle, weight_shapes
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Residual, RopeStyle, weight_shapes
+from refspec.reference.eagle3 import Eagle3Drafter
 
 SWITCHES = list(product(FeatureNorm, Feedback, Residual))
 EVERYTHING_ON = dict(feature_norm="per_state", feedback="post_norm", residual="normed", qk_norm=True)

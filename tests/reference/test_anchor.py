@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from small_drafters import EVERYTHING_ON, small_config, small_drafter, small_rows, small_weights
 
-from refspec import native, ops
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.eagle3_forward import Anchor, anchored
+from refspec import native
 from refspec.errors import UsageError
+from refspec.reference import ops
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_forward import Anchor, anchored
 
 TRUE, DEPTH = 6, 5
 

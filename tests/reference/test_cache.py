@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refspec.cache import KVCache, RowBuffer
 from refspec.errors import ShapeError
+from refspec.reference.cache import KVCache, RowBuffer
 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 90)), max_size=12)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_drafters import SWITCHES, small_config, small_weights
 
-from refspec.config import FeatureNorm, Feedback, RopeStyle, check_weights, weight_shapes
 from refspec.errors import CheckpointError, RefspecError, ShapeError
+from refspec.reference.config import FeatureNorm, Feedback, RopeStyle, check_weights, weight_shapes
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from small_drafters import (
     small_weights,
 )
 
-from refspec import ops
-from refspec.config import BIASED, DrafterConfig, RopeStyle
-from refspec.drafters.eagle3 import Eagle3Drafter, Rows
 from refspec.errors import ShapeError
-from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.reference import ops
+from refspec.reference.config import BIASED, DrafterConfig, RopeStyle
+from refspec.reference.eagle3 import Eagle3Drafter, Rows
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 
 def chain(drafter: Eagle3Drafter, tokens: np.ndarray, state: np.ndarray) -> list[Rows]:

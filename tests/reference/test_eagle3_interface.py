@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from small_drafters import EVERYTHING_ON, assert_same_state, small_config, small_drafter, small_rows, small_weights
 
-from refspec import ops
-from refspec.config import FeatureNorm, Feedback, Residual
-from refspec.drafters.base import Drafter, Ops, RowRecord, magnitude
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec.decoding.drafter import Drafter
 from refspec.errors import CheckpointError, RefspecError, ShapeError, UsageError
-from refspec.sampling import Sampler
+from refspec.reference import ops
+from refspec.reference.config import FeatureNorm, Feedback, Residual
+from refspec.reference.draft import Ops, RowRecord, magnitude
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.sampling import Sampler
 
 
 def states_by_depth(seed: int, depth: int, **switches: Any) -> tuple[np.ndarray, Eagle3Drafter]:

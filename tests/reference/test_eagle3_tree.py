@@ -17,13 +17,14 @@ from small_drafters import (
     small_weights,
 )
 
-from refspec import native, ops
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.eagle3_tree import forward_tree
+from refspec import native
 from refspec.errors import UsageError
-from refspec.sampling import Sampler, p_target
-from refspec.trees.tree import ROOT, Tree, TreeShape
-from refspec.trees.tree_verify import without
+from refspec.reference import ops
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_tree import forward_tree
+from refspec.reference.sampling import Sampler, p_target
+from refspec.reference.tree import ROOT, Tree, TreeShape
+from refspec.reference.tree_verify import without
 
 N = 6
 PARENTS = np.array([-1, -1, 0, 0, 1, 2, 2, 4, 5])

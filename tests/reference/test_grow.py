@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_drafters import EVERYTHING_ON, small_config, small_drafter, small_rows, small_weights
 
-from refspec.drafters.eagle3 import Eagle3Drafter
-from refspec.drafters.eagle3_forward import resized
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_forward import resized
 
 PRE = dict(feature_norm="none", feedback="pre_norm", residual="raw")
 TRUE, DEPTH = 6, 5

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refspec import ops
+from refspec.reference import ops
 
 SEEDS = st.integers(0, 2**32 - 1)
 WIDTHS = st.integers(1, 70)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from oracle_cases import CASES, load_case
 
-from refspec import native, ops
-from refspec.config import FeatureNorm, Feedback, Residual
-from refspec.drafters.base import Ops
-from refspec.drafters.eagle3 import Eagle3Drafter
+from refspec import native
+from refspec.reference import ops
+from refspec.reference.config import FeatureNorm, Feedback, Residual
+from refspec.reference.draft import Ops
+from refspec.reference.eagle3 import Eagle3Drafter
 
 ATOL = 5e-5
 

@@ -8,16 +8,16 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from packed_rows import inputs_of, weights_of
 
-from refspec import panels
 from refspec.errors import ShapeError
+from refspec.reference import packed_matmul
 
-QUANTIZED = [kind for kind in panels.KINDS if kind != panels.F16]
+QUANTIZED = [kind for kind in packed_matmul.KINDS if kind != packed_matmul.F16]
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_codes_scales_and_minima_are_those_of_the_gguf_package(kind: int) -> None:
     raw = weights_of(kind, 5, 3, seed=1)
-    found = panels.unpack(kind, raw.reshape(5, 3, -1))
+    found = packed_matmul.unpack(kind, raw.reshape(5, 3, -1))
     values = found.d[..., None, None] * found.scales[..., None] * found.codes
     if found.dmin is not None and found.mins is not None:
         values = values - (found.dmin[..., None] * found.mins)[..., None]
@@ -25,28 +25,28 @@ def test_codes_scales_and_minima_are_those_of_the_gguf_package(kind: int) -> Non
     assert np.abs(values.reshape(5, -1) - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", panels.KINDS)
+@pytest.mark.parametrize("kind", packed_matmul.KINDS)
 def test_a_product_is_that_of_the_unpacked_numbers(kind: int) -> None:
     raw, given = weights_of(kind, 7, 4, seed=2), inputs_of(kind, 3, 4, seed=3)
-    if kind == panels.F16:
+    if kind == packed_matmul.F16:
         w, x = raw.view(np.float16).astype(np.float64), given.view(np.float16).astype(np.float64)
     else:
-        at = 2 if panels.KINDS[kind][2] == 8 else 4
+        at = 2 if packed_matmul.KINDS[kind][2] == 8 else 4
         blocks = given.reshape(3, 4, -1)
         d = np.ascontiguousarray(blocks[..., :at]).view(np.float16 if at == 2 else np.float32).astype(np.float64)
-        w, x = dequantize(raw, GGMLQuantizationType(kind)).astype(np.float64), (d * blocks[..., at : at + panels.KINDS[kind][0]].view(np.int8)).reshape(3, -1)
+        w, x = dequantize(raw, GGMLQuantizationType(kind)).astype(np.float64), (d * blocks[..., at : at + packed_matmul.KINDS[kind][0]].view(np.int8)).reshape(3, -1)
     exact = x @ w.T
-    assert np.abs(panels.product(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
+    assert np.abs(packed_matmul.product(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
 
 
-@pytest.mark.parametrize("kind", panels.KINDS)
+@pytest.mark.parametrize("kind", packed_matmul.KINDS)
 def test_a_row_has_the_bits_it_has_alone(kind: int) -> None:
     raw, given = weights_of(kind, 6, 2, seed=4), inputs_of(kind, 5, 2, seed=5)
-    together = panels.product(kind, raw, given)
+    together = packed_matmul.product(kind, raw, given)
     for r in range(5):
-        assert np.array_equal(panels.product(kind, raw, given[r : r + 1])[0], together[r])
+        assert np.array_equal(packed_matmul.product(kind, raw, given[r : r + 1])[0], together[r])
 
 
 def test_rows_of_different_widths_are_refused() -> None:
     with pytest.raises(ShapeError, match="not of one width"):
-        panels.product(panels.Q8_0, weights_of(panels.Q8_0, 2, 3, seed=0), inputs_of(panels.Q8_0, 2, 2, seed=0))
+        packed_matmul.product(packed_matmul.Q8_0, weights_of(packed_matmul.Q8_0, 2, 3, seed=0), inputs_of(packed_matmul.Q8_0, 2, 2, seed=0))

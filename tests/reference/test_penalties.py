@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refspec.errors import UsageError
-from refspec.penalties import LARGEST, Penalties, common_beginnings, continuations, penalize
+from refspec.reference.penalties import LARGEST, Penalties, common_beginnings, continuations, penalize
 
 texts = st.lists(st.integers(0, 3), max_size=40)
 

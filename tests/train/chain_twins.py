@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refspec.config import DrafterConfig, Weights
 from refspec.convert.export import split_rows
-from refspec.drafters.base import Draft
+from refspec.reference.config import DrafterConfig, Weights
+from refspec.reference.draft import Draft
 from refspec.train.drafter import ChainStep, Eagle3, TrainedDrafter
 from refspec.train.model import document_mask
 

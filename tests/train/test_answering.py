@@ -13,9 +13,9 @@ pytest.importorskip("tqdm", reason="training needs the `train` extra (tqdm)")
 from click.testing import CliRunner  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
+from refspec.decoding.requests import Request  # noqa: E402
 from refspec.errors import ShapeError, UsageError  # noqa: E402
-from refspec.targets.parallel import choose  # noqa: E402
-from refspec.targets.requests import Request  # noqa: E402
+from refspec.llama.parallel_target import choose  # noqa: E402
 from refspec.train import precision  # noqa: E402
 from refspec.train.answering import TorchAnswers, draw  # noqa: E402
 from refspec.train.data import prepare  # noqa: E402

@@ -13,12 +13,12 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 load_file = pytest.importorskip("safetensors.numpy", reason="training needs the `train` extra (safetensors)").load_file
 
 from click.testing import CliRunner  # noqa: E402
+from lab.average import average  # noqa: E402
 from toy_training import CONFIG  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
-from refspec.formats.gguf_io import read_gguf_header  # noqa: E402
-from refspec.train.average import average  # noqa: E402
+from refspec.gguf.io import read_gguf_header  # noqa: E402
 from refspec.train.data import prepare  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 

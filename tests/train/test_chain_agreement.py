@@ -11,18 +11,19 @@ torch = pytest.importorskip("torch", reason="training needs the `train` extra (t
 
 from chain_twins import TorchDrafter, argmax, forced_chain, tiny, torch_twin  # noqa: E402
 
-from refspec import embedded, ops  # noqa: E402
-from refspec.api import Session  # noqa: E402
-from refspec.config import Feedback  # noqa: E402
-from refspec.drafters.base import magnitude  # noqa: E402
-from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
-from refspec.drafters.llama import LlamaEagle3Drafter  # noqa: E402
-from refspec.formats.gguf_io import read_drafter  # noqa: E402
-from refspec.measure import acceptance  # noqa: E402
-from refspec.measure.drift import record, select  # noqa: E402
-from refspec.measure.drift_models import load_pairs  # noqa: E402
-from refspec.sampling import Sampler  # noqa: E402
-from refspec.targets.llama import LlamaTarget  # noqa: E402
+from refspec import embedded  # noqa: E402
+from refspec.evaluate import acceptance  # noqa: E402
+from refspec.evaluate.drift import record, select  # noqa: E402
+from refspec.evaluate.drift_models import load_pairs  # noqa: E402
+from refspec.gguf.io import read_drafter  # noqa: E402
+from refspec.llama.eagle3 import LlamaEagle3Drafter  # noqa: E402
+from refspec.llama.target import LlamaTarget  # noqa: E402
+from refspec.reference import ops  # noqa: E402
+from refspec.reference.config import Feedback  # noqa: E402
+from refspec.reference.draft import magnitude  # noqa: E402
+from refspec.reference.eagle3 import Eagle3Drafter  # noqa: E402
+from refspec.reference.sampling import Sampler  # noqa: E402
+from refspec.session import Session  # noqa: E402
 
 DEPTH = 8
 SWITCHES = list(itertools.product(("none", "concat", "per_state"), ("pre_norm", "post_norm"), ("raw", "normed")))

@@ -12,14 +12,15 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 
 from click.testing import CliRunner  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from lab import grid  # noqa: E402
+from lab.plan import read_plan  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.errors import UsageError  # noqa: E402
-from refspec.formats.gguf_io import read_drafter  # noqa: E402
-from refspec.train import grid, precision  # noqa: E402
+from refspec.gguf.io import read_drafter  # noqa: E402
+from refspec.train import precision  # noqa: E402
 from refspec.train.drafter_loss import chain_losses  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402
-from refspec.train.plan import read_plan  # noqa: E402
 
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm"}
 TOY = {
@@ -212,7 +213,8 @@ def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
 
 
 def test_records_of_another_training_are_not_mixed(tmp_path, data, target_run):
-    from refspec.cli.findings import _copy_job
+    from lab.cli_findings import _copy_job
+
     from refspec.errors import CheckpointError
 
     made, kept = tmp_path / "grid", tmp_path / "records"

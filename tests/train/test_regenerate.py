@@ -18,8 +18,8 @@ from toy_training import CONFIG  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.errors import CheckpointError, ShapeError, UsageError  # noqa: E402
-from refspec.measure.journal import Journal  # noqa: E402
-from refspec.penalties import Penalties  # noqa: E402
+from refspec.evaluate.journal import Journal  # noqa: E402
+from refspec.reference.penalties import Penalties  # noqa: E402
 from refspec.train.data import Batches  # noqa: E402
 from refspec.train.drafters import drafter_for, train_drafters  # noqa: E402
 from refspec.train.packing import WholeDocuments  # noqa: E402

@@ -11,10 +11,10 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
 from click.testing import CliRunner
+from lab.repetition import SPAN, answers, measure, read_packed, repeats
 
 from refspec.cli import main
 from refspec.errors import UsageError
-from refspec.measure.repetition import SPAN, answers, measure, read_packed, repeats
 from refspec.train.tokenizer import TURN_END, load_tokenizer
 
 

@@ -11,11 +11,11 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
 from click.testing import CliRunner
+from lab.sound import sound
 
 from refspec.cli import main
 from refspec.errors import UsageError
 from refspec.train.data import encode_conversation
-from refspec.train.sound import sound
 from refspec.train.tokenizer import TURN_END, load_tokenizer
 
 LOOP = "the cat sees a tree the dog runs home the cat sees "

@@ -18,9 +18,9 @@ from toy_training import CONFIG, STEPS  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.convert.files import read_tensors  # noqa: E402
-from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
-from refspec.formats.gguf_io import read_drafter  # noqa: E402
+from refspec.gguf.io import read_drafter  # noqa: E402
+from refspec.reference.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.train import loop, precision  # noqa: E402
 from refspec.train.data import Batches, encode_conversation, prepare, render_pieces  # noqa: E402
 from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa: E402

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
-from refspec.config import DrafterConfig, RopeStyle  # noqa: E402
-from refspec.drafters.eagle3 import Eagle3Drafter  # noqa: E402
+from refspec.reference.config import DrafterConfig, RopeStyle  # noqa: E402
+from refspec.reference.eagle3 import Eagle3Drafter  # noqa: E402
 from refspec.train.drafter import Eagle3, TrainedDrafter  # noqa: E402
 from refspec.train.model import document_mask  # noqa: E402
 

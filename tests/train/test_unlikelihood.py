@@ -12,17 +12,17 @@ pytest.importorskip("tokenizers", reason="training needs the `train` extra (toke
 pytest.importorskip("safetensors", reason="training needs the `train` extra (safetensors)")
 
 from click.testing import CliRunner  # noqa: E402
+from lab.repetition import repeats  # noqa: E402
+from lab.unlikelihood import OwnRepeats, unlikelihood  # noqa: E402
 from toy_training import CONFIG  # noqa: E402
 
 from refspec.cli import main  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
-from refspec.measure.repetition import repeats  # noqa: E402
 from refspec.train.data import encode_conversation  # noqa: E402
 from refspec.train.model import document_mask  # noqa: E402
 from refspec.train.packing import WholeDocuments  # noqa: E402
 from refspec.train.target import load_target, train_target  # noqa: E402
 from refspec.train.tokenizer import BOS, load_tokenizer  # noqa: E402
-from refspec.train.unlikelihood import OwnRepeats, unlikelihood  # noqa: E402
 
 LOOP = "the cat sees a tree. " * 14
 

@@ -11,12 +11,12 @@ from tree_backends import BAD_TREE, EXTENSION, NUMPY, TreeBackend
 from tree_steps import fixed_trees, made
 from verify_backends import BAD_LAW, BAD_TOKEN, NOT_FINITE, CError
 
-from refspec import native, ops
+from refspec import native
 from refspec.errors import BackendError, RefspecError, ShapeError
-from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.trees import tree_grow
-from refspec.trees.tree import ROOT, Tree
-from refspec.trees.tree_verify import without
+from refspec.reference import ops, tree_grow
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
+from refspec.reference.tree import ROOT, Tree
+from refspec.reference.tree_verify import without
 
 many = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 Case = tuple[np.ndarray, Sampler, np.random.Generator]

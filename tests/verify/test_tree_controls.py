@@ -11,10 +11,10 @@ from verify_enumeration import Law, Tokens, path_law
 from verify_steps import LOSSLESS, LOSSY, variation
 from verify_toys import ToyDrafter, ToyModel
 
-from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.trees.tree import ROOT, Tree
-from refspec.trees.tree_verify import TreeVerdict, verify_tree_rejection, without
-from refspec.verify import residual
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
+from refspec.reference.tree import ROOT, Tree
+from refspec.reference.tree_verify import TreeVerdict, verify_tree_rejection, without
+from refspec.reference.verify import residual
 
 TARGET = ToyModel(3, 1, 1.0, False, False)
 DRAFTER = ToyDrafter(ToyModel(3, 101, 1.0, False, False), 3)

@@ -22,11 +22,11 @@ from verify_enumeration import Law, Tokens, continued, path_law, total_variation
 from verify_steps import LOSSLESS, targets_law, variation
 from verify_toys import ToyDrafter, ToyModel, drafters, models, samplers
 
-from refspec.sampling import Sampler, coins, p_target
-from refspec.trees.tree import ROOT, Tree, TreeShape, chain
-from refspec.trees.tree_grow import grow_sampled
-from refspec.trees.tree_verify import TreeVerdict
-from refspec.verify import verify_deterministic, verify_rejection
+from refspec.reference.sampling import Sampler, coins, p_target
+from refspec.reference.tree import ROOT, Tree, TreeShape, chain
+from refspec.reference.tree_grow import grow_sampled
+from refspec.reference.tree_verify import TreeVerdict
+from refspec.reference.verify import verify_deterministic, verify_rejection
 
 few = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 fewer = settings(few, max_examples=15)

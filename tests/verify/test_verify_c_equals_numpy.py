@@ -1,4 +1,4 @@
-"""C returns the bits of refspec.sampling and refspec.verify: probabilities (0 ulp) and decisions."""
+"""C returns the bits of refspec.reference.sampling and refspec.reference.verify: probabilities (0 ulp) and decisions."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from verify_backends import BAD_COIN, BAD_LAW, BAD_TOKEN, EXTENSION, NOT_FINITE, NUMPY, Backend, CError
 
-from refspec import sampling
 from refspec.errors import BackendError, RefspecError, UsageError
-from refspec.sampling import Sampler
+from refspec.reference import sampling
+from refspec.reference.sampling import Sampler
 
 many = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

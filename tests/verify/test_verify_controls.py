@@ -9,8 +9,8 @@ from verify_enumeration import Law, Tokens, path_law, total_variation
 from verify_steps import LOSSLESS, LOSSY, checked, rejection_step, step_rows, variation
 from verify_toys import ToyDrafter, ToyModel
 
-from refspec.sampling import Sampler, invert_cdf, p_target
-from refspec.verify import Verdict, residual, verify_rejection
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
+from refspec.reference.verify import Verdict, residual, verify_rejection
 
 TARGET = ToyModel(3, 1, 1.0, False, False)
 DRAFTER = ToyDrafter(ToyModel(3, 2, 1.0, False, False), 3)

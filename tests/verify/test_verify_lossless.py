@@ -10,7 +10,7 @@ from verify_enumeration import Law, Tokens, cells, continued, path_law, total_va
 from verify_steps import LOSSLESS, match_step, rejection_step, targets_law, variation
 from verify_toys import ToyDrafter, ToyModel, drafters, models, samplers
 
-from refspec.sampling import Sampler, invert_cdf, p_target
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 # (vocabulary, draft length) of the rejection rule: V^k drafts are followed, so the dear pair (4, 3) stands alone below
 SIZES = [(3, 2), (2, 1), (2, 2), (2, 3), (3, 1), (4, 1), (4, 2), (3, 3), (2, 0)]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from verify_backends import Backend
 from verify_toys import ToyModel, models, samplers
 
-from refspec.sampling import Sampler, coins
+from refspec.reference.sampling import Sampler, coins
 
 Tokens = tuple[int, ...]
 

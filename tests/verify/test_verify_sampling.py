@@ -1,4 +1,4 @@
-"""The pieces of refspec.sampling one by one: settings, the order of the filters, ties, exp, and coins."""
+"""The pieces of refspec.reference.sampling one by one: settings, the order of the filters, ties, exp, and coins."""
 
 import math
 from typing import Any
@@ -8,8 +8,8 @@ import pytest
 from verify_backends import Backend
 
 from refspec.errors import ShapeError, UsageError
-from refspec.sampling import DRAFT, Sampler, coin, coins, exp_nonpositive, p_target
-from refspec.verify import verify_deterministic, verify_rejection
+from refspec.reference.sampling import DRAFT, Sampler, coin, coins, exp_nonpositive, p_target
+from refspec.reference.verify import verify_deterministic, verify_rejection
 
 
 def log(p: list[float]) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 from verify_backends import SOURCES, _address, _checked, _pointers, _sampler, compiler
 
 from refspec import native
-from refspec.sampling import Sampler
-from refspec.trees import tree_verify
-from refspec.trees.tree import Tree
-from refspec.trees.tree_verify import TreeVerdict
+from refspec.reference import tree_verify
+from refspec.reference.sampling import Sampler
+from refspec.reference.tree import Tree
+from refspec.reference.tree_verify import TreeVerdict
 
 BAD_TREE = -8
 

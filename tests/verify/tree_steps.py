@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from verify_enumeration import Law, Tokens, path_law
 from verify_toys import ToyDrafter, ToyModel
 
-from refspec.sampling import Sampler, p_target
-from refspec.trees.tree import ROOT, Tree
-from refspec.trees.tree_grow import draw_siblings
-from refspec.trees.tree_verify import TreeVerdict, without
-from refspec.verify import residual
+from refspec.reference.sampling import Sampler, p_target
+from refspec.reference.tree import ROOT, Tree
+from refspec.reference.tree_grow import draw_siblings
+from refspec.reference.tree_verify import TreeVerdict, without
+from refspec.reference.verify import residual
 
 Draw = Callable[[np.ndarray], int]
 Counts = Callable[[Tokens], int]

@@ -1,6 +1,6 @@
 """The implementations under test behind one set of names.
 
-`numpy` is refspec.sampling and refspec.verify. `c` is native/sampling.c compiled here (with ops.c) into a temporary directory
+`numpy` is refspec.reference.sampling and refspec.reference.verify. `c` is native/sampling.c compiled here (with ops.c) into a temporary directory
 and loaded with ctypes: it needs a C compiler but no extension, and shows status codes (`CError`) that the extension
 turns into Python errors. `extension` is refspec.native when the C module is built, as users run it.
 """
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from refspec import native, sampling, verify
-from refspec.verify import Verdict
+from refspec import native
+from refspec.reference import sampling, verify
+from refspec.reference.verify import Verdict
 
 SOURCES = Path(__file__).resolve().parents[2] / "native"
 BAD_TOKEN, NOT_FINITE, BAD_LAW, BAD_COIN = -1, -4, -6, -7

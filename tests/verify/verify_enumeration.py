@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from hypothesis import assume, currently_in_test_context
 
-from refspec.sampling import Sampler
+from refspec.reference.sampling import Sampler
 
 LATTICE = 2**53
 LAST = (LATTICE - 1) / LATTICE

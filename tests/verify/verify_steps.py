@@ -9,8 +9,8 @@ import numpy as np
 from verify_enumeration import Law, Tokens, law_by_definition, path_law, sequence_law, total_variation
 from verify_toys import ToyDrafter, ToyModel
 
-from refspec.sampling import Sampler, p_target
-from refspec.verify import Verdict, residual
+from refspec.reference.sampling import Sampler, p_target
+from refspec.reference.verify import Verdict, residual
 
 LOSSLESS = 1e-12  # float64 rounding of p, q and the oracle; the enumeration itself is exact
 LOSSY = 0.01  # what a wrong rule must exceed to count as caught

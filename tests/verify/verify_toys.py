@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from refspec.sampling import Sampler
+from refspec.reference.sampling import Sampler
 
 Tokens = tuple[int, ...]
 

@@ -1,0 +1,209 @@
+"""What a model is: a target or a drafter, every normalization flag in words, and what will run it.
+
+Reads headers (and the d2t table), never the large tensors. `describe` gives the dictionary behind --json, `lines` the
+text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refspec.convert.inspect_checkpoint import describe_directory
+from refspec.convert.inspect_words import runs_in, switches
+from refspec.errors import CheckpointError
+from refspec.gguf import drafter_meta as meta
+from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
+from refspec.gguf.recommended_sampling import recommended
+from refspec.gguf.target_checks import STAGED_ARCHS
+from refspec.reference.config import DrafterConfig
+
+
+def describe(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model.
+
+    `path` is a GGUF or a checkpoint directory; `target` supplies what a drafter's directory leaves to its target.
+    """
+    if Path(path).is_dir():
+        return describe_directory(path, target)
+    info = read_gguf_header(path)
+    common = {
+        "file": str(path),
+        "kind": "drafter" if info.arch in meta.ARCHS else "target",
+        "architecture": info.arch,
+        "name": info.metadata.get("general.name"),
+        "bytes": info.file_size,
+        "parameters": sum(int(np.prod(t.shape)) for t in info.tensors.values() if t.type != "I64"),
+        "weights": _weights(info),
+        "tokenizer": _tokenizer(info),
+    }
+    return common | (_drafter(info) if info.arch in meta.ARCHS else _target(info))
+
+
+def _weights(info: GgufInfo) -> dict[str, Any]:
+    """Which types the matrices have: the type holding most weights, and the count of tensors of each."""
+    size: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    for t in info.tensors.values():
+        count[t.type] += 1
+        if len(t.shape) > 1:
+            size[t.type] += int(np.prod(t.shape))
+    return {"mostly": size.most_common(1)[0][0] if size else None, "tensors": dict(count.most_common())}
+
+
+def _tokenizer(info: GgufInfo) -> dict[str, Any]:
+    m = info.metadata
+    tokens = m.get("tokenizer.ggml.tokens") or []
+
+    def token(key: str) -> dict[str, Any] | None:
+        i = m.get(f"tokenizer.ggml.{key}_token_id")
+        if type(i) is not int:
+            return None
+        return {"id": i, "text": tokens[i] if i < len(tokens) else None}
+
+    return {
+        "model": m.get("tokenizer.ggml.model"),
+        "pre": m.get("tokenizer.ggml.pre"),
+        "tokens": len(tokens),
+        "bos": token("bos"),
+        "eos": token("eos"),
+        "eot": token("eot"),
+        "add_bos": m.get("tokenizer.ggml.add_bos_token"),
+        "chat_template": isinstance(m.get("tokenizer.chat_template"), str),
+    }
+
+
+def _target(info: GgufInfo) -> dict[str, Any]:
+    m, a = info.metadata, info.arch
+    hidden, heads = m.get(f"{a}.embedding_length"), m.get(f"{a}.attention.head_count")
+    head_dim = m.get(f"{a}.attention.key_length")
+    if head_dim is None and type(hidden) is int and type(heads) is int and heads:
+        head_dim = hidden // heads
+    embd = info.tensors.get("token_embd.weight")
+    n_layer = m.get(f"{a}.block_count")
+    warnings = (
+        [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
+    )
+    if embd is None:
+        warnings.append("no token embedding: not a text model llama.cpp can run alone")
+    return {
+        "sizes": {
+            "layers": n_layer, "hidden": hidden, "heads": heads, "kv_heads": m.get(f"{a}.attention.head_count_kv", heads),
+            "head_dim": head_dim, "feed_forward": m.get(f"{a}.feed_forward_length"),
+            "vocabulary": embd.shape[0] if embd is not None else m.get(f"{a}.vocab_size"),
+            "context": m.get(f"{a}.context_length"),
+        },
+        "recommended_sampling": str(recommended(info.metadata, str(info.path))) or None,
+        "tied_head": "output.weight" not in info.tensors,
+        "default_capture_layers": [2, n_layer // 2, n_layer - 3] if type(n_layer) is int and n_layer > 5 else None,
+        "hidden_states": "staged layer inputs" if a in STAGED_ARCHS else "evaluation callback",
+        "runs_in": ["refspec (as target, -m)", "stock llama.cpp"],
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def _source(info: GgufInfo, name: str) -> str:
+    said = info.metadata.get(f"refspec.provenance.{name}")
+    if isinstance(said, str):
+        return said.split("; ", 1)[-1]
+    if name in ("qk_norm", "biases"):
+        return "tensors"
+    return f"metadata refspec.{name}" if f"refspec.{name}" in info.metadata else "llama.cpp's eagle3 architecture"
+
+
+def _drafter(info: GgufInfo) -> dict[str, Any]:
+    config = meta.from_metadata(info)
+    meta.fc_norm_values(info, config)  # says so here if they are missing
+    reasons = meta.stock_reasons(config)
+    warnings = []
+    if info.metadata.get("tokenizer.ggml.model", "none") == "none":
+        warnings.append("no tokenizer inside: that it fits a target can be told by width and vocabulary size only")
+    if reasons and info.arch == meta.STOCK_ARCH:
+        warnings.append("its architecture name says stock llama.cpp runs it, but it would compute something else")
+    unused = [t for t in info.tensors if meta.weights_name(t) is None]
+    warnings += [f"tensor {t} is present and never applied" for t in unused]
+    if not config.uses_output_norm and meta.TENSORS["output_norm"] in info.tensors:
+        warnings.append("output_norm is present and never applied: head_norm = no and pre-norm feedback")
+    return {
+        "sizes": {
+            "hidden": config.hidden_size, "target_hidden": config.target_hidden_size, "heads": config.n_heads,
+            "kv_heads": config.n_kv_heads, "head_dim": config.head_dim, "feed_forward": config.intermediate_size,
+            "vocabulary": config.vocab_size, "context": config.context_length,
+        },
+        "capture_layers": list(config.capture_layers),
+        "draft_vocabulary": _coverage(info, config),
+        "flags": switches(config, lambda name: _source(info, name)),
+        "provenance": {k.removeprefix("refspec.provenance."): v for k, v in info.metadata.items()
+                       if k.startswith("refspec.provenance.")},
+        "taken_from_target": [n for n in meta.SHARED if meta.TENSORS[n] not in info.tensors],
+        "runs_in": runs_in(config),
+        "not_stock_because": reasons,
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def _coverage(info: GgufInfo, config: DrafterConfig) -> dict[str, Any]:
+    d, v = config.draft_vocab_size, config.vocab_size
+    out: dict[str, Any] = {"tokens": d, "of": v, "share": d / v}
+    if "d2t" in info.tensors:
+        ids = read_tensor(info, "d2t")
+        if ids.dtype.kind != "i" or ids.min() < 0 or ids.max() >= v or len(np.unique(ids)) != len(ids):
+            raise CheckpointError(f"{info.path}: d2t does not hold {d} different token ids below {v}; convert it again")
+        out |= {"lowest_id": int(ids.min()), "highest_id": int(ids.max())}
+    return out
+
+
+def _sizes_text(sizes: dict[str, Any]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items() if v is not None)
+
+
+def _from(about: dict[str, Any], name: str) -> str:
+    _, _, source = str(about["provenance"].get(name, "")).partition("; ")
+    return f" [{source}]" if source else ""
+
+
+def lines(about: dict[str, Any]) -> list[str]:
+    """The text `refspec inspect` prints, one fact per line, from the dictionary of `describe`."""
+    w, t = about["weights"], about["tokenizer"]
+    kinds = ", ".join(f"{n} {kind}" for kind, n in w["tensors"].items())
+    out = [
+        f"{about['file']}: {about['kind']}, architecture {about['architecture']}"
+        + (f", name {about['name']}" if about["name"] else ""),
+        f"  size             {about['bytes'] / 1e6:.2f} MB, {about['parameters'] / 1e6:.2f} M parameters",
+        f"  weights          mostly {w['mostly']} ({kinds} tensors)",
+        f"  sizes            {_sizes_text(about['sizes'])}",
+    ]
+    if t["model"] in (None, "none"):
+        out.append("  tokenizer        none")
+    else:
+        ends = ", ".join(f"{k} {t[k]['id']} {t[k]['text']!r}" for k in ("bos", "eos", "eot") if t[k])
+        pre = f" ({t['pre']})" if t["pre"] else ""
+        told = f", {ends}, BOS added: {t['add_bos']}" if ends else ""
+        out.append(f"  tokenizer        {t['model']}{pre}, {t['tokens']} tokens{told}")
+    if about["kind"] == "target":
+        out.append(f"  chat template    {'yes' if t['chat_template'] else 'no'}")
+        out.append(f"  output head      {'tied to the embedding' if about['tied_head'] else 'own'}")
+        out.append(f"  hidden states    by {about['hidden_states']}")
+        if about.get("recommended_sampling"):
+            out.append(f"  recommends       {about['recommended_sampling']} (refspec generate --recommended)")
+    else:
+        bounds = ", ".join("embeddings" if b == 0 else f"{b} (entering layer {b})" for b in about["capture_layers"])
+        d = about["draft_vocabulary"]
+        ids = f", ids {d['lowest_id']}..{d['highest_id']}" if "lowest_id" in d else ""
+        out.append(f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}")
+        for name in ("layout", "rope", "stock"):
+            if said := about["provenance"].get(name):
+                out.append(f"  {name:<16} {said.split('; ', 1)[0]}{_from(about, name)}")
+        out.append(f"  draft tokens     {d['tokens']} of {d['of']} ({100 * d['share']:.1f} %){ids}")
+        for name, f in about["flags"].items():
+            value = {True: "yes", False: "no"}.get(f["value"], f["value"])
+            out.append(f"  {name:<16} {value}: {f['meaning']} [{f['source']}]")
+        if about["taken_from_target"]:
+            out.append(f"  from the target  {', '.join(about['taken_from_target'])}")
+    out.append(f"  runs in          {', '.join(about['runs_in'])}")
+    out += [f"  not stock        stock llama.cpp: {reason}" for reason in about.get("not_stock_because", [])]
+    return out + [f"  warning          {warning}" for warning in about["warnings"]]

@@ -1,0 +1,187 @@
+"""What a checkpoint directory is, in the dictionary `inspect.describe` makes of a GGUF: the same facts, the same text.
+
+The importer decides, so what is shown here is what `refspec convert` would do. Where it refuses, because a flag can be
+read in two ways, that flag is shown as undecided with the importer's reason and the override to give.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refspec.convert.eagle3 import Opened, open_checkpoint
+from refspec.convert.files import read_tensors
+from refspec.convert.inspect_words import runs_in, switches
+from refspec.convert.report import Report
+from refspec.convert.safetensors_io import StoredTensor, read_json
+from refspec.errors import CheckpointError
+from refspec.gguf import drafter_meta as meta
+from refspec.reference.config import DrafterConfig
+
+# override -> values to go on with while it is undecided; the first the importer takes
+_TRIALS: dict[str, tuple[Any, ...]] = {
+    "feature_norm": ("per_state", "concat", "none"), "feedback": ("pre_norm",), "residual": ("raw",),
+    "head_norm": (True,), "layer_ids": ((2, 3, 4), (2,), (2, 3), (2, 3, 4, 5), (2, 3, 4, 5, 6)), "d2t": ("offsets", "absolute"),
+    "rope_theta": (10000.0,),
+}  # fmt: skip
+_FLAG = {"layer_ids": "capture_layers", "rope_theta": "rope"}
+
+
+def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Everything `refspec inspect` prints of a checkpoint directory; `CheckpointError` if it is none.
+
+    `target` (GGUF or directory) supplies what a drafter leaves to it: the default captured layers, missing tensors.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: has no config.json, so it is no checkpoint; inspect a GGUF file or a model's directory")
+    config, stored = read_json(folder / "config.json"), read_tensors(folder)
+    drafter = any(name.removeprefix("model.") == "fc.weight" for name in stored)
+    architectures = config.get("architectures")
+    common = {
+        "file": str(folder),
+        "kind": "drafter" if drafter else "target",
+        "architecture": str(architectures[0]) if isinstance(architectures, list) and architectures else None,
+        "name": None,
+        "bytes": sum(file.stat().st_size for file in {t.path for t in stored.values()}),
+        "parameters": sum(_count(t) for t in stored.values() if t.dtype not in ("I64", "I32", "BOOL")),
+        "weights": _weights(stored),
+        "tokenizer": _tokenizer(folder, config),
+    }
+    return common | (_drafter(folder, target, stored) if drafter else _target(config, stored, common["tokenizer"]))
+
+
+def _count(tensor: StoredTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def _weights(stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    size: Counter[str] = Counter()
+    count: Counter[str] = Counter(t.dtype for t in stored.values())
+    for tensor in stored.values():
+        if len(tensor.shape) > 1:
+            size[tensor.dtype] += _count(tensor)
+    return {"mostly": size.most_common(1)[0][0] if size else None, "tensors": dict(count.most_common())}
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    none = {"model": None, "pre": None, "tokens": 0, "bos": None, "eos": None, "eot": None, "add_bos": None, "chat_template": False}
+    if not (folder / "tokenizer.json").is_file():
+        return none
+    from refspec.convert.tokenizer import chat_template
+
+    tokenizer = read_json(folder / "tokenizer.json")
+    model = tokenizer.get("model") if isinstance(tokenizer.get("model"), dict) else {}
+    vocab = model.get("vocab") if isinstance(model, dict) else {}
+    return none | {
+        "model": f"tokenizer.json, {model.get('type', 'BPE') if isinstance(model, dict) else '?'}",
+        "tokens": len(vocab) if isinstance(vocab, (dict, list)) else 0, "chat_template": chat_template(folder) is not None,
+    }  # fmt: skip
+
+
+def _target(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    from refspec.convert.target import ARCHITECTURES
+
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(inner, dict) or inner is config
+    hidden, heads, n = (inner.get(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    known = (config.get("architectures") or ["?"])[0] in ARCHITECTURES
+    warnings = [] if known else ["refspec convert reads Llama only; use llama.cpp's converter for this one"]
+    if not tokenizer["chat_template"]:
+        warnings.append("no chat template: use --raw, or prompts are sent as they are")
+    return {
+        "sizes": {
+            "layers": n, "hidden": hidden, "heads": heads, "kv_heads": inner.get("num_key_value_heads", heads),
+            "head_dim": inner.get("head_dim") or (hidden // heads if type(hidden) is int and type(heads) is int and heads else None),
+            "feed_forward": inner.get("intermediate_size"), "vocabulary": inner.get("vocab_size"),
+            "context": inner.get("max_position_embeddings"),
+        },
+        "tied_head": bool(config.get("tie_word_embeddings")) or not any(name.endswith("lm_head.weight") for name in stored),
+        "default_capture_layers": [2, n // 2, n - 3] if type(n) is int and n > 5 else None,
+        "hidden_states": "whatever runs it",
+        "runs_in": [*(["refspec and stock llama.cpp, after refspec convert"] if known else []), "vLLM, if it knows the architecture"],
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def _open(folder: Path, target: str | os.PathLike[str] | None) -> tuple[Opened, dict[str, str]]:
+    """The checkpoint as the importer reads it, and what it left undecided: override -> its reason."""
+    undecided: dict[str, str] = {}
+    trial: dict[str, Any] = {}
+    left: dict[str, list[Any]] = {name: list(values) for name, values in _TRIALS.items()}
+    while True:
+        try:
+            return open_checkpoint(folder, target, trial), undecided
+        except CheckpointError as error:
+            named = [n for n in re.findall(r"--([a-z]\w*(?:-\w+)*)", str(error)) if n.replace("-", "_") in left]
+            name = named[0].replace("-", "_") if named else next(iter(trial.keys() - {n for n in trial if not left[n]}), None)
+            if name is None or not left[name]:
+                raise
+            undecided.setdefault(name, " ".join(str(error).split()).removeprefix(f"{folder / 'config.json'}: "))
+            trial[name] = left[name].pop(0)
+
+
+def _drafter(folder: Path, target: str | os.PathLike[str] | None, stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    opened, undecided = _open(folder, target)
+    config, resolved = opened.config, opened.resolved
+    sources = {name: fact.source for name, fact in resolved.items()}
+    flags = switches(config, lambda name: sources.get(name, "config.json"))
+    for name, why in undecided.items():
+        if name in flags:
+            flags[name] = {"value": "undecided", "meaning": why, "source": f"give --{name.replace('_', '-')}"}
+    report = Report(folder, "", resolved=resolved)
+    told = {key.removeprefix("refspec.provenance."): said for key, said in report.provenance().items()}
+    reasons = meta.stock_reasons(config)
+    unsure = {"feature_norm", "feedback", "head_norm"} & undecided.keys()
+    return {
+        "sizes": _sizes(config),
+        "capture_layers": [] if "layer_ids" in undecided else list(config.capture_layers),
+        "draft_vocabulary": _coverage(config, opened.tensors.get("d2t")),
+        "flags": flags,
+        "provenance": {n: said for n, said in told.items() if n not in {_FLAG.get(u, u) for u in undecided}},
+        "taken_from_target": [n for n in meta.SHARED if n not in opened.tensors],
+        "runs_in": runs_in(config, "refspec convert", undecided=bool(unsure)),
+        "not_stock_because": [] if unsure else reasons,
+        "undecided": undecided,
+        "warnings": _warnings(config, stored, opened, undecided),
+    }  # fmt: skip
+
+
+def _sizes(c: DrafterConfig) -> dict[str, Any]:
+    return {
+        "hidden": c.hidden_size, "target_hidden": c.target_hidden_size, "heads": c.n_heads, "kv_heads": c.n_kv_heads,
+        "head_dim": c.head_dim, "feed_forward": c.intermediate_size, "vocabulary": c.vocab_size, "context": c.context_length,
+    }  # fmt: skip
+
+
+def _coverage(config: DrafterConfig, ids: Any) -> dict[str, Any]:
+    d, v = config.draft_vocab_size, config.vocab_size
+    out: dict[str, Any] = {"tokens": d, "of": v, "share": d / v}
+    if isinstance(ids, np.ndarray):
+        out |= {"lowest_id": int(ids.min()), "highest_id": int(ids.max())}
+    return out
+
+
+def _warnings(
+    config: DrafterConfig, stored: Mapping[str, StoredTensor], opened: Opened, undecided: Mapping[str, str]
+) -> list[str]:
+    out = [note for note in opened.notes if not note.startswith("no target given")]
+    if "feature_norm" in undecided:
+        norms = sorted(n for n in stored if n.removeprefix("model.").startswith(("fc_norm", "input_norm")))
+        if norms:
+            out.append(f"{', '.join(norms)}: present, but no flag applies them; a program that goes by the flags never does")
+    if not config.uses_output_norm and "output_norm" in opened.tensors:
+        out.append("norm.weight is present and never applied: head_norm = no and pre-norm feedback")
+    for name in ("layer_ids", "rope_theta", "d2t"):
+        if name in undecided:
+            out.append(f"undecided: {undecided[name]}")
+    trainer = opened.resolved["layout"].value
+    if config.feedback.value == "post_norm" and trainer != "speculators":
+        out.append("llama.cpp's own converter and SpecForge before its change #879 do not feed back the normed state")
+    return out

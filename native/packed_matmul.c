@@ -1,0 +1,322 @@
+/* packed_matmul.c: refspec/reference/packed_matmul.py: rows of weights laid out in panels, rows of inputs prepared for them, and their products.
+ *
+ * How llama.cpp comes to multiply with it is matmul_hook.c.
+ */
+#include "packed_matmul.h"
+
+#include <string.h>
+
+/* ---- the types ---------------------------------------------------------------------------------------------------- */
+
+static const panel_kind KINDS[] = {
+    {TYPE_F16, TYPE_F16, 1, 2, 2, sizeof(panel_f16), sizeof(float), 512},
+    {TYPE_Q4_0, TYPE_Q8_0, BLOCK, 18, 34, sizeof(panel_q4_0), sizeof(input_32), 32},
+    {TYPE_Q8_0, TYPE_Q8_0, BLOCK, 34, 34, sizeof(panel_q8_0), sizeof(input_32), 32},
+    {TYPE_Q4_K, TYPE_Q8_K, K_BLOCK, 144, 292, sizeof(panel_q4_k), sizeof(input_256), 4},
+    {TYPE_Q5_K, TYPE_Q8_K, K_BLOCK, 176, 292, sizeof(panel_q5_k), sizeof(input_256), 4},
+    {TYPE_Q6_K, TYPE_Q8_K, K_BLOCK, 210, 292, sizeof(panel_q6_k), sizeof(input_256), 4},
+};
+
+_Static_assert(512 * sizeof(float) <= PREPARED && 32 * sizeof(input_32) <= PREPARED && 4 * sizeof(input_256) <= PREPARED, "a stretch fits");
+
+const panel_kind *rs_panel_kind(int32_t type) {
+    for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++)
+        if (KINDS[i].type == type) return &KINDS[i];
+    return NULL;
+}
+
+RS_INLINE uint16_t read16(const uint8_t *p) {
+    uint16_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+RS_INLINE float half(uint16_t bits) { /* IEEE 754 binary16, every value exactly */
+    uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 1023u, out;
+    if (exponent == 31) out = sign | 0x7f800000u | fraction << 13;
+    else if (exponent) out = sign | (exponent + 112) << 23 | fraction << 13;
+    else {
+        float tiny = (float)fraction * 0x1p-24f;
+        memcpy(&out, &tiny, sizeof out);
+        out |= sign;
+    }
+    float x;
+    memcpy(&x, &out, sizeof x);
+    return x;
+}
+
+/* One block of a row: value = d * scale[g] * (codes - bias) - dmin * min[g] for the numbers of group g. */
+typedef struct block {
+    uint16_t d, dmin;
+    uint8_t codes[K_BLOCK];
+    int16_t scales[16], mins[8]; /* K types: of 16 numbers in Q6_K, of 32 in the others */
+} block;
+
+RS_INLINE void read_block(const panel_kind *k, const uint8_t *p, block *out) {
+    switch (k->type) {
+    case TYPE_Q8_0:
+        out->d = read16(p);
+        for (int i = 0; i < BLOCK; i++) out->codes[i] = p[2 + i] ^ 0x80;
+        break;
+    case TYPE_Q4_0:
+        out->d = read16(p);
+        for (int i = 0; i < 16; i++) {
+            out->codes[i] = p[2 + i] & 15;
+            out->codes[16 + i] = p[2 + i] >> 4;
+        }
+        break;
+    case TYPE_Q4_K:
+    case TYPE_Q5_K: {
+        const uint8_t *s = p + 4, *hi = p + 16, *lo = k->type == TYPE_Q5_K ? p + 48 : p + 16;
+        out->d = read16(p);
+        out->dmin = read16(p + 2);
+        for (int g = 0; g < K_GROUPS; g++) {
+            out->scales[g] = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+            out->mins[g] = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
+            for (int i = 0; i < BLOCK; i++) {
+                uint8_t byte = lo[BLOCK * (g / 2) + i];
+                out->codes[BLOCK * g + i] = g % 2 ? byte >> 4 : byte & 15;
+            }
+            if (k->type == TYPE_Q5_K)
+                for (int i = 0; i < BLOCK; i++) out->codes[BLOCK * g + i] |= (hi[i] >> g & 1) << 4;
+        }
+        break;
+    }
+    default: /* TYPE_Q6_K */
+        for (int h = 0; h < 2; h++) /* halves of 128 numbers */
+            for (int i = 0; i < BLOCK; i++) {
+                const uint8_t *lo = p + 64 * h + i, high = p[128 + 32 * h + i];
+                uint8_t *at = out->codes + 128 * h + i;
+                at[0] = (lo[0] & 15) | (high & 3) << 4;
+                at[32] = (lo[32] & 15) | (high >> 2 & 3) << 4;
+                at[64] = lo[0] >> 4 | (high >> 4 & 3) << 4;
+                at[96] = lo[32] >> 4 | (high >> 6) << 4;
+            }
+        for (int i = 0; i < 16; i++) out->scales[i] = (int8_t)p[192 + i];
+        out->d = read16(p + 208);
+    }
+}
+
+/* ---- panels ------------------------------------------------------------------------------------------------------- */
+
+/* The words of 32 codes of row i: low halves of bytes. */
+RS_INLINE void put_low(uint8_t lo[4][4 * PANEL], int i, const uint8_t *codes) {
+    for (int t = 0; t < 4; t++)
+        for (int e = 0; e < 4; e++) lo[t][4 * i + e] = (uint8_t)((codes[4 * t + e] & 15) | codes[16 + 4 * t + e] << 4);
+}
+
+RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b) {
+    switch (k->type) {
+    case TYPE_Q8_0: {
+        panel_q8_0 *p = (void *)panel;
+        p->d[i] = b->d;
+        for (int t = 0; t < 8; t++) memcpy(p->codes[t] + 4 * i, b->codes + 4 * t, 4);
+        break;
+    }
+    case TYPE_Q4_0: {
+        panel_q4_0 *p = (void *)panel;
+        p->d[i] = b->d;
+        put_low(p->lo, i, b->codes);
+        break;
+    }
+    case TYPE_Q4_K:
+    case TYPE_Q5_K: {
+        const size_t size = k->type == TYPE_Q5_K ? sizeof(group_q5_k) : sizeof(group_q4_k);
+        panel_k_head *head = (void *)panel;
+        head->d[i] = b->d;
+        head->dmin[i] = b->dmin;
+        for (int g = 0; g < K_GROUPS; g++) {
+            const uint8_t *codes = b->codes + BLOCK * g;
+            group_q4_k *p = (void *)(panel + sizeof *head + g * size); /* a group_q5_k begins with one */
+            p->scales[i] = (uint8_t)b->scales[g];
+            head->mins[g / 2][2 * i + g % 2] = (uint8_t)b->mins[g];
+            put_low(p->lo, i, codes);
+            if (k->type == TYPE_Q5_K)
+                for (int e = 0; e < 4; e++) {
+                    unsigned bits = 0;
+                    for (int t = 0; t < 8; t++) bits |= (unsigned)(codes[4 * t + e] >> 4) << t;
+                    ((group_q5_k *)p)->hi[4 * i + e] = (uint8_t)bits;
+                }
+        }
+        break;
+    }
+    default: { /* TYPE_Q6_K */
+        panel_q6_k *p = (void *)panel;
+        p->d[i] = b->d;
+        for (int g = 0; g < K_GROUPS; g++) {
+            const uint8_t *codes = b->codes + BLOCK * g;
+            for (int h = 0; h < 2; h++) p->groups[g].scales[h][i] = (int8_t)b->scales[2 * g + h];
+            put_low(p->groups[g].lo, i, codes);
+            for (int odd = 0; odd < 2; odd++)
+                for (int e = 0; e < 4; e++) {
+                    unsigned bits = 0;
+                    for (int s = 0; s < 4; s++) bits |= (unsigned)(codes[4 * (2 * s + odd) + e] >> 4) << 2 * s;
+                    p->groups[g].hi[odd][4 * i + e] = (uint8_t)bits;
+                }
+        }
+    }
+    }
+}
+
+RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes, size_t blocks) {
+    if (rows < PANEL) memset(panel, 0, blocks * k->panel);
+    if (k->type == TYPE_F16) {
+        uint16_t *to = (uint16_t *)(void *)panel;
+        for (size_t i = 0; i < rows; i++)
+            for (size_t at = 0; at < blocks; at++) to[at * PANEL + i] = read16(weights + i * row_bytes + 2 * at);
+        return;
+    }
+    block b = {0};
+    for (size_t at = 0; at < blocks; at++)
+        for (size_t i = 0; i < rows; i++) {
+            read_block(k, weights + i * row_bytes + at * k->bytes, &b);
+            put_block(k, panel + at * k->panel, (int)i, &b);
+        }
+}
+
+/* ---- input rows --------------------------------------------------------------------------------------------------- */
+
+RS_INLINE void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out, const uint8_t *in, size_t blocks) {
+    const int32_t bias = k->type == TYPE_Q4_0 ? -8 : set->offset_q8_0;
+    for (size_t b = 0; b < blocks; b++, in += k->input_bytes) {
+        int32_t sum = 0;
+        for (int i = 0; i < BLOCK; i++) sum += (int8_t)in[2 + i];
+        memcpy(out[b].words, in + 2, BLOCK);
+        out[b].offset = bias * sum;
+        out[b].d = half(read16(in));
+    }
+}
+
+RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) { /* block_q8_K: float d, int8 [256], int16 sums of 16 */
+    for (size_t b = 0; b < blocks; b++, in += 4 + K_BLOCK + 32) {
+        int16_t sums[16], pairs[8];
+        memcpy(&out[b].d, in, 4);
+        memcpy(out[b].words, in + 4, K_BLOCK);
+        memcpy(sums, in + 4 + K_BLOCK, sizeof sums);
+        for (int i = 0; i < 16; i++) out[b].offset[i] = -32 * sums[i];
+        for (int i = 0; i < 8; i++) pairs[i] = (int16_t)(sums[2 * i] + sums[2 * i + 1]);
+        memcpy(out[b].sums, pairs, sizeof pairs);
+    }
+}
+
+RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks) {
+    if (k->inputs == TYPE_F16)
+        set->halves(out, in, blocks);
+    else if (k->inputs == TYPE_Q8_0) prepare_32(k, set, out, in, blocks);
+    else prepare_256(out, in, blocks);
+}
+
+/* ---- products ----------------------------------------------------------------------------------------------------- */
+
+/* One number, straight from the file's rows: what every other way has to give. */
+static float one(const panel_kind *k, const uint8_t *weights, const uint8_t *in, size_t blocks) {
+    float total = 0;
+    if (k->type == TYPE_F16) {
+        for (size_t at = 0; at < blocks; at += k->stretch) {
+            float sums[2] = {0, 0};
+            for (size_t i = at; i < blocks && i < at + k->stretch; i++) sums[i % 2] += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
+            total += sums[0] + sums[1];
+        }
+        return total;
+    }
+    const int k_type = k->numbers == K_BLOCK, bias = k->type == TYPE_Q8_0 ? 128 : k->type == TYPE_Q4_0 ? 8 : k->type == TYPE_Q6_K ? 32 : 0;
+    const size_t each = k->type == TYPE_Q6_K ? 16 : BLOCK;
+    for (size_t at = 0; at < blocks; at++, weights += k->bytes, in += k->input_bytes) {
+        block b;
+        float d;
+        int32_t all = 0, mins = 0;
+        read_block(k, weights, &b);
+        if (k_type) memcpy(&d, in, 4);
+        else d = half(read16(in));
+        const int8_t *codes = (const int8_t *)(in + (k_type ? 4 : 2));
+        for (size_t g = 0; g < k->numbers / each; g++) {
+            int32_t sum = 0, inputs = 0;
+            for (size_t i = g * each; i < (g + 1) * each; i++) {
+                sum += (b.codes[i] - bias) * codes[i];
+                inputs += codes[i];
+            }
+            all += k_type ? b.scales[g] * sum : sum;
+            if (k_type && each == BLOCK) mins += b.mins[g] * inputs;
+        }
+        total += half(b.d) * d * (float)all;
+        if (k_type && each == BLOCK) total -= half(b.dmin) * d * (float)mins;
+    }
+    return total;
+}
+
+static panel_tile tile_of(const panel_set *set, int32_t type) {
+    switch (type) {
+    case TYPE_F16: return set->f16;
+    case TYPE_Q4_0: return set->q4_0;
+    case TYPE_Q8_0: return set->q8_0;
+    case TYPE_Q4_K: return set->q4_k;
+    case TYPE_Q5_K: return set->q5_k;
+    default: return set->q6_k;
+    }
+}
+
+static bool set_named(panel_set *set, const char *name) {
+#ifdef PANELS_X86
+    if (strcmp(name, "avx2") == 0) return rs_packed_avx2(set);
+    if (strcmp(name, "avx512") == 0) return rs_packed_avx512(set);
+#else
+    (void)name, (void)set;
+#endif
+    return false;
+}
+
+bool rs_panel_set(panel_set *set) { return set_named(set, "avx512") || set_named(set, "avx2"); }
+
+const char *rs_matmul_set(void) {
+    panel_set set;
+    return set_named(&set, "avx512") ? "avx512" : set_named(&set, "avx2") ? "avx2" : "";
+}
+
+void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns, const uint8_t *prepared,
+                       size_t rows, size_t blocks, bool first) {
+    const panel_tile tile = tile_of(set, k->type);
+    for (size_t r = 0, these; r < rows; r += these) {
+        const uint8_t *inputs = prepared + r * blocks * k->prepared;
+        float *to = out + r * out_stride;
+        these = rows - r < (size_t)set->tile ? rows - r : (size_t)set->tile;
+        if (columns == PANEL) {
+            tile(to, out_stride, first, (int)these, panel, inputs, blocks, blocks);
+            continue;
+        }
+        float sums[TILE * PANEL] = {0}; /* the last panel: fewer rows than the tile writes */
+        for (size_t i = 0; i < these && !first; i++) memcpy(sums + i * PANEL, to + i * out_stride, columns * sizeof *to);
+        tile(sums, PANEL, first, (int)these, panel, inputs, blocks, blocks);
+        for (size_t i = 0; i < these; i++) memcpy(to + i * out_stride, sums + i * PANEL, columns * sizeof *to);
+    }
+}
+
+bool rs_matmul_takes(int32_t type) { return rs_panel_kind(type) != NULL; }
+
+size_t rs_matmul_scratch(int32_t type, size_t n) {
+    const panel_kind *k = rs_panel_kind(type);
+    return k ? k->stretch * (k->panel + n * k->prepared) : 0;
+}
+
+int32_t rs_matmul_product(float *out, uint8_t *scratch, const char *set_name, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
+                          size_t rows, size_t blocks) {
+    const panel_kind *k = rs_panel_kind(type);
+    panel_set set;
+    if (!k || (*set_name && !set_named(&set, set_name))) return RS_BAD_CONFIG;
+    const size_t row_bytes = blocks * k->bytes, input_bytes = blocks * k->input_bytes;
+    if (!*set_name) {
+        for (size_t r = 0; r < n; r++)
+            for (size_t j = 0; j < rows; j++) out[r * rows + j] = one(k, weights + j * row_bytes, inputs + r * input_bytes, blocks);
+        return RS_OK;
+    }
+    uint8_t *panel = scratch, *prepared = scratch + k->stretch * k->panel;
+    for (size_t b = 0; b < blocks; b += k->stretch) {
+        const size_t these = blocks - b < k->stretch ? blocks - b : k->stretch;
+        for (size_t r = 0; r < n; r++) rs_panel_prepare(k, &set, prepared + r * these * k->prepared, inputs + r * input_bytes + b * k->input_bytes, these);
+        for (size_t at = 0; at < rows; at += PANEL) {
+            const size_t columns = rows - at < PANEL ? rows - at : PANEL;
+            rs_panel_lay_out(k, panel, weights + at * row_bytes + b * k->bytes, columns, row_bytes, these);
+            rs_panel_multiply(&set, k, out + at, rows, panel, columns, prepared, n, these, b == 0);
+        }
+    }
+    return RS_OK;
+}

@@ -1,0 +1,54 @@
+"""What is asked of a target that answers many prompts at once, and what it answers: in llama.cpp (`parallel.py`) or torch (`train/answering.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.reference.ops import Ids
+from refspec.reference.penalties import Penalties
+
+Coins = npt.NDArray[np.float64]
+
+
+class Request(NamedTuple):
+    """A prompt [>= 1] and what decides its answer: coins [at least the longest answer] in [0, 1), or None for argmax."""
+
+    key: int
+    prompt: Ids
+    coins: Coins | None
+
+
+class Answer(NamedTuple):
+    """The tokens after a request's prompt; the last one is a stop token, or the answer was cut at `max_new`."""
+
+    request: Request
+    tokens: list[int]
+
+
+class Answers(Protocol):
+    """What answers: `targets.parallel.ParallelTarget`, `train.answering.TorchAnswers`."""
+
+    @property
+    def path(self) -> Path:
+        """Where its weights are, for messages."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left out."""
+
+    def answers(
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = ...
+    ) -> Iterator[Answer]:
+        """As `ParallelTarget.answers`."""
+
+    def close(self) -> None:
+        """Free what it holds."""

@@ -1,0 +1,161 @@
+"""The decode cycle with draft trees: grow -> judge all nodes in one run of the target -> keep the path that stands.
+
+The cycle of `speculate.py`, with its state between cycles, its Steps and its coins; only what is drafted and how it is judged differs.
+Same seed, same text as plain decoding, whatever the tree (`verify_tree_deterministic`); with `draft_sampling` the same law
+(`verify_tree_rejection`).
+
+Legend: N nodes, h height of a tree, m largest number of siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from time import perf_counter
+
+import numpy as np
+
+from refspec.adaptive.tree_policy import TreeWindow
+from refspec.decoding.cycle import close_text
+from refspec.decoding.drafter import TreeDrafter
+from refspec.decoding.penalized_target import check_under
+from refspec.decoding.target import TreeTarget
+from refspec.errors import UsageError
+from refspec.native import verify_tree_deterministic, verify_tree_rejection
+from refspec.reference.metrics import Seconds, Step
+from refspec.reference.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
+from refspec.reference.tree import ROOT, Tree, TreeShape, empty_tree
+from refspec.reference.tree_grow import More
+from refspec.reference.tree_verify import TreeVerdict
+from refspec.reference.verify import Rows
+
+# The temperature at which a drafter is asked how far the target gets is the target's, but not below this: at 0 every tree would be
+# a chain. Seen on the embedded pair at temperature 0, 16 nodes: a fifth to a third more tokens per verify step than when asked at 1,
+# with little difference between 0.33 and 0.5.
+COLDEST = 0.4
+SIBLING = 1 << 32  # stream of the accept coin of sibling j is SIBLING + j, and ACCEPT for the first: above every DRAFT + cycle
+
+
+def speculate_tree(
+    target: TreeTarget,
+    drafter: TreeDrafter,
+    pending: int,
+    *,
+    sampler: Sampler,
+    seed: int,
+    max_tokens: int,
+    shape: TreeShape,
+    draft_sampling: bool = False,
+    window: TreeWindow | None = None,
+) -> Iterator[Step]:
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
+
+    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children from there on. Raises
+    BackendError when the target returns logits that are not finite, UsageError for a window
+    over trees drawn from a law, of which no node may be dropped for what it is.
+    """
+    if window is not None and draft_sampling:
+        raise UsageError("the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out")
+    check_under(target, sampler)
+    rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
+    end_tokens = target.end_tokens
+    position = 0  # index of the next output token
+    stop: str | None = None
+    while stop is None and max_tokens > 0:
+        began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds
+
+        # draft: never past the last token wanted, nor more nodes than there are free positions
+        depth = min(shape.depth, max_tokens - position - 1)
+        nodes = min(shape.nodes, target.max_nodes, target.n_ctx - target.n_past - 1)
+        room = nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0
+        floor = shape.floor
+        if window is not None and (room := window.plan(room)):
+            floor = max(floor, window.floor())
+        more = window.more if window else None
+        tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more) if room else empty_tree()
+        tree = cut_after_end(tree, end_tokens)
+        if window is not None:
+            tree = window.keep(tree)
+
+        # verify: one run of the target over the pending token and all nodes
+        drafting = len(tree.tokens) > 0  # without a draft it is a step of plain decoding, and costs no more
+        rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents) if drafting else target.decode([pending], logits="all")
+        verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
+        accepted, tokens = verdict.accepted, verdict.tokens
+        drafted = tree.tokens[continued(tree, verdict.path)].tolist()
+
+        # commit: the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
+        if drafting:
+            target.keep_path(verdict.path)
+        drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[[0, *(node + 1 for node in verdict.path)]])
+        pending = tokens[-1]
+
+        tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
+        in_target, in_drafter = target.seconds - target_before, drafter.seconds - drafter_before
+        seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
+        step = Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
+        if window is not None:
+            window.learn(step, verdict.path)
+        yield step
+        position += len(tokens)
+
+
+class _OneCoin:
+    """Deterministic trees; output position p is decided by its one coin, drafted or not: same seed, same text."""
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self.sampler, self.seed = sampler, seed
+
+    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int, more: More | None) -> Tree:
+        return drafter.draft_tree(asked_at(shape, self.sampler), more=more)
+
+    def verify(self, logits: Rows, tree: Tree, position: int) -> TreeVerdict:
+        n = tree.height + 1
+        needed = np.zeros(n) if self.sampler.greedy else coins(self.seed, position, n, TARGET)
+        return verify_tree_deterministic(logits, tree, self.sampler, needed)
+
+
+class _SampledTrees:
+    """Trees drawn without replacement and judged by recursive rejection; no coin is used twice (see `speculate._SampledDrafts`)."""
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self.sampler, self.seed, self.cycle = sampler, seed, 0
+
+    def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int, more: More | None) -> Tree:
+        self.cycle += 1
+        drawn = coins(self.seed, position, shape.nodes, DRAFT + self.cycle)  # the stream is this cycle's alone: any numbers will do
+        return drafter.draft_tree(shape, coins=drawn, sampler=self.sampler)
+
+    def verify(self, logits: Rows, tree: Tree, position: int) -> TreeVerdict:
+        h, m = tree.height, tree.width
+        residual = coins(self.seed, position, h + 1, RESIDUAL)
+        accept = np.empty((h, m))
+        for j in range(m):
+            accept[:, j] = coins(self.seed, position, h, SIBLING + j if j else ACCEPT)
+        return verify_tree_rejection(logits, tree, self.sampler, accept, residual)
+
+
+def asked_at(shape: TreeShape, sampler: Sampler) -> TreeShape:
+    """The shape with the temperature at which a drafter is asked for a deterministic tree: see COLDEST."""
+    return shape._replace(temperature=max(sampler.temperature, COLDEST))
+
+
+def cut_after_end(tree: Tree, end_tokens: Container[int]) -> Tree:
+    """Drop what follows an end-of-generation token: it could only cost time."""
+    kept: list[int] = []
+    alive = {ROOT}
+    for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
+        if parent in alive:
+            kept.append(node)
+            if token not in end_tokens:
+                alive.add(node)
+    return tree if len(kept) == len(tree.tokens) else tree.keep(kept)
+
+
+def continued(tree: Tree, path: list[int]) -> list[int]:
+    """The path that stands and then the first child of each node to a leaf: what a chain would have called its draft."""
+    nodes = list(path)
+    following = tree.children(nodes[-1] if nodes else ROOT)
+    while following:
+        nodes.append(following[0])
+        following = tree.children(nodes[-1])
+    return nodes

@@ -1,1 +1,0 @@
-"""Drafters propose draft tokens; they never see the target, only its captured features."""

@@ -1,0 +1,1 @@
+"""What a user measures of a pair: speed, acceptance, drift, equality, checks."""

@@ -1,0 +1,126 @@
+"""Drift tallies -> means with intervals, as the record for `--json` and the table for a terminal.
+
+Not a measurement and not a figure. Every mean is a ratio of sums over chains, its interval that of `evaluate/bootstrap.py`. All drafters use the
+same resamples, so the interval of a difference is that of a paired comparison. Legend: P prompts, B resamples, K depth, C columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refspec.errors import CheckpointError
+from refspec.evaluate.bootstrap import LEVEL, RESAMPLES, Floats, intervals, ratios, resamples, summaries
+from refspec.evaluate.drift import FIGURES, Tally, heat_columns
+
+FORMAT = "refspec-drift-2"  # 2: with `added`
+TITLES = {
+    "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
+    "entropy": "entropy", "added": "attn. adds", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
+    "accepted_given_previous": "given prev.",
+}  # fmt: skip
+MEANINGS = (
+    "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the chain's own tokens",
+    "of it earlier: the chain's share without what the row gives its own draft token",
+    "attn. adds: RMS of what attention adds over that of what it is added to, so how much its gaze matters",
+    "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the state before",
+    "accepted: all draft tokens up to this depth stand; given prev.: this one stands where all before it do",
+)
+
+
+def differences(
+    one: Sequence[Tally], other: Sequence[Tally], name: str, draws: Floats
+) -> list[dict[str, float | None]]:
+    """One drafter's mean minus another's at each depth of a figure, on the same prompts and so the same resamples."""
+    (sums, counts), (its_sums, its_counts) = _stacked(one, name), _stacked(other, name)
+    means, again = ratios(sums, counts, draws)
+    its_means, its_again = ratios(its_sums, its_counts, draws)
+    enough = (np.count_nonzero(counts, axis=0) > 1) & (np.count_nonzero(its_counts, axis=0) > 1)
+    return summaries(means - its_means, again - its_again, enough)
+
+
+def _stacked(tallies: Sequence[Tally], name: str) -> tuple[Floats, Floats]:
+    return np.array([t.sums[name] for t in tallies]), np.array([t.counts[name] for t in tallies])  # [P, K] each
+
+
+def record(
+    found: Mapping[str, Sequence[Tally]], about: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """The measurement as JSON: settings, then per drafter what it is (`about`) and every figure at every depth.
+
+    `minus_first` holds, for each further drafter, every figure less that of the first, one entry a depth.
+    """
+    draws = resamples(len(next(iter(found.values()))), seed)
+    first = next(iter(found))
+    minus_first = {
+        name: {figure: differences(tallies, found[first], figure, draws) for figure in FIGURES}
+        for name, tallies in found.items()
+        if name != first
+    }
+    drafters = [{"name": name, **about[name], **_drafter(tallies, draws)} for name, tallies in found.items()]
+    return {
+        "format": FORMAT, "settings": dict(settings), "resamples": RESAMPLES, "level": LEVEL, "drafters": drafters,
+        "first": first, "minus_first": minus_first,
+    }  # fmt: skip
+
+
+def _drafter(tallies: Sequence[Tally], draws: Floats) -> dict[str, Any]:
+    depth = tallies[0].depth
+    figures = {name: intervals(*_stacked(tallies, name), draws) for name in FIGURES}
+    chains = np.sum([t.heat_counts for t in tallies], axis=0)  # [K]
+    heat = np.sum([t.heat for t in tallies], axis=0) / np.maximum(chains, 1)[:, None]  # [K, C]
+    tau = intervals(
+        np.array([[t.tokens] for t in tallies], np.float64), np.array([[t.steps] for t in tallies], np.float64), draws
+    )[0]
+    rows = [
+        {"depth": j + 1, "chains": int(chains[j]), **{name: figures[name][j] for name in FIGURES}} for j in range(depth)
+    ]
+    return {
+        "tau": tau, "tokens": sum(t.tokens for t in tallies), "verify_steps": sum(t.steps for t in tallies),
+        "depths": rows, "heat": {"columns": heat_columns(depth), "mass": [[round(float(x), 6) for x in r] for r in heat]},
+    }  # fmt: skip
+
+
+def read(path: str) -> dict[str, Any]:
+    """A record written by `refspec drift --json`; CheckpointError for anything else."""
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}; name a file written by refspec drift --json") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: `format` is not {FORMAT!r}; name a file written by refspec drift --json")
+    return found
+
+
+def table(measured: Mapping[str, Any]) -> list[str]:
+    """For people: per drafter one line a depth, and the interval of each mean as +- half its width."""
+    lines = []
+    for drafter in measured["drafters"]:
+        lines += [headline(drafter), "depth  chains  " + "  ".join(f"{TITLES[name]:>13}" for name in FIGURES)]
+        for row in drafter["depths"]:
+            cells = "  ".join(f"{cell(row[name]):>13}" for name in FIGURES)
+            lines.append(f"{row['depth']:5d}  {row['chains']:6d}  {cells}")
+        lines.append("")
+    return [*lines, *MEANINGS]
+
+
+def headline(drafter: Mapping[str, Any]) -> str:
+    """Name, switches and tau of one drafter."""
+    switches = f"{drafter['feedback']} feedback, {drafter['residual']} residual, feature norm {drafter['feature_norm']}"
+    tau = drafter["tau"]["mean"]
+    return f"{drafter['name']} ({switches})" + ("" if tau is None else f": tau {cell(drafter['tau'], 2)}")
+
+
+def cell(value: Mapping[str, float | None], digits: int | None = None) -> str:
+    """A mean with half the width of its interval; a dash where nothing was counted."""
+    mean, low, high = value["mean"], value["low"], value["high"]
+    if mean is None:
+        return "-"
+    digits = digits or (3 if abs(mean) < 10 else 1)
+    if low is None or high is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f}±{(high - low) / 2:.{digits}f}"

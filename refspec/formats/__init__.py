@@ -1,1 +1,0 @@
-"""Files: GGUF and checkpoints read, written, described. No model runs here."""

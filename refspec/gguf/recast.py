@@ -1,0 +1,103 @@
+"""The same model with other weight types: F32 for strict runs, Q8_0 and Q4_0 to measure what they cost and gain.
+
+Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache directory, named
+after the content it came from, and is made once; `write_as` writes where the user says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from refspec.errors import UsageError
+from refspec.gguf.blocks import Progress
+from refspec.gguf.header import GgufInfo
+from refspec.gguf.io import (
+    FILE_TYPES,
+    TensorOut,
+    Typed,
+    copy_metadata,
+    outtype_for,
+    read_gguf_header,
+    read_tensor,
+    write_gguf,
+)
+
+FILE_TYPE = "general.file_type"
+LIMIT = 4 << 30  # bytes; a larger file is the user's own decision, made with a converter
+
+
+def cache_directory() -> Path:
+    """Where recast models are kept: REFSPEC_CACHE, or the platform's cache directory."""
+    if named := os.environ.get("REFSPEC_CACHE"):
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "refspec"
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "refspec"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "refspec"
+
+
+def is_f32(path: str | os.PathLike[str]) -> bool:
+    """Whether every floating-point tensor of a GGUF file is F32."""
+    return all(t.type in ("F32", "I64", "I32") for t in read_gguf_header(path).tensors.values())
+
+
+def recast(path: str | os.PathLike[str], outtype: str) -> Path:
+    """A copy of a GGUF file with its matrices as `outtype` (f32 f16 bf16 q8_0 q4_0), from the cache if it is there.
+
+    F16, BF16 and quantized weights become F32 exactly. Raises CheckpointError for the file, UsageError above 4 GiB.
+    """
+    info = read_gguf_header(path)
+    weights = sum(4 * _elements(t.shape) for t in info.tensors.values())
+    if weights > LIMIT:
+        raise UsageError(
+            f"{path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
+            f"{LIMIT >> 30}; convert it yourself"
+        )
+    out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
+    if out.is_file():
+        return out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{out.parent}: cannot be made ({error.strerror or error}); name a directory to write to with REFSPEC_CACHE"
+        ) from None
+    return write_as(info, out, outtype)
+
+
+def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
+    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole blocks F16.
+
+    Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
+    """
+    tensors = [
+        TensorOut(
+            t.name, t.shape, "i64" if t.type == "I64" else outtype_for(t.shape, outtype),
+            lambda name=t.name: read_tensor(info, name),  # type: ignore[misc]
+        )
+        for t in info.tensors.values()
+    ]  # fmt: skip
+    metadata = copy_metadata(info, "")
+    if FILE_TYPE in metadata:
+        metadata[FILE_TYPE] = Typed(FILE_TYPES[outtype], *info.value_types[FILE_TYPE])
+    return write_gguf(out, info.arch, metadata, tensors, progress)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _digest(path: Path) -> str:
+    """Twelve hexadecimal digits of the file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:12]

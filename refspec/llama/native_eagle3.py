@@ -1,0 +1,296 @@
+"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph does not compute, and those too small for it.
+
+Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the host
+sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than llama.cpp takes to prepare
+its graph, several times per verify step. The forward pass is `eagle3_forward.py` in C (native/eagle3.c), large matrices on the threads of llama.cpp, each in the
+type its file stores, multiplied by ggml's own function for that type; llama.cpp runs the target.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec import native
+from refspec.decoding.burst import Lent
+from refspec.decoding.draft_penalties import DraftPenalties
+from refspec.decoding.drafter import Drafter
+from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
+from refspec.gguf import drafter_meta as meta
+from refspec.gguf.header import GgufInfo
+from refspec.gguf.io import read_drafter, read_gguf_header, read_tensor
+from refspec.llama.context import check_threads
+from refspec.llama.eagle3 import MARGIN, LlamaEagle3Drafter
+from refspec.llama.openmp import team
+from refspec.llama.pair_checks import Lender, check_pair, drafter_config
+from refspec.llama.vec_dot import functions, packed_matrix
+from refspec.reference.config import BIASED, DrafterConfig
+from refspec.reference.draft import Draft, Stop, check_draft_arguments
+from refspec.reference.draft_distribution import draft_law, restricted
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.ops import Array, Ids
+from refspec.reference.sampling import Sampler, invert_cdf
+
+Kernels = Literal["auto", "llama", "own"]
+KERNELS: tuple[Kernels, ...] = ("auto", "llama", "own")
+SMALL = 8_000_000  # bytes of a drafter up to which C takes less time than calls of llama.cpp on several
+
+
+class OwnEagle3Drafter:
+    """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
+
+    def __init__(self, path: str | os.PathLike[str], target: Lender, *, n_threads: int | None = 1) -> None:
+        """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target), BackendError without C."""
+        info, config, weights = _read_for(path, target)
+        self.path, self.config, self.capture_layers = info.path, config, config.capture_layers
+        files = {name: file for name in ("token_embd", *BIASED) if (file := _holder(name, info, target.info))}
+        packed = {name: matrix for name, (file, tensor) in files.items() if (matrix := packed_matrix(file, tensor))}
+        if config.rope_attention_factor != 1.0:
+            packed.pop("attn_q", None)  # the factor is folded into it
+        try:
+            self._chain = native.Eagle3Chain(config, weights, target.n_ctx + MARGIN, packed, shared := team(n_threads))
+        except CheckpointError as error:
+            raise CheckpointError(f"{info.path}: {error}") from None
+        self.d2t = np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)  # [D]
+        self.n_rows = 0
+        self.seconds = 0.0
+        self._penalties: DraftPenalties | None = None
+        self._resumes = False  # the outputs of the last true row are held
+        self.probe: Callable[[int, Array], None] | None = None  # (depth, state fed to the next row [H]) before each drafted token
+        held = sum(matrix.data.nbytes for matrix in packed.values())
+        held += sum(array.nbytes for name, array in weights.items() if name not in packed)
+        self.note = f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+
+    @property
+    def penalties(self) -> DraftPenalties | None:
+        """What chains are drafted under."""
+        return self._penalties
+
+    @penalties.setter
+    def penalties(self, penalties: DraftPenalties | None) -> None:
+        self._penalties = penalties
+        self._chain.under(penalties)
+
+    def extend(self, tokens: Ids, features: Array) -> None:
+        """Drop drafted rows, then append true rows from tokens [T] and target features [T, N*Ht].
+
+        Raises ShapeError for shapes, ids or a full cache, BackendError for features that are not finite.
+        """
+        self._append(tokens, features, self._chain.extend)
+
+    def survey(self, tokens: Ids, features: Array) -> float:
+        """The same, and the mean log probability of the likeliest token after each of these rows; nan without a row."""
+        sureness = math.nan
+
+        def survey(ids: npt.NDArray[np.int32], features: Array, first: int) -> int:
+            nonlocal sureness
+            status, sureness = self._chain.survey(ids, features, first)
+            return status
+
+        self._append(tokens, features, survey)
+        return sureness
+
+    def _append(self, tokens: Ids, features: Array, run: Callable[[npt.NDArray[np.int32], Array, int], int]) -> None:
+        n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
+        if features.shape != (n, width):
+            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
+        if not n:
+            return
+        ids = _int32(tokens)
+        began = perf_counter()
+        status = run(ids, np.ascontiguousarray(features, np.float32), self.n_rows)
+        self.seconds += perf_counter() - began
+        if status == native.lib.RS_BAD_TOKEN:
+            raise ShapeError(f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}")
+        if status == native.lib.RS_CACHE_FULL:
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self._chain.capacity}")
+        if status:
+            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
+        self.n_rows += n
+        self._resumes = True
+
+    def draft(
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it.
+
+        Fewer when there is no row to start from or the cache is full. BackendError when the logits are not finite.
+        """
+        check_draft_arguments(k, coins, sampler)
+        k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
+        if k and not self._resumes:
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept")
+        began = perf_counter()
+        try:
+            self._chain.restart()
+            if self._penalties is not None:
+                k = min(k, len(self._penalties.tokens) - self._penalties.decided)  # C writes drafted tokens there
+                self._chain.decide(self._penalties.decided)
+            if coins is not None and sampler is not None:
+                return self._sampled(k, coins, restricted(sampler, self.d2t), stop)
+            return self._likeliest(k, stop)
+        finally:
+            self.seconds += perf_counter() - began
+
+    def lend(self) -> Lent | None:
+        """The chain, unless nothing can be drafted now or a probe watches."""
+        return Lent(self._chain.c, self.n_rows) if self._resumes and self.probe is None else None
+
+    def given(self, rows: int, seconds: float) -> None:
+        """C appended so many true rows, and drafted, in so many seconds."""
+        self.n_rows += rows
+        self.seconds += seconds
+
+    def rollback(self, n_rows: int) -> None:
+        """Keep the first n_rows true rows and no drafted row; ShapeError unless 0 <= n_rows <= self.n_rows."""
+        if not 0 <= n_rows <= self.n_rows:
+            raise ShapeError(f"{self.path}: cannot roll back to {n_rows} rows, the drafter holds {self.n_rows}")
+        self._resumes = self._resumes and n_rows == self.n_rows
+        self.n_rows = n_rows
+
+    def reset(self) -> None:
+        """Forget every row and the time spent."""
+        self.n_rows, self._resumes, self.seconds = 0, False, 0.0
+        self.penalties = None  # they were those of a text
+
+    def close(self) -> None:
+        """Nothing is held that Python does not free."""
+        self.reset()
+
+    def _likeliest(self, k: int, stop: Stop | None) -> Draft:
+        tokens, confidence = np.empty(k, np.int32), np.empty(k, np.float32)
+        if stop is None and self.probe is None:
+            if k:
+                self._checked(self._chain.draft(tokens, confidence, self.n_rows))
+            return Draft(tokens, None, confidence)
+        drafted = 0
+        while drafted < k:
+            self._checked(self._chain.draft(tokens[drafted : drafted + 1], confidence[drafted : drafted + 1], 0))
+            if self.probe is not None:
+                self.probe(drafted, self._chain.state().copy())
+            if stop is not None and stop(drafted, float(confidence[drafted])):
+                break
+            drafted += 1
+            if self._penalties is not None:
+                self._chain.decide(self._penalties.decided + drafted)
+            if drafted < k:  # the last draft token needs no row of its own
+                self._checked(self._chain.follow(int(tokens[drafted - 1]), self.n_rows + drafted - 1))
+        return Draft(tokens[:drafted], None, confidence[:drafted])
+
+    def _sampled(self, k: int, coins: npt.NDArray[np.float64], sampler: Sampler, stop: Stop | None) -> Draft:
+        """`sampler` is restricted to the draft vocabulary."""
+        tokens: list[int] = []
+        laws: list[npt.NDArray[np.float64]] = []
+        k = 0 if np.count_nonzero(np.isneginf(sampler.bias_values)) == len(self.d2t) else k  # nothing may be drafted
+        for i in range(k):
+            logits = self._chain.logits()
+            if not np.isfinite(logits.max()):
+                raise self._not_finite()
+            if self._penalties is not None:
+                logits = self._penalties(logits, tokens, self._chain.draft_ids)
+            law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
+            if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
+                break
+            laws.append(law)
+            tokens.append(invert_cdf(law, float(coins[i])))
+            if i + 1 < k:
+                self._checked(self._chain.follow(tokens[-1], self.n_rows + i))
+        confidence = np.array([law[token] for law, token in zip(laws, tokens, strict=True)], np.float32)
+        return Draft(np.array(tokens, np.int32), np.array(laws).reshape(-1, self.config.vocab_size), confidence)
+
+    def _checked(self, status: int) -> None:
+        if status:
+            raise self._not_finite()
+
+    def _not_finite(self) -> BackendError:
+        return BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
+
+
+class NumpyEagle3Drafter(Eagle3Drafter):
+    """The reference as the Drafter of a GGUF, where C is not built; `note` says so, and why, in one line."""
+
+    def __init__(self, path: str | os.PathLike[str], target: Lender) -> None:
+        """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target)."""
+        info, config, weights = _read_for(path, target)
+        super().__init__(config, weights)
+        self.path = info.path
+        held = sum(array.nbytes for array in self.weights.values())
+        self.note = f"{info.path.name} runs on NumPy, slowly, {held / 1e6:.0f} MB as float32: the C module is not built; {_why(config)}"
+
+
+def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:
+    info = read_gguf_header(path)
+    config = drafter_config(info, in_graph=False)
+    check_pair(info, config, target.info, target.hidden_size, target.n_vocab, target.n_layer)
+    return info, *complete_weights(info, target.info)
+
+
+def _threads(shared: native.Team | None) -> str:
+    return "one thread" if shared is None else f"{shared.threads} threads"
+
+
+def _why(config: DrafterConfig) -> str:
+    reasons = meta.graph_reasons(config)
+    return f"llama.cpp cannot run it: {'; '.join(reasons)}" if reasons else "it is so small that calls of llama.cpp would take longer"
+
+
+def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str] | None:
+    """The file and the name there of a matrix of the drafter's or, where it has none, the target's."""
+    own = meta.TENSORS[name]
+    if own in info.tensors:
+        return info, own
+    if name not in meta.SHARED:
+        return None
+    return target, own if own in target.tensors else meta.TENSORS["token_embd"]
+
+
+def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
+    """Configuration and float32 weights of a drafter GGUF, what it leaves to the target filled in from there."""
+    config, weights = read_drafter(info.path)
+    for name in meta.SHARED:
+        if name not in weights and (held := _holder(name, info, target)):
+            weights[name] = read_tensor(*held)
+    return config, weights
+
+
+def _is_small(info: GgufInfo) -> bool:
+    """At most SMALL bytes, in types whose rows C can multiply as they are stored."""
+    tensors = info.tensors.values()
+    return sum(t.nbytes for t in tensors) <= SMALL and all(t.type == "F32" or functions(t.type_id) for t in tensors if len(t.shape) == 2)
+
+
+def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
+    """Ids as C wants them; one that does not fit becomes -1, which C refuses."""
+    if isinstance(tokens, np.ndarray) and tokens.dtype == np.int32:
+        return np.ascontiguousarray(tokens)
+    wide = np.asarray(tokens, np.int64)
+    return np.where((wide < 0) | (wide > np.iinfo(np.int32).max), -1, wide).astype(np.int32)
+
+
+def open_drafter(
+    path: str | os.PathLike[str], target: Lender, *, kernels: Kernels | None = None, **settings: Any
+) -> Drafter:
+    """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
+
+    `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own" insist. The other
+    `settings` are those of `LlamaEagle3Drafter`. Raises CheckpointError, ShapeError, BackendError, UsageError (kernels).
+    """
+    if kernels is not None and kernels not in KERNELS:
+        raise UsageError(f"drafter kernels {kernels!r}: one of {', '.join(KERNELS)}")
+    info = read_gguf_header(path)
+    beyond = bool(meta.graph_reasons(drafter_config(info, in_graph=False)))
+    if kernels == "own" and native.lib is None:
+        raise BackendError("--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py")
+    small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
+    if kernels == "llama" or not (beyond or kernels == "own" or small):
+        return LlamaEagle3Drafter(path, target, **settings)
+    check_threads(**{name: settings.get(name) for name in ("n_threads", "n_threads_batch")})
+    if native.lib is None:
+        return NumpyEagle3Drafter(path, target)
+    return OwnEagle3Drafter(path, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))

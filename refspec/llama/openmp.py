@@ -1,0 +1,23 @@
+"""The threads llama.cpp computes on, for refspec's own kernels: the functions of its OpenMP library, as addresses for C.
+
+Not a pool of its own: two pools awake on the same processors slow each other down. What stands here is found among the libraries that
+llama.cpp has loaded; a build on other threads (macOS, Windows) offers nothing, and the kernels then use one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from refspec.llama import api
+from refspec.llama.context import default_threads
+from refspec.native import Team
+
+
+def team(threads: int | None) -> Team | None:
+    """`threads` of them (None: one for every processor), or None where that is one or llama.cpp has none to lend."""
+    threads = default_threads() if threads is None else threads
+    functions = (api.team_parallel, api.team_rank, api.team_size)
+    if threads < 2 or any(function is None for function in functions):
+        return None
+    parallel, rank, size = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    return Team(parallel, rank, size, threads)

@@ -1,0 +1,215 @@
+"""ParallelTarget: one GGUF answering many prompts at once, each in a sequence of its own.
+
+For making data, where tokens per second of all texts together count; not a Target, because nothing is verified here. A row more in
+a decode costs much less than a decode, so an answer that ends makes room for the next prompt at once. Legend: S sequences, R rows
+with logits of one decode, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.decoding.requests import Answer, Coins, Request
+from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.gguf.io import read_gguf_header
+from refspec.gguf.target_checks import check_target
+from refspec.llama import api, weights
+from refspec.llama.capture import Views
+from refspec.llama.context import Context
+from refspec.llama.model import Model
+from refspec.llama.sequences import SequenceBatch, drop
+from refspec.llama.target import check_kind
+from refspec.llama.tree_batch import MAX_SEQUENCES
+from refspec.native.penalties import Penalizer
+from refspec.reference.ops import Array, Ids
+from refspec.reference.penalties import NO_PENALTIES, Penalties
+
+UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
+CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
+
+class _Slot:
+    """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""
+
+    def __init__(self, request: Request, prompt: Ids) -> None:
+        self.request, self.held, self.waiting = request, 0, prompt
+        self.answer: list[int] = []
+
+    def history(self, with_prompt: bool) -> npt.NDArray[np.int32]:
+        """What penalties look at: the answer so far, after the prompt if that counts."""
+        answer = np.array(self.answer, np.int32)
+        return np.concatenate([np.asarray(self.request.prompt, np.int32), answer]) if with_prompt else answer
+
+
+class ParallelTarget:
+    """A model with memory for `parallel` texts of `n_ctx` positions each."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        parallel: int,
+        n_ctx: int,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        n_batch: int = 512,
+        kv_type: str = "f16",
+        flash_attn: str = "auto",
+        repack: bool = True,
+        panels: bool = True,
+    ) -> None:
+        """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
+        if not 1 <= parallel <= MAX_SEQUENCES:
+            raise UsageError(f"parallel = {parallel} is outside 1..{MAX_SEQUENCES}")
+        self.info = read_gguf_header(path)
+        check_target(self.info)
+        self.path = self.info.path
+        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels))
+        check_kind(self.model)
+        if not 1 <= n_ctx <= self.model.n_ctx_train:
+            limit = self.model.n_ctx_train
+            raise UsageError(
+                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones"
+            )
+        self.parallel, self.n_ctx = parallel, n_ctx
+        self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
+        n_batch = max(n_batch, parallel)
+        self.context = Context(
+            self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch, n_threads=n_threads,
+            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=parallel, streams=True,
+        )  # fmt: skip
+        self._batch = SequenceBatch(self.context.n_batch, parallel)
+        self._views = Views()
+        self.seconds = 0.0  # inside llama.cpp
+
+    def answers(
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NO_PENALTIES
+    ) -> Iterator[Answer]:
+        """Answer every request, in the order in which they end; requests are taken when there is room for one.
+
+        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a request with coins is
+        the inverse-CDF draw with coin i from softmax(logits / temperature), the logits being those under `penalties`: what a request gets
+        does not depend on its neighbours but for the rounding of llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
+        """
+        if max_new < 1 or not 0 <= temperature < np.inf:
+            raise UsageError(
+                f"max_new = {max_new}, temperature = {temperature}: give at least 1, and a finite number from 0 on"
+            )
+        self.context.clear()
+        penalizer = self._penalizer(penalties) if penalties.on else None
+        queue = iter(requests)
+        slots: dict[int, _Slot] = {}
+        for sequence in range(self.parallel):
+            self._admit(slots, sequence, queue, max_new)
+        while slots:
+            ready = self._run(slots)
+            coins = np.array([_coin(slots[s]) for s in ready])
+            logits = self._logits(len(ready))
+            if penalizer and ready:
+                said = [slots[s].history(penalties.prompt) for s in ready]
+                logits = np.stack([penalizer(row, history) for row, history in zip(logits, said, strict=True)])
+            for sequence, token in zip(ready, choose(logits, coins, temperature).tolist(), strict=True):
+                slot = slots[sequence]
+                slot.answer.append(token)
+                if token not in stop and len(slot.answer) < max_new:
+                    slot.waiting = np.array([token], np.int32)
+                    continue
+                drop(self.context.memory, sequence)
+                del slots[sequence]
+                yield Answer(slot.request, slot.answer)
+                self._admit(slots, sequence, queue, max_new)
+
+    def _admit(self, slots: dict[int, _Slot], sequence: int, queue: Iterator[Request], max_new: int) -> None:
+        request = next(queue, None)
+        if request is None:
+            return
+        prompt, coins = np.asarray(request.prompt), request.coins
+        if len(prompt) < 1 or len(prompt) + max_new > self.n_ctx:
+            raise ShapeError(
+                f"{self.path}: a prompt of {len(prompt)} tokens and {max_new} after it do not fit into {self.n_ctx} positions"
+            )
+        if prompt.dtype.kind not in "iu" or prompt.min() < 0 or prompt.max() >= self.n_vocab:
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
+        if coins is not None and len(coins) < max_new:
+            raise ShapeError(f"{len(coins)} coins for an answer of up to {max_new} tokens; give one for each")
+        slots[sequence] = _Slot(request, prompt)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token by its text; converters fill the head's width with unused ones, which are left out."""
+        texts, kinds = (self.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+        used = max((i + 1 for i, kind in enumerate(kinds) if kind != UNUSED), default=len(texts))
+        return {text: i for i, text in enumerate(texts[:used])}
+
+    def _penalizer(self, penalties: Penalties) -> Penalizer:
+        breaks = None
+        if penalties.breaking:
+            breaks = np.array([penalties.breaks(self.model.token_to_bytes(token)) for token in range(self.n_vocab)], np.int8)
+        return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
+
+    def _run(self, slots: dict[int, _Slot]) -> list[int]:
+        """Decode one batch: a row of every sequence, and more of the prompts while there is room; the sequences with logits."""
+        batch, handle, ready = self._batch, self.context.alive(), []
+        batch.clear()
+        room = len(batch.tokens) - len(slots)
+        for sequence in sorted(slots):
+            slot = slots[sequence]
+            n = min(len(slot.waiting), 1 + room)
+            room -= n - 1
+            done = n == len(slot.waiting)
+            batch.add(sequence, slot.waiting[:n], slot.held, done)
+            slot.held, slot.waiting = slot.held + n, slot.waiting[n:]
+            if done:
+                ready.append(sequence)
+        api.forget_errors()
+        began = perf_counter()
+        code = api.decode(handle, batch.prepare())
+        self.seconds += perf_counter() - began
+        if code:
+            raise self.context.failure(code, f"run {batch.rows} tokens of {len(slots)} texts")
+        return ready
+
+    def _logits(self, rows: int) -> Array:
+        """Logits [R, V] of the last decode, in the order of its rows; a view, valid until the next one."""
+        if not rows:
+            return np.empty((0, self.n_vocab), np.float32)
+        address = api.get_logits_ith(self.context.alive(), -rows)
+        if not address:
+            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+        logits = self._views.at(address, rows, self.n_vocab)
+        if not np.isfinite(logits.max(1)).all():  # NaN wins every max
+            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
+        return logits
+
+    def close(self) -> None:
+        """Free the model and its memory; twice is harmless."""
+        self.context.close()
+        self.model.close()
+
+
+def _coin(slot: _Slot) -> float:
+    """The next token's coin; NaN is argmax."""
+    return np.nan if slot.request.coins is None else float(slot.request.coins[len(slot.answer)])
+
+
+def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
+    """Tokens [R] of logits [R, V]: `sampling.sample` row by row, with np.exp, for coins [R]; argmax where a coin is NaN.
+
+    At temperature 0 every row is argmax, the lowest id on ties.
+    """
+    chosen = logits.argmax(1)
+    drawn = np.flatnonzero(~np.isnan(coins))
+    if temperature > 0 and len(drawn):
+        x = logits[drawn].astype(np.float64)  # [R', V]
+        x -= x.max(1, keepdims=True)
+        with np.errstate(over="ignore"):  # -inf has the weight 0 we want
+            x /= temperature
+        cumulative = np.cumsum(np.exp(x, out=x), 1)
+        # A coin below 1 times the sum can round up to the sum itself; the last id with a share keeps it then.
+        point = np.minimum(coins[drawn] * cumulative[:, -1], np.nextafter(cumulative[:, -1], 0))
+        chosen[drawn] = (cumulative <= point[:, None]).sum(1)
+    return chosen

@@ -1,0 +1,159 @@
+"""LlamaTreeTarget: a LlamaTarget that runs a whole draft tree in one decode and keeps the path that was accepted.
+
+Shape legend: N nodes, T = N + 1 rows (row 0 the pending token, row i + 1 node i), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.decoding.burst import Ahead, Lent
+from refspec.decoding.target import Judge, Penalized
+from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.llama import api
+from refspec.llama.target import LlamaTarget
+from refspec.llama.tree_batch import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
+from refspec.reference.metrics import Step
+from refspec.reference.ops import Ids
+from refspec.reference.sampling import Sampler
+from refspec.reference.verify import Verdict
+
+# Caches whose cells know more than a position: llama.cpp attends differently, or refuses, when sequences share them.
+UNSHARED_ARCHS = frozenset({"deepseek4", "minimax-m3"})
+
+
+class LlamaTreeTarget(LlamaTarget):
+    """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
+
+    def __init__(self, path: str | os.PathLike[str], *, leaves: int, **settings: Any) -> None:
+        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run trees."""
+        if not 1 <= leaves <= MAX_SEQUENCES:
+            raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
+        super().__init__(path, n_seq_max=leaves, **settings)
+        self.leaves = leaves
+        self._tree_batch = TreeBatch(min(self.context.n_batch, MAX_SEQUENCES))
+        self._rows: list[list[int]] | None = None  # sequences of the rows of a tree not settled yet
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes a tree may have here."""
+        return len(self._tree_batch.tokens) - 1
+
+    def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
+        """Run the pending token and N nodes, tokens [N+1] and parents [N] (-1 for the pending token), with logits and states of all.
+
+        `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the positions held stay held.
+        """
+        handle, n, start = self.context.alive(), len(tokens), self.n_past
+        self._forget_tree()
+        above = [int(p) for p in parents]
+        if n != len(above) + 1 or any(not -1 <= p < i for i, p in enumerate(above)):
+            raise ShapeError(f"{self.path}: {n} tokens and parents {above} are not a tree; a parent comes before its children")
+        if n > min(len(self._tree_batch.tokens), self.n_ctx - start):
+            room = min(self.max_nodes, self.n_ctx - start - 1)
+            raise ShapeError(f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}")
+        rows = leaf_sequences(above)
+        if len(rows[0]) > self.leaves:
+            raise ShapeError(f"{self.path}: a tree of {len(rows[0])} leaves, loaded for {self.leaves}")
+        ids = np.asarray(tokens)
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.n_vocab:
+            raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
+        depths = [0]
+        for parent in above:
+            depths.append(depths[parent + 1] + 1)
+        self._n_rows = 0  # nothing to read until this call has succeeded
+        if self._capturing and len(self._features) < n:
+            self._features = np.empty((n, *self._features.shape[1:]), np.float32)
+        self._tree_batch.tokens[:n] = ids
+        struct = self._tree_batch.prepare([start + d for d in depths], rows)
+        self._rows = rows
+        try:
+            share(self.context.memory, len(rows[0]))
+            if self._capturing and self._capture is not None:
+                self._capture.begin()
+            api.forget_errors()
+            began = perf_counter()
+            code = api.decode(handle, struct)
+            self.seconds += perf_counter() - began
+            if code:
+                raise self.context.failure(code, f"run a tree of {n - 1} nodes at position {start}")
+            if self._capturing and self._capture is not None:
+                self._capture.collect(handle, self._features[:n])
+            address = api.get_logits_ith(handle, -n)
+            if not address:
+                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+            self._logits = self._views.at(address, n, self.n_vocab)
+            if not math.isfinite(self._logits[0].max()):
+                raise BackendError(f"{self.path}: the logits at position {start} are not finite; the weights are damaged")
+        except BaseException:
+            self._forget_tree()
+            raise
+        self._first_logits, self._n_rows = 0, n
+        return n
+
+    def keep_path(self, nodes: Sequence[int]) -> None:
+        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay readable."""
+        if self._rows is None:
+            raise UsageError(f"{self.path}: keep_path follows decode_tree")
+        rows, self._rows = self._rows, None
+        winner = rows[nodes[-1] + 1][0] if len(nodes) else 0
+        settle(self.context.memory, winner, self.n_past, self.n_past + 1 + len(nodes))
+        self.n_past += 1 + len(nodes)
+
+    def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
+        """As LlamaTarget; a tree not settled is forgotten first."""
+        self._forget_tree()
+        return super().decode(tokens, logits=logits)
+
+    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
+        """As LlamaTarget; a tree not settled is forgotten first."""
+        chain = super().judge(sampler, seed, penalties)
+        return None if chain is None else _Forgetting(self, chain)
+
+    def rollback(self, n: int) -> None:
+        """As LlamaTarget; a tree not settled is forgotten first."""
+        self._forget_tree()
+        super().rollback(n)
+
+    def reset(self) -> None:
+        """Forget every position and the time spent."""
+        self._rows = None
+        super().reset()
+
+    def _forget_tree(self) -> None:
+        if self._rows is not None:
+            self._rows = None
+            settle(self.context.memory, 0, self.n_past, self.n_past)
+
+    def _check_kind(self) -> None:
+        super()._check_kind()
+        check_shares(self)
+
+
+class _Forgetting:
+    """A Judge that forgets a tree not settled first."""
+
+    def __init__(self, target: LlamaTreeTarget, chain: Judge) -> None:
+        self.target, self.chain = target, chain
+
+    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
+        self.target._forget_tree()
+        return self.chain(pending, draft, position)
+
+    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
+        self.target._forget_tree()
+        return self.chain.several(pending, ahead, drafter, position, room)
+
+
+def check_shares(target: LlamaTarget) -> None:
+    """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
+    recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
+    if recurrent or target.arch in UNSHARED_ARCHS:
+        raise BackendError(f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees")

@@ -1,0 +1,111 @@
+"""Products of packed weights with rows of inputs, so that a row's result does not depend on how many rows are computed with it.
+
+The reference of native/packed_*.c, which multiplies so in llama.cpp's place (`llama/matmul_hook.py`). A weight is d * scale * code - dmin * min with
+whole numbers for code, scale and min, an input d' * code'. Within a block the sum of code * code' times scale is a whole number and thus exact;
+blocks are added one after the other in float32, nothing fused. So the order of every sum is fixed by what the file's blocks are, and neither the
+instruction set nor the number of rows changes a bit. (llama.cpp takes other functions for one row than for several, and each has an order of its own.)
+
+Blocks as in ggml-common.h; M rows of weights, N of inputs, B blocks of a row, G groups of a block with a scale each, E numbers of a group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refspec.errors import ShapeError
+from refspec.reference.ops import Array
+
+Bytes = npt.NDArray[np.uint8]
+Whole = npt.NDArray[np.int64]
+
+# ggml_type -> (numbers in a block, bytes of it, ggml_type that its inputs are made into)
+KINDS = {1: (1, 2, 1), 2: (32, 18, 8), 8: (32, 34, 8), 12: (256, 144, 15), 13: (256, 176, 15), 14: (256, 210, 15)}
+F16, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
+STRETCH = 512  # float16 numbers, whose sums are then added up
+INPUT_BYTES = {1: 2, 8: 34, 15: 292}
+
+
+class Blocks(NamedTuple):
+    """Weights without what packs them."""
+
+    d: Array  # [M, B]
+    codes: Whole  # [M, B, G, E], signed
+    scales: Whole  # [M, B, G]
+    dmin: Array | None = None  # [M, B]
+    mins: Whole | None = None  # [M, B, G]
+
+
+def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
+    """weights [M, bytes of a row] of a ggml_type, inputs [N, bytes of a row] of the type that goes with it -> [N, M] float32."""
+    _, nbytes, inputs_kind = KINDS[kind]
+    blocks = weights.shape[1] // nbytes
+    if weights.shape[1] % nbytes or inputs.shape[1] != blocks * INPUT_BYTES[inputs_kind]:
+        raise ShapeError(f"rows of {weights.shape[1]} and {inputs.shape[1]} bytes are not of one width")
+    if kind == F16:
+        x, y = weights.view(np.float16).astype(np.float32), inputs.view(np.float16).astype(np.float32)
+        stretches = [slice(i, i + STRETCH) for i in range(0, blocks, STRETCH)]
+        return _in_turn(np.stack([_halves(x[:, s], y[:, s]) for s in stretches], axis=-1))
+    w = unpack(kind, weights.reshape(len(weights), blocks, nbytes))
+    d, codes = _inputs(inputs_kind, inputs.reshape(len(inputs), blocks, -1))
+    codes = codes.reshape(*codes.shape[:2], *w.codes.shape[2:])
+    sums = np.einsum("mbge,nbge,mbg->nmb", w.codes, codes, w.scales).astype(np.float32)
+    terms = w.d[None] * d[:, None] * sums
+    if w.dmin is None or w.mins is None:
+        return _in_turn(terms)
+    offsets = np.einsum("nbge,mbg->nmb", codes, w.mins).astype(np.float32)
+    return _in_turn(np.stack([terms, -(w.dmin[None] * d[:, None] * offsets)], axis=-1).reshape(*terms.shape[:2], -1))
+
+
+def _halves(x: Array, y: Array) -> Array:
+    """x [M, K], y [N, K] -> [N, M]: even numbers, and odd ones, in turn; each product is exact."""
+    even, odd = (_in_turn(x[None, :, i::2] * y[:, None, i::2]) for i in (0, 1))
+    return even + odd
+
+
+def _in_turn(terms: Array) -> Array:
+    """The sum over the last axis, one term after the other."""
+    total = np.zeros(terms.shape[:-1], np.float32)
+    for i in range(terms.shape[-1]):
+        total += terms[..., i]
+    return total
+
+
+def _inputs(kind: int, raw: Bytes) -> tuple[Array, Whole]:
+    """d [N, B] and codes [N, B, numbers of a block] of Q8_0 or Q8_K."""
+    at = 2 if kind == Q8_0 else 4
+    d = np.ascontiguousarray(raw[..., :at]).view(np.float16 if kind == Q8_0 else np.float32)[..., 0].astype(np.float32)
+    return d, raw[..., at : at + (32 if kind == Q8_0 else 256)].view(np.int8).astype(np.int64)
+
+
+def unpack(kind: int, raw: Bytes) -> Blocks:
+    """Blocks [M, B, bytes of a block] of a quantized type."""
+    m, b = raw.shape[:2]
+
+    def half(at: int) -> Array:
+        return np.ascontiguousarray(raw[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float32)
+
+    def whole(x: npt.NDArray[np.integer], groups: int = 1) -> Whole:
+        return x.astype(np.int64).reshape(m, b, groups, -1)
+
+    ones = np.ones((m, b, 1), np.int64)
+    if kind == Q8_0:
+        return Blocks(half(0), whole(raw[..., 2:].view(np.int8)), ones)
+    if kind == Q4_0:  # low halves of bytes are the first 16 numbers
+        return Blocks(half(0), whole(np.concatenate([raw[..., 2:] & 15, raw[..., 2:] >> 4], -1)) - 8, ones)
+    if kind == Q6_K:  # two halves of 128 numbers: 4 bits of them in `low`, 2 in `high`
+        low, high = raw[..., :128].reshape(m, b, 2, 2, 32), raw[..., 128:192].reshape(m, b, 2, 1, 32)
+        four = np.concatenate([low & 15, low >> 4], axis=3)  # [M, B, 2, 4, 32]
+        two = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+        return Blocks(half(208), whole(four | two << 4, 16) - 32, raw[..., 192:208].view(np.int8).astype(np.int64))
+    low = raw[..., 48:] if kind == Q5_K else raw[..., 16:]
+    low = low.reshape(m, b, 4, 32)
+    codes = np.stack([low & 15, low >> 4], axis=3).reshape(m, b, 8, 32)
+    if kind == Q5_K:
+        codes = codes | (raw[..., 16:48].reshape(m, b, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    s = raw[..., 4:16].astype(np.int64)  # 8 scales and 8 minima of 6 bits each, in 12 bytes
+    scales = np.concatenate([s[..., :4] & 63, s[..., 8:] & 15 | s[..., :4] >> 6 << 4], -1)
+    mins = np.concatenate([s[..., 4:8] & 63, s[..., 8:] >> 4 | s[..., 4:8] >> 6 << 4], -1)
+    return Blocks(half(0), whole(codes, 8), scales, half(2), mins)

@@ -1,1 +1,0 @@
-"""Draft trees: structure, growth, the lossless rules, the decode cycle over them."""

@@ -1,0 +1,102 @@
+"""What `refspec tune` measured, kept in the user's cache directory: one file per target, drafter and machine.
+
+A record is stale, and then not used, when a model file has another size or time of change, when llama.cpp is another version, or when
+the machine has another processor. Not a measurement: `evaluate/tune.py` makes records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refspec.errors import UsageError
+from refspec.gguf.recast import cache_directory
+
+FORMAT = 3  # of the record; another one is stale
+
+
+class Found(NamedTuple):
+    """A record that fits, or none and why (empty when nothing was ever stored)."""
+
+    record: dict[str, Any] | None
+    why: str
+
+
+Name = str | os.PathLike[str] | None
+
+
+def identity(model: Name, drafter: Name) -> dict[str, Any]:
+    """What a record holds for: the files as they are, the engine, the machine."""
+    from refspec.llama import api
+
+    return {
+        "format": FORMAT, "engine": api.VERSION, "machine": machine(), "files": [_file(name) for name in (model, drafter)],
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """The processor by name, and how many of it this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    affinity = getattr(os, "sched_getaffinity", None)
+    return f"{platform.machine()} {name} x {len(affinity(0)) if affinity else os.cpu_count()}"
+
+
+def path(model: Name, drafter: Name) -> Path:
+    """Where the record of a pair on this machine is."""
+    key = json.dumps([machine(), *(None if name is None else os.path.realpath(name) for name in (model, drafter))])
+    return cache_directory() / f"tune-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
+    """Store a record; returns its file. Raises UsageError when it cannot be written."""
+    out = path(model, drafter)
+    try:
+        write(out, {"identity": identity(model, drafter), **record})
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE") from None
+    return out
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    """Write a file as a whole or not at all; OSError when it cannot be written."""
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(record), "utf-8")
+    os.replace(partial, out)
+
+
+def find(model: Name, drafter: Name) -> Found:
+    """The record of a pair, if there is one and it still holds."""
+    file = path(model, drafter)
+    try:
+        record = json.loads(file.read_text("utf-8"))
+        stored = record["identity"]
+        now = identity(model, drafter)
+        for key, what in (("format", "refspec"), ("engine", "llama.cpp"), ("machine", "the machine"), ("files", "a model file")):
+            if stored.get(key) != now[key]:
+                return Found(None, f"what `refspec tune` stored is stale: {what} has changed; run it again")
+        if not {"chosen", "costs"} <= record.keys():
+            raise KeyError("chosen")
+    except FileNotFoundError:
+        return Found(None, "")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return Found(None, f"{file} is damaged; run `refspec tune` again")
+    return Found(record, "")
+
+
+def _file(name: Name) -> list[Any] | None:
+    if name is None:
+        return None
+    about = os.stat(name)
+    return [os.path.realpath(name), about.st_size, about.st_mtime_ns]

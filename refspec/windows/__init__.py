@@ -1,1 +1,0 @@
-"""How many tokens to draft: measured costs, calibrated beliefs, the choice of every cycle, and what `refspec tune` keeps."""
