@@ -1,7 +1,9 @@
-"""Which biases a drafter checkpoint has: tensors and flags together, because a program that goes by the flags alone drops some.
+"""Which biases a drafter checkpoint has: tensors and flags together, because a program that goes by the flags alone
+drops some.
 
-The flags are `attention_bias` (transformers: q, k, v and mostly o), `qkv_bias`, `mlp_bias`, `fc_bias`, and `bias`, which means
-another matrix in every code base. Biases that are all zero are left out, so that llama.cpp can run what is left.
+The flags are `attention_bias` (transformers: q, k, v and mostly o), `qkv_bias`, `mlp_bias`, `fc_bias`, and `bias`,
+which means another matrix in every code base. Biases that are all zero are left out, so that llama.cpp can run what is
+left.
 """
 
 from __future__ import annotations
@@ -36,8 +38,17 @@ class Biases(NamedTuple):
     notes: list[str]
 
 
-def resolve(config: Mapping[str, Any], layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str) -> Biases:
-    """The biases among `names` (refspec's name -> the stored one) that take part; `CheckpointError` where a flag says otherwise."""
+def resolve(
+    config: Mapping[str, Any],
+    layer: Mapping[str, Any],
+    stored: Mapping[str, StoredTensor],
+    names: Mapping[str, str],
+    where: str,
+) -> Biases:
+    """The biases among `names` (refspec's name -> the stored one) that take part;
+
+    `CheckpointError` where a flag says otherwise.
+    """
     held = [name for name in BIASED if f"{name}.bias" in names]
     zero = [name for name in held if not np.any(stored[names[f"{name}.bias"]].load())]
     kept = [name for name in held if name not in zero]

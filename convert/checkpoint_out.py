@@ -1,4 +1,5 @@
-"""Write a checkpoint directory: safetensors, or the zip-and-pickle `.bin` of PyTorch made by hand, one tensor in memory at a time.
+"""Write a checkpoint directory: safetensors, or the zip-and-pickle `.bin` of PyTorch made by hand, one tensor in memory
+at a time.
 
 The pickle written here names three things (an ordered dictionary, a tensor of a storage, the storage) and nothing else,
 so that `torch.load(weights_only=True)` reads it. Format: PyTorch serialization, version 3 of the zip archive.
@@ -22,7 +23,13 @@ from refspec.convert.safetensors_io import DTYPES
 from refspec.errors import CheckpointError, UsageError
 
 FLOATS = ("BF16", "F16", "F32")
-STORAGES = {"BF16": "BFloat16Storage", "F16": "HalfStorage", "F32": "FloatStorage", "I64": "LongStorage", "BOOL": "BoolStorage"}
+STORAGES = {
+    "BF16": "BFloat16Storage",
+    "F16": "HalfStorage",
+    "F32": "FloatStorage",
+    "I64": "LongStorage",
+    "BOOL": "BoolStorage",
+}
 WEIGHT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _ALIGN = 64  # bytes; PyTorch maps storages and wants them so
 
@@ -58,7 +65,9 @@ def new_directory(out: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be made ({error.strerror or error})") from None
     if there := [name for name in WEIGHT_FILES if (out / name).exists()]:
-        raise UsageError(f"{out}: already holds {there[0]}; two checkpoints in one directory get mixed up, name another")
+        raise UsageError(
+            f"{out}: already holds {there[0]}; two checkpoints in one directory get mixed up, name another"
+        )
     return out
 
 

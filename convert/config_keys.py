@@ -1,7 +1,8 @@
 """Which keys a drafter's config.json may have, and which trainer wrote it.
 
 Every key is one of three kinds: read elsewhere (sizes, flags, RoPE), without influence on the forward pass, or able to
-change it in a way refspec does not compute; the last must have the value that changes nothing. Any other key is refused.
+change it in a way refspec does not compute; the last must have the value that changes nothing. Any other key is
+refused.
 """
 
 from __future__ import annotations
@@ -12,10 +13,127 @@ from typing import Any
 from refspec.errors import CheckpointError
 
 READ = frozenset(
-    ["transformer_layer_config", "eagle_config", "refspec", "hidden_size", "target_hidden_size", "draft_vocab_size", "vocab_size", "num_hidden_layers", "head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "fc_norm", "norm_before_fc", "norm_output", "norm_before_residual", "num_aux_hidden_states", "num_capture_layers", "eagle_aux_hidden_state_layer_ids", "tie_word_embeddings", "return_hidden_post_norm", "use_last_layernorm", "attention_bias", "qkv_bias", "mlp_bias", "fc_bias", "bias"]
+    [
+        "transformer_layer_config",
+        "eagle_config",
+        "refspec",
+        "hidden_size",
+        "target_hidden_size",
+        "draft_vocab_size",
+        "vocab_size",
+        "num_hidden_layers",
+        "head_dim",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "fc_norm",
+        "norm_before_fc",
+        "norm_output",
+        "norm_before_residual",
+        "num_aux_hidden_states",
+        "num_capture_layers",
+        "eagle_aux_hidden_state_layer_ids",
+        "tie_word_embeddings",
+        "return_hidden_post_norm",
+        "use_last_layernorm",
+        "attention_bias",
+        "qkv_bias",
+        "mlp_bias",
+        "fc_bias",
+        "bias",
+    ]
 )
 NO_INFLUENCE = frozenset(
-    ["architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "decoder_start_token_id", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_name_or_path", "_commit_hash", "name_or_path", "tokenizer_class", "prefix", "problem_type", "finetuning_task", "task_specific_params", "id2label", "label2id", "num_labels", "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "pruned_heads", "tie_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention", "is_decoder", "is_encoder_decoder", "chunk_size_feed_forward", "pretraining_tp", "attention_dropout", "hidden_dropout", "max_window_layers", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "tf_legacy_loss", "speculators_model_type", "speculators_version", "speculators_config", "embed_requires_grad", "has_no_defaults_at_init", "_torchspec_version", "target_model_type", "target_model_name_or_path", "base_model_name_or_path", "next_layer_regular", "parallel_draft_heads_num_layers", "has_lm_head"]
+    [
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "unk_token_id",
+        "decoder_start_token_id",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_name_or_path",
+        "_commit_hash",
+        "name_or_path",
+        "tokenizer_class",
+        "prefix",
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "torchscript",
+        "use_bfloat16",
+        "pruned_heads",
+        "tie_encoder_decoder",
+        "cross_attention_hidden_size",
+        "add_cross_attention",
+        "is_decoder",
+        "is_encoder_decoder",
+        "chunk_size_feed_forward",
+        "pretraining_tp",
+        "attention_dropout",
+        "hidden_dropout",
+        "max_window_layers",
+        "max_length",
+        "min_length",
+        "do_sample",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "output_scores",
+        "return_dict_in_generate",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "tf_legacy_loss",
+        "speculators_model_type",
+        "speculators_version",
+        "speculators_config",
+        "embed_requires_grad",
+        "has_no_defaults_at_init",
+        "_torchspec_version",
+        "target_model_type",
+        "target_model_name_or_path",
+        "base_model_name_or_path",
+        "next_layer_regular",
+        "parallel_draft_heads_num_layers",
+        "has_lm_head",
+    ]
 )  # next_layer_regular: about the second layer on, and there is one
 # key -> the values that leave the forward pass as refspec computes it; None and absence always do
 MUST_BE: dict[str, tuple[Any, ...]] = {
@@ -58,12 +176,18 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
 def _check_attention(section: Mapping[str, Any], where: str) -> None:
     """A window that limits attention; Qwen configs carry its size where it is switched off."""
     types = section.get("layer_types") or []
-    if section.get("use_sliding_window", True) and section.get("sliding_window") is not None and types != ["full_attention"]:
+    if (
+        section.get("use_sliding_window", True)
+        and section.get("sliding_window") is not None
+        and types != ["full_attention"]
+    ):
         raise CheckpointError(
             f"{where}: sliding_window = {section['sliding_window']!r} is not supported; --ignore sliding_window if it is off"
         )
     if any(t != "full_attention" for t in types):
-        raise CheckpointError(f"{where}: layer_types = {str(types)[:60]} is not supported; refspec computes full attention")
+        raise CheckpointError(
+            f"{where}: layer_types = {str(types)[:60]} is not supported; refspec computes full attention"
+        )
 
 
 def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
@@ -76,7 +200,10 @@ def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, An
 
 
 def layout(config: Mapping[str, Any], names: Iterable[str], prefix: str) -> tuple[str, str]:
-    """Which trainer wrote the checkpoint and how that can be told; the block's `prefix` where it is none of the known ones."""
+    """Which trainer wrote the checkpoint and how that can be told;
+
+    the block's `prefix` where it is none of the known ones.
+    """
     nested = config.get("eagle_config") or {}
     architectures = config.get("architectures")
     if config.get("speculators_model_type") is not None:

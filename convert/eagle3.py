@@ -1,7 +1,7 @@
 """An EAGLE-3 / EAGLE 3.1 checkpoint directory -> DrafterConfig + weights -> drafter GGUF.
 
-Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`); SafeAILab, SpecForge, specdrift, TorchSpec and NVIDIA
-ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on disk until they are written.
+Layouts: speculators (`layers.0.*`, nested `transformer_layer_config`); SafeAILab, SpecForge, specdrift, TorchSpec and
+NVIDIA ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on disk until they are written.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def open_checkpoint(
     target: str | os.PathLike[str] | TargetFacts | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Opened:
-    """Resolve a drafter checkpoint; nothing is guessed: `CheckpointError`, `ShapeError` or `UsageError` names the override.
+    """Resolve a drafter checkpoint; nothing is guessed: `CheckpointError`, `ShapeError` or `UsageError` names the
+    override.
 
     `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
-    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets, absolute),
-    ignore (keys of config.json and tensors that do not matter).
+    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets,
+    absolute), ignore (keys of config.json and tensors that do not matter).
     """
     directory = Path(directory)
     where, given = str(directory / "config.json"), {k: v for k, v in (overrides or {}).items() if v is not None}
@@ -83,7 +84,9 @@ def open_checkpoint(
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
-        raise CheckpointError(f"{where}: speaks of {states} captured states, but {n_states} layers are named; give --layer-ids")
+        raise CheckpointError(
+            f"{where}: speaks of {states} captured states, but {n_states} layers are named; give --layer-ids"
+        )
     if fc_in % n_states:
         raise CheckpointError(
             f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally; give --layer-ids"
@@ -106,7 +109,9 @@ def open_checkpoint(
         "draft_vocab": Resolved(draft_vocab, draft_source),
     }  # fmt: skip
     credit(resolved, said, overridden)
-    switches: dict[str, Any] = {n: resolved[n].value for n in ("feature_norm", "feedback", "residual", "head_norm", "qk_norm")}
+    switches: dict[str, Any] = {
+        n: resolved[n].value for n in ("feature_norm", "feedback", "residual", "head_norm", "qk_norm")
+    }
     try:
         drafter = DrafterConfig(
             target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
@@ -132,9 +137,7 @@ def open_checkpoint(
     if draft_vocab == sizes["vocab_size"]:
         vocabulary.check_identity(d2t, t2d, str(directory))
     elif d2t is None:
-        raise CheckpointError(
-            f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing"
-        )
+        raise CheckpointError(f"{directory}: draft_vocab_size = {draft_vocab} needs the tensor 'd2t', which is missing")
     else:
         ids, how = vocabulary.absolute_d2t(d2t, t2d, sizes["vocab_size"], str(directory), given.get("d2t"))
         tensors["d2t"], resolved["d2t"] = ids, vocabulary.resolved(how, t2d, given.get("d2t"))
@@ -217,7 +220,9 @@ def _rope(
         said = any("rope_theta" in (s or {}) for s in (layer, layer.get("rope_parameters")))
         return rope, "config.json" if said else "rope_theta absent: 10000"
     if rope.words.startswith("linear"):
-        return rope_settings(layer, head_dim, where, 10000.0), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+        return rope_settings(
+            layer, head_dim, where, 10000.0
+        ), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
     raise CheckpointError(
         f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference class the "
         f"config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
@@ -229,7 +234,10 @@ def read_checkpoint(
     target: str | os.PathLike[str] | TargetFacts | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
-    """`open_checkpoint` with everything loaded: (config, float32 weights in half-split RoPE order, resolved flags, notes)."""
+    """`open_checkpoint` with everything loaded:
+
+    (config, float32 weights in half-split RoPE order, resolved flags, notes).
+    """
     opened = open_checkpoint(directory, target, overrides)
     weights = {k: a.load() if isinstance(a, Lazy) else a for k, a in opened.tensors.items()}
     return opened.config, weights, opened.resolved, opened.notes
@@ -249,15 +257,14 @@ def convert_drafter(
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
     `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
-    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`, `ShapeError`,
-    `UsageError`.
+    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`,
+    `ShapeError`, `UsageError`.
     """
     facts = None if target is None else target_facts(target)
     opened = open_checkpoint(directory, facts, overrides)
     config = replace(opened.config, rope_style=RopeStyle.INTERLEAVED)
     tensors = {
-        key: interleaved(array, config.head_dim) if key in ROTATED else array
-        for key, array in opened.tensors.items()
+        key: interleaved(array, config.head_dim) if key in ROTATED else array for key, array in opened.tensors.items()
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
@@ -267,12 +274,18 @@ def convert_drafter(
     values |= metadata or {}
     if facts is not None:
         values = {**facts.tokenizer(), **values}
-    report.path = write_drafter(out, config, tensors, outtype=outtype, metadata=values, progress=progress, source=str(directory))
+    report.path = write_drafter(
+        out, config, tensors, outtype=outtype, metadata=values, progress=progress, source=str(directory)
+    )
     reasons = stock_reasons(config)
     report.arch = "refspec-eagle3" if reasons else "eagle3"
     report.notes += [f"stock llama.cpp cannot run it: {reason}" for reason in reasons]
     if reasons:
-        how = "on its own kernels, one thread (llama.cpp's graph cannot)" if graph_reasons(config) else "on llama.cpp, with its own norms around it"
+        how = (
+            "on its own kernels, one thread (llama.cpp's graph cannot)"
+            if graph_reasons(config)
+            else "on llama.cpp, with its own norms around it"
+        )
         report.notes.append(f"refspec runs it {how}; --stock writes the nearest file stock llama.cpp runs")
     report.tensors, report.nbytes = len(tensors), report.path.stat().st_size
     return report

@@ -1,7 +1,8 @@
-"""A drafter GGUF -> a checkpoint directory for the trainers and cluster engines: speculators, SpecForge, SafeAILab (eagle).
+"""A drafter GGUF -> a checkpoint directory for the trainers and cluster engines: speculators, SpecForge, SafeAILab
+(eagle).
 
-The inverse of `eagle3.py`: offsets in d2t, half-split RoPE rows, the trainer's names and flags. What a layout has no word
-for is an error that names the switch; nothing is dropped. Which layout can say what: `LAYOUTS`.
+The inverse of `eagle3.py`: offsets in d2t, half-split RoPE rows, the trainer's names and flags. What a layout has no
+word for is an error that names the switch; nothing is dropped. Which layout can say what: `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def export_drafter(
     dtype: str = "auto",
     verifier: str | None = None,
 ) -> Exported:
-    """Write the drafter GGUF at `path` as a checkpoint directory `out`; `dtype` auto is the smallest that rounds nothing.
+    """Write the drafter GGUF at `path` as a checkpoint directory `out`; `dtype` auto is the smallest that rounds
+    nothing.
 
     `verifier` names the target (for speculators' config). Raises `CheckpointError` for a file or a switch the layout
     cannot express, `UsageError` for an unknown layout or dtype, or a directory that holds a checkpoint already.
@@ -71,7 +73,9 @@ def export_drafter(
         config = with_whole_groups(config, _zero_biases(info))
     entries = _entries(info, config, layout)
     divisors = _divisors(info, config)
-    scaling = scaling_in(info, divisors, config.rope_theta, config.head_dim, config.context_length or 2048, config.rope_attention_factor)
+    scaling = scaling_in(
+        info, divisors, config.rope_theta, config.head_dim, config.context_length or 2048, config.rope_attention_factor
+    )
     for said, switch, problem in NOT_SAID[layout](config, scaling):
         if said:
             raise CheckpointError(f"{info.path}: {switch}, which the {layout} layout cannot express: {problem}")
@@ -121,7 +125,9 @@ def _zero_biases(info: GgufInfo) -> list[str]:
     """The matrices whose bias the checkpoint had, all zero, so that the conversion left it out."""
     names = info.optional("refspec.zero_biases", list, [])
     if wrong := [name for name in names if name not in BIASED]:
-        raise CheckpointError(f"{info.path}: refspec.zero_biases names {str(wrong[0])[:40]!r}; convert the drafter again")
+        raise CheckpointError(
+            f"{info.path}: refspec.zero_biases names {str(wrong[0])[:40]!r}; convert the drafter again"
+        )
     return list(names)
 
 
@@ -179,14 +185,17 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     if layout == "specforge":
         notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
         if config.feedback is Feedback.POST_NORM:
-            notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on; older ones feed back pre-norm")
+            notes.append(
+                "norm_output = true means post-norm feedback from SpecForge's change #879 on; older ones feed back pre-norm"
+            )
         if not config.head_norm:
             notes.append("norm_output = false means no norm before lm_head up to SpecForge's change #879 only")
     if layout == "eagle" and config.rope_theta != 10000:
         notes.append("SafeAILab's inference reads rope_theta, its training class always uses 10000")
     if layout == "speculators" and verifier is None:
-        notes.append("no --verifier: the speculators library, and vllm serve on the directory alone, want the target's name")
+        notes.append(
+            "no --verifier: the speculators library, and vllm serve on the directory alone, want the target's name"
+        )
     if layout == "speculators" and config.target_hidden_size != config.hidden_size:
         notes.append("the speculators trainer ignores target_hidden_size; vLLM reads it")
     return notes
-

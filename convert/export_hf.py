@@ -1,7 +1,7 @@
 """A Llama target GGUF -> its Hugging Face directory: config.json, model.safetensors, tokenizer.json, chat template.
 
-The inverse of `target.py` and `tokenizer.py`. A GGUF names its pre-tokenizer; the regular expression it stands for comes
-from the same table that named it, and another name is an error.
+The inverse of `target.py` and `tokenizer.py`. A GGUF names its pre-tokenizer; the regular expression it stands for
+comes from the same table that named it, and another name is an error.
 """
 
 from __future__ import annotations
@@ -22,20 +22,28 @@ from refspec.errors import CheckpointError, UsageError
 from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
 from refspec.gguf.recommended_sampling import to_generation_config
 
-_TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
 _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
 
 
 def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "auto") -> Exported:
-    """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest that rounds nothing.
+    """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest that rounds
+    nothing.
 
-    Raises `CheckpointError` for another architecture or tokenizer, `UsageError` for a directory that holds a checkpoint.
+    Raises `CheckpointError` for another architecture or tokenizer, `UsageError` for a directory that holds a
+    checkpoint.
     """
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     info = read_gguf_header(path)
     if info.arch != "llama":
-        raise CheckpointError(f"{info.path}: architecture {info.arch!r}; refspec writes Hugging Face directories of llama only")
+        raise CheckpointError(
+            f"{info.path}: architecture {info.arch!r}; refspec writes Hugging Face directories of llama only"
+        )
     heads, hidden = info.need("llama.attention.head_count", int), info.need("llama.embedding_length", int)
     head_dim = info.optional("llama.attention.key_length", int, hidden // max(heads, 1))
     entries = [
@@ -115,7 +123,9 @@ def _tokenizer(info: GgufInfo) -> dict[str, Any]:
     patterns = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
     if kind != "gpt2" or (pre != "gpt-2" and pre not in patterns):
         known = ", ".join(["gpt-2", *patterns])
-        raise CheckpointError(f"{info.path}: tokenizer {kind!r} ({pre!r}) is not one refspec can write; known: BPE with {known}")
+        raise CheckpointError(
+            f"{info.path}: tokenizer {kind!r} ({pre!r}) is not one refspec can write; known: BPE with {known}"
+        )
     tokens = info.need("tokenizer.ggml.tokens", list)
     types = info.optional("tokenizer.ggml.token_type", list, [1] * len(tokens))
     vocab: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Resolve every switch of an EAGLE-3 checkpoint from its config.json and the tensors it has, or refuse.
 
-One flag name means different things in different trainers (`norm_output` above all), so each answer carries its source, and where
-config and tensors leave two readings the error names the override that decides.
+One flag name means different things in different trainers (`norm_output` above all), so each answer carries its source,
+and where config and tensors leave two readings the error names the override that decides.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def flag(config: Mapping[str, Any], key: str, where: str) -> bool | None:
     if wrong := [v for v in said if not isinstance(v, bool)]:
         raise CheckpointError(f"{where}: {key} = {str(wrong[0])[:40]!r} must be true or false")
     if len(set(said)) > 1:
-        raise CheckpointError(f"{where}: {key} is {said[0]} at the top level and {said[1]} in eagle_config; remove the wrong one")
+        raise CheckpointError(
+            f"{where}: {key} is {said[0]} at the top level and {said[1]} in eagle_config; remove the wrong one"
+        )
     return said[0] if said else None
 
 
@@ -140,7 +142,9 @@ def residual(config: Mapping[str, Any], given: Any, where: str) -> Resolved:
     )
 
 
-def layer_ids(config: Mapping[str, Any], layout: str, n_layer: int | None, given: Any, where: str) -> tuple[Resolved, list[str]]:
+def layer_ids(
+    config: Mapping[str, Any], layout: str, n_layer: int | None, given: Any, where: str
+) -> tuple[Resolved, list[str]]:
     """Captured layers as boundaries of the residual stream (b = what enters layer b), and what to warn of."""
     if given is not None:
         return Resolved(_ids(given, "--layer-ids"), "override --layer-ids"), []

@@ -194,7 +194,9 @@ def lines(about: dict[str, Any]) -> list[str]:
         bounds = ", ".join("embeddings" if b == 0 else f"{b} (entering layer {b})" for b in about["capture_layers"])
         d = about["draft_vocabulary"]
         ids = f", ids {d['lowest_id']}..{d['highest_id']}" if "lowest_id" in d else ""
-        out.append(f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}")
+        out.append(
+            f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}"
+        )
         for name in ("layout", "rope", "stock"):
             if said := about["provenance"].get(name):
                 out.append(f"  {name:<16} {said.split('; ', 1)[0]}{_from(about, name)}")

@@ -40,7 +40,9 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: has no config.json, so it is no checkpoint; inspect a GGUF file or a model's directory")
+        raise CheckpointError(
+            f"{folder}: has no config.json, so it is no checkpoint; inspect a GGUF file or a model's directory"
+        )
     config, stored = read_json(folder / "config.json"), read_tensors(folder)
     drafter = any(name.removeprefix("model.") == "fc.weight" for name in stored)
     architectures = config.get("architectures")
@@ -71,7 +73,16 @@ def _weights(stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    none = {"model": None, "pre": None, "tokens": 0, "bos": None, "eos": None, "eot": None, "add_bos": None, "chat_template": False}
+    none = {
+        "model": None,
+        "pre": None,
+        "tokens": 0,
+        "bos": None,
+        "eos": None,
+        "eot": None,
+        "add_bos": None,
+        "chat_template": False,
+    }
     if not (folder / "tokenizer.json").is_file():
         return none
     from refspec.convert.tokenizer import chat_template
@@ -85,7 +96,9 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _target(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def _target(
+    config: Mapping[str, Any], stored: Mapping[str, StoredTensor], tokenizer: Mapping[str, Any]
+) -> dict[str, Any]:
     from refspec.convert.target import ARCHITECTURES
 
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
@@ -120,7 +133,11 @@ def _open(folder: Path, target: str | os.PathLike[str] | None) -> tuple[Opened, 
             return open_checkpoint(folder, target, trial), undecided
         except CheckpointError as error:
             named = [n for n in re.findall(r"--([a-z]\w*(?:-\w+)*)", str(error)) if n.replace("-", "_") in left]
-            name = named[0].replace("-", "_") if named else next(iter(trial.keys() - {n for n in trial if not left[n]}), None)
+            name = (
+                named[0].replace("-", "_")
+                if named
+                else next(iter(trial.keys() - {n for n in trial if not left[n]}), None)
+            )
             if name is None or not left[name]:
                 raise
             undecided.setdefault(name, " ".join(str(error).split()).removeprefix(f"{folder / 'config.json'}: "))
@@ -175,7 +192,9 @@ def _warnings(
     if "feature_norm" in undecided:
         norms = sorted(n for n in stored if n.removeprefix("model.").startswith(("fc_norm", "input_norm")))
         if norms:
-            out.append(f"{', '.join(norms)}: present, but no flag applies them; a program that goes by the flags never does")
+            out.append(
+                f"{', '.join(norms)}: present, but no flag applies them; a program that goes by the flags never does"
+            )
     if not config.uses_output_norm and "output_norm" in opened.tensors:
         out.append("norm.weight is present and never applied: head_norm = no and pre-norm feedback")
     for name in ("layer_ids", "rope_theta", "d2t"):

@@ -1,4 +1,7 @@
-"""Every switch of a drafter in words, and what runs it: what `refspec inspect` says of a GGUF and of a checkpoint alike."""
+"""Every switch of a drafter in words, and what runs it:
+
+what `refspec inspect` says of a GGUF and of a checkpoint alike.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How the public trainers spell the tensors of an EAGLE-3 drafter.
 
-Speculators writes `layers.0.*`, SafeAILab, SpecForge and TorchSpec write `midlayer.*`; some writers put `model.` in front.
-A name that is not in these tables is an error, never skipped.
+Speculators writes `layers.0.*`, SafeAILab, SpecForge and TorchSpec write `midlayer.*`; some writers put `model.` in
+front. A name that is not in these tables is an error, never skipped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The `refspec` object that `refspec export` leaves in config.json: the switches in words, where flags could be misread."""
+"""The `refspec` object that `refspec export` leaves in config.json:
+
+the switches in words, where flags could be misread.
+"""
 
 from __future__ import annotations
 

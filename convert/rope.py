@@ -1,4 +1,5 @@
-"""RoPE settings of a Hugging Face config -> base frequency, the divisors GGUF calls rope_freqs, and YaRN's attention factor.
+"""RoPE settings of a Hugging Face config -> base frequency, the divisors GGUF calls rope_freqs, and YaRN's attention
+factor.
 
 Spellings: `rope_theta` at the top level, or inside `rope_parameters`; scaling in `rope_scaling` or `rope_parameters`.
 Sources: Llama 3.1 model card; YaRN (Peng 2023) as transformers and the trainers compute it.
@@ -49,7 +50,9 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         raise CheckpointError(f"{where}: rope scaling {str(kind)[:40]!r} is not supported; known: {', '.join(_OWN)}")
     used = {k for k, v in scaling.items() if v is not None}
     if unknown := sorted(used - _COMMON - _OWN[kind]):
-        raise CheckpointError(f"{where}: rope scaling {kind!r} has the unknown key {unknown[0]!r}; remove it if it does not matter")
+        raise CheckpointError(
+            f"{where}: rope scaling {kind!r} has the unknown key {unknown[0]!r}; remove it if it does not matter"
+        )
     if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise CheckpointError(f"{where}: partial_rotary_factor = {scaling['partial_rotary_factor']!r} is not supported")
     try:
@@ -59,7 +62,9 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor {factor}")
         if kind == "linear":
-            return Rope(base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=stated(scaling))
+            return Rope(
+                base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=stated(scaling)
+            )
         if kind == "llama3":
             return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}", scaling=stated(scaling))
         original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
@@ -73,9 +78,13 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
 def _theta(config: Mapping[str, Any], parameters: Mapping[str, Any], where: str) -> float:
     said = {v for v in (config.get("rope_theta"), parameters.get("rope_theta")) if v is not None}
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v > 0 for v in said):
-        raise CheckpointError(f"{where}: rope_theta = {sorted(map(str, said))} must be a positive number; give --rope-theta")
+        raise CheckpointError(
+            f"{where}: rope_theta = {sorted(map(str, said))} must be a positive number; give --rope-theta"
+        )
     if len(said) > 1:
-        raise CheckpointError(f"{where}: rope_theta is {min(said):g} in one place and {max(said):g} in another; decide with --rope-theta")
+        raise CheckpointError(
+            f"{where}: rope_theta is {min(said):g} in one place and {max(said):g} in another; decide with --rope-theta"
+        )
     return float(said.pop()) if said else 10000.0
 
 
@@ -101,8 +110,12 @@ def _llama3(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarr
 
 
 def _yarn(scaling: Mapping[str, Any], theta: float, head_dim: int, factor: float, original: float) -> np.ndarray:
-    """Dimensions that turn more than beta_fast times within the original context stay, below beta_slow they are divided."""
-    fast, slow = (float(v if (v := scaling.get(k)) is not None else d) for k, d in (("beta_fast", 32), ("beta_slow", 1)))
+    """Dimensions that turn more than beta_fast times within the original context stay, below beta_slow they are
+    divided.
+    """
+    fast, slow = (
+        float(v if (v := scaling.get(k)) is not None else d) for k, d in (("beta_fast", 32), ("beta_slow", 1))
+    )
 
     def dimension(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))

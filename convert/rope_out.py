@@ -1,8 +1,9 @@
-"""RoPE divisors of a GGUF -> the scaling a Hugging Face config states. The inverse of `rope.py`, checked by running that.
+"""RoPE divisors of a GGUF -> the scaling a Hugging Face config states. The inverse of `rope.py`, checked by running
+that.
 
 llama.cpp runs the divisors (`rope_freqs`), not the parameters they were made from; refspec keeps those beside them
-(`refspec.rope_scaling`). Where another program wrote the file, the usual parameters are tried. Either way they are given
-back only if they make the same divisors, bit for bit.
+(`refspec.rope_scaling`). Where another program wrote the file, the usual parameters are tried. Either way they are
+given back only if they make the same divisors, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,10 +40,14 @@ def scaling_in(
     """
     if KEY not in info.metadata:
         return scaling_of(divisors, theta, head_dim, str(info.path), attention_factor)
-    wrong = CheckpointError(f"{info.path}: {KEY} = {str(info.metadata[KEY])[:80]!r} does not make the divisors in rope_freqs; convert it again")
+    wrong = CheckpointError(
+        f"{info.path}: {KEY} = {str(info.metadata[KEY])[:80]!r} does not make the divisors in rope_freqs; convert it again"
+    )
     try:
         scaling = json.loads(info.need(KEY, str))
-        made = rope_settings({"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, head_dim, str(info.path))
+        made = rope_settings(
+            {"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": context}, head_dim, str(info.path)
+        )
     except (ValueError, RecursionError, RefspecError):
         raise wrong from None
     if not _makes(made, divisors, attention_factor):
@@ -51,7 +56,11 @@ def scaling_in(
 
 
 def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> bool:
-    return _decimal(made.attention_factor) == attention_factor and divisors is not None and np.array_equal(made.divisors, divisors)  # type: ignore[arg-type]
+    return (
+        _decimal(made.attention_factor) == attention_factor
+        and divisors is not None
+        and np.array_equal(made.divisors, divisors)
+    )  # type: ignore[arg-type]
 
 
 def scaling_of(

@@ -1,7 +1,7 @@
 """Read and write safetensors with json and NumPy only, and read a checkpoint directory.
 
-The file is mapped, a tensor is copied (and bfloat16 widened to float32) only when it is loaded. Nothing in the header is
-trusted: ranges, shapes and types are checked against the size of the file before use.
+The file is mapped, a tensor is copied (and bfloat16 widened to float32) only when it is loaded. Nothing in the header
+is trusted: ranges, shapes and types are checked against the size of the file before use.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from refspec.reference.config import DrafterConfig, weight_shapes
 def check_tensors(c: DrafterConfig, tensors: Tensors, names: Mapping[str, str], where: str) -> None:
     """Raise ShapeError for a shape, CheckpointError for a missing or unused tensor or a vector that is not finite.
 
-    `names`: refspec's name -> the stored one. Matrices are not read here; their values are looked at when they are written.
+    `names`: refspec's name -> the stored one. Matrices are not read here; their values are looked at when they are
+    written.
     """
     required, optional = weight_shapes(c)
     for ours, shape in (required | optional).items():
@@ -30,4 +31,6 @@ def check_tensors(c: DrafterConfig, tensors: Tensors, names: Mapping[str, str], 
             raise CheckpointError(f"{where}: tensor {theirs!r} holds NaN or infinite values; the checkpoint is damaged")
     if unused := sorted(tensors.keys() - required.keys() - optional.keys()):
         theirs = names.get(unused[0], unused[0])
-        raise CheckpointError(f"{where}: tensor {theirs!r} would not be used with these switches; --ignore {theirs} if that is right")
+        raise CheckpointError(
+            f"{where}: tensor {theirs!r} would not be used with these switches; --ignore {theirs} if that is right"
+        )

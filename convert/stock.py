@@ -1,9 +1,9 @@
 """The nearest drafters stock llama.cpp can run: its missing norms replaced by what they were on calibration text.
 
-Stock llama.cpp knows no norm per state, feeds back the pre-norm state, always norms before the head, has no query and key
-norms, no biases, and takes three states. A norm divides by a number that differs from row to row; folded, it divides by the
-mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen.
-Nothing here is exact but the head (a positive factor per row leaves the argmax) and states added with zero weights.
+Stock llama.cpp knows no norm per state, feeds back the pre-norm state, always norms before the head, has no query and
+key norms, no biases, and takes three states. A norm divides by a number that differs from row to row; folded, it
+divides by the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen. Nothing here is
+exact but the head (a positive factor per row leaves the argmax) and states added with zero weights.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def calibrate(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.nda
         e = w["token_embd"][tokens].astype(np.float64)
         e, s = e / _rms(e, c.rms_eps)[:, None] * w["attn_norm"], g / _rms(g, c.rms_eps)[:, None] * w["hidden_norm"]
         x = np.concatenate([e, s], axis=1)  # [T, 2H]
-        heads = {n: (x @ w[f"attn_{n}"].T + w.get(f"attn_{n}.bias", 0)).reshape(len(x), -1, c.head_dim) for n in ("q", "k")}
+        heads = {
+            n: (x @ w[f"attn_{n}"].T + w.get(f"attn_{n}.bias", 0)).reshape(len(x), -1, c.head_dim) for n in ("q", "k")
+        }
         q, k = (np.mean(1 / _rms(heads[n], c.rms_eps), axis=0) for n in ("q", "k"))
     ungained = float(np.mean(_rms(g / _gains(w), c.rms_eps))) if c.feedback is Feedback.POST_NORM else 1.0
     return Calibration(
@@ -84,7 +86,9 @@ class _Recording:
 
 
 def _constants(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
-    """For each matrix with a bias, the smallest u for which its inputs give x u near 1 (least squares, a little damped)."""
+    """For each matrix with a bias, the smallest u for which its inputs give x u near 1 (least squares, a little
+    damped).
+    """
     recording = _Recording()
     drafter = Eagle3Drafter(c, w, recording)
     drafter.forward_rows(tokens[:BIAS_ROWS], features[:BIAS_ROWS], is_target_feature=True)
@@ -116,7 +120,9 @@ def _gains(w: Weights) -> np.ndarray:
 def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Candidate]:
     """Every near drafter by a name that says what was done: feature norms folded or joined, both residuals."""
     if c.n_states > STOCK_STATES:
-        raise CheckpointError(f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}, and which to drop is a matter of training")
+        raise CheckpointError(
+            f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}, and which to drop is a matter of training"
+        )
     out: dict[str, Candidate] = {}
     for said, weights in _without_biases(c, w, cal).items():
         out |= _candidates(replace(c, biases=()), weights, cal, said)
@@ -154,7 +160,8 @@ def _scales(c: DrafterConfig, cal: Calibration) -> dict[str, float]:
 
 
 def _moved(c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration, scale: float) -> dict[str, np.ndarray]:
-    """The final norm in the place of hidden_norm: with residual normed, a chained row then starts from RMS(h; output_norm).
+    """The final norm in the place of hidden_norm: with residual normed, a chained row then starts from RMS(h;
+    output_norm).
 
     That is the state post-norm feedback hands on. True rows are given g without those gains (out of fc), so that they
     come back; hidden_norm's own gains go into the columns of q, k and v. Only magnitudes are means instead of exact.
@@ -184,7 +191,9 @@ def _heads(c: DrafterConfig, w: Weights, cal: Calibration) -> tuple[dict[str, np
     return weights, done
 
 
-def _features(c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration) -> list[tuple[str, DrafterConfig, dict[str, np.ndarray]]]:
+def _features(
+    c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration
+) -> list[tuple[str, DrafterConfig, dict[str, np.ndarray]]]:
     """The feature norm as stock llama.cpp can have it: none (folded into fc) or one over all states."""
     rest = {name: a for name, a in w.items() if not name.startswith("fc_norm")}
     ht, three = c.target_hidden_size, c.n_states == STOCK_STATES
@@ -207,5 +216,7 @@ def _features(c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration) -> l
     out = [(said if three else f"{said or 'states'} padded to three", config, {**rest, "fc": fc})]
     if three and c.feature_norm is FeatureNorm.PER_STATE:
         joined = (norms * cal.shares[:, None]).reshape(-1).astype(np.float32)
-        out.append(("feature norms joined to one", replace(c, feature_norm=FeatureNorm.CONCAT), {**rest, "fc_norm": joined}))
+        out.append(
+            ("feature norms joined to one", replace(c, feature_norm=FeatureNorm.CONCAT), {**rest, "fc_norm": joined})
+        )
     return out

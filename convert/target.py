@@ -1,7 +1,8 @@
 """A Hugging Face Llama directory -> a target GGUF that stock llama.cpp runs.
 
-Reads config.json, model.safetensors (or shards), tokenizer.json and the chat template. Rows of q and k are reordered from
-half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them. Tied embeddings write no output tensor.
+Reads config.json, model.safetensors (or shards), tokenizer.json and the chat template. Rows of q and k are reordered
+from half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them. Tied embeddings write no output
+tensor.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def convert_target(
     rope = rope_settings(config, sizes["head_dim"], str(config_path))
     theta, divisors, scaling = rope.theta, rope.divisors, rope.words
     if rope.attention_factor != 1.0:
-        raise CheckpointError(f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's own converter")
+        raise CheckpointError(
+            f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's own converter"
+        )
     names = _names(sizes["n_layers"], tied)
     notes = []
     if tied and "lm_head.weight" in stored:  # some writers save the tied copy too
@@ -162,5 +165,7 @@ def convert_target(
         "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
     }
     if sampling:
-        report.resolved["recommended sampling"] = Resolved(str(recommended(sampling, str(generation))), "generation_config.json")
+        report.resolved["recommended sampling"] = Resolved(
+            str(recommended(sampling, str(generation))), "generation_config.json"
+        )
     return report

@@ -1,8 +1,10 @@
-"""`pytorch_model.bin` without PyTorch and without executing anything: the tensors of torch.save's zip and legacy formats.
+"""`pytorch_model.bin` without PyTorch and without executing anything: the tensors of torch.save's zip and legacy
+formats.
 
-A pickle is a program. This reads it with an interpreter of its own that knows dictionaries, tuples, numbers, strings and
-the handful of functions torch.save uses to name a tensor; every other global is refused by name, nothing is imported.
-Tensors are not loaded: each becomes a `StoredTensor`, a place in the file. The tar format of torch < 0.2 is refused.
+A pickle is a program. This reads it with an interpreter of its own that knows dictionaries, tuples, numbers, strings
+and the handful of functions torch.save uses to name a tensor; every other global is refused by name, nothing is
+imported. Tensors are not loaded: each becomes a `StoredTensor`, a place in the file. The tar format of torch < 0.2 is
+refused.
 """
 
 from __future__ import annotations
@@ -30,7 +32,26 @@ _REBUILD = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor", "
 _KNOWN = {*_REBUILD, "collections OrderedDict", *(f"torch {name}" for name in STORAGES)}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
-    ["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES"]
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "UNICODE",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+    ]
 )
 _MARK = object()
 
@@ -88,11 +109,18 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]
             raise CheckpointError(f"{path}: {name} begins at byte {info.header_offset}, the file has {size}; damaged")
         file.seek(info.header_offset)
         local = file.read(30)
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or local[:4] != b"PK\x03\x04" or len(local) < 30:
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.flag_bits & 1
+            or local[:4] != b"PK\x03\x04"
+            or len(local) < 30
+        ):
             raise CheckpointError(f"{path}: {name} is compressed, encrypted or damaged; save the checkpoint again")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         if info.compress_size != info.file_size or start + info.file_size > size:
-            raise CheckpointError(f"{path}: {name} ends at byte {start + info.file_size}, the file has {size}; truncated")
+            raise CheckpointError(
+                f"{path}: {name} ends at byte {start + info.file_size}, the file has {size}; truncated"
+            )
         return start, info.file_size
 
     if prefix + "byteorder" in entries:
@@ -110,12 +138,17 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]
 
 
 def _read_legacy(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]:
-    """Magic number, protocol, system facts, the object, the storage keys (a pickle each), then key order: count, bytes."""
+    """Magic number, protocol, system facts, the object, the storage keys (a pickle each), then key order:
+
+    count, bytes.
+    """
     if _run(path, file) != MAGIC:
         raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote; nothing of it was executed")
     protocol, system = _run(path, file), _run(path, file)
     if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{path}: this legacy torch.save protocol or its byte order is not supported; save it again")
+        raise CheckpointError(
+            f"{path}: this legacy torch.save protocol or its byte order is not supported; save it again"
+        )
     tensors, keys = _state_dict(_run(path, file), path), _run(path, file)
     storages = {t.storage.key: t.storage for t in tensors.values()}
     if not isinstance(keys, list) or not all(isinstance(k, str) and k in storages for k in keys):
@@ -153,7 +186,9 @@ def _stored(path: Path, name: str, t: _Tensor, start: int, nbytes: int) -> Store
         count *= n
     last = t.offset + sum((n - 1) * s for n, s in zip(t.shape, t.strides, strict=True)) if count else 0
     if (last + 1) * item > nbytes and count:
-        raise CheckpointError(f"{path}: tensor {name!r} of shape {list(t.shape)} does not fit its {nbytes} bytes; truncated?")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of shape {list(t.shape)} does not fit its {nbytes} bytes; truncated?"
+        )
     if count > nbytes // item:  # strides of 0 make a small file a huge tensor
         raise CheckpointError(f"{path}: tensor {name!r} repeats its elements; save it with .contiguous()")
     plain = all(n == 1 or s == c for n, s, c in zip(t.shape, t.strides, reversed(contiguous), strict=True))
@@ -166,7 +201,17 @@ def _run(path: Path, file: IO[bytes]) -> Any:
         return _interpret(path, file)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error, OverflowError, MemoryError, RecursionError):
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        struct.error,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ):
         raise CheckpointError(f"{path}: its pickle is damaged or truncated; nothing of it was executed") from None
 
 
@@ -297,6 +342,10 @@ def _call(function: Any, arguments: Any) -> Any:
     if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"):
         storage, offset, shape, strides = arguments[:4]
         whole = [offset, *shape, *strides]
-        if isinstance(storage, _Storage) and all(type(n) is int and n >= 0 for n in whole) and len(shape) == len(strides):
+        if (
+            isinstance(storage, _Storage)
+            and all(type(n) is int and n >= 0 for n in whole)
+            and len(shape) == len(strides)
+        ):
             return _Tensor(storage, offset, tuple(shape), tuple(strides))
     raise ValueError("call")

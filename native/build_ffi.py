@@ -1,13 +1,14 @@
 """Turns native/refspec.h and the C sources beside it into the extension module refspec._native (cffi API mode).
 
-As a script, `python native/build_ffi.py` builds in place: refspec/_native.<abi>.so. As a module it offers
-`ffibuilder` to setuptools (setup.py). The cdef is the block of refspec.h between its two cdef marks: one declaration for C,
-cffi and the reader.
+As a script, `python native/build_ffi.py` builds in place: refspec/_native.<abi>.so. As a module it offers `ffibuilder`
+to setuptools (setup.py). The cdef is the block of refspec.h between its two cdef marks: one declaration for C, cffi and
+the reader.
 
-Flags: -O3 because the kernels are written for the vectorizer; -ffp-contract=off because a fused multiply-add would make the
-last bit depend on the machine and on the compiler, and the agreement with NumPy is stated to the last bits;
+Flags: -O3 because the kernels are written for the vectorizer; -ffp-contract=off because a fused multiply-add would make
+the last bit depend on the machine and on the compiler, and the agreement with NumPy is stated to the last bits;
 -fno-trapping-math because nobody reads the exception flags and it frees the vectorizer without changing a value; no
--march=native, because a wheel built here must run elsewhere. REFSPEC_CFLAGS appends flags (the sanitizer build uses it).
+-march=native, because a wheel built here must run elsewhere. REFSPEC_CFLAGS appends flags (the sanitizer build uses
+it).
 """
 
 from __future__ import annotations
@@ -25,8 +26,22 @@ from cffi import FFI, VerificationError
 
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
-SOURCES = ("ops.c", "eagle3.c", "hooks.c", "cycle.c", "window.c", "account.c", "burst.c", "sampling.c", "penalties.c", "tree.c",
-           "packed_matmul.c", "packed_avx2.c", "packed_avx512.c", "matmul_hook.c")
+SOURCES = (
+    "ops.c",
+    "eagle3.c",
+    "hooks.c",
+    "cycle.c",
+    "window.c",
+    "account.c",
+    "burst.c",
+    "sampling.c",
+    "penalties.c",
+    "tree.c",
+    "packed_matmul.c",
+    "packed_avx2.c",
+    "packed_avx512.c",
+    "matmul_hook.c",
+)
 
 
 def cdef() -> str:
@@ -38,8 +53,8 @@ def cdef() -> str:
 def make_ffibuilder(native: Path, sanitize: bool = False, optional: bool = False) -> FFI:
     """The FFI builder of refspec._native, sources below `native`; sanitize adds checks that end the process.
 
-    setuptools insists on paths relative to setup.py, cffi's own compile on paths that survive its chdir: hence `native`.
-    With `optional`, setuptools warns and installs the rest when the compiler fails or is missing.
+    setuptools insists on paths relative to setup.py, cffi's own compile on paths that survive its chdir: hence
+    `native`. With `optional`, setuptools warns and installs the rest when the compiler fails or is missing.
     """
     msvc, link = os.name == "nt", list[str]()
     flags = (
@@ -89,14 +104,18 @@ def main() -> None:
         try:
             built = Path(make_ffibuilder(NATIVE, options.sanitize).compile(tmpdir=work, verbose=options.verbose))
         except (VerificationError, ImportError) as error:  # ImportError: Python >= 3.12 without setuptools
-            raise SystemExit(f"native/build_ffi.py: {error}; needs a C compiler and setuptools, --verbose shows more") from None
+            raise SystemExit(
+                f"native/build_ffi.py: {error}; needs a C compiler and setuptools, --verbose shows more"
+            ) from None
         fresh = options.out / "_native.new"
         shutil.copy(built, fresh)
         print(fresh.replace(options.out / module_name(built)))  # in one step: a process that runs the old file keeps it
 
 
 def module_name(built: Path) -> str:
-    """The file name setuptools gives the same module, so that the two ways to build never leave two modules to choose from."""
+    """The file name setuptools gives the same module, so that the two ways to build never leave two modules to choose
+    from.
+    """
     abi3 = ".abi3.so" in EXTENSION_SUFFIXES and not any(map(sysconfig.get_config_var, ("Py_DEBUG", "Py_GIL_DISABLED")))
     return "_native.abi3.so" if abi3 else built.name
 

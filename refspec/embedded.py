@@ -1,7 +1,8 @@
 """The pair that comes with the package: where its files are, and the settings measured to suit it.
 
-Not a loader. `refspec/models/defaults.json` holds what was chosen from measured costs (draft_max, threads, threads_batch);
-a key that is absent falls back to the defaults of `api.load`. `penalties` in it keeps so small a model from repeating itself.
+Not a loader. `refspec/models/defaults.json` holds what was chosen from measured costs (draft_max, threads,
+threads_batch); a key that is absent falls back to the defaults of `api.load`. `penalties` in it keeps so small a model
+from repeating itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def path(name: str) -> Path:
     """The file of an embedded model; CheckpointError when this installation does not have it."""
     found = folder() / name
     if not found.is_file():
-        raise CheckpointError(f"{found}: the embedded model is missing from this installation; name a GGUF file with -m")
+        raise CheckpointError(
+            f"{found}: the embedded model is missing from this installation; name a GGUF file with -m"
+        )
     return found
 
 

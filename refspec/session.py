@@ -8,8 +8,8 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-Not an engine: models are `refspec.targets` and `refspec.drafters`, the cycle is `speculate.py`. A session holds one KV cache, so it
-runs one generation at a time; starting the next ends the one before.
+Not an engine: models are `refspec.targets` and `refspec.drafters`, the cycle is `speculate.py`. A session holds one KV
+cache, so it runs one generation at a time; starting the next ends the one before.
 """
 
 from __future__ import annotations
@@ -71,23 +71,29 @@ def load(
     tree: str | TreeShape | None = None,
     drafter_kernels: Kernels = "auto",
 ) -> Session:
-    """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a model, the embedded pair.
+    """Load a target GGUF and, if named, a drafter for it (EAGLE-3, or any small GGUF of its vocabulary); without a
+    model, the embedded pair.
 
-    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token, `threads_batch` verify
-    several, `threads_draft` run the drafter; None is what was measured for the embedded pair, else every processor. `gpu_layers` -1
-    is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree` instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes
-    per verify step, at most topk after each and depth on a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict`
-    runs everything in F32 without flash attention (other weights are first recast, exactly, into the user's cache directory): a row
-    then rounds alike whatever stands beside it. `exact` promises the same for the weights as they are, whatever their type: single rows in
-    pairs, nothing laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first (`llama/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is off, but for what suits the embedded pair.
-    `adaptive` chooses the draft length every step, up to draft_max, or of a tree how many nodes are verified; None does for chains of a
-    named pair of which nothing else says how much to draft, neither draft_max nor what was measured. `tuned` takes over what
-    `refspec tune` stored for these files, where no setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns. `panels` has refspec's own kernels multiply with the weights, where they can (`llama/matmul_hook.py`); None
-    does so wherever they can, `repack` is not given and no GPU is used. `repack` lets llama.cpp lay out quantized weights anew instead; None is
-    its default, but where that would crash (`llama/amx.py`). `pair_rows` runs a single row beside a copy of itself, which llama.cpp does
-    faster for some weights on some machines; None is what `tune` found, else no. `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or
-    auto, which is llama.cpp unless the drafter is tiny or beyond its graph (`llama/native_eagle3.py`). Raises CheckpointError (a file), ShapeError
-    (a drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
+    n_ctx 0 is the context the model was trained for, at most 8192 positions. `threads` decode one token,
+    `threads_batch` verify several, `threads_draft` run the drafter; None is what was measured for the embedded pair,
+    else every processor. `gpu_layers` -1 is all of them. `draft_max` is draft tokens per verify step, 0..64; `tree`
+    instead drafts trees, "N", "N:topk" or "N:topk:depth": N nodes per verify step, at most topk after each and depth on
+    a path. `flash_attn` is off, on or auto (llama.cpp decides). `strict` runs everything in F32 without flash attention
+    (other weights are first recast, exactly, into the user's cache directory): a row then rounds alike whatever stands
+    beside it. `exact` promises the same for the weights as they are, whatever their type: single rows in pairs, nothing
+    laid out anew, drafts of at most 6 tokens, no trees; that the kernels here keep it is looked at first
+    (`llama/rounding.py`). `lookup` drafts from the text itself, where the drafter is unsure or without one; None is
+    off, but for what suits the embedded pair. `adaptive` chooses the draft length every step, up to draft_max, or of a
+    tree how many nodes are verified; None does for chains of a named pair of which nothing else says how much to draft,
+    neither draft_max nor what was measured. `tuned` takes over what `refspec tune` stored for these files, where no
+    setting is given here, and what an adaptive session learned of them before this one, which keeps what it learns.
+    `panels` has refspec's own kernels multiply with the weights, where they can (`llama/matmul_hook.py`); None does so
+    wherever they can, `repack` is not given and no GPU is used. `repack` lets llama.cpp lay out quantized weights anew
+    instead; None is its default, but where that would crash (`llama/amx.py`). `pair_rows` runs a single row beside a
+    copy of itself, which llama.cpp does faster for some weights on some machines; None is what `tune` found, else no.
+    `drafter_kernels` is what runs an EAGLE-3 drafter: llama, own (refspec's), or auto, which is llama.cpp unless the
+    drafter is tiny or beyond its graph (`llama/native_eagle3.py`). Raises CheckpointError (a file), ShapeError (a
+    drafter for another target), BackendError (llama.cpp refused), UsageError (a setting).
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     # Imported here: a session on other targets needs no llama.cpp.
@@ -120,7 +126,10 @@ def load(
     if threads_draft is None:
         threads_draft = chosen.get("threads_draft") if threads is None else threads
     if threads is None:
-        threads, threads_batch = chosen.get("threads"), chosen.get("threads_batch") if threads_batch is None else threads_batch
+        threads, threads_batch = (
+            chosen.get("threads"),
+            chosen.get("threads_batch") if threads_batch is None else threads_batch,
+        )
     if strict:
         model = model if is_f32(model) else recast(model, "f32")
         drafter = drafter if drafter is None or is_f32(drafter) else recast(drafter, "f32")
@@ -131,7 +140,13 @@ def load(
         "kv_type": "f32" if strict else kv_type or chosen.get("kv_type", "f16"),
         "flash_attn": "off" if strict else flash_attn or chosen.get("flash_attn", "auto"),
     }
-    placed: dict[str, Any] = settings | {"threads_draft": threads_draft, "strict": strict, "exact": exact, "lookup": lookup, "kernels": drafter_kernels}
+    placed: dict[str, Any] = settings | {
+        "threads_draft": threads_draft,
+        "strict": strict,
+        "exact": exact,
+        "lookup": lookup,
+        "kernels": drafter_kernels,
+    }
     if repack and not repacking_works():
         raise BackendError(REFUSED)
     panels = _panels(panels, repack, gpu_layers, why_not, bool(chosen.get("panels", True)))
@@ -158,13 +173,24 @@ def load(
     )  # fmt: skip
     session.tuned, session.sampler = found, sampler
     if tuned:
-        placed |= {"repack": target.model.repack, "panels": target.model.panels is not None, "pair_rows": target.pair_rows, "tree": str(shape), "costs": found.record["costs"] if found.record else None}
+        placed |= {
+            "repack": target.model.repack,
+            "panels": target.model.panels is not None,
+            "pair_rows": target.pair_rows,
+            "tree": str(shape),
+            "costs": found.record["costs"] if found.record else None,
+        }
         session.memory = Memory(model, drafter, placed)
     return session
 
 
-def _panels(wanted: bool | None, repack: bool | None, gpu_layers: int, why_not: Callable[[], str | None], known: bool) -> bool:
-    """Whether refspec's kernels are to multiply, `known` where nothing is said; UsageError or BackendError where they were asked for in vain."""
+def _panels(
+    wanted: bool | None, repack: bool | None, gpu_layers: int, why_not: Callable[[], str | None], known: bool
+) -> bool:
+    """Whether refspec's kernels are to multiply, `known` where nothing is said;
+
+    UsageError or BackendError where they were asked for in vain.
+    """
     if not wanted:
         return wanted is None and not repack and known
     if repack or gpu_layers:
@@ -187,14 +213,23 @@ def _shape(tree: str | TreeShape | None, draft_max: int | None) -> TreeShape | N
 def _draft_length(draft_max: int, limit: int = DRAFT_LIMIT) -> int:
     """draft_max itself; UsageError unless it is 0..limit."""
     if _whole("draft_max", draft_max) > limit:
-        why = "verifying so many rows never pays" if limit == DRAFT_LIMIT else "exact text is not promised for more rows together (--exact)"
+        why = (
+            "verifying so many rows never pays"
+            if limit == DRAFT_LIMIT
+            else "exact text is not promised for more rows together (--exact)"
+        )
         raise UsageError(f"draft_max = {draft_max} exceeds {limit}; {why}")
     return draft_max
 
 
 def _check_exact(*, strict: bool, repack: bool | None, pair_rows: bool | None, tree: TreeShape | None) -> None:
     """UsageError for settings that exact text cannot be promised with."""
-    for name, wrong in (("strict", strict), ("repack", repack), ("no-pair-rows", pair_rows is False), ("tree", tree is not None)):
+    for name, wrong in (
+        ("strict", strict),
+        ("repack", repack),
+        ("no-pair-rows", pair_rows is False),
+        ("tree", tree is not None),
+    ):
         if wrong:
             raise UsageError(f"--exact and --{name} exclude each other; leave one of them out")
 
@@ -252,17 +287,22 @@ class Session:
         self.tree = tree
         self.current: Generation | None = None
 
-    def encode(self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False) -> list[int]:
+    def encode(
+        self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
+    ) -> list[int]:
         """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw`.
 
-        A string is one user message, after `system` if given. A file without a template takes the prompt as it is. Raises PromptError
-        for an empty prompt, CheckpointError when the template fails, UsageError for messages or a system text that cannot be used.
+        A string is one user message, after `system` if given. A file without a template takes the prompt as it is.
+        Raises PromptError for an empty prompt, CheckpointError when the template fails, UsageError for messages or a
+        system text that cannot be used.
         """
         template = None if raw else self.chat_template
         if template is None:
             if system is not None or not isinstance(prompt, str):
                 why = "raw" if raw else f"{self.name} has no chat template"
-                raise UsageError(f"a system text and messages need a chat template, and here it is off ({why}); put all into the prompt")
+                raise UsageError(
+                    f"a system text and messages need a chat template, and here it is off ({why}); put all into the prompt"
+                )
             tokens = self.target.tokenize(prompt, add_special=True, parse_special=True)
             if not tokens:
                 raise PromptError(f"the prompt is empty and {self.name} has no token to begin with; give some text")
@@ -276,7 +316,10 @@ class Session:
         return list(self.target.tokenize(self.render(prompt, template), add_special=True, parse_special=True))
 
     def render(self, messages: Sequence[chat.Message], template: str) -> str:
-        """The text of messages in a Jinja template, a BOS it writes left to the tokenizer that adds one; CheckpointError when it fails."""
+        """The text of messages in a Jinja template, a BOS it writes left to the tokenizer that adds one;
+
+        CheckpointError when it fails.
+        """
         text = chat.render(template, messages, bos=self._special("bos"), eos=self._special("eos"), source=self.name)
         return text.removeprefix(self._special("bos")) if self.target.add_bos else text
 
@@ -305,19 +348,20 @@ class Session:
         system: str | None = None,
         raw: bool = False,
     ) -> Generation:
-        """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is iterated, except that
-        an adaptive session without a record of `tune` first measures what steps cost, if that takes at most 0.4 s (`tuning/step_costs.py`).
+        """Start a generation from a prompt text, chat messages, or `tokens` [N] as they are; nothing runs until it is
+        iterated, except that an adaptive session without a record of `tune` first measures what steps cost, if that
+        takes at most 0.4 s (`tuning/step_costs.py`).
 
-        Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the target's law
-        (None: the session's),
-        `seed` its coins, one per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`)
-        the tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding; `draft_sampling` is
-        Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly.
-        `adaptive` chooses the draft length every step, at most draft_max, by the session's window or the one given, which need not be a
+        Stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines the
+        target's law (None: the session's), `seed` its coins, one per output position (`sampling.coin`). With
+        deterministic drafts (the default, `verify_deterministic`) the tokens depend on prompt, sampler and seed only,
+        not on speculation, up to the engine's rounding; `draft_sampling` is Leviathan 2023, Alg. 1
+        (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly. `adaptive` chooses
+        the draft length every step, at most draft_max, by the session's window or the one given, which need not be a
         `Window`: any policy with its methods keeps the text. `system` and `raw` are as in `encode`.
 
-        Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat template); iterating
-        it may raise BackendError (llama.cpp failed, or logits that are not finite).
+        Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
+        template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
         """
         if (prompt is None) == (tokens is None):
             raise UsageError("give either a prompt or tokens, and not both")
@@ -327,7 +371,9 @@ class Session:
         if not encoded:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
-            raise PromptError(f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)")
+            raise PromptError(
+                f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise the context (-c)"
+            )
         drafter: Drafter | None = self.drafter if speculate and draft_max > 0 else None
         options: dict[str, object] = {
             "sampler": self.sampler if sampler is None else sampler,
@@ -344,12 +390,16 @@ class Session:
             window = self._window(draft_max) if window is None else window
             window.begin(len(encoded) - 1)
             drafter, options["window"] = self._deferring(drafter, window), window
-        self.target.capturing = drafter is not None and bool(drafter.capture_layers)  # plain decoding is measured without what only a drafter needs
+        # plain decoding is measured without what only a drafter needs
+        self.target.capturing = drafter is not None and bool(drafter.capture_layers)
         self.current = Generation(self, encoded, drafter, options)
         return self.current
 
     def _deferring(self, drafter: Drafter, window: Window | TreeWindow) -> DeferredDrafter:
-        """The drafter, its rows waiting when the window says so; kept from text to text, because a new buffer's pages have to be found first."""
+        """The drafter, its rows waiting when the window says so;
+
+        kept from text to text, because a new buffer's pages have to be found first.
+        """
         if self._deferred is None or self._deferred.inner is not drafter:
             self._deferred = DeferredDrafter(drafter, window.waiting)
         self._deferred.waiting = window.waiting
@@ -388,5 +438,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -1,4 +1,7 @@
-"""For every test: recast models go to a temporary cache, never to the user's; the laboratory (docs/lab) can be imported."""
+"""For every test: recast models go to a temporary cache, never to the user's;
+
+the laboratory (docs/lab) can be imported.
+"""
 
 import sys
 from collections.abc import Iterator

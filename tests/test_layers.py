@@ -33,10 +33,24 @@ NEVER = {
     "refspec/reference/verify.py": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.speculate"),
     "refspec/reference/sampling.py": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.speculate"),
     "refspec/formats/": ("refspec.targets", "refspec.speculate", "refspec.api", "refspec.cli", "refspec.measure"),
-    "refspec/trees/tree": ("refspec.targets", "refspec.drafters", "refspec.engine", "refspec.api", "refspec.cli", "refspec.measure"),
+    "refspec/trees/tree": (
+        "refspec.targets",
+        "refspec.drafters",
+        "refspec.engine",
+        "refspec.api",
+        "refspec.cli",
+        "refspec.measure",
+    ),
     "refspec/windows/window": ("refspec.targets", "refspec.engine", "refspec.api", "refspec.cli", "refspec.measure"),
     "refspec/measure/": ("refspec.cli", "refspec.train"),
-    "convert/": ("refspec.targets", "refspec.engine", "refspec.speculate", "refspec.api", "refspec.cli", "refspec.train"),
+    "convert/": (
+        "refspec.targets",
+        "refspec.engine",
+        "refspec.speculate",
+        "refspec.api",
+        "refspec.cli",
+        "refspec.train",
+    ),
     "refspec/train/": ("refspec.cli", "refspec.api", "refspec.engine"),
 }
 

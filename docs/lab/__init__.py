@@ -1,1 +1,4 @@
-"""What makes the pages under docs/ and the embedded pair. Not installed, never imported by refspec; `python docs/lab COMMAND` from a checkout."""
+"""What makes the pages under docs/ and the embedded pair. Not installed, never imported by refspec;
+
+`python docs/lab COMMAND` from a checkout.
+"""

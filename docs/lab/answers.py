@@ -1,10 +1,11 @@
-"""What a target's answers are like, read by rules: do they end, repeat themselves, hold Python that parses and sums that are right?
+"""What a target's answers are like, read by rules: do they end, repeat themselves, hold Python that parses and sums
+that are right?
 
 Not a judge of what answers say. The figures are those a small model can be compared by from one training to the next:
 
 - ended, looping, seq_rep_4: `repetition.py`.
-- Python: of the answers with a fenced block of code (```python, or ``` alone), those whose blocks all parse. Nothing is run. A block that
-  was cut off at the last token is read as it stands.
+- Python: of the answers with a fenced block of code (```python, or ``` alone), those whose blocks all parse. Nothing is
+  run. A block that was cut off at the last token is read as it stands.
 - sums: of the stretches `number op number ... = number` in an answer, those that are right, to the digits stated.
 - concludes: answers that state a result (`the answer is`, `boxed`, `####`).
 """
@@ -29,7 +30,9 @@ from refspec.session import GREEDY, Session
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _TIMES, _OVER = "*x\u00d7", "/\u00f7"
 _OP = f"[-+{re.escape(_TIMES + _OVER)}]"
-_SUM = re.compile(rf"(?<![\w.])((?:\$?{_NUMBER}\s*{_OP}\s*)+\$?{_NUMBER})\s*=\s*\$?(-?{_NUMBER})(?![\w.]*\d|\s*{_OP}\s*\d)")
+_SUM = re.compile(
+    rf"(?<![\w.])((?:\$?{_NUMBER}\s*{_OP}\s*)+\$?{_NUMBER})\s*=\s*\$?(-?{_NUMBER})(?![\w.]*\d|\s*{_OP}\s*\d)"
+)
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _CONCLUDES = re.compile(r"\banswer\b|\\boxed|####", re.IGNORECASE)
 
@@ -74,13 +77,23 @@ def parses(text: str) -> bool | None:
 
 
 def measure(
-    session: Session, prompts: Sequence[Prompt], *, max_tokens: int, sampler: Sampler = GREEDY, progress: Callable[[], None] = lambda: None
+    session: Session,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    sampler: Sampler = GREEDY,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Answers to first turns; {families: [{family, answers, ...}], all: {...}, max_tokens, model}. Shares are of 1, None of nothing."""
+    """Answers to first turns; {families: [{family, answers, ...}], all: {...}, max_tokens, model}.
+
+    Shares are of 1, None of nothing.
+    """
     room = max(session.target.n_ctx - max_tokens, 1)
     rows: list[tuple[str, list[int], str, bool]] = []
     for prompt in prompts:
-        generation = session.generate(tokens=fit(session.encode(prompt.text), room), max_tokens=max_tokens, sampler=sampler)
+        generation = session.generate(
+            tokens=fit(session.encode(prompt.text), room), max_tokens=max_tokens, sampler=sampler
+        )
         for _ in generation:
             pass
         rows.append((prompt.family, generation.tokens, generation.text, generation.statistics.stop == "end"))

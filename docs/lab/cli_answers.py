@@ -44,5 +44,7 @@ def answers(
     texts = texts if count is None else first_of_each(texts, count)
     sampler = Sampler(penalties=changed(Penalties(), o))
     with load(o) as session, click.progressbar(length=len(texts), label="answers", file=sys.stderr) as bar:
-        measured = reading.measure(session, texts, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1))
+        measured = reading.measure(
+            session, texts, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1)
+        )
     click.echo(json.dumps(measured) if as_json else "\n".join(reading.table(measured)))

@@ -17,11 +17,20 @@ from refspec.errors import UsageError
 
 @lab.command()
 @model_options
-@click.option("--after", default="128,512,900", show_default=True, metavar="N[,N...]", help="Tokens of context to measure after.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of every cost curve; more is steadier.")
+@click.option(
+    "--after", default="128,512,900", show_default=True, metavar="N[,N...]", help="Tokens of context to measure after."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Rounds of every cost curve; more is steadier.",
+)
 @json_option
 def context(after: str, rounds: int, as_json: bool, **o: Any) -> None:
-    """What a token costs after prompts of several lengths, plain and drafted, acceptance held: do shorter drafts become better?
+    """What a token costs after prompts of several lengths, plain and drafted, acceptance held: do shorter drafts become
+    better?
 
     Give -c for lengths beyond the model's own context, and -fa: flash attention changes most with the length.
     """

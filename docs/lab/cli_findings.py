@@ -16,7 +16,20 @@ from refspec.cli.group import note
 from refspec.errors import CheckpointError, UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
-ACCEPTANCE = {"count", "max_tokens", "draft_max", "temp", "seed", "turns", "perturb", "context", "families", "anchor", "grow", "tree"}
+ACCEPTANCE = {
+    "count",
+    "max_tokens",
+    "draft_max",
+    "temp",
+    "seed",
+    "turns",
+    "perturb",
+    "context",
+    "families",
+    "anchor",
+    "grow",
+    "tree",
+}
 DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "families", "anchor", "grow"}
 NEITHER = {"name", "kind", "runs"}
 
@@ -27,7 +40,8 @@ def findings() -> None:
 
     \b
         refspec train grid docs/grid.json --data runs/data --target runs/target -o runs/grid
-        refspec findings measure docs/grid.json runs/grid --target runs/target/target.gguf --prompts bench.jsonl -o docs/records
+        refspec findings measure docs/grid.json runs/grid --target runs/target/target.gguf --prompts bench.jsonl -o
+        docs/records
         refspec findings write docs/records -o docs
     """
 
@@ -36,7 +50,9 @@ def findings() -> None:
 @click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("grid", type=folder)
 @click.option("--target", metavar="GGUF", required=True, help="The target the drafters were trained for.")
-@click.option("--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in ones.")
+@click.option(
+    "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in ones."
+)
 @click.option("-o", "--out", type=folder, required=True, help="Folder of the records, one folder a job.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target and the drafters.")
 def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path, threads: int | None) -> None:
@@ -66,7 +82,9 @@ def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path,
 
 @findings.command()
 @click.argument("records", type=folder)
-@click.option("-o", "--out", type=folder, default=Path("docs"), show_default=True, help="Folder of findings.md and its figures.")
+@click.option(
+    "-o", "--out", type=folder, default=Path("docs"), show_default=True, help="Folder of findings.md and its figures."
+)
 def write(records: Path, out: Path) -> None:
     """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""
     from lab import findings as deriving
@@ -79,7 +97,10 @@ def write(records: Path, out: Path) -> None:
         (out / f"findings-{old}.png").unlink(missing_ok=True)
     written = findings_plots.write(found, out)
     figures = [path.stem.removeprefix("findings-") for path in written]
-    for name, text in (("findings.json", json.dumps(found, indent=1) + "\n"), ("findings.md", findings_text.markdown(found, figures))):
+    for name, text in (
+        ("findings.json", json.dumps(found, indent=1) + "\n"),
+        ("findings.md", findings_text.markdown(found, figures)),
+    ):
         (out / name).write_text(text, "utf-8")
         written.append(out / name)
     for path in written:
@@ -88,7 +109,11 @@ def write(records: Path, out: Path) -> None:
 
 def _check(plan: Path, entry: Any) -> None:
     """UsageError for a measurement that could not run, before the first one does."""
-    if not isinstance(entry, dict) or entry.get("kind") not in ("drift", "acceptance") or not isinstance(entry.get("name"), str):
+    if (
+        not isinstance(entry, dict)
+        or entry.get("kind") not in ("drift", "acceptance")
+        or not isinstance(entry.get("name"), str)
+    ):
         raise UsageError(f"{plan}: measure: every entry needs a name and a kind, drift or acceptance")
     known = NEITHER | (DRIFT if entry["kind"] == "drift" else ACCEPTANCE)
     if strange := sorted(set(entry) - known):
@@ -106,7 +131,11 @@ def _options(
         "growths": tuple(entry.get("grow", ())), "max_tokens": int(entry.get("max_tokens", 96)),
     }  # fmt: skip
     if entry["kind"] == "drift":
-        own = {"depth": int(entry.get("depth", 8)), "every": entry.get("every"), "perturb": entry.get("perturb", "none")}
+        own = {
+            "depth": int(entry.get("depth", 8)),
+            "every": entry.get("every"),
+            "perturb": entry.get("perturb", "none"),
+        }
         return shared | own | {"count": entry.get("count", 20)}
     own = {
         "draft_max": str(entry.get("draft_max", "5")), "context": entry.get("context"), "perturbations": tuple(entry.get("perturb", ())),

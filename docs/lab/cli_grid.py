@@ -25,14 +25,24 @@ from refspec.cli.train import device_option, folder
 @device_option
 @click.option("--dry-run", is_flag=True, help="Print the queue and the time it wants, and train nothing.")
 @click.option("--estimate/--no-estimate", default=True, show_default=True, help="Time a few steps of each depth first.")
-def grid(plan: Path, data: tuple[Path, ...], target_run: Path, out: Path, dry_run: bool, estimate: bool, outtype: str, **how: Any) -> None:
+def grid(
+    plan: Path,
+    data: tuple[Path, ...],
+    target_run: Path,
+    out: Path,
+    dry_run: bool,
+    estimate: bool,
+    outtype: str,
+    **how: Any,
+) -> None:
     """Train every drafter of PLAN (JSON or TOML), by rank, each job in its own folder.
 
     \b
         refspec train grid docs/grid.json --data runs/data --target runs/target -o runs/grid --dry-run
 
-    Kill it at any time and give the same command again. A plan may grow; a job that has begun must not change. Processes may share a
-    queue: the same command twice, each with -t 1, trains more tokens a second on two cores than one with -t 2.
+    Kill it at any time and give the same command again. A plan may grow; a job that has begun must not change.
+    Processes may share a queue: the same command twice, each with -t 1, trains more tokens a second on two cores than
+    one with -t 2.
     """
     from lab import grid as queue
     from lab.plan import read_plan
@@ -41,7 +51,10 @@ def grid(plan: Path, data: tuple[Path, ...], target_run: Path, out: Path, dry_ru
     if estimate:
         hours, total = queue.estimate(jobs, source, target_run, out, **(how | {"compiled": False}))
         for (name, left), job in zip(hours, jobs.jobs, strict=True):
-            click.echo(f"{job.rank:3d}  {name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  " + (f"{left:6.2f} h" if left else "  done"))
+            click.echo(
+                f"{job.rank:3d}  {name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  "
+                + (f"{left:6.2f} h" if left else "  done")
+            )
         click.echo(f"left: {total:.1f} hours, if this machine stays as it was in the last minute")
     else:
         for job in jobs.jobs:

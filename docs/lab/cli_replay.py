@@ -1,4 +1,7 @@
-"""`refspec bench replay`: what fixed lengths and the adaptive window would gain where steps cost so much, computed from recorded drafts."""
+"""`refspec bench replay`:
+
+what fixed lengths and the adaptive window would gain where steps cost so much, computed from recorded drafts.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,58 @@ ROUNDS = 5  # of measuring the costs of this machine
 @model_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per text.")
-@click.option("--draft-max", default="1,2,3,5,8", show_default=True, metavar="K[,K...]", help="Draft lengths to try; the window's longest is the last of them, 8 or more.")
+@click.option(
+    "--draft-max",
+    default="1,2,3,5,8",
+    show_default=True,
+    metavar="K[,K...]",
+    help="Draft lengths to try; the window's longest is the last of them, 8 or more.",
+)
 @tree_option
-@click.option("--rows", metavar="T1,T2,...", help="What the target takes for 1, 2, ... rows, in any unit; without it this machine is measured.")
-@click.option("--switch", type=click.FloatRange(0), help="What a change of the number of rows costs, in tokens of plain decoding.  [default: 0 with --rows]")
-@click.option("--feed", type=click.FloatRange(0), help="The drafter's share of a step, rows it drafts left out; likewise.")
+@click.option(
+    "--rows",
+    metavar="T1,T2,...",
+    help="What the target takes for 1, 2, ... rows, in any unit; without it this machine is measured.",
+)
+@click.option(
+    "--switch",
+    type=click.FloatRange(0),
+    help="What a change of the number of rows costs, in tokens of plain decoding.  [default: 0 with --rows]",
+)
+@click.option(
+    "--feed", type=click.FloatRange(0), help="The drafter's share of a step, rows it drafts left out; likewise."
+)
 @click.option("--draft", type=click.FloatRange(0), help="A row that it drafts; likewise.")
-@click.option("--noise", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="By how much a step's time varies (log-normal).")
-@click.option("--sessions", type=click.IntRange(1), default=4, show_default=True, help="Runs over the texts, each with a new window.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="By how much a step's time varies (log-normal).",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Runs over the texts, each with a new window.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of that variation.")
 @penalty_options
-@click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
+@click.option(
+    "--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family."
+)
 @figure_option
 @json_option
 def replay(
     max_tokens: int, draft_max: str, rows: str | None, noise: float, sessions: int, seed: int, prompts: str | None, families: tuple[str, ...],
     count: int, figure: str | None, as_json: bool, **o: Any,
 ) -> None:  # fmt: skip
-    """The adaptive window beside fixed lengths on recorded drafts, in computed time: what a machine of other costs would gain.
+    """The adaptive window beside fixed lengths on recorded drafts, in computed time: what a machine of other costs
+    would gain.
 
-    Drafts are recorded once, along plain decoding's own texts; with --tree also trees, replayed as they are and with as many nodes as pay.
-    Measures nothing but, without --rows, what steps cost here.
+    Drafts are recorded once, along plain decoding's own texts; with --tree also trees, replayed as they are and with as
+    many nodes as pay. Measures nothing but, without --rows, what steps cost here.
     """
     from lab import replay as replaying
     from refspec.evaluate.acceptance import first_of_each
@@ -64,7 +98,11 @@ def replay(
         raise UsageError("--switch, --feed and --draft go with --rows; without it this machine is measured")
     if o["adaptive"] is not None:
         raise UsageError("--adaptive is always one of what `bench replay` compares; leave the option out")
-    machine = None if rows is None else replaying.Machine(rows_of(rows, largest + 1), **{name: value or 0.0 for name, value in given.items()})
+    machine = (
+        None
+        if rows is None
+        else replaying.Machine(rows_of(rows, largest + 1), **{name: value or 0.0 for name, value in given.items()})
+    )
     sampler = Sampler(penalties=changed(Penalties(), o))
     texts = first_of_each(read(prompts, families), count)
     draw = figure_of(figure)
@@ -72,19 +110,35 @@ def replay(
         if machine is None:
             if largest > step_costs.MOST:
                 named = f"--draft-max {draft_max}" if most > step_costs.MOST else f"--tree {shape}"
-                raise UsageError(f"{named}: here drafts of up to {step_costs.MOST} tokens are measured; name the costs of more with --rows")
+                raise UsageError(
+                    f"{named}: here drafts of up to {step_costs.MOST} tokens are measured; name the costs of more with --rows"
+                )
             note("measuring what steps cost here")
-            machine = replaying.Machine.of(step_costs.measure(session.target, session.drafter, step_costs.text_for(session.target), ROUNDS))
+            machine = replaying.Machine.of(
+                step_costs.measure(session.target, session.drafter, step_costs.text_for(session.target), ROUNDS)
+            )
         with click.progressbar(length=len(texts), label="recording drafts", file=sys.stderr) as bar:
-            record = replaying.record(session, texts, most, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1))
-        found = replaying.measure(record, machine, lengths, most, sessions=sessions, noise=noise, seed=seed, shape=shape)
-        found |= {"model": session.name, "max_tokens": max_tokens, "penalties": sampler.penalties.on, "measured": rows is None}
+            record = replaying.record(
+                session, texts, most, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1)
+            )
+        found = replaying.measure(
+            record, machine, lengths, most, sessions=sessions, noise=noise, seed=seed, shape=shape
+        )
+        found |= {
+            "model": session.name,
+            "max_tokens": max_tokens,
+            "penalties": sampler.penalties.on,
+            "measured": rows is None,
+        }
     click.echo(json.dumps(found) if as_json else "\n".join(replaying.table(found)))
     draw(found)
 
 
 def rows_of(text: str, most: int) -> tuple[float, ...]:
-    """[most] times by rows, the first 1, from numbers separated by commas; what is missing goes on as the last two do. UsageError for others."""
+    """[most] times by rows, the first 1, from numbers separated by commas; what is missing goes on as the last two do.
+
+    UsageError for others.
+    """
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:

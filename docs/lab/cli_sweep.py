@@ -35,7 +35,9 @@ from refspec.reference.sampling import Sampler
 @tree_option
 @penalty_options
 @repeat_option
-@click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family.")
+@click.option(
+    "--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family."
+)
 @rival_option
 @figure_option
 @json_option
@@ -65,7 +67,14 @@ def sweep(
         program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
             measured = sweeping.measure(
-                session, texts, lengths, max_tokens=max_tokens, repeat=repeat, lookup=both, progress=lambda: bar.update(1), rival=program,
+                session,
+                texts,
+                lengths,
+                max_tokens=max_tokens,
+                repeat=repeat,
+                lookup=both,
+                progress=lambda: bar.update(1),
+                rival=program,
                 sampler=sampler,
             )
     click.echo(json.dumps(measured) if as_json else "\n".join(sweeping.table(measured)))

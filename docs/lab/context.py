@@ -1,12 +1,13 @@
 """What steps cost after a long prompt: plain decoding and speculation by the length of the text before them.
 
-Not a benchmark of text: acceptance is counted once, on short prompts, and held, so that what grows with the context is cost alone (what
-long prompts do to acceptance is `bench acceptance --context`). With costs c(r) of r rows after n tokens, and the drafter's per cycle,
+Not a benchmark of text: acceptance is counted once, on short prompts, and held, so that what grows with the context is
+cost alone (what long prompts do to acceptance is `bench acceptance --context`). With costs c(r) of r rows after n
+tokens, and the drafter's per cycle,
 
     seconds per token of draft length k  =  (c(k+1) + feed + draft (k - 1)) / tau(k),    plain decoding: c(1)
 
-as `evaluate/tune.py` has it. Attention's part of a row grows with n, weights are read once for all rows: so rows come to cost more beside
-one another the longer the text is, and shorter drafts become better.
+as `evaluate/tune.py` has it. Attention's part of a row grows with n, weights are read once for all rows: so rows come
+to cost more beside one another the longer the text is, and shorter drafts become better.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ SHOWN = (2, 4, 8)  # rows of the table's cost curve
 def measure(
     session: Session, lengths: Sequence[int], *, rounds: int = ROUNDS, progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Costs of a session with a drafter after each of `lengths` tokens: {accepted, lengths: [{after, target, feed, draft, ...}]}.
+    """Costs of a session with a drafter after each of `lengths` tokens: {accepted, lengths: [{after, target, feed,
+    draft, ...}]}.
 
-    Of each: `plain_seconds` and `by_length` (draft length 1, 2, ...: seconds per token), `best` (a draft length, 0 is plain decoding),
-    `best_seconds`, `kept_seconds` (the draft length that is best after the first of `lengths`, kept), and the `growth` of plain, best and
-    kept since the first. RefspecError where a length does not fit into the context.
+    Of each: `plain_seconds` and `by_length` (draft length 1, 2, ...: seconds per token), `best` (a draft length, 0 is
+    plain decoding), `best_seconds`, `kept_seconds` (the draft length that is best after the first of `lengths`, kept),
+    and the `growth` of plain, best and kept since the first. RefspecError where a length does not fit into the context.
     """
     load = ForeignLoad()
     texts = {n: step_costs.text_for(session.target, n) for n in lengths}
@@ -44,8 +46,12 @@ def measure(
         seconds, best = [plain, *(plain / speedup for speedup in found["by_length"])], found["best"]
         kept = out[0]["best"] if out else best
         times = {"plain_seconds": plain, "best_seconds": seconds[best], "kept_seconds": seconds[kept]}
-        growth = {name.removesuffix("_seconds"): value / (out[0] if out else times)[name] for name, value in times.items()}
-        out.append({**costs, "after": n, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth})
+        growth = {
+            name.removesuffix("_seconds"): value / (out[0] if out else times)[name] for name, value in times.items()
+        }
+        out.append(
+            {**costs, "after": n, "by_length": seconds[1:], "best": best, "kept": kept, **times, "growth": growth}
+        )
         progress()
     return {
         "model": session.name, "accepted": seen.accepted, "own": seen.own, "own_plain": seen.own_plain, "lengths": out, "inflated": session.target.metadata.get("refspec.inflated"),
@@ -65,8 +71,12 @@ def table(m: dict[str, Any]) -> list[str]:
         rows, plain = {int(r): t for r, t in n["target"].items()}, n["plain_seconds"]
         line = f"{n['after']:8d}{plain * 1e3:10.2f}{n['growth']['plain']:7.2f}{n['kept_seconds'] * 1e3:12.2f}{n['growth']['kept']:7.2f}"
         line += f"{n['best'] or 'plain':>14}{n['best_seconds'] * 1e3:9.2f}{n['growth']['best']:7.2f}{plain / n['best_seconds']:7.2f} x"
-        out.append(line + "".join(f"{rows[r] / rows[1]:8.2f}" for r in SHOWN) + f"{(n['feed'] + n['draft']) / rows[1]:16.2f}")
-    out.append("rows: cost of verifying so many together, one token = 1; feed + draft 2: the drafter's part of a step that drafts two tokens")
+        out.append(
+            line + "".join(f"{rows[r] / rows[1]:8.2f}" for r in SHOWN) + f"{(n['feed'] + n['draft']) / rows[1]:16.2f}"
+        )
+    out.append(
+        "rows: cost of verifying so many together, one token = 1; feed + draft 2: the drafter's part of a step that drafts two tokens"
+    )
     out.append("accepted by position  " + " ".join(f"{share:.2f}" for share in m["accepted"]))
     first, last = m["lengths"][0], m["lengths"][-1]
     if last is not first:

@@ -1,8 +1,9 @@
-"""What converting a checkpoint costs: resident memory and time beside copying the file, on a synthetic drafter of a chosen size.
+"""What converting a checkpoint costs: resident memory and time beside copying the file, on a synthetic drafter of a
+chosen size.
 
-Each run is a process of its own, so that its peak of resident memory is its own too. What is copied is the same file, read
-and written once as the conversion reads and writes once; both end with the data on the disk. The bars are the project's:
-1 GB of memory above the input, and half the speed of copying.
+Each run is a process of its own, so that its peak of resident memory is its own too. What is copied is the same file,
+read and written once as the conversion reads and writes once; both end with the data on the disk. The bars are the
+project's: 1 GB of memory above the input, and half the speed of copying.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def write_checkpoint(folder: Path, size: float) -> int:
     header["t2d"] = {"dtype": "BOOL", "shape": [vocab], "data_offsets": [at + 8 * draft, at + 8 * draft + vocab]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # Patterns of bfloat16 between 0.004 and 1, shuffled: what weights look like to the converter, made at the speed of the disk.
+    # Patterns of bfloat16 between 0.004 and 1, shuffled: what weights look like to the converter, made at the speed of
+    # the disk.
     pattern = np.random.default_rng(0).integers(0x3B80, 0x3F80, _UNIT, dtype=np.uint16)
     pattern[::2] |= 0x8000
     with open(folder / "model.safetensors", "wb") as file:
@@ -83,23 +85,33 @@ def write_checkpoint(folder: Path, size: float) -> int:
 
 
 def measure(
-    *, size: float, outtype: str, repeat: int, folder: str | None = None, progress: Callable[[str], None] = lambda line: None
+    *,
+    size: float,
+    outtype: str,
+    repeat: int,
+    folder: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Convert and copy a synthetic drafter of `size` bytes in turn, `repeat` times; every number `table` prints.
 
-    Everything is written below `folder` (the system's temporary directory) and removed. Raises `UsageError` without room.
+    Everything is written below `folder` (the system's temporary directory) and removed. Raises `UsageError` without
+    room.
     """
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix="refspec-bench-") as name:
             return _measure(Path(name), size, outtype, repeat, progress)
     except OSError as error:
-        raise UsageError(f"{folder or tempfile.gettempdir()}: cannot be written ({error.strerror or error}); name another with --dir") from None
+        raise UsageError(
+            f"{folder or tempfile.gettempdir()}: cannot be written ({error.strerror or error}); name another with --dir"
+        ) from None
 
 
 def _measure(home: Path, size: float, outtype: str, repeat: int, progress: Callable[[str], None]) -> dict[str, Any]:
     wanted, free = size * (2 + {"f32": 2.0}.get(outtype, 1.0)), shutil.disk_usage(home).free
     if free < wanted * 1.1:
-        raise UsageError(f"{home.parent}: {free / 1e9:.1f} GB are free, {wanted * 1.1 / 1e9:.1f} are needed; give --size or --dir")
+        raise UsageError(
+            f"{home.parent}: {free / 1e9:.1f} GB are free, {wanted * 1.1 / 1e9:.1f} are needed; give --size or --dir"
+        )
     progress(f"writing a checkpoint of {size / 1e9:.2f} GB")
     (home / "checkpoint").mkdir()
     written = write_checkpoint(home / "checkpoint", size)
@@ -148,7 +160,9 @@ seconds = time.perf_counter() - began
 
 def _run(body: str) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", _BEFORE + body + _AFTER], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", _BEFORE + body + _AFTER], capture_output=True, text=True, env=environment
+    )
     if done.returncode:
         raise RefspecError(f"bench convert: {(done.stderr.strip().splitlines() or ['the process ended'])[-1]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -1,8 +1,9 @@
-"""Recorded runs of the training grid -> what they say about the paper's question, as one JSON object of derived numbers.
+"""Recorded runs of the training grid -> what they say about the paper's question, as one JSON object of derived
+numbers.
 
-Not a measurement and not a text: `docs/lab/findings_text.py` quotes this object and nothing else, `docs/lab/findings_plots.py` draws it.
-A number over seeds is the mean of the seeds'; its interval resamples seeds and prompts together (percentile bootstrap), because both are
-drawn. Legend: S seeds, P prompts, B resamples, K chain depth.
+Not a measurement and not a text: `docs/lab/findings_text.py` quotes this object and nothing else,
+`docs/lab/findings_plots.py` draws it. A number over seeds is the mean of the seeds'; its interval resamples seeds and
+prompts together (percentile bootstrap), because both are drawn. Legend: S seeds, P prompts, B resamples, K chain depth.
 """
 
 from __future__ import annotations
@@ -19,9 +20,21 @@ from refspec.evaluate.bootstrap import LEVEL, RESAMPLES, Floats, number
 
 FORMAT = "refspec-findings-1"
 PAPER = {"arxiv": "2605.09992", "standard": 1.10, "perturb": 2.0, "context": 1.18}
-GROWS, KEEPS = 1.1, 0.1  # a state grows when it ends above 1.1 times its first magnitude, and keeps its size within 10 %
+# a state grows when it ends above 1.1 times its first magnitude, and keeps its size within 10 %
+GROWS, KEEPS = 1.1, 0.1
 LITTLE = 0.9  # of tau kept: there is not much to cure
-CURVES = ("magnitude", "growth", "added", "cosine", "chain", "chain_earlier", "prompt", "sink", "entropy", "accepted_given_previous")
+CURVES = (
+    "magnitude",
+    "growth",
+    "added",
+    "cosine",
+    "chain",
+    "chain_earlier",
+    "prompt",
+    "sink",
+    "entropy",
+    "accepted_given_previous",
+)
 
 
 def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
@@ -53,11 +66,17 @@ def _runs(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
 
 def _scale(record: Mapping[str, Any]) -> dict[str, Any]:
     settings = record["settings"]
-    return {key: settings[key] for key in ("target", "prompt_file", "prompts", "max_tokens", "temp", "context", "depth") if key in settings}
+    return {
+        key: settings[key]
+        for key in ("target", "prompt_file", "prompts", "max_tokens", "temp", "context", "depth")
+        if key in settings
+    }
 
 
 def _drift(main: Sequence[Recorded]) -> dict[str, Any] | None:
-    """Curves by depth of both sides of the main comparison, the verdicts, and plain less normalized attention on own tokens."""
+    """Curves by depth of both sides of the main comparison, the verdicts, and plain less normalized attention on own
+    tokens.
+    """
     out: dict[str, Any] = {}
     for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
         if not (found := curves(main, switches)):
@@ -65,13 +84,19 @@ def _drift(main: Sequence[Recorded]) -> dict[str, Any] | None:
         out[role] = found
     pairs = [p for r in main if "drift" in r.records if (p := _difference(r, "chain"))]
     out["plain_less_normalized"] = pairs
-    away = [p["low"] is not None and p["low"] > 0 for p in pairs], [p["high"] is not None and p["high"] < 0 for p in pairs]
+    away = (
+        [p["low"] is not None and p["low"] > 0 for p in pairs],
+        [p["high"] is not None and p["high"] < 0 for p in pairs],
+    )
     out["attention_verdict"] = "less" if all(away[0]) and pairs else "more" if all(away[1]) and pairs else "unclear"
     return out
 
 
 def curves(recorded: Iterable[Recorded], switches: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Each figure of drift by depth: mean, lowest and highest over seeds; the growth at the last depth with its verdict."""
+    """Each figure of drift by depth: mean, lowest and highest over seeds;
+
+    the growth at the last depth with its verdict.
+    """
     found = [
         next(d for d in r.records["drift"]["drafters"] if d["name"] == name)
         for r in recorded if "drift" in r.records and (name := r.variant(switches))
@@ -80,9 +105,13 @@ def curves(recorded: Iterable[Recorded], switches: Mapping[str, Any]) -> dict[st
         return None
     out: dict[str, Any] = {"seeds": len(found), "depths": len(found[0]["depths"])}
     for figure in CURVES:
-        values = np.array([[np.nan if row[figure]["mean"] is None else row[figure]["mean"] for row in d["depths"]] for d in found], float)
+        values = np.array(
+            [[np.nan if row[figure]["mean"] is None else row[figure]["mean"] for row in d["depths"]] for d in found],
+            float,
+        )
         out[figure] = [
-            {"mean": number(column.mean()), "low": number(column.min()), "high": number(column.max())} for column in values.T
+            {"mean": number(column.mean()), "low": number(column.min()), "high": number(column.max())}
+            for column in values.T
         ]
     out["growth_by_seed"] = ends = [d["depths"][-1]["growth"] for d in found]
     known = [e for e in ends if e["low"] is not None]
@@ -111,9 +140,15 @@ def _difference(r: Recorded, figure: str) -> dict[str, float | None] | None:
 
 
 def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau normalized / plain by draft length for every acceptance record: by family, perturbation, and length of the context."""
+    """Tau normalized / plain by draft length for every acceptance record:
+
+    by family, perturbation, and length of the context.
+    """
     out: dict[str, Any] = {}
-    for name in sorted({name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT} - {"anchor", "grow"}):
+    for name in sorted(
+        {name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT}
+        - {"anchor", "grow"}
+    ):
         having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
         if not having:
             continue
@@ -141,7 +176,10 @@ def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
 
 
 def _hurt(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """What strange input costs each side: tau under foreign templates over the own one's, and at the longest context over the shortest's."""
+    """What strange input costs each side:
+
+    tau under foreign templates over the own one's, and at the longest context over the shortest's.
+    """
     out: dict[str, Any] = {}
     for name in ("perturb", "context"):
         having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
@@ -179,9 +217,16 @@ def _family(family: str) -> Callable[[dict[str, Any], int], bool]:
 
 
 def steps(
-    r: Recorded, name: str, drafter: Mapping[str, Any] | str, k: int, wanted: Callable[[dict[str, Any], int], bool] = lambda c, i: True
+    r: Recorded,
+    name: str,
+    drafter: Mapping[str, Any] | str,
+    k: int,
+    wanted: Callable[[dict[str, Any], int], bool] = lambda c, i: True,
 ) -> Floats:
-    """Tokens and verify steps of each prompt over the wanted conditions: [P, 2]; a drafter by its switches or its name."""
+    """Tokens and verify steps of each prompt over the wanted conditions: [P, 2];
+
+    a drafter by its switches or its name.
+    """
     found = drafter if isinstance(drafter, str) else r.variant(drafter)
     totals: dict[tuple[str, str, int], list[float]] = {}
     for condition in r.records[name]["conditions"]:
@@ -195,7 +240,10 @@ def steps(
 
 
 def ratio(pairs: Sequence[tuple[Floats, Floats]], rng: np.random.Generator) -> dict[str, Any]:
-    """Mean over seeds of tau(other) / tau(base), pairs of (base, other) [P, 2] as `steps` gives them; seeds and prompts resampled."""
+    """Mean over seeds of tau(other) / tau(base), pairs of (base, other) [P, 2] as `steps` gives them;
+
+    seeds and prompts resampled.
+    """
     return _over_seeds(
         [np.stack([base, other]) for base, other in pairs],
         lambda sums: (sums[1, 0] / sums[1, 1]) / (sums[0, 0] / sums[0, 1]), rng,
@@ -210,7 +258,9 @@ def tau(seeds: Sequence[Floats], rng: np.random.Generator) -> dict[str, Any]:
 def _over_seeds(seeds: Sequence[Floats], value: Callable[[Any], Any], rng: np.random.Generator) -> dict[str, Any]:
     """`value` of the sums over prompts, averaged over seeds: arrays [X, P, 2] of the same prompts in every seed."""
     if len({one.shape for one in seeds}) > 1:
-        raise CheckpointError("the seeds of one run were measured on different prompts; measure all of them with the same options")
+        raise CheckpointError(
+            "the seeds of one run were measured on different prompts; measure all of them with the same options"
+        )
     each = [float(value(one.sum(1))) for one in seeds]
     prompts = seeds[0].shape[1]
     draws = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES).astype(np.float64)  # [B, P]
@@ -221,7 +271,13 @@ def _over_seeds(seeds: Sequence[Floats], value: Callable[[Any], Any], rng: np.ra
     means = means[np.isfinite(means)]
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(means, [tail, 100 - tail]) if prompts > 1 and len(means) else (np.nan, np.nan)
-    return {"mean": number(float(np.mean(each))), "low": number(low), "high": number(high), "seeds": [number(x) for x in each], "prompts": prompts}
+    return {
+        "mean": number(float(np.mean(each))),
+        "low": number(low),
+        "high": number(high),
+        "seeds": [number(x) for x in each],
+        "prompts": prompts,
+    }
 
 
 def _depth(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
@@ -248,7 +304,10 @@ def _by_depth(recorded: Sequence[Recorded]) -> dict[int, list[Recorded]]:
 
 
 def _depth_kept(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau of each side trained to a shallower depth over that of the deepest, by seed, at the longest draft length: {length, deepest, of}."""
+    """Tau of each side trained to a shallower depth over that of the deepest, by seed, at the longest draft length:
+
+    {length, deepest, of}.
+    """
     groups = _by_depth(recorded)
     if len(groups) < 2:
         return {}
@@ -271,9 +330,20 @@ def _ablation(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[st
     for name in recorded[0].job["variants"] if recorded else ():
         switches = switches_of(recorded[0].job, name)
         found = curves(recorded, switches)
-        entry: dict[str, Any] = {"switches": switches, "growth": None, "chain": None, "growth_verdict": None, "tau": {}, "ratio": {}}
+        entry: dict[str, Any] = {
+            "switches": switches,
+            "growth": None,
+            "chain": None,
+            "growth_verdict": None,
+            "tau": {},
+            "ratio": {},
+        }
         if found:
-            entry |= {"growth": found["growth"][-1], "chain": found["chain"][-1], "growth_verdict": found["growth_verdict"]}
+            entry |= {
+                "growth": found["growth"][-1],
+                "chain": found["chain"][-1],
+                "growth_verdict": found["growth_verdict"],
+            }
         having = [r for r in recorded if "standard" in r.records]
         for k in having[0].records["standard"]["settings"]["draft_max"] if having else ():
             own = [steps(r, "standard", name, k) for r in having]
@@ -286,7 +356,9 @@ def _ablation(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[st
 
 
 def _experiment(main: Sequence[Recorded], name: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Tau with an experiment of `drafters.eagle3` (its name is the record's) over tau without, by drafter, value and draft length."""
+    """Tau with an experiment of `drafters.eagle3` (its name is the record's) over tau without, by drafter, value and
+    draft length.
+    """
     having = [r for r in main if name in r.records]
     out: dict[str, Any] = {}
     for drafter in having[0].records[name]["drafters"] if having else ():

@@ -46,7 +46,9 @@ def drift(found: Mapping[str, Any]) -> Figure | None:
         panel.grid(alpha=0.3)
     panels[1].axhline(1, color=GREY, linewidth=0.8)
     panels[0].legend(frameon=False, fontsize=9)
-    figure.suptitle("Does the state grow, and does attention leave the prompt?  (line: mean over seeds, band: all seeds)")
+    figure.suptitle(
+        "Does the state grow, and does attention leave the prompt?  (line: mean over seeds, band: all seeds)"
+    )
     return figure
 
 
@@ -56,7 +58,9 @@ def ratios(found: Mapping[str, Any]) -> Figure | None:
     titles = {"standard": "benchmarks", "sampled": "sampled text", "perturb": "template", "context": "context"}
     for name, by_length in sorted(found["ratios"].items(), key=lambda item: [*titles, item[0]].index(item[0])):
         for group in next(iter(by_length.values())):
-            label = f"{titles.get(name, name)}: {group}" + (" foreign ones" if (name, group) == ("perturb", "all") else "")
+            label = f"{titles.get(name, name)}: {group}" + (
+                " foreign ones" if (name, group) == ("perturb", "all") else ""
+            )
             paper = found["paper"].get(name) if group == "all" else None
             rows.append((label, {k: groups[group] for k, groups in by_length.items()}, paper))
     if not rows:
@@ -65,14 +69,37 @@ def ratios(found: Mapping[str, Any]) -> Figure | None:
     panel = figure.subplots()
     lengths = list(dict.fromkeys(k for _, values, _ in rows for k in values))
     for i, k in enumerate(lengths):
-        at = [(y + 0.6 * ((i + 0.5) / len(lengths) - 0.5), values[k]) for y, (_, values, _) in enumerate(rows) if k in values]
+        at = [
+            (y + 0.6 * ((i + 0.5) / len(lengths) - 0.5), values[k])
+            for y, (_, values, _) in enumerate(rows)
+            if k in values
+        ]
         known = [(y, v) for y, v in at if v["mean"] is not None]
-        mean, low, high = (np.array([v[key] if v[key] is not None else v["mean"] for _, v in known]) for key in ("mean", "low", "high"))
+        mean, low, high = (
+            np.array([v[key] if v[key] is not None else v["mean"] for _, v in known]) for key in ("mean", "low", "high")
+        )
         colour = SHADES[min(i + 1, len(SHADES) - 1)]
-        panel.errorbar(mean, [y for y, _ in known], xerr=[mean - low, high - mean], fmt="o", color=colour, markersize=4, linewidth=1.2, label=f"draft length {k}")
+        panel.errorbar(
+            mean,
+            [y for y, _ in known],
+            xerr=[mean - low, high - mean],
+            fmt="o",
+            color=colour,
+            markersize=4,
+            linewidth=1.2,
+            label=f"draft length {k}",
+        )
     for y, (_, _, paper) in enumerate(rows):
         if paper is not None:
-            panel.plot(paper, y, marker="D", color="#d55e00", markersize=7, linestyle="none", label="the paper" if y == 0 else None)
+            panel.plot(
+                paper,
+                y,
+                marker="D",
+                color="#d55e00",
+                markersize=7,
+                linestyle="none",
+                label="the paper" if y == 0 else None,
+            )
     panel.axvline(1, color=GREY, linewidth=0.8)
     panel.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     panel.invert_yaxis()
@@ -128,15 +155,25 @@ def ablation(found: Mapping[str, Any]) -> Figure | None:
             value = of(entry)
             if value is None or value["mean"] is None:
                 continue
-            colour = "#009e73" if entry["switches"]["attention_reg"] else "#0072b2" if entry["switches"]["feedback"] == "post_norm" else "#d55e00"
-            panel.plot([value["low"] or value["mean"], value["high"] or value["mean"]], [y, y], color=colour, linewidth=2)
+            colour = (
+                "#009e73"
+                if entry["switches"]["attention_reg"]
+                else "#0072b2"
+                if entry["switches"]["feedback"] == "post_norm"
+                else "#d55e00"
+            )
+            panel.plot(
+                [value["low"] or value["mean"], value["high"] or value["mean"]], [y, y], color=colour, linewidth=2
+            )
             panel.plot(value["mean"], y, "o", color=colour, markersize=5)
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.3)
         panel.axvline(1, color=GREY, linewidth=0.8) if panel is not panels[1] else None
     panels[0].set_yticks(range(len(variants)), [name.replace("_", " ") for name in variants])
     panels[0].invert_yaxis()
-    figure.suptitle("Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention regularizer)")
+    figure.suptitle(
+        "Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention regularizer)"
+    )
     return figure
 
 

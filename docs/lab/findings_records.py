@@ -1,6 +1,7 @@
 """The recorded runs that findings are derived from: a folder of one folder a job.
 
-Each holds `job.json` (of the grid) and the records of `refspec drift` and `refspec bench acceptance`, as `refspec findings measure` left them.
+Each holds `job.json` (of the grid) and the records of `refspec drift` and `refspec bench acceptance`, as `refspec
+findings measure` left them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def read(folder: Path) -> list[Recorded]:
         records = {other.stem: _json(other) for other in sorted(file.parent.glob("*.json")) if other != file}
         for name, record in records.items():
             if record.get("format") not in (drift_report.FORMAT, acceptance_report.FORMAT):
-                raise CheckpointError(f"{file.parent / name}.json: `format` {record.get('format')!r} is no record of drift or acceptance")
+                raise CheckpointError(
+                    f"{file.parent / name}.json: `format` {record.get('format')!r} is no record of drift or acceptance"
+                )
         found.append(Recorded(job, records))
     if not found:
         raise CheckpointError(f"{folder}: holds no */job.json; name a folder made by refspec findings measure")

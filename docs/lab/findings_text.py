@@ -1,4 +1,7 @@
-"""docs/findings.md from the derived numbers of `docs/lab/findings.py`: every number in the text is quoted from them, every verdict made there."""
+"""docs/findings.md from the derived numbers of `docs/lab/findings.py`:
+
+every number in the text is quoted from them, every verdict made there.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ def _short(found: Mapping[str, Any]) -> list[str]:
     if d:
         growth = "; ".join(f"{role} {interval(d[role]['growth'][-1])} times" for role in ("plain", "normalized"))
         lines.append(f"Size of the state at depth {d['plain']['depths']} beside the first: {growth}.")
-        word = {"less": "less", "more": "more, against the paper", "unclear": "neither more nor less"}[d["attention_verdict"]]
+        word = {"less": "less", "more": "more, against the paper", "unclear": "neither more nor less"}[
+            d["attention_verdict"]
+        ]
         lines.append(
             f"Share of attention on the chain's own draft tokens there: normalized {interval(d['normalized']['chain'][-1])}, plain "
             f"{interval(d['plain']['chain'][-1])}. The normalized drafter drifts {word}."
@@ -70,17 +75,24 @@ def _short(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"{title}, tau normalized / plain: {values} (the paper: {found['paper'][name]:.2f}).")
     if held := next((e for e in found["grow"].values() if (e["of"], e["value"]) == ("plain", 1)), None):
         k, value = list(held["tau"].items())[-1]
-        lines.append(f"What of that the growth itself explains: holding the plain drafter's state at its first size gives tau times {interval(value)} at draft length {k}.")
+        lines.append(
+            f"What of that the growth itself explains: holding the plain drafter's state at its first size gives tau times {interval(value)} at draft length {k}."
+        )
     lines += _by_training(found, longest=True)
     if kept := found["depth_kept"]:
         parts = ", ".join(f"{interval(v)} for depth {depth}" for depth, v in kept["of"].get("normalized", {}).items())
         if parts:
-            lines.append(f"A normalized drafter trained less deep than {kept['deepest']}, its tau at draft length {kept['length']} over that of depth {kept['deepest']}: {parts}.")
+            lines.append(
+                f"A normalized drafter trained less deep than {kept['deepest']}, its tau at draft length {kept['length']} over that of depth {kept['deepest']}: {parts}."
+            )
     return ["## In short", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _scale(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| run | trained to depth | seeds | steps | million tokens | variants |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| run | trained to depth | seeds | steps | million tokens | variants |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for r in runs:
         seeds = ", ".join(str(seed) for seed in r["seeds"])
         variants = ", ".join(name.replace("_", " ") for name in r["variants"])
@@ -92,7 +104,9 @@ def _scale(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         about = next(iter(measured.values()))
         out.append(f"The target is {about['target']}, the prompts are those of {about['prompt_file']}.")
         lines = ["| measured | prompts | tokens at most | temperature |", "| --- | --- | --- | --- |"]
-        lines += [f"| {name} | {m['prompts']} | {m['max_tokens']} | {m['temp']:g} |" for name, m in sorted(measured.items())]
+        lines += [
+            f"| {name} | {m['prompts']} | {m['max_tokens']} | {m['temp']:g} |" for name, m in sorted(measured.items())
+        ]
         out.append("\n".join(lines))
     if few:
         out.append("**Fewer than three seeds, so a signal and not a result:** " + ", ".join(few) + ".")
@@ -142,7 +156,7 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
         f"{interval(d['normalized']['cosine'][-1])}."
     )
     out.append(
-        f"(\"Grows\" means that every seed's interval ends above {found['grows_above']:g}, \"keeps\" that it stays within "
+        f'("Grows" means that every seed\'s interval ends above {found["grows_above"]:g}, "keeps" that it stays within '
         f"{found['keeps_within']:.0%} of its first size.)"
     )
     return out
@@ -163,12 +177,18 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
     out.append("\n".join(lines))
     if missing := [title for name, title in titles.items() if name not in by_record]:
         out.append("Not measured: " + ", ".join(missing) + ".")
-    verdicts = [f"- {title}: {_verdict(by_record[name], paper[name])}" for name, title in titles.items() if name in by_record]
+    verdicts = [
+        f"- {title}: {_verdict(by_record[name], paper[name])}" for name, title in titles.items() if name in by_record
+    ]
     out.append("\n".join(verdicts))
     out += _hurt(found)
-    lines = ["| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
+    lines = [
+        "| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |",
+        "| --- " * (len(lengths) + 1) + "|",
+    ]
     for name, title in {**titles, "sampled": "Sampled text"}.items():
-        groups: Mapping[str, Value] = next(iter(by_record.get(name, {}).values()), {})  # the same at every length this was measured at
+        # the same at every length this was measured at
+        groups: Mapping[str, Value] = next(iter(by_record.get(name, {}).values()), {})
         for group in [g for g in groups if g != "all" or name == "sampled"]:
             cells = [interval(by_record[name].get(str(k), {}).get(group)) for k in lengths]
             lines.append(f"| {title}: {NAMES.get((name, group), group)} | " + " | ".join(cells) + " |")
@@ -183,10 +203,17 @@ def _hurt(found: Mapping[str, Any]) -> list[str]:
     words = {"perturb": "tau under them over tau under the own one", "context": "tau at it over tau at the shortest"}
     out = []
     for name, by_length in found["hurt"].items():
-        parts = [f"draft length {k}: plain {interval(v['plain'])}, normalized {interval(v['normalized'])}" for k, v in by_length.items()]
+        parts = [
+            f"draft length {k}: plain {interval(v['plain'])}, normalized {interval(v['normalized'])}"
+            for k, v in by_length.items()
+        ]
         low = [v["plain"]["low"] for v in by_length.values()]
         little = all(x is not None and x > kept for x in low)
-        says = f" The plain drafter keeps more than {kept:.0%}, so there is little to cure at this scale." if little else ""
+        says = (
+            f" The plain drafter keeps more than {kept:.0%}, so there is little to cure at this scale."
+            if little
+            else ""
+        )
         out.append(f"{titles[name]}: {words[name]}, {'; '.join(parts)}.{says}")
     return out
 
@@ -216,7 +243,10 @@ def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> l
         return [MISSING]
     out = ["![tau by draft length and training depth](findings-depth.png)"] if drawn else []
     lengths = list(next(iter(next(iter(depths.values())).values())))
-    lines = ["| drafter | trained to depth | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 2) + "|"]
+    lines = [
+        "| drafter | trained to depth | " + " | ".join(f"draft length {k}" for k in lengths) + " |",
+        "| --- " * (len(lengths) + 2) + "|",
+    ]
     for role in ("plain", "normalized"):
         for trained, sides in depths.items():
             if role in sides:
@@ -232,13 +262,21 @@ def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> l
             f"trained to depth {longest} with {interval(theirs)}."
         )
     if kept:
-        parts = [f"{role} {', '.join(f'{interval(v)} (depth {d})' for d, v in by.items())}" for role, by in kept["of"].items()]
-        out.append(f"Trained less deep, beside training to depth {kept['deepest']}: tau at draft length {kept['length']} is {'; '.join(parts)} times as high.")
+        parts = [
+            f"{role} {', '.join(f'{interval(v)} (depth {d})' for d, v in by.items())}"
+            for role, by in kept["of"].items()
+        ]
+        out.append(
+            f"Trained less deep, beside training to depth {kept['deepest']}: tau at draft length {kept['length']} is {'; '.join(parts)} times as high."
+        )
     return out
 
 
 def _grow(experiments: Mapping[str, Any]) -> list[str]:
-    """Trained drafters whose state is resized on its way back, nothing else changed: a cause, where curves only go together."""
+    """Trained drafters whose state is resized on its way back, nothing else changed:
+
+    a cause, where curves only go together.
+    """
     if not experiments:
         return [MISSING]
     out = [
@@ -246,10 +284,17 @@ def _grow(experiments: Mapping[str, Any]) -> list[str]:
         "the size at the depth before, whatever it would have been; 1 holds the first size). They were not trained for it. Tau over that without:"
     ]
     lengths = list(next(iter(experiments.values()))["tau"])
-    lines = ["| drafter | state fed back | " + " | ".join(f"draft length {k}" for k in lengths) + " |", "| --- " * (len(lengths) + 2) + "|"]
+    lines = [
+        "| drafter | state fed back | " + " | ".join(f"draft length {k}" for k in lengths) + " |",
+        "| --- " * (len(lengths) + 2) + "|",
+    ]
     for entry in experiments.values():
         size = "holds its size" if entry["value"] == 1 else f"times {entry['value']:g} at every depth"
-        lines.append(f"| {entry['of'].replace('_', ' ')} | {size} | " + " | ".join(interval(entry["tau"][k]) for k in lengths) + " |")
+        lines.append(
+            f"| {entry['of'].replace('_', ' ')} | {size} | "
+            + " | ".join(interval(entry["tau"][k]) for k in lengths)
+            + " |"
+        )
     out.append("\n".join(lines))
     by = {(entry["of"], entry["value"]): entry["tau"] for entry in experiments.values()}
     says = []
@@ -257,15 +302,35 @@ def _grow(experiments: Mapping[str, Any]) -> list[str]:
         words: dict[str, list[str]] = {}
         for k in lengths:
             low, high = held[k]["low"], held[k]["high"]
-            word = "says nothing with one prompt" if low is None else "gains" if low > 1 else "costs acceptance" if high < 1 else "shows no change"
+            word = (
+                "says nothing with one prompt"
+                if low is None
+                else "gains"
+                if low > 1
+                else "costs acceptance"
+                if high < 1
+                else "shows no change"
+            )
             words.setdefault(word, []).append(k)
         parts = [f"{word} at draft length {', '.join(at)}" for word, at in words.items()]
-        says.append("Holding the plain drafter's state at its first size " + " and ".join(parts) + (": so much is what its growth costs." if "gains" in words else "."))
+        says.append(
+            "Holding the plain drafter's state at its first size "
+            + " and ".join(parts)
+            + (": so much is what its growth costs." if "gains" in words else ".")
+        )
     for value in sorted({v for of, v in by if v > 1 and of == "plain" and ("normalized", v) in by}):
         plain, ours = (by[of, value][lengths[-1]] for of in ("plain", "normalized"))
         if None not in (plain["high"], ours["low"]):
-            more = "more than" if plain["high"] < ours["low"] else "less than" if plain["low"] > ours["high"] else "about as much as"
-            says.append(f"Growth by {value:g} at every depth costs the plain drafter {more} the normalized one (draft length {lengths[-1]}).")
+            more = (
+                "more than"
+                if plain["high"] < ours["low"]
+                else "less than"
+                if plain["low"] > ours["high"]
+                else "about as much as"
+            )
+            says.append(
+                f"Growth by {value:g} at every depth costs the plain drafter {more} the normalized one (draft length {lengths[-1]})."
+            )
     return [*out, " ".join(says)] if says else out
 
 
@@ -280,9 +345,16 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for entry in variants.values():
         s = entry["switches"]
-        cells = [s["feature_norm"], s["feedback"], s["residual"], f"{s['attention_reg']:g}" if s["attention_reg"] else "off"]
+        cells = [
+            s["feature_norm"],
+            s["feedback"],
+            s["residual"],
+            f"{s['attention_reg']:g}" if s["attention_reg"] else "off",
+        ]
         cells += [interval(entry["growth"]), interval(entry["chain"])]
-        cells += [interval(entry["tau"].get(k)) for k in lengths] + [interval(r) if (r := entry["ratio"].get(k)) else "" for k in lengths]
+        cells += [interval(entry["tau"].get(k)) for k in lengths] + [
+            interval(r) if (r := entry["ratio"].get(k)) else "" for k in lengths
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     grow = [name.replace("_", " ") for name, e in variants.items() if e["growth_verdict"] == "grows"]
     keep = [name.replace("_", " ") for name, e in variants.items() if e["growth_verdict"] == "keeps"]
@@ -292,9 +364,14 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
 
 
 def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str]:
-    """Both norms over none, after the ablation's short training and after the main comparison's long one; the `longest` draft length only."""
+    """Both norms over none, after the ablation's short training and after the main comparison's long one;
+
+    the `longest` draft length only.
+    """
     scale = {r["run"]: r for r in found["runs"] if r["run"] in ("main", "ablation")}
-    short: Mapping[str, Value] = next((e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {})
+    short: Mapping[str, Value] = next(
+        (e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {}
+    )
     long = {k: v["all"] for k, v in found["ratios"].get("standard", {}).items()}
     both = [k for k in short if k in long][-1 if longest else 0 :]
     if len(scale) < 2 or not both:
@@ -304,7 +381,12 @@ def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str
     fades = known and all(short[k]["low"] > long[k]["high"] for k in both)
     return [
         f"Both norms over none after {scale['ablation']['million_tokens']:.1f} million tokens and after {scale['main']['million_tokens']:.1f} million (the "
-        f"main comparison): tau {'; '.join(parts)}." + (" So the norms make drafters learn sooner above all: most of what they gain early, training gains later." if fades else "")
+        f"main comparison): tau {'; '.join(parts)}."
+        + (
+            " So the norms make drafters learn sooner above all: most of what they gain early, training gains later."
+            if fades
+            else ""
+        )
     ]
 
 

@@ -1,6 +1,7 @@
 """A queue of drafter trainings: each in its own folder, finished ones skipped, a killed one continued.
 
-A job's folder holds `job.json` (what it is), what `train_drafters` writes, and last of all `done.json` (its validation figures).
+A job's folder holds `job.json` (what it is), what `train_drafters` writes, and last of all `done.json` (its validation
+figures).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def run_jobs(
 def drafters_of(job: Job, plan: Plan, target_run: Path) -> dict[str, TrainedDrafter]:
     """The variants of a job, sized for the target."""
     return {
-        name: drafter_for(target_run, plan.draft_vocab, plan.capture_layers, **switches) for name, switches in job.variants.items()
+        name: drafter_for(target_run, plan.draft_vocab, plan.capture_layers, **switches)
+        for name, switches in job.variants.items()
     }
 
 
@@ -83,8 +85,12 @@ def describe(job: Job, plan: Plan, target_run: Path) -> dict[str, Any]:
     return about if plan.rows == "cut" else about | {"rows": plan.rows}
 
 
-def estimate(plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, **how: Any) -> tuple[list[tuple[str, float]], float]:
-    """Hours left for each job and in all, from timing a few steps of one variant at each depth on this machine as it is now."""
+def estimate(
+    plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, **how: Any
+) -> tuple[list[tuple[str, float]], float]:
+    """Hours left for each job and in all, from timing a few steps of one variant at each depth on this machine as it is
+    now.
+    """
     left = [job for job in plan.jobs if not is_done(out / job.name)]
     cost = {depth: _time(plan, data, target_run, depth, left, **how) for depth in sorted({job.depth for job in left})}
     hours = []
@@ -101,7 +107,9 @@ def estimate(plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Pat
     return hours, sum(h for _, h in hours)
 
 
-def _time(plan: Plan, data: Path | Sequence[Path], target_run: Path, depth: int, jobs: Sequence[Job], **how: Any) -> tuple[float, float]:
+def _time(
+    plan: Plan, data: Path | Sequence[Path], target_run: Path, depth: int, jobs: Sequence[Job], **how: Any
+) -> tuple[float, float]:
     """Seconds of the target's part of a step, and of one variant's."""
     job = next(j for j in jobs if j.depth == depth)
     name, drafter = next(iter(drafters_of(job, plan, target_run).items()))

@@ -1,10 +1,11 @@
 """A small target made as dear as a large one: the same function, with the memory traffic of so many parameters more.
 
-For benchmarks only. A small trained model has real acceptance at a toy's cost, a large random one real cost at no acceptance; this has
-both. What is added computes nothing: feed-forward rows whose gate and up weights are zero (silu(0) * 0 = 0) and whose down columns are
-zero, and layers behind the last one whose attention output and down projection are zero, so that the residual stream passes through
-them unchanged. The stream keeps its width, hence hidden states and drafters fit as they are. The file says what it is
-(`refspec.inflated`, general.name) and is not to be taken for a better model.
+For benchmarks only. A small trained model has real acceptance at a toy's cost, a large random one real cost at no
+acceptance; this has both. What is added computes nothing: feed-forward rows whose gate and up weights are zero (silu(0)
+* 0 = 0) and whose down columns are zero, and layers behind the last one whose attention output and down projection are
+zero, so that the residual stream passes through them unchanged. The stream keeps its width, hence hidden states and
+drafters fit as they are. The file says what it is (`refspec.inflated`, general.name) and is not to be taken for a
+better model.
 """
 
 from __future__ import annotations
@@ -41,20 +42,30 @@ def parameters(text: str) -> int:
 
 
 def inflate(
-    model: str | os.PathLike[str], out: str | os.PathLike[str], *, params: int, layers: int | None = None, progress: Progress | None = None
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    params: int,
+    layers: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `model` with about `params` parameters in `layers` layers (twice as many as it has, if not given) to `out`.
 
-    Returns {file, params, layers, feed_forward, label}. Raises UsageError for a model that cannot be inflated, CheckpointError for a file.
+    Returns {file, params, layers, feed_forward, label}. Raises UsageError for a model that cannot be inflated,
+    CheckpointError for a file.
     """
     info = read_gguf_header(model)
     arch, name = info.arch, f"{info.arch}.feed_forward_length"
     if arch not in ARCHS or any("exps" in tensor or "gate_inp" in tensor for tensor in info.tensors):
-        raise UsageError(f"{info.path}: architecture {arch!r} cannot be inflated; take a dense one of {', '.join(ARCHS)}")
+        raise UsageError(
+            f"{info.path}: architecture {arch!r} cannot be inflated; take a dense one of {', '.join(ARCHS)}"
+        )
     old, width = int(info.need(f"{arch}.block_count", int)), int(info.need(f"{arch}.embedding_length", int))
     hidden = int(info.need(name, int))
     if wrong := next((t for t in info.tensors.values() if t.type.lower() not in OUTTYPES), None):
-        raise UsageError(f"{info.path}: tensor {wrong.name!r} is {wrong.type}, which refspec does not write; start from F16 or Q8_0")
+        raise UsageError(
+            f"{info.path}: tensor {wrong.name!r} is {wrong.type}, which refspec does not write; start from F16 or Q8_0"
+        )
     layers = min(2 * old, MAX_LAYERS) if layers is None else layers
     if not old <= layers <= 512:
         raise UsageError(f"--layers {layers} is outside {old}..512; the model has {old}")
@@ -72,7 +83,9 @@ def inflate(
     tensors = [_tensor(info, n, n, hidden, feed, identity=False) for n in info.tensors]
     for i in range(old, layers):
         tensors += [
-            _tensor(info, n, f"blk.{i}." + n.removeprefix(last), hidden, feed, identity=True) for n in info.tensors if n.startswith(last)
+            _tensor(info, n, f"blk.{i}." + n.removeprefix(last), hidden, feed, identity=True)
+            for n in info.tensors
+            if n.startswith(last)
         ]
     path = write_gguf(out, arch, metadata, tensors, progress)
     total = sum(int(np.prod(t.shape)) for t in tensors)
@@ -80,7 +93,10 @@ def inflate(
 
 
 def _tensor(info: GgufInfo, source: str, name: str, hidden: int, feed: int, *, identity: bool) -> TensorOut:
-    """One tensor of the inflated file: padded with zeros where it meets the feed-forward width, zero where an identity layer ends."""
+    """One tensor of the inflated file:
+
+    padded with zeros where it meets the feed-forward width, zero where an identity layer ends.
+    """
     t = info.tensors[source]
     shape = list(t.shape)
     axis = 0 if source.endswith(_GATES) else 1 if source.endswith(_DOWN) else None

@@ -1,11 +1,14 @@
-"""A plan of drafter trainings: read from JSON or TOML, checked before anything runs, expanded into jobs in the order of their rank.
+"""A plan of drafter trainings: read from JSON or TOML, checked before anything runs, expanded into jobs in the order of
+their rank.
 
     {"draft_vocab": 3072, "capture_layers": null,
      "variants": {"plain": {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}, ...},
-     "runs": [{"name": "main", "rank": 1, "variants": ["plain", ...], "depths": [3], "seeds": [1, 2, 3], "steps": 1900}, ...]}
+     "runs": [{"name": "main", "rank": 1, "variants": ["plain", ...], "depths": [3], "seeds": [1, 2, 3], "steps": 1900},
+     ...]}
 
-`draft_vocab`, `capture_layers` and `rows` (cut, or whole conversations) may be left out, as may any switch of a variant. Keys `about` and `measure` are for others.
-A job is one depth and one seed of a run; its variants share the target's forward pass.
+`draft_vocab`, `capture_layers` and `rows` (cut, or whole conversations) may be left out, as may any switch of a
+variant. Keys `about` and `measure` are for others. A job is one depth and one seed of a run; its variants share the
+target's forward pass.
 """
 
 from __future__ import annotations
@@ -61,7 +64,11 @@ def read_plan(path: Path) -> Plan:
     _need(set(plan) <= known, path, f"unknown key {sorted(set(plan) - known)[:1]}")
     variants, runs, layers = plan.get("variants"), plan.get("runs"), plan.get("capture_layers")
     _need(isinstance(variants, dict) and isinstance(runs, list), path, "`variants` must be an object and `runs` a list")
-    _need(layers is None or (isinstance(layers, list) and all(isinstance(x, int) for x in layers)), path, "capture_layers must be a list of numbers")
+    _need(
+        layers is None or (isinstance(layers, list) and all(isinstance(x, int) for x in layers)),
+        path,
+        "capture_layers must be a list of numbers",
+    )
     for name, switches in variants.items():  # type: ignore[union-attr]
         _variant(path, name, switches)
     jobs: list[Job] = []
@@ -69,7 +76,9 @@ def read_plan(path: Path) -> Plan:
         _run(path, run, variants)  # type: ignore[arg-type]
         chosen = {name: variants[name] for name in run["variants"]}  # type: ignore[index]
         jobs += [
-            Job(run["name"], run["rank"], chosen, depth, seed, run["steps"]) for seed in run["seeds"] for depth in run["depths"]
+            Job(run["name"], run["rank"], chosen, depth, seed, run["steps"])
+            for seed in run["seeds"]
+            for depth in run["depths"]
         ]
     names = [job.name for job in jobs]
     _need(bool(jobs), path, "`runs` is empty")
@@ -88,12 +97,20 @@ def _variant(path: Path, name: str, switches: Any) -> None:
     _need(isinstance(switches, dict), path, f"variant {name!r} must be an object")
     for key, value in switches.items():
         if key == "attention_reg":
-            _need(isinstance(value, (int, float)) and value >= 0, path, f"variant {name!r}: attention_reg must be 0 or more")
+            _need(
+                isinstance(value, (int, float)) and value >= 0,
+                path,
+                f"variant {name!r}: attention_reg must be 0 or more",
+            )
             continue
         _need(key in CHOICES, path, f"variant {name!r}: unknown key {key!r}")
         allowed = [str(member.value) for member in CHOICES[key]]
         _need(value in allowed, path, f"variant {name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
-    _need(name.replace("-", "").replace("_", "").replace(".", "").isalnum(), path, f"variant {name!r}: a name of letters, digits, - _ .")
+    _need(
+        name.replace("-", "").replace("_", "").replace(".", "").isalnum(),
+        path,
+        f"variant {name!r}: a name of letters, digits, - _ .",
+    )
     _need("." not in name, path, f"variant {name!r}: leave out the dot")  # torch names modules with dots
 
 
@@ -105,13 +122,19 @@ def _run(path: Path, run: Any, variants: dict[str, Any]) -> None:
     _need(set(run) <= {*RUN_KEYS, "about"}, path, f"{where}: unknown key {sorted(set(run) - {*RUN_KEYS, 'about'})[:1]}")
     _need(run["name"].replace("-", "").isalnum(), path, f"{where}: a name of letters, digits and -")
     for key in ("depths", "seeds"):
-        _need(run[key] and all(isinstance(x, int) and x >= 0 for x in run[key]), path, f"{where}: {key} must hold numbers")
+        _need(
+            run[key] and all(isinstance(x, int) and x >= 0 for x in run[key]), path, f"{where}: {key} must hold numbers"
+        )
     _need(min(run["depths"]) >= 1 and run["steps"] >= 1, path, f"{where}: depths and steps must be at least 1")
     strangers = [name for name in run["variants"] if name not in variants]
     _need(bool(run["variants"]) and not strangers, path, f"{where}: no variant {strangers[0] if strangers else ''!r}")
     if min(run["depths"]) < 2:
         reg = [name for name in run["variants"] if variants[name].get("attention_reg")]
-        _need(not reg, path, f"{where}: variant {reg[0] if reg else ''!r} has an attention_reg, which needs a depth of 2 or more")
+        _need(
+            not reg,
+            path,
+            f"{where}: variant {reg[0] if reg else ''!r} has an attention_reg, which needs a depth of 2 or more",
+        )
 
 
 def _need(holds: bool, path: Path, what: str) -> None:

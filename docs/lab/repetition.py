@@ -12,11 +12,12 @@ import numpy as np
 
 from refspec.errors import UsageError
 
-# A repeat is a stretch of this many tokens. Welleck et al. 2019 take 4, of a large vocabulary. With 4096 tokens and one per digit,
-# in the first 128 tokens of an answer 4 in a row come back in 52 % of the corpus's (numbers restated, "the answer is", lines of
-# code), 8 in 10 %, 12 in 2.3 %, 16 in 0.6 %; of a looping model's greedy answers it was 73, 46, 39 and 35 %. Share of tokens
-# marked, model over corpus: 5, 22, 75, 207 (counted once, when 12 was chosen, by a script that is not kept). A loop repeats any
-# length it has the room for, so 12 spares what people write at the price of few loops: those cut off in their second round.
+# A repeat is a stretch of this many tokens. Welleck et al. 2019 take 4, of a large vocabulary. With 4096 tokens and one
+# per digit, in the first 128 tokens of an answer 4 in a row come back in 52 % of the corpus's (numbers restated, "the
+# answer is", lines of code), 8 in 10 %, 12 in 2.3 %, 16 in 0.6 %; of a looping model's greedy answers it was 73, 46, 39
+# and 35 %. Share of tokens marked, model over corpus: 5, 22, 75, 207 (counted once, when 12 was chosen, by a script
+# that is not kept). A loop repeats any length it has the room for, so 12 spares what people write at the price of few
+# loops: those cut off in their second round.
 SPAN = 12
 
 
@@ -24,7 +25,8 @@ def _grams(tokens: np.ndarray, n: int) -> np.ndarray:
     """int64 [T-n+1]: equal numbers where, and only where, the `n` tokens that begin there are equal. Needs T >= n."""
     ids, have = np.unique(tokens, return_inverse=True)[1].astype(np.int64), 1
     while have < n:
-        # Two overlapping or touching grams of `have` tokens settle one of up to 2 * have: log2(n) sorts, and no hash to collide.
+        # Two overlapping or touching grams of `have` tokens settle one of up to 2 * have: log2(n) sorts, and no hash to
+        # collide.
         step = min(have, n - have)
         first, second = ids[: ids.size - step], ids[step:]
         ids = np.unique(first * (ids.max() + 1) + second, return_inverse=True)[1].astype(np.int64)
@@ -54,9 +56,10 @@ def _again(tokens: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np
 def repeats(tokens: np.ndarray, mask: np.ndarray, n: int = SPAN) -> np.ndarray:
     """bool [T]: the tokens of every stretch of `n` that stood, token for token, earlier in the same answer.
 
-    `tokens` int [T] and `mask` [T] as packed by `data.prepare`. All tokens of the later stretch are marked, not only the one
-    that completes it: the first are the decision to repeat. The two may overlap, so a loop of period p is marked from its
-    second round on, once the copy is `n` tokens long. The repeating n-grams of Welleck et al. 2019, with this `n` for their 4.
+    `tokens` int [T] and `mask` [T] as packed by `data.prepare`. All tokens of the later stretch are marked, not only
+    the one that completes it: the first are the decision to repeat. The two may overlap, so a loop of period p is
+    marked from its second round on, once the copy is `n` tokens long. The repeating n-grams of Welleck et al. 2019,
+    with this `n` for their 4.
     """
     at, _, again = _again(tokens, mask, n)
     begins = np.zeros(len(mask) + 1, np.int64)
@@ -98,7 +101,10 @@ def measure(tokens: np.ndarray, mask: np.ndarray, turn_end: int) -> Repetition:
 
 
 def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask of a folder in the format of `data.prepare`; UsageError where they are missing or do not belong together."""
+    """Tokens and mask of a folder in the format of `data.prepare`;
+
+    UsageError where they are missing or do not belong together.
+    """
     found = []
     for part in ("tokens", "mask"):
         file = folder / f"{split}.{part}.npy"

@@ -1,11 +1,13 @@
 """What windows would do on a machine with such costs: real drafts of real texts, replayed in computed time.
 
-A window is good or bad by a few percent, and a machine that others use changes by more from one minute to the next. So a pair's drafts are
-recorded once, at every position of plain decoding's own texts, and every way to draft is then run over the record, the seconds of a step coming from a
-cost model (`Machine`) instead of a clock. Nothing is timed but, where nobody names them, the costs. What it leaves out: rounding, which gives
-a drafted text another course now and then, and what a machine does besides. `bench sweep` measures.
+A window is good or bad by a few percent, and a machine that others use changes by more from one minute to the next. So
+a pair's drafts are recorded once, at every position of plain decoding's own texts, and every way to draft is then run
+over the record, the seconds of a step coming from a cost model (`Machine`) instead of a clock. Nothing is timed but,
+where nobody names them, the costs. What it leaves out: rounding, which gives a drafted text another course now and
+then, and what a machine does besides. `bench sweep` measures.
 
-The window is the session's own, asked step by step as `speculate` does; several texts follow each other as in a session, so what it learned stays.
+The window is the session's own, asked step by step as `speculate` does; several texts follow each other as in a
+session, so what it learned stays.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ from refspec.session import Session
 
 CHUNK = 512  # rows of a prompt given at once, as the cycle does
 WAITED = 0.1  # of what feeding back takes, a row that waited costs: many run together
-OWN, OWN_PLAIN = 0.03, 0.005  # of a plain token, what refspec itself takes for a step that drafts and for one that does not
+# of a plain token, what refspec itself takes for a step that drafts and for one that does not
+OWN, OWN_PLAIN = 0.03, 0.005
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What steps cost, in tokens of plain decoding: `rows` [R] a run of the target over 1, 2, ... rows, the other terms as in `adaptive/costs.py`."""
+    """What steps cost, in tokens of plain decoding: `rows` [R] a run of the target over 1, 2, ...
+
+    rows, the other terms as in `adaptive/costs.py`.
+    """
 
     rows: tuple[float, ...]
     switch: float = 0.0
@@ -55,7 +61,9 @@ class Machine:
     def of(cls, measured: dict[str, Any]) -> Machine:
         """From a record of `windows.measured.measure`."""
         rows = [float(measured["target"][r]) for r in sorted(measured["target"], key=int)]
-        return cls(tuple(t / rows[0] for t in rows), *(float(measured[name]) / rows[0] for name in ("switch", "feed", "draft")))
+        return cls(
+            tuple(t / rows[0] for t in rows), *(float(measured[name]) / rows[0] for name in ("switch", "feed", "draft"))
+        )
 
     def costs(self) -> Costs:
         """What a window would know of it."""
@@ -63,7 +71,9 @@ class Machine:
         return Costs(rows, switch=self.switch, draft=self.draft, feed=self.feed)
 
     def seconds(self, rows: int, before: int, asked: int, fed: bool, waited: int, noise: float) -> Seconds:
-        """Of a step that verified `rows` after one of `before`, the drafter asked about `asked` tokens, given its rows, and `waited` older ones."""
+        """Of a step that verified `rows` after one of `before`, the drafter asked about `asked` tokens, given its rows,
+        and `waited` older ones.
+        """
         target = self.rows[rows - 1] * noise + (self.switch if before not in (0, rows) else 0.0)
         drafter = self.draft * max(asked - 1, 0) + (self.feed * (1 + WAITED * waited) if fed else 0.0)
         return Seconds(target, drafter, self.own if asked else self.own_plain)
@@ -81,8 +91,17 @@ class Recorded(NamedTuple):
     trees: Sequence[Tree] = ()  # by position but the last, where trees were asked for
 
 
-def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens: int, sampler: Sampler, progress: Callable[[], None] = lambda: None) -> list[Recorded]:
-    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position, and for a tree where the session drafts trees.
+def record(
+    session: Session,
+    prompts: Sequence[Prompt],
+    most: int,
+    *,
+    max_tokens: int,
+    sampler: Sampler,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Recorded]:
+    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position, and for a tree where the
+    session drafts trees.
 
     A prompt too long for the context loses its beginning.
     """
@@ -92,13 +111,20 @@ def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens
     for prompt in prompts:
         tokens = fit(session.encode(prompt.text), room)
         penalized = under(target, sampler.penalties, tokens)
-        decoded = drift.record(penalized, tokens, drafter.capture_layers, max_tokens=max_tokens, sampler=sampler, seed=0)
+        decoded = drift.record(
+            penalized, tokens, drafter.capture_layers, max_tokens=max_tokens, sampler=sampler, seed=0
+        )
         text, n, told = decoded.tokens.astype(np.int32), decoded.n_prompt, [math.nan]
         start_drafter(drafter, tokens[0])
         minded = drafting_under(penalized, drafter)
         for start in range(0, n - 1, CHUNK):
             stop = min(start + CHUNK, n - 1)
-            feed(drafter, text[start + 1 : stop + 1], decoded.features[start:stop], told.append if stop + 1 == n else None)
+            feed(
+                drafter,
+                text[start + 1 : stop + 1],
+                decoded.features[start:stop],
+                told.append if stop + 1 == n else None,
+            )
         confidences: list[list[float]] = []
         right: list[int] = []
         trees: list[Tree] = []
@@ -110,7 +136,15 @@ def record(session: Session, prompts: Sequence[Prompt], most: int, *, max_tokens
             right.append(agree.index(False) if False in agree else len(agree))
             confidences.append([float(c) for c in draft.confidence])
             if session.tree is not None and row + 2 < len(text):
-                trees.append(_tree(cast(TreeDrafter, drafter), session.tree, len(text) - 2 - row, sampler, session.target.end_tokens))
+                trees.append(
+                    _tree(
+                        cast(TreeDrafter, drafter),
+                        session.tree,
+                        len(text) - 2 - row,
+                        sampler,
+                        session.target.end_tokens,
+                    )
+                )
             drafter.extend(text[row + 1 : row + 2], decoded.features[row : row + 1])
         found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right, trees))
         progress()
@@ -121,7 +155,9 @@ def _tree(drafter: TreeDrafter, shape: TreeShape, room: int, sampler: Sampler, e
     """The tree that the decode cycle would have grown, and what a smaller or a lower one would have held besides."""
     if not drafter.n_rows:
         return empty_tree()
-    return cut_after_end(drafter.draft_tree(asked_at(shape._replace(nodes=NODES_LIMIT, depth=min(shape.depth, room)), sampler)), ends)
+    return cut_after_end(
+        drafter.draft_tree(asked_at(shape._replace(nodes=NODES_LIMIT, depth=min(shape.depth, room)), sampler)), ends
+    )
 
 
 class Always:
@@ -178,13 +214,24 @@ def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, n
 
 
 def measure(
-    texts: Sequence[Recorded], machine: Machine, lengths: Sequence[int], most: int, *, sessions: int, noise: float, seed: int = 0, shape: TreeShape | None = None
+    texts: Sequence[Recorded],
+    machine: Machine,
+    lengths: Sequence[int],
+    most: int,
+    *,
+    sessions: int,
+    noise: float,
+    seed: int = 0,
+    shape: TreeShape | None = None,
 ) -> dict[str, Any]:
-    """Every fixed length and the window over the texts: {families, all} as `sweep.measure` has them, times in tokens of plain decoding.
+    """Every fixed length and the window over the texts: {families, all} as `sweep.measure` has them, times in tokens of
+    plain decoding.
 
-    With a `shape`, which the trees of the texts have, also those trees as they are, and as many nodes of them as a window chooses.
+    With a `shape`, which the trees of the texts have, also those trees as they are, and as many nodes of them as a
+    window chooses.
 
-    The texts come in their order, `sessions` times, each with a window that knows the costs and nothing else; times are the means.
+    The texts come in their order, `sessions` times, each with a window that knows the costs and nothing else; times are
+    the means.
     """
     names = [] if shape is None else [f"tree {shape}", f"adaptive tree {shape}"]
     kinds = [PLAIN, *(f"chain {k}" for k in lengths), "adaptive", *names]
@@ -193,9 +240,15 @@ def measure(
         for t in texts
     ]  # fmt: skip
     for session in range(sessions):
-        policies: dict[str, Any] = {PLAIN: Always(0)} | {f"chain {k}": Always(k) for k in lengths} | {"adaptive": Window(most, machine.costs())}
+        policies: dict[str, Any] = (
+            {PLAIN: Always(0)}
+            | {f"chain {k}": Always(k) for k in lengths}
+            | {"adaptive": Window(most, machine.costs())}
+        )
         if shape is not None:
-            policies |= dict(zip(names, (tree_replay.AlwaysTree(shape.nodes), TreeWindow(shape.nodes, machine.costs())), strict=True))
+            policies |= dict(
+                zip(names, (tree_replay.AlwaysTree(shape.nodes), TreeWindow(shape.nodes, machine.costs())), strict=True)
+            )
         for name, policy in policies.items():
             dice = random.Random(f"{seed} {session} {name}")
             run = tree_replay.replay if name in names else replay

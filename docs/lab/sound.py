@@ -1,7 +1,7 @@
 """`refspec train sound`: of a folder of answers, those that rules find nothing wrong with.
 
-A model that learns from its own sound answers gives more of them: rejection sampling of what is verifiable (STaR, Zelikman et al. 2022;
-RFT, Yuan et al. 2023), with rules that need no judge and no reference:
+A model that learns from its own sound answers gives more of them: rejection sampling of what is verifiable (STaR,
+Zelikman et al. 2022; RFT, Yuan et al. 2023), with rules that need no judge and no reference:
 
 - the answer ended by itself, and says something;
 - no stretch of 12 tokens comes twice in it (`docs/lab/repetition.py`);
@@ -28,7 +28,8 @@ RULES = ("cut", "empty", "repeats", "sums", "python")  # asked in this order; th
 
 
 def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
-    """Write the sound documents of `source` (the format of `train data`) to `out`; {split: {kept, cut, ...}}, documents each.
+    """Write the sound documents of `source` (the format of `train data`) to `out`; {split: {kept, cut, ...}}, documents
+    each.
 
     Raises UsageError (folders, nothing left), CheckpointError (tokenizer).
     """
@@ -37,7 +38,9 @@ def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
     tokenizer = load_tokenizer(source / "tokenizer.json")
     bos, end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(TURN_END)
     if bos is None or end is None:
-        raise CheckpointError(f"{source / 'tokenizer.json'}: has no {BOS} or {TURN_END}; make the folder with `refspec train data`")
+        raise CheckpointError(
+            f"{source / 'tokenizer.json'}: has no {BOS} or {TURN_END}; make the folder with `refspec train data`"
+        )
     made, arrays = {}, {}
     for split in SPLITS:
         tokens, mask = (np.asarray(part) for part in read_packed(source, split))
@@ -46,7 +49,14 @@ def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
         found: Counter[str] = Counter()
         kept = []
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(tokens)], strict=True):
-            wrong = next((w for a, b in answers(mask[start:stop]) if (w := _wrong(tokenizer, tokens[start + a : start + b], again[start + a : start + b], end))), None)
+            wrong = next(
+                (
+                    w
+                    for a, b in answers(mask[start:stop])
+                    if (w := _wrong(tokenizer, tokens[start + a : start + b], again[start + a : start + b], end))
+                ),
+                None,
+            )
             found[wrong or "kept"] += 1
             if wrong is None:
                 kept.append(np.arange(start, stop))
@@ -60,7 +70,9 @@ def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
     for split, (tokens, mask) in arrays.items():
         np.save(out / f"{split}.tokens.npy", tokens)
         np.save(out / f"{split}.mask.npy", mask)
-    counts = {s: {"records": made[s]["kept"], "tokens": len(t), "assistant": int(m.sum())} for s, (t, m) in arrays.items()}
+    counts = {
+        s: {"records": made[s]["kept"], "tokens": len(t), "assistant": int(m.sum())} for s, (t, m) in arrays.items()
+    }
     (out / "counts.json").write_text(json.dumps(counts, indent=1))
     return made
 

@@ -1,13 +1,14 @@
 """The best way to draft, searched: plain decoding, every fixed draft length, the adaptive window, by family of prompts.
 
-What `bench speed` does for one draft length, this does for many, to answer two questions: which setting is the fastest for this pair
-here, and is `--adaptive`, which nobody had to choose, as fast? Not a search by model: every kind runs on every prompt, one after the
-other, in an order that turns round with each repetition.
+What `bench speed` does for one draft length, this does for many, to answer two questions: which setting is the fastest
+for this pair here, and is `--adaptive`, which nobody had to choose, as fast? Not a search by model: every kind runs on
+every prompt, one after the other, in an order that turns round with each repetition.
 
-Of a prompt and a kind the median of its repetitions counts, seconds for each token. A family's speedup is the time plain decoding takes
-for its prompts over that of the kind, each for as many tokens as plain decoding decided. The best fixed length of a family is the best
-of several noisy numbers, hence too good rather than too bad. How noisy, plain decoding says that is measured twice; and where rounding
-gave a kind another text than plain decoding's (`other_texts`), the two decoded things that are not equally easy.
+Of a prompt and a kind the median of its repetitions counts, seconds for each token. A family's speedup is the time
+plain decoding takes for its prompts over that of the kind, each for as many tokens as plain decoding decided. The best
+fixed length of a family is the best of several noisy numbers, hence too good rather than too bad. How noisy, plain
+decoding says that is measured twice; and where rounding gave a kind another text than plain decoding's (`other_texts`),
+the two decoded things that are not equally easy.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Kind(NamedTuple):
 
 
 def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[str, Kind]:
-    """The kinds to compare on a session with a drafter, by name; `lookup`: each also with drafts from the text where the drafter is unsure.
+    """The kinds to compare on a session with a drafter, by name; `lookup`: each also with drafts from the text where
+    the drafter is unsure.
 
     A session made for trees runs chains on the same target too.
     """
@@ -61,11 +63,16 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
         )
         owners[" + lookup"].tuned = session.tuned
     for suffix, owner in owners.items():
-        found |= {f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains) for k in lengths}
+        found |= {
+            f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains)
+            for k in lengths
+        }
         found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
     if session.tree is not None:
         trees = tree_kinds(session, drafter)
-        found |= {name: Kind(made, options) for name, (made, options) in trees.items() if lookup or made.drafter is drafter}
+        found |= {
+            name: Kind(made, options) for name, (made, options) in trees.items() if lookup or made.drafter is drafter
+        }
     return found
 
 
@@ -81,12 +88,14 @@ def measure(
     rival: Callable[[str, int], Any] | None = None,
     sampler: Sampler = GREEDY,
 ) -> dict[str, Any]:
-    """Run every kind on every prompt; {families: [...], all: {...}} and what was measured how. Rates are tokens per second.
+    """Run every kind on every prompt; {families: [...], all: {...}} and what was measured how. Rates are tokens per
+    second.
 
-    `rival`, if given, runs another program on a prompt with a draft length and returns an object with its `tokens_per_second`. Of a
-    family: `speedup` {kind: over plain decoding}, `tau` {kind: tokens per verify step}, `best_fixed` (a kind) and `adaptive_share`, what
-    the adaptive window reaches of the best of plain decoding and fixed lengths without lookup. A prompt too long for the
-    context loses its beginning, and with a `rival`, which cannot do that, raises UsageError.
+    `rival`, if given, runs another program on a prompt with a draft length and returns an object with its
+    `tokens_per_second`. Of a family: `speedup` {kind: over plain decoding}, `tau` {kind: tokens per verify step},
+    `best_fixed` (a kind) and `adaptive_share`, what the adaptive window reaches of the best of plain decoding and fixed
+    lengths without lookup. A prompt too long for the context loses its beginning, and with a `rival`, which cannot do
+    that, raises UsageError.
     """
     load, kinds = ForeignLoad(), kinds_of(session, lengths, lookup=lookup)
     kinds = {name: kind._replace(options=kind.options | {"sampler": sampler}) for name, kind in kinds.items()}
@@ -94,9 +103,12 @@ def measure(
     programs = [] if rival is None else [f"llama.cpp {k}" for k in lengths]
     rows: list[dict[str, Any]] = []
     encoded = [session.encode(prompt.text) for prompt in prompts]
-    for prompt, tokens in zip(prompts, encoded, strict=True) if rival is not None else ():  # before anything is measured
+    # before anything is measured
+    for prompt, tokens in zip(prompts, encoded, strict=True) if rival is not None else ():
         if len(tokens) > room:
-            raise UsageError(f"a prompt of {prompt.family} has {len(tokens)} tokens, and {room} fit; raise -c, or leave the family out (--family)")
+            raise UsageError(
+                f"a prompt of {prompt.family} has {len(tokens)} tokens, and {room} fit; raise -c, or leave the family out (--family)"
+            )
     for i, prompt in enumerate(prompts):
         tokens = fit(encoded[i], room)
         for kind in kinds.values() if i == 0 else ():  # page in what the first timed runs would otherwise pay for
@@ -114,7 +126,8 @@ def measure(
                 else:
                     assert rival is not None
                     said = rival(prompt.text, int(name.split()[1]))
-                    run_prompt(kinds[PLAIN].session, tokens, kinds[PLAIN].options, 8)  # its process has taken the caches from whoever comes next
+                    # its process has taken the caches from whoever comes next
+                    run_prompt(kinds[PLAIN].session, tokens, kinds[PLAIN].options, 8)
                 spent[name].append(1 / said.tokens_per_second)
         decided = steps[PLAIN][0]
         rows.append({"family": prompt.family, "tokens": decided, "seconds": {n: decided * median(s) for n, s in spent.items()}, "steps": steps,
@@ -132,7 +145,10 @@ def measure(
 
 
 def family_of(name: str, rows: Sequence[dict[str, Any]], fixed: Sequence[str]) -> dict[str, Any]:
-    """The rows of one family as one: times add up, and so do tokens and steps. Kinds that are `fixed` are what the adaptive window is compared with."""
+    """The rows of one family as one: times add up, and so do tokens and steps.
+
+    Kinds that are `fixed` are what the adaptive window is compared with.
+    """
     seconds = {kind: sum(row["seconds"][kind] for row in rows) for kind in rows[0]["seconds"]}
     steps = {kind: [sum(row["steps"][kind][i] for row in rows) for i in (0, 1)] for kind in rows[0]["steps"]}
     speedup = {kind: seconds[PLAIN] / spent for kind, spent in seconds.items()}
@@ -156,7 +172,10 @@ def table(m: dict[str, Any]) -> list[str]:
     out += [
         f"noise:    plain decoding against itself {min(twice):.2f} to {max(twice):.2f} x by family; another text than its own, by rounding, in "
         f"{min(others[k] for k in kinds if k in others)} to {max(others[k] for k in kinds if k in others)} of {m['prompts']} prompts by kind (none with --exact)",
-        "heads: draft lengths; + is with --lookup" + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "") + ("; stock: plain decoding by llama.cpp's own kernels, weights as stored" if STOCK in kinds else "") + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
+        "heads: draft lengths; + is with --lookup"
+        + ("; atree: adaptive trees" if any("adaptive tree" in k for k in kinds) else "")
+        + ("; stock: plain decoding by llama.cpp's own kernels, weights as stored" if STOCK in kinds else "")
+        + ("; cpp K is llama.cpp's own driver at that length" if any("llama" in k for k in kinds) else ""),
     ]
     if m["inflated"]:
         out.append(f"target: {m['inflated']}")
@@ -168,12 +187,20 @@ def table_of(m: dict[str, Any], *, rates: bool = True) -> list[str]:
     kinds = [kind for kind in m["all"]["speedup"] if kind not in (PLAIN, AGAIN)]
     heads = {kind: _head(kind) for kind in kinds}
     name = max(len(f["family"]) for f in [*m["families"], m["all"]])
-    out = [" " * name + "  plain t/s" * rates + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds) + "  best fixed  adaptive of it"]
+    out = [
+        " " * name
+        + "  plain t/s" * rates
+        + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds)
+        + "  best fixed  adaptive of it"
+    ]
     for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:
         cells = "".join(f"{f['speedup'][kind]:{_width(heads[kind])}.2f}" for kind in kinds)
         best, rate = f["best_fixed"].removeprefix("chain "), f" {f['plain_tokens_per_second']:10.1f}" * rates
         out.append(f"{f['family']:{name}}{rate}{cells}{best:>12}{f['adaptive_share']:16.2f}")
-    return [*out, "tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"])]
+    return [
+        *out,
+        "tau of all " + ", ".join(f"{kind} {m['all']['tau'][kind]:.2f}" for kind in kinds if kind in m["all"]["tau"]),
+    ]
 
 
 def summary(m: dict[str, Any]) -> list[str]:
@@ -193,7 +220,11 @@ def _head(kind: str) -> str:
     if kind.startswith("adaptive tree"):
         return "atree" + ("+" if kind.endswith("lookup") else "")
     first, _, rest = kind.partition(" ")
-    return SHORT[first] + (rest.partition(" ")[0] if first in ("chain", "llama.cpp") else "") + ("+" if kind.endswith("lookup") else "")
+    return (
+        SHORT[first]
+        + (rest.partition(" ")[0] if first in ("chain", "llama.cpp") else "")
+        + ("+" if kind.endswith("lookup") else "")
+    )
 
 
 def _width(head: str) -> int:

@@ -35,7 +35,8 @@ def check(path: str | os.PathLike[str]) -> Path:
 def write(figure: Figure, out: Path) -> None:
     """Save it; UsageError when it cannot be written."""
     try:
-        figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix.lower() == ".png" else {})  # no version: same record, same file
+        # no version: same record, same file
+        figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix.lower() == ".png" else {})
     except OSError as error:
         raise UsageError(f"--figure {out}: cannot be written ({error.strerror or error})") from None
 
@@ -51,14 +52,26 @@ def by_family(m: Mapping[str, Any]) -> Figure:
     legend: dict[str, Line2D] = {}
     for kind in kinds:
         colour, mark, size, label = _look(kind, fixed)
-        (drawn,) = panel.plot([f["speedup"][kind] for f in rows], range(len(rows)), mark, color=colour, markersize=size, linestyle="none", label=label, fillstyle="none" if mark == "D" else "full", zorder=4 if colour == CHOSEN else 3)
+        (drawn,) = panel.plot(
+            [f["speedup"][kind] for f in rows],
+            range(len(rows)),
+            mark,
+            color=colour,
+            markersize=size,
+            linestyle="none",
+            label=label,
+            fillstyle="none" if mark == "D" else "full",
+            zorder=4 if colour == CHOSEN else 3,
+        )
         legend.setdefault(label, drawn)
     panel.axvline(1, color=GREY, linewidth=0.9)
     panel.set_yticks(range(len(rows)), [f["family"] for f in rows])
     if len(rows) > 1:
         panel.axhline(len(rows) - 1.5, color=GREY, linewidth=0.5)
     panel.set_ylim(len(rows) - 0.4, -0.6)
-    panel.set_xlabel("speedup over plain decoding" + (", computed" if "machine" in m else "") + "  (left of the line: slower)")
+    panel.set_xlabel(
+        "speedup over plain decoding" + (", computed" if "machine" in m else "") + "  (left of the line: slower)"
+    )
     panel.grid(alpha=0.3)
     panel.set_axisbelow(True)
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
@@ -76,5 +89,9 @@ def _look(kind: str, fixed: list[str]) -> tuple[str, str, float, str]:
     if kind.startswith("adaptive"):
         return CHOSEN, "P" if looked_up else "o", 7, kind
     length = kind.removesuffix(" + lookup")
-    shade = SHADES[min(fixed.index(length) * len(SHADES) // max(len(fixed), 1), len(SHADES) - 1)] if length in fixed else GREY
+    shade = (
+        SHADES[min(fixed.index(length) * len(SHADES) // max(len(fixed), 1), len(SHADES) - 1)]
+        if length in fixed
+        else GREY
+    )
     return shade, "+" if looked_up else "o", 5, kind

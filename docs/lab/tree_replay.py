@@ -1,8 +1,8 @@
 """Recorded trees in computed time: what a tree of fixed shape, and the policy that chooses its nodes, would do.
 
-The part of `window_replay.py` for trees, and like it no measurement. A tree is recorded once at every position of a text, with as many nodes as
-trees may have. What a policy would have grown is a part of it, for a drafter that is asked for fewer nodes, or for fewer levels, finds the best of
-the same ones (`reference/tree_grow.py`).
+The part of `window_replay.py` for trees, and like it no measurement. A tree is recorded once at every position of a
+text, with as many nodes as trees may have. What a policy would have grown is a part of it, for a drafter that is asked
+for fewer nodes, or for fewer levels, finds the best of the same ones (`reference/tree_grow.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class AlwaysTree:
 
 
 def grown(whole: Tree, nodes: int, floor: float, policy: Any) -> tuple[Tree, int]:
-    """What a policy would have grown of a tree, and the levels that the drafter would have been asked for; see `tree_grow.grow`."""
+    """What a policy would have grown of a tree, and the levels that the drafter would have been asked for;
+
+    see `tree_grow.grow`.
+    """
     values: list[float] = []
     for p, parent in zip(whole.confidence.tolist(), whole.parents.tolist(), strict=True):
         values.append((1.0 if parent == ROOT else values[parent]) * min(p, 1.0))
@@ -95,6 +98,8 @@ def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, n
         rows = len(tree.tokens) + 1
         seconds = machine.seconds(rows, before, levels, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)
-        policy.learn(Step(position, [0] * len(path), len(path), tokens, seconds, nodes=len(tree.tokens), depth=tree.height), path)
+        policy.learn(
+            Step(position, [0] * len(path), len(path), tokens, seconds, nodes=len(tree.tokens), depth=tree.height), path
+        )
         spent, steps, before, position = spent + seconds.total, steps + 1, rows, position + len(tokens)
     return spent, steps

@@ -1,14 +1,16 @@
-"""How likely a drafted token is to stand: the drafter's own confidence, calibrated on what was accepted, and acceptance by depth.
+"""How likely a drafted token is to stand: the drafter's own confidence, calibrated on what was accepted, and acceptance
+by depth.
 
-A drafter's probability says what it believes, not how often it is right, and it is trusted less the deeper the chain. So the chance that
-a token stands, given that those before it do, is counted in cells of confidence and depth, each cell leaning on its whole bin, the bin
-on the confidence itself:
+A drafter's probability says what it believes, not how often it is right, and it is trusted less the deeper the chain.
+So the chance that a token stands, given that those before it do, is counted in cells of confidence and depth, each cell
+leaning on its whole bin, the bin on the confidence itself:
 
     bin(b)      =  (hits_b + 2 c) / (n_b + 2)                  c the drafter's probability (1/2 where it gives none)
     cell(b, d)  =  (hits_bd + 8 bin(b)) / (n_bd + 8)           d = 0, 1, 2, 3 and deeper
 
 Depth alone, where no confidence is known yet:  depth(d) = (hits_d + 6 depth(d - 1)) / (n_d + 6). A token that was not drafted because its
-confidence was low counts there with its chance, or the depths would be judged by the sure tokens only. Counts decay: drift is followed.
+confidence was low counts there with its chance, or the depths would be judged by the sure tokens only. Counts decay:
+drift is followed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ KEEP = 1 - 1 / 500  # of every count, per count added to the same cell
 class Belief:
     """Counts and the chances that follow from them.
 
-    Counts are flat arrays of (judged, stood), which C reads and writes too (native/window.c): `bins` [B], `cells` [B, DEPTHS], `depths` [most].
+    Counts are flat arrays of (judged, stood), which C reads and writes too (native/window.c): `bins` [B], `cells` [B,
+    DEPTHS], `depths` [most].
     """
 
     def __init__(self, most: int) -> None:
@@ -76,7 +79,9 @@ class Belief:
         """Go on from such counts; ValueError where they are not of this belief."""
         for name, held in (("bins", self.bins), ("cells", self.cells), ("depths", self.depths)):
             counts = [float(x) for x in state[name]]
-            if len(counts) != len(held) or not all(0 <= stood <= judged + 1e-9 for judged, stood in zip(counts[::2], counts[1::2], strict=True)):
+            if len(counts) != len(held) or not all(
+                0 <= stood <= judged + 1e-9 for judged, stood in zip(counts[::2], counts[1::2], strict=True)
+            ):
                 raise ValueError(f"{name} are not of this belief")
             for i, count in enumerate(counts):  # in place: C reads and writes them too
                 held[i] = count

@@ -1,7 +1,8 @@
-"""What the policies of chains and of trees have in common: an account, what steps cost, how far the drafter can be trusted, and the rate of tokens to beat.
+"""What the policies of chains and of trees have in common: an account, what steps cost, how far the drafter can be
+trusted, and the rate of tokens to beat.
 
-Decides nothing: `adaptive/policy.py` and `adaptive/tree_policy.py` do. What a policy has learned can be taken from one process to the next
-(`state`, `resumed`, `tuning/policy_store.py`).
+Decides nothing: `adaptive/policy.py` and `adaptive/tree_policy.py` do. What a policy has learned can be taken from one
+process to the next (`state`, `resumed`, `tuning/policy_store.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Policy(Account):
     def __init__(self, most: int, costs: Costs | None = None) -> None:
         super().__init__()
         self.most, self.costs, self.belief = most, costs or Costs(), Belief(most)
-        self._tokens = self._spent = 0.0  # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
+        # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
+        self._tokens = self._spent = 0.0
 
     def begin(self, held: int = 0) -> None:
         """A new generation after `held` positions."""
@@ -39,7 +41,12 @@ class Policy(Account):
 
     def state(self) -> dict[str, Any]:
         """What outlasts a text, for `resumed`."""
-        return self.account_state() | {"costs": self.costs.state(), "belief": self.belief.state(), "tokens": self._tokens, "spent": self._spent}
+        return self.account_state() | {
+            "costs": self.costs.state(),
+            "belief": self.belief.state(),
+            "tokens": self._tokens,
+            "spent": self._spent,
+        }
 
     @classmethod
     def resumed(cls: type[P], most: int, state: Mapping[str, Any], costs: Costs | None = None) -> P:
@@ -64,5 +71,8 @@ class Policy(Account):
         self._spent = self._spent * RATE_KEEP + took
 
     def _rate_with(self, tokens: float, took: float) -> float:
-        """Tokens per plain token's time to beat: plain decoding's, or that of the steps so far and of FEW such ones more."""
+        """Tokens per plain token's time to beat:
+
+        plain decoding's, or that of the steps so far and of FEW such ones more.
+        """
         return max(1.0, (self._tokens + FEW * tokens) / (self._spent + FEW * took))

@@ -1,25 +1,29 @@
-"""The account that turns speculation off where it does not pay, keeps a cheap watch, and tries again: of chains and of trees.
+"""The account that turns speculation off where it does not pay, keeps a cheap watch, and tries again: of chains and of
+trees.
 
-All in plain tokens: what a step decided, less what plain decoding would have decided in the time that such a step takes, is the step's gain. Four
-questions.
+All in plain tokens: what a step decided, less what plain decoding would have decided in the time that such a step
+takes, is the step's gain. Four questions.
 
-Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what texts like it gained
-(`adaptive/prompt_prior.py`), which a text is thought to be like for as many as PRIOR steps:
+Does it pay on this text? Each text has its own answer, and a few steps say little, so they are read against what texts
+like it gained (`adaptive/prompt_prior.py`), which a text is thought to be like for as many as PRIOR steps:
 
     allowance  =  PRIOR usual + g_1 + ... + g_n + DEBT          sums decay by KEEP; usual is taken to be 0..USUAL_MOST
 
-and off where nothing is left of it, or before anything is drafted where usual is below 0. What a step was expected to decide does not count, though it
-would be less noise: where a text is hard, what was learned on others expects too much.
+and off where nothing is left of it, or before anything is drafted where usual is below 0. What a step was expected to
+decide does not count, though it would be less noise: where a text is hard, what was learned on others expects too much.
 
-How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong, so it is one while
-the allowance is below CAREFUL. What counts of such a step is not what it gained but what it shows that the length that suits the text would have
-(`adaptive/probe.py`, which also says where one token is no stake because more are expected to gain and one to lose).
+How much may be staked? A draft of one token tells as much of a text as a longer one and costs less where it is wrong,
+so it is one while the allowance is below CAREFUL. What counts of such a step is not what it gained but what it shows
+that the length that suits the text would have (`adaptive/probe.py`, which also says where one token is no stake because
+more are expected to gain and one to lose).
 
-May it be afforded? `reserve` begins with RESERVE, adds what every step gained by the clock and WATCH of each token decided while off, and turns
-speculation off when it is used up, whatever is usual. So a drafter that never pays costs at most RESERVE once and WATCH of the rest.
+May it be afforded? `reserve` begins with RESERVE, adds what every step gained by the clock and WATCH of each token
+decided while off, and turns speculation off when it is used up, whatever is usual. So a drafter that never pays costs
+at most RESERVE once and WATCH of the rest.
 
-When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, WATCH of each token decided while off, and the
-reserve holds as much. And as soon as the text begins to repeat itself (`adaptive/repeats.py`).
+When again? On a new text at once, where texts like it gained. Otherwise when STAKE has been put aside, WATCH of each
+token decided while off, and the reserve holds as much. And as soon as the text begins to repeat itself
+(`adaptive/repeats.py`).
 """
 
 from __future__ import annotations
@@ -74,7 +78,10 @@ class Account:
         self.expect(math.nan)
 
     def expect(self, sureness: float) -> None:
-        """How sure the drafter was along the end of this text's prompt, which has been read: a mean log probability, nan where it cannot tell."""
+        """How sure the drafter was along the end of this text's prompt, which has been read:
+
+        a mean log probability, nan where it cannot tell.
+        """
         self._alike.begin(self._held, sureness)
         self.off, self._aside = self._left
         if self.usual < 0:
@@ -83,7 +90,8 @@ class Account:
             self.off, self._aside = False, 0.0
 
     def _begin_again(self) -> None:
-        self._gain = 0.0  # decayed sum over this text, or since the last try: what its steps gained, or what they showed it to gain
+        # decayed sum over this text, or since the last try: what its steps gained, or what they showed it to gain
+        self._gain = 0.0
         self.stakes = Stakes()
 
     @property
@@ -125,8 +133,9 @@ class Account:
         self._begin_again()
 
     def speculated(self, decided: float, spent: float, took: float | None = None, shown: float | None = None) -> None:
-        """A step that drafted: tokens decided, and what such a step takes in plain tokens; what it took itself, if that differs, and what it shows that
-        such steps would gain on this text, if that is not what it gained. May turn speculation off."""
+        """A step that drafted: tokens decided, and what such a step takes in plain tokens; what it took itself, if that
+        differs, and what it shows that such steps would gain on this text, if that is not what it gained. May turn
+        speculation off."""
         gain = decided - spent
         self.reserve = min(self.reserve + decided - (spent if took is None else took), FULL)
         self._gain = self._gain * KEEP + (gain if shown is None else shown)
@@ -139,7 +148,10 @@ class Account:
         return self.stakes.shown - before
 
     def off_for(self) -> int:
-        """Tokens to be decided before the next try, unless the text begins to repeat itself; 0 where one is allowed now, or speculation is on."""
+        """Tokens to be decided before the next try, unless the text begins to repeat itself;
+
+        0 where one is allowed now, or speculation is on.
+        """
         if not self.off:
             return 0
         return max(math.ceil((STAKE - min(self._aside, self.reserve)) / WATCH - ROUNDING), 0)

@@ -1,17 +1,22 @@
-"""What a decode step costs here, by the rows verified and the tokens drafted: measured beforehand (`tune`), or learned as it runs.
+"""What a decode step costs here, by the rows verified and the tokens drafted: measured beforehand (`tune`), or learned
+as it runs.
 
-The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked about):
+The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked
+about):
 
     seconds = (target(r) + (cache + attention * r) * (context - after)) * drift
             + switch (only if the step before verified another number of rows) + feed + draft * c + other
 
-llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights are read once
-for all rows of a step, and so is the cache of the context, `cache` seconds a position, but every row looks at the whole of it: `attention` is
-what a position costs a row, so that after a long prompt several rows are dearer beside one. Both are slopes of decayed least squares over all
-sizes and contexts seen. Were the cache's share left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is one factor
-for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen. Averages are exponential.
-What disturbs a step makes it slower, and a size that was seen once may have been disturbed: of its first FIRSTS observations the median counts, the lower of two.
-An unknown size is interpolated between its known neighbours; beyond them each row adds what the known ones add. Not a policy: `adaptive/policy.py` decides. Times are seconds.
+llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights
+are read once for all rows of a step, and so is the cache of the context, `cache` seconds a position, but every row
+looks at the whole of it: `attention` is what a position costs a row, so that after a long prompt several rows are
+dearer beside one. Both are slopes of decayed least squares over all sizes and contexts seen. Were the cache's share
+left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is
+one factor for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen.
+Averages are exponential. What disturbs a step makes it slower, and a size that was seen once may have been disturbed:
+of its first FIRSTS observations the median counts, the lower of two. An unknown size is interpolated between its known
+neighbours; beyond them each row adds what the known ones add. Not a policy: `adaptive/policy.py` decides. Times are
+seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
 AFTER = 128  # positions before the rows that `target` is the cost of, unless it says otherwise
 LEAST = 0.2  # of target(r), what remains of it in a shorter context
-SLOW, STIFF = 0.005, 0.005  # weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
+# weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
+SLOW, STIFF = 0.005, 0.005
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
 STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
 FIRSTS = 3
@@ -38,9 +44,18 @@ class Costs:
     """The learned model; `seen[r]` counts the observations of r rows."""
 
     def __init__(
-        self, target: Mapping[int, float] | None = None, *, switch: float = 0.0, draft: float = 0.0, feed: float = 0.0, after: int = AFTER
+        self,
+        target: Mapping[int, float] | None = None,
+        *,
+        switch: float = 0.0,
+        draft: float = 0.0,
+        feed: float = 0.0,
+        after: int = AFTER,
     ) -> None:
-        """Nothing known, or what was measured `after` so many positions: `target` seconds by rows, and the seconds of the other terms."""
+        """Nothing known, or what was measured `after` so many positions:
+
+        `target` seconds by rows, and the seconds of the other terms.
+        """
         self.after = after
         self.rows: dict[int, float] = dict(target or {})
         self.seen: dict[int, int] = {r: 4 for r in self.rows}
@@ -48,8 +63,10 @@ class Costs:
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
         self.context = after  # positions before the rows that are asked about
-        self.cache = self.attention = 0.0  # seconds per position of the context, of a step and of each of its rows, before `drift`
-        # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, all of it in shares of target(r).
+        # seconds per position of the context, of a step and of each of its rows, before `drift`
+        self.cache = self.attention = 0.0
+        # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, all of it in shares of
+        # target(r).
         self._slopes = [0.0] * 9
         self.other: dict[bool, float] = {}  # by whether anything was drafted
         self._switches = 1 if target else 0
@@ -65,7 +82,10 @@ class Costs:
 
     @property
     def comparable(self) -> bool:
-        """Whether it is known what plain decoding costs, by which all is measured: seen once with and once without a change of size, or before."""
+        """Whether it is known what plain decoding costs, by which all is measured:
+
+        seen once with and once without a change of size, or before.
+        """
         return self._before or self.seen.get(1, 0) >= 2
 
     def target(self, r: int) -> float:
@@ -74,7 +94,10 @@ class Costs:
         return max(shape + self._of_context(r), LEAST * shape) * self.drift
 
     def hoped(self, r: int) -> float:
-        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say: it may have been disturbed, and is worth another look."""
+        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say:
+
+        it may have been disturbed, and is worth another look.
+        """
         if r == 1 or not 0 < self.seen.get(r, 0) < FIRSTS or len(self.rows) < 2:
             return self.target(r)
         seen = self.rows.pop(r)
@@ -97,7 +120,11 @@ class Costs:
             return known[above] * (1 + ROW_SHARE * (r - 1)) / (1 + ROW_SHARE * (above - 1))
         if above is None:
             first = min(known)
-            slope = (known[below] - known[first]) / (below - first) if below > first else ROW_SHARE * known[below] / (1 + ROW_SHARE * (below - 1))
+            slope = (
+                (known[below] - known[first]) / (below - first)
+                if below > first
+                else ROW_SHARE * known[below] / (1 + ROW_SHARE * (below - 1))
+            )
             return known[below] + max(slope, 0.0) * (r - below)
         return known[below] + (known[above] - known[below]) * (r - below) / (above - below)
 
@@ -108,7 +135,8 @@ class Costs:
         if n == 0:
             return self._given or (0.0, 0.0)
         c, y, cc, cy = c / n, y / n, cc / n, cy / n
-        guess = self._given[1] if self._given else y / (c + 1)  # a row fed back costs like a chained one, until lengths vary
+        # a row fed back costs like a chained one, until lengths vary
+        guess = self._given[1] if self._given else y / (c + 1)
         slope = (cy - c * y + 0.1 * guess) / (cc - c * c + 0.1)
         slope = min(max(slope, 0.0), y / c if c else guess)
         return max(y - slope * c, 0.0), slope
@@ -123,7 +151,10 @@ class Costs:
         return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.own(k > 0)
 
     def own(self, drafted: bool) -> float:
-        """refspec's own seconds; those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is."""
+        """refspec's own seconds;
+
+        those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is.
+        """
         return self.other.get(drafted, self.other.get(not drafted, 0.0))
 
     def doubt(self, r: int) -> None:
@@ -131,8 +162,11 @@ class Costs:
         self.seen[r] = min(self.seen.get(r, 0), DOUBTED)
         self._firsts.pop(r, None)
 
-    def learn(self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None) -> None:
-        """One step: k verified, `before` rows in the step before, seconds in target, drafter and refspec (None: not typical).
+    def learn(
+        self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None
+    ) -> None:
+        """One step: k verified, `before` rows in the step before, seconds in target, drafter and refspec (None: not
+        typical).
 
         `chained` rows the drafter ran, k - 1 if not given.
         """
@@ -185,7 +219,8 @@ class Costs:
     def _see_context(self, r: int, seconds: float) -> None:
         """Learn what a position costs a step and each of its rows: r of them took so long after `context` positions."""
         one, shape = self._shape(1), self._shape(r)
-        y, z = (self.context - self.after) / 1000 * one / shape, seconds / shape  # positions cost a share of a single row
+        # positions cost a share of a single row
+        y, z = (self.context - self.after) / 1000 * one / shape, seconds / shape
         x = r * y
         for i, value in enumerate((1.0, x, y, z, x * x, x * y, y * y, x * z, y * z)):
             self._slopes[i] = self._slopes[i] * (1 - SLOW) + value
@@ -226,8 +261,13 @@ class Costs:
         """
         costs = cls({int(r): float(t) for r, t in state["rows"]}, after=int(state["after"]))
         costs.seen, costs._clean, costs._before = dict.fromkeys(costs.rows, 0), set(), 1 in costs.rows
-        costs._switches, costs.other = int(state["switches"]), {bool(drafted): float(t) for drafted, t in state["other"]}
-        costs.switch, costs.drift, costs.cache, costs.attention = (float(state[name]) for name in ("switch", "drift", "cache", "attention"))
+        costs._switches, costs.other = (
+            int(state["switches"]),
+            {bool(drafted): float(t) for drafted, t in state["other"]},
+        )
+        costs.switch, costs.drift, costs.cache, costs.attention = (
+            float(state[name]) for name in ("switch", "drift", "cache", "attention")
+        )
         costs._slopes, costs._drafter = ([float(x) for x in state[name]] for name in ("slopes", "drafter"))
         given = state["given"]
         costs._given = None if given is None else (float(given[0]), float(given[1]))
@@ -243,7 +283,11 @@ class Costs:
         if not record:
             return cls()
         rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
-        costs = cls(rows, after=int(record.get("after", AFTER)), **{name: float(record[name]) for name in ("switch", "draft", "feed")})
+        costs = cls(
+            rows,
+            after=int(record.get("after", AFTER)),
+            **{name: float(record[name]) for name in ("switch", "draft", "feed")},
+        )
         if "own" in record:  # `tune` has run texts
             costs.other = {True: float(record["own"]), False: float(record["own_plain"])}
         return costs

@@ -1,24 +1,27 @@
 """How many tokens to draft, chosen every step: the length that decides most tokens per second here and now.
 
-A policy without models or clocks: it is told what steps cost and accepted (`learn`), asked how many tokens to draft at most (`plan`),
-asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). Or it lends C what it knows for several steps
-(`ahead`, native/window.c) and is told what came of them (`went`). It never sees a coin, so whatever it chooses the text stays lossless, and in
-the one-coin mode the same.
+A policy without models or clocks: it is told what steps cost and accepted (`learn`), asked how many tokens to draft at
+most (`plan`), asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). Or it
+lends C what it knows for several steps (`ahead`, native/window.c) and is told what came of them (`went`). It never sees
+a coin, so whatever it chooses the text stays lossless, and in the one-coin mode the same.
 
-With L the rate of tokens to beat (the better of plain decoding and the steps so far), a step of length k is worth tokens - L seconds,
-which a renewal process maximizes exactly when L is its best rate. Token i + 1 is drafted while the chance S that tokens 0..i all stand
-reaches
+With L the rate of tokens to beat (the better of plain decoding and the steps so far), a step of length k is worth
+tokens - L seconds, which a renewal process maximizes exactly when L is its best rate. Token i + 1 is drafted while the
+chance S that tokens 0..i all stand reaches
 
     threshold(i)  =  min over j > i of  L (cost(j) - cost(i)) / (1 + expected tokens from i + 1 to j - 1, given that i stands)
 
-so a step of the cost curve may be climbed if what lies behind it pays. The drafter runs a row before it can say how sure it is of
-token i, so that is asked only if what came of it so far was worth the row, and never where the threshold is 1 or more. A change of batch size costs extra, now and on the way back
-to `home`, the best fixed length, or the longest that may be drafted now. Chances are `adaptive/acceptance_model.py`'s, costs `adaptive/costs.py`'s at the context of the text so far; what
-steps gained is kept in plain tokens, which are dearer after a long prompt as steps are.
+so a step of the cost curve may be climbed if what lies behind it pays. The drafter runs a row before it can say how
+sure it is of token i, so that is asked only if what came of it so far was worth the row, and never where the threshold
+is 1 or more. A change of batch size costs extra, now and on the way back to `home`, the best fixed length, or the
+longest that may be drafted now. Chances are `adaptive/acceptance_model.py`'s, costs `adaptive/costs.py`'s at the
+context of the text so far; what steps gained is kept in plain tokens, which are dearer after a long prompt as steps
+are.
 
-Where speculation does not pay, its account turns it off, and until a text has earned more it stakes one token at a time (`adaptive/budget.py`). Experiments with lengths that are little known are paid
-from EXPLORE of the tokens decided, those with known ones by texts that have earned as much. So is a look at what plain decoding costs where nothing else shows it: a window that takes plain steps for
-dearer than they are would never turn off, and never find out.
+Where speculation does not pay, its account turns it off, and until a text has earned more it stakes one token at a time
+(`adaptive/budget.py`). Experiments with lengths that are little known are paid from EXPLORE of the tokens decided,
+those with known ones by texts that have earned as much. So is a look at what plain decoding costs where nothing else
+shows it: a window that takes plain steps for dearer than they are would never turn off, and never find out.
 """
 
 from __future__ import annotations
@@ -42,11 +45,16 @@ REFRESH = 16  # steps between two computations of the thresholds
 KNOWN = 3  # observations of a length that make it known, unless the first shows it to be far from the best
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
 MOVE = 1.02  # how much better another fixed length must be to move home
-AGAIN, NEAR = 2000, 0.8  # steps after which each length is tried once more that is thought to reach this much of the best one's rate
-COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
-TOGETHER = 4  # steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
+# steps after which each length is tried once more that is thought to reach this much of the best one's rate
+AGAIN, NEAR = 2000, 0.8
+# steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
+COLD = 6
+# steps taken in at once: after a step of half a millisecond the interpreter's own code must be read from memory again
+TOGETHER = 4
 LOOKED = 8  # of so many steps while off, one whose cost is taken in
-LOOK, LOOKS, LOOK_MOST = 64, 3, 1024  # steps without a plain one after which so many are taken, to see what plain decoding costs; twice as many each time, at most
+# steps without a plain one after which so many are taken, to see what plain decoding costs; twice as many each time, at
+# most
+LOOK, LOOKS, LOOK_MOST = 64, 3, 1024
 
 
 class _Told(NamedTuple):
@@ -78,8 +86,16 @@ class Window(Policy):
         self._refused: float | None = None  # of the token that ended the draft
         self._limits: list[float] = []
         self._gains: list[float] = []  # tokens expected for one of chance, by the best continuation
-        self._surplus = array("d", bytes(16 * most))  # of token i at 2 i: times asked about it, and the average gain of having asked
-        self._c = NativeWindow(most, EDGES, bins=self.belief.bins, cells=self.belief.cells, depths=self.belief.depths, surplus=self._surplus)
+        # of token i at 2 i: times asked about it, and the average gain of having asked
+        self._surplus = array("d", bytes(16 * most))
+        self._c = NativeWindow(
+            most,
+            EDGES,
+            bins=self.belief.bins,
+            cells=self.belief.cells,
+            depths=self.belief.depths,
+            surplus=self._surplus,
+        )
         self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
         self._cost: list[float] = []
         self._home, self._guess, self._trial, self._room = 0, 1, TRIAL, most
@@ -141,12 +157,13 @@ class Window(Policy):
     def ahead(self) -> Ahead | None:
         """Steps that may be run without asking; `went` follows. None where the next one has to be planned by itself.
 
-        Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends drafts as `stop` and
-        `keep` would, and learns what came of them.
+        Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends
+        drafts as `stop` and `keep` would, and learns what came of them.
         """
         self._running = True
         if self.off:
-            steps = self.off_for() if self._before in (0, 1) else 0  # else what the change of size costs is to be looked at
+            # else what the change of size costs is to be looked at
+            steps = self.off_for() if self._before in (0, 1) else 0
             return Ahead(steps) if steps > 1 else None
         if self._c.c is None or self._trial or self._looks or not self.costs.comparable:
             return None
@@ -164,7 +181,8 @@ class Window(Policy):
     def went(self, steps: Sequence[Step], around: float) -> None:
         """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
         last = steps[-1]
-        before = [self._before, *(len(step.draft) + 1 for step in steps)]  # rows of the step before each, and of the last
+        # rows of the step before each, and of the last
+        before = [self._before, *(len(step.draft) + 1 for step in steps)]
         self._woke, self._forced = False, False
         tokens = [token for step in steps for token in step.tokens]
         self.say(tokens)
@@ -183,10 +201,16 @@ class Window(Policy):
         self._before = before.pop()
         if look:
             kind = len(last.draft), last.asked, before[-1]
-            alike = [step.seconds for step, rows in zip(steps, before, strict=True) if (len(step.draft), step.asked, rows) == kind]
+            alike = [
+                step.seconds
+                for step, rows in zip(steps, before, strict=True)
+                if (len(step.draft), step.asked, rows) == kind
+            ]
             target, drafter = (median(seconds[i] for seconds in alike) for i in (0, 1))
             self.costs.context = self._held + last.position
-            self.costs.learn(len(last.draft), before[-1], target, drafter if last.asked else None, None, max(last.asked - 1, 0))
+            self.costs.learn(
+                len(last.draft), before[-1], target, drafter if last.asked else None, None, max(last.asked - 1, 0)
+            )
         for drafted in (False, True):
             own = [step.seconds.other + around for step in steps if bool(step.draft) == drafted]
             if own:
@@ -209,7 +233,10 @@ class Window(Policy):
         return False
 
     def keep(self, drafted: int) -> int:
-        """How many of the drafted tokens to verify: fewer where the last ones climbed a step of the cost curve for too little."""
+        """How many of the drafted tokens to verify:
+
+        fewer where the last ones climbed a step of the cost curve for too little.
+        """
         if self._forced or drafted < 2 or drafted > len(self._chances):
             return drafted
         best, value, tokens = 0, -math.inf, 0.0
@@ -233,7 +260,17 @@ class Window(Policy):
     def _told(self, step: Step) -> _Told:
         """A step that was run, with what was thought of it; the next one follows."""
         cold = self._is_cold(len(step.draft))
-        told = _Told(step, self._before, self._planned, self._chances, self._confidences, self._refused, self._forced, self._woke, cold)
+        told = _Told(
+            step,
+            self._before,
+            self._planned,
+            self._chances,
+            self._confidences,
+            self._refused,
+            self._forced,
+            self._woke,
+            cold,
+        )
         self._before = len(step.draft) + 1
         self._age += 1
         self._steps += 1
@@ -250,7 +287,8 @@ class Window(Policy):
     def _is_cold(self, k: int) -> bool:
         """Whether a step that drafted k tokens is one of the first of its text; asked once of each."""
         self._cold -= self._cold > 0
-        return self._cold > 0 and self.costs.seen.get(k + 1, 0) >= KNOWN  # only what is known can be told from what is seen
+        # only what is known can be told from what is seen
+        return self._cold > 0 and self.costs.seen.get(k + 1, 0) >= KNOWN
 
     def _take_in(self) -> None:
         told, self._untold = self._untold, []
@@ -259,9 +297,17 @@ class Window(Policy):
             if not t.cold and (len(told) < TOGETHER or t is told[-1]):  # of several alike, one cost is enough
                 asked = len(t.chances) + (t.refused is not None)
                 self.costs.context = self._held + t.step.position
-                # What a try asks of drafter and refspec has left the caches meanwhile: it is no part of what steps cost that follow each other.
+                # What a try asks of drafter and refspec has left the caches meanwhile: it is no part of what steps cost
+                # that follow each other.
                 tries = t.woke or (t.forced and drafted == 1)
-                self.costs.learn(drafted, t.before, target, None if tries else drafter, None if t.forced else other, max(asked - 1, 0))
+                self.costs.learn(
+                    drafted,
+                    t.before,
+                    target,
+                    None if tries else drafter,
+                    None if t.forced else other,
+                    max(asked - 1, 0),
+                )
             self.belief.learn(t.confidences, drafted, t.step.accepted, t.refused)
             if t.planned:
                 self._count(drafted, t.before, tokens, t.step.seconds.total, cold=t.cold, forced=t.forced)
@@ -270,9 +316,10 @@ class Window(Policy):
     def _count(self, k: int, before: int, tokens: int, seconds: float, *, cold: bool, forced: bool) -> None:
         """A step that drafted k tokens, after one of `before` rows: what it gained.
 
-        The reserve is charged with what it took, but one disturbed step, and the first ones, when the prompt has the caches and the graph is
-        new and plain decoding would have been slow as well, with no more than steps take. What the text is like is judged by what such steps take, for
-        a machine that becomes slower for a while says nothing of it.
+        The reserve is charged with what it took, but one disturbed step, and the first ones, when the prompt has the
+        caches and the graph is new and plain decoding would have been slow as well, with no more than steps take. What
+        the text is like is judged by what such steps take, for a machine that becomes slower for a while says nothing
+        of it.
         """
         usual = self._takes(before, k)
         took = min(seconds, usual * (1.0 if cold else DISTURBED)) / self._plain
@@ -314,7 +361,9 @@ class Window(Policy):
         if self._worth(best) > MOVE * self._worth(self._home):
             self._home = best
         self._rate = self._rate_with(self._value[best], self._cost[best] / self._plain) / self._plain
-        self._c.know(self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft)
+        self._c.know(
+            self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft
+        )
 
     def _cost_after(self, before: int, k: int) -> float:
         """What a step takes and the way back will cost; what cannot be drafted now is not gone back to."""
@@ -330,7 +379,9 @@ class Window(Policy):
         return self._known.get(key) or self._known.setdefault(key, self._thresholds(*key))
 
     def _thresholds(self, room: int, before: int) -> tuple[list[float], list[float]]:
-        """[room] the chance of standing that token i needs to be drafted, by the formula in the head of this file, and the gain."""
+        """[room] the chance of standing that token i needs to be drafted, by the formula in the head of this file, and
+        the gain.
+        """
         cost = [self._cost_after(before, k) for k in range(room + 1)]
         limits, gains = [], []
         for i in range(room):
@@ -356,12 +407,19 @@ class Window(Policy):
         return room
 
     def _hopeful(self, room: int) -> int:
-        """The longest draft that could be worth it, were the drafter as sure as can be: its next token would have to stand for certain, or more."""
+        """The longest draft that could be worth it, were the drafter as sure as can be:
+
+        its next token would have to stand for certain, or more.
+        """
         return next((i for i in range(1, room) if self._limits[i] >= 1.0), room)
 
     def _forced_length(self, room: int) -> int:
-        """A length to draft in full, whatever its chances: of a trial, or because too little is known of it; 0 for none."""
-        if self._trial:  # evidence, or a low belief would never be found wrong; of one token, which costs little where it is right
+        """A length to draft in full, whatever its chances: of a trial, or because too little is known of it;
+
+        0 for none.
+        """
+        # evidence, or a low belief would never be found wrong; of one token, which costs little where it is right
+        if self._trial:
             self._trial -= 1
             self._forced = True
             return 1
@@ -376,7 +434,8 @@ class Window(Policy):
         """Whether to take plain steps now; it is paid for then."""
         if self._unseen < self._look:
             return False
-        loss = (LOOKS * self._cost[0] + 2 * self.costs.switch) * self._rate - LOOKS  # in tokens, the way there and back with it
+        # in tokens, the way there and back with it
+        loss = (LOOKS * self._cost[0] + 2 * self.costs.switch) * self._rate - LOOKS
         if loss > min(self._explore, self.earned):
             return False
         self._explore -= max(loss, 0.0)
@@ -392,7 +451,8 @@ class Window(Policy):
         known = self._tried[wanted] >= KNOWN
         seen = self._tried[wanted] and self.costs.seen.get(wanted + 1)
         if seen and self._worth(wanted) < NEAR * max(map(self._worth, range(self.most + 1))):
-            self._tried[wanted] = self._tried[wanted] + 1 if known else KNOWN  # it would have to cost much less than it did
+            # it would have to cost much less than it did
+            self._tried[wanted] = self._tried[wanted] + 1 if known else KNOWN
             return 0
         return 0 if self._loss(wanted) > (min(self._explore, self.earned) if known else self._explore) else wanted
 

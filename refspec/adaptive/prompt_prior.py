@@ -1,15 +1,16 @@
 """What texts like this one gained: all that is known of a text before anything of it was drafted.
 
-Texts differ more than steps do: a text whose language or subject the drafter hardly knows never pays, and a few steps cannot tell. Two
-things can be told of a text when its prompt has been read, its length and how sure the drafter was along its last tokens, and texts that are near
-in both gain alike (Nadaraya-Watson regression, Gaussian weights):
+Texts differ more than steps do: a text whose language or subject the drafter hardly knows never pays, and a few steps
+cannot tell. Two things can be told of a text when its prompt has been read, its length and how sure the drafter was
+along its last tokens, and texts that are near in both gain alike (Nadaraya-Watson regression, Gaussian weights):
 
     usual  =  (n_0 m + sum_i w_i g_i) / (n_0 + sum_i w_i n_i)        w_i = exp(-d_i^2 / 2)
     d_i^2  =  ((log2 length - log2 length_i) / LENGTHS)^2 + ((sureness - sureness_i) / SURENESSES)^2
 
-g_i is what the first n_i <= FIRST speculating steps of text i gained in plain tokens, m the mean gain of a step over all texts, and n_0 the
-steps it is worth. Sureness is the mean log probability of the drafter's likeliest token over SURVEYED rows; where it is not known of both
-texts they differ by length only. After a long prompt several rows are dearer beside one, so the length matters by itself.
+g_i is what the first n_i <= FIRST speculating steps of text i gained in plain tokens, m the mean gain of a step over
+all texts, and n_0 the steps it is worth. Sureness is the mean log probability of the drafter's likeliest token over
+SURVEYED rows; where it is not known of both texts they differ by length only. After a long prompt several rows are
+dearer beside one, so the length matters by itself.
 """
 
 from __future__ import annotations
@@ -64,11 +65,17 @@ class Alike:
 
     def state(self) -> list[list[float | None]]:
         """The texts remembered, for `resume`: length, sureness (None: not known), gain and steps of each."""
-        return [[text.length, None if math.isnan(text.sureness) else text.sureness, text.gain, text.steps] for text in self._texts]
+        return [
+            [text.length, None if math.isnan(text.sureness) else text.sureness, text.gain, text.steps]
+            for text in self._texts
+        ]
 
     def resume(self, texts: Sequence[Sequence[Any]]) -> None:
         """Remember such texts; ValueError or TypeError for others."""
-        found = [_Text(float(length), math.nan if sureness is None else float(sureness), float(gain), int(steps)) for length, sureness, gain, steps in texts]
+        found = [
+            _Text(float(length), math.nan if sureness is None else float(sureness), float(gain), int(steps))
+            for length, sureness, gain, steps in texts
+        ]
         if not all(text.length >= 0 and 0 < text.steps <= FIRST for text in found):
             raise ValueError("texts have a length and steps")
         self._texts.extend(found)

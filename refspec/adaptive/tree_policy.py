@@ -1,18 +1,20 @@
 """How many nodes of a draft tree to verify, chosen every step: those that decide most tokens per second here and now.
 
-A policy like `adaptive/policy.py`, without models, clocks or coins, and lossless for the same reason: the nodes verified are decided from
-past steps and the drafter's confidences before this step's coin is drawn. With L the rate of tokens to beat (the better of plain
-decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes of the tree stand,
+A policy like `adaptive/policy.py`, without models, clocks or coins, and lossless for the same reason: the nodes
+verified are decided from past steps and the drafter's confidences before this step's coin is drawn. With L the rate of
+tokens to beat (the better of plain decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes of
+the tree stand,
 
     nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1 rows) + switch if that changes the batch size)
 
-where a size that was seen once or twice is hoped to cost no more than its neighbours say, or one disturbed step would keep trees small for good.
+where a size that was seen once or twice is hoped to cost no more than its neighbours say, or one disturbed step would
+keep trees small for good.
 
-v is the product along a node's path of the drafter's confidences, calibrated on what was accepted (`adaptive/acceptance_model.py`): a child is
-never worth more than its parent, so the best n form a tree. What is worth less than a row can cost is not even grown (`floor`), nor is a
-level after one of which no node would be verified (`more`), for each costs a run of the drafter. Costs are
-`adaptive/costs.py`'s, with the levels the drafter ran in place of a chain's tokens; the account is `adaptive/budget.py`'s, and
-while it is careful a tree has one node.
+v is the product along a node's path of the drafter's confidences, calibrated on what was accepted
+(`adaptive/acceptance_model.py`): a child is never worth more than its parent, so the best n form a tree. What is worth
+less than a row can cost is not even grown (`floor`), nor is a level after one of which no node would be verified
+(`more`), for each costs a run of the drafter. Costs are `adaptive/costs.py`'s, with the levels the drafter ran in place
+of a chain's tokens; the account is `adaptive/budget.py`'s, and while it is careful a tree has one node.
 """
 
 from __future__ import annotations
@@ -113,12 +115,14 @@ class TreeWindow(Policy):
         chained = max(self._levels - 1, 0)
         feed, draft = self.costs.drafter
         usual = self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0)
-        if self._planned and not step.nodes:  # growing a tree that was not worth a row is no part of what plain decoding costs
+        # growing a tree that was not worth a row is no part of what plain decoding costs
+        if self._planned and not step.nodes:
             other = self.costs.other.get(False, 0.0)
         self.costs.learn(step.nodes, self._before, target, None if self.off or self._woke else drafter, other, chained)
         if self._planned:
             self._judged(path)
-            # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one disturbed step is no evidence.
+            # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one
+            # disturbed step is no evidence.
             took = min(step.seconds.total, DISTURBED * usual) - (self.costs.switch if self._before == 0 else 0.0)
             self.speculated(tokens, usual / self.costs.plain(), took / self.costs.plain())
             self._went_at(tokens, step.seconds.total / self.costs.plain())
@@ -135,7 +139,9 @@ class TreeWindow(Policy):
     def _chances(self, tree: Tree) -> list[float]:
         """[N] that each node stands."""
         out: list[float] = []
-        for confidence, parent, depth in zip(tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True):
+        for confidence, parent, depth in zip(
+            tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True
+        ):
             out.append(self.belief.chance(confidence, depth - 1) * (1.0 if parent == ROOT else out[parent]))
         return out
 

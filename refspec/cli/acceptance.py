@@ -24,7 +24,11 @@ KIND = "refspec-acceptance-run-1"
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per answer.")
 @click.option(
-    "--draft-max", default="5", show_default=True, metavar="K[,K...]", help="Draft tokens per verify step, trained for or not."
+    "--draft-max",
+    default="5",
+    show_default=True,
+    metavar="K[,K...]",
+    help="Draft tokens per verify step, trained for or not.",
 )
 @click.option(
     "--tree", "trees", multiple=True, metavar="N[:TOPK[:DEPTH]]",
@@ -32,7 +36,13 @@ KIND = "refspec-acceptance-run-1"
     "verifies as many rows; may be repeated.",
 )  # fmt: skip
 @click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt, the next ones count up; and of the bootstrap.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the first prompt, the next ones count up; and of the bootstrap.",
+)
 @click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
 @click.option("--turns", type=click.IntRange(1), help="At most so many turns of a conversation; all without it.")
 @click.option(
@@ -92,7 +102,10 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
         session = stack.enter_context(Session(target, name=str(target.path)))
         for drafter in drafters.values():
             stack.callback(drafter.close)
-        baseline = o["baseline"] or [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)][-1]
+        baseline = (
+            o["baseline"]
+            or [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)][-1]
+        )
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
         described = about(drafters)

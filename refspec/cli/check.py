@@ -20,7 +20,14 @@ from refspec.cli.measure import json_option
 @json_option
 @click.pass_context
 def check(
-    ctx: click.Context, target: str, drafter: str, live: bool, threads: int | None, max_tokens: int, count: int, as_json: bool
+    ctx: click.Context,
+    target: str,
+    drafter: str,
+    live: bool,
+    threads: int | None,
+    max_tokens: int,
+    count: int,
+    as_json: bool,
 ) -> None:
     """Does DRAFTER fit TARGET (GGUF files)? Findings with their likely causes; exit 1 on a misfit."""
     from refspec.evaluate import check as checking

@@ -29,19 +29,27 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> li
 
 @main.command()
 @click.argument("checkpoint", metavar="CHECKPOINT_DIR")
-@click.option("--target", metavar="GGUF|DIR", help="The model it drafts for: tokenizer, checks, default layers, lent embeddings.")
+@click.option(
+    "--target", metavar="GGUF|DIR", help="The model it drafts for: tokenizer, checks, default layers, lent embeddings."
+)
 @click.option("-o", "--out", required=True, metavar="GGUF", help="The file to write; it appears when it is complete.")
 @click.option("--outtype", type=click.Choice(OUTTYPES), default="f16", show_default=True, help="Type of the matrices.")
 @click.option("--feedback", type=click.Choice(["pre_norm", "post_norm"]), help="The state a drafted row hands on.")
 @click.option("--feature-norm", type=click.Choice(["none", "concat", "per_state"]), help="Norm of the captured states.")
 @click.option("--residual", type=click.Choice(["raw", "normed"]), help="What attention is added to.")
 @click.option("--head-norm", type=click.Choice(["yes", "no"]), help="Whether a norm stands before lm_head.")
-@click.option("--layer-ids", callback=_layers, metavar="A,B,C", help="Captured layers as boundaries: b is what enters layer b.")
+@click.option(
+    "--layer-ids", callback=_layers, metavar="A,B,C", help="Captured layers as boundaries: b is what enters layer b."
+)
 @click.option("--rope-theta", type=click.FloatRange(0, min_open=True), help="RoPE base frequency.")
 @click.option("--d2t", type=click.Choice(["offsets", "absolute"]), help="How the stored d2t is to be read.")
-@click.option("--ignore", multiple=True, metavar="NAME", help="A config key or tensor that does not matter; may be repeated.")
+@click.option(
+    "--ignore", multiple=True, metavar="NAME", help="A config key or tensor that does not matter; may be repeated."
+)
 @click.option("--name", help="general.name of the file; the directory's if not given.")
-@click.option("--stock", "near", is_flag=True, help="The nearest file stock llama.cpp runs, and its measured loss of acceptance.")
+@click.option(
+    "--stock", "near", is_flag=True, help="The nearest file stock llama.cpp runs, and its measured loss of acceptance."
+)
 @stock_options("With --stock: ")
 @click.option("--json", "as_json", is_flag=True, help="Print what was resolved as one JSON object.")
 def convert(
@@ -78,7 +86,10 @@ def convert(
         report, made = _nearest(checkpoint, target, out, outtype, given, called, run)
     else:
         with bytes_bar(called) as progress:
-            report, made = convert_drafter(checkpoint, target, out, outtype, given, name=called, progress=progress), None
+            report, made = (
+                convert_drafter(checkpoint, target, out, outtype, given, name=called, progress=progress),
+                None,
+            )
     if as_json:
         click.echo(json.dumps(_record(report) | ({"stock": made} if made else {}), ensure_ascii=False))
         return

@@ -11,7 +11,9 @@ LAYOUTS = ("speculators", "specforge", "eagle", "hf")
 
 @main.command()
 @click.argument("file", metavar="GGUF")
-@click.option("-o", "--output", "out", required=True, metavar="DIR", help="Directory to make; must hold no checkpoint yet.")
+@click.option(
+    "-o", "--output", "out", required=True, metavar="DIR", help="Directory to make; must hold no checkpoint yet."
+)
 @click.option(
     "--format", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of a drafter; hf for a Llama target."
 )

@@ -54,13 +54,18 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1 is off.")
 @click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest; 0 is off.")
 @click.option(
-    "--logit-bias", metavar="ID=X", multiple=True, help="Add X to the logit of token ID, -inf forbids it; may be repeated."
+    "--logit-bias",
+    metavar="ID=X",
+    multiple=True,
+    help="Add X to the logit of token ID, -inf forbids it; may be repeated.",
 )
 @penalty_options
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
 )
-@click.option("--recommended", is_flag=True, help="Sample as the target's file recommends, where no option says otherwise.")
+@click.option(
+    "--recommended", is_flag=True, help="Sample as the target's file recommends, where no option says otherwise."
+)
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System text for the chat template.")
 @click.option("--no-spec", is_flag=True, help="Plain decoding, although there is a drafter.")
@@ -85,13 +90,22 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     with load(o, chooses=o["adaptive"] is None and not o["draft_sampling"]) as session:
         sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
         if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
-            note("stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out")
+            note(
+                "stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out"
+            )
         code = run(session, text, sampler, o, as_json)
     ctx.exit(code)
 
 
 # Option of `generate` -> the field of Sampler or Penalties it sets.
-SETS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "repeat", "repeat_last_n": "repeat_last_n"}
+SETS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat",
+    "repeat_last_n": "repeat_last_n",
+}
 
 
 def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
@@ -132,18 +146,26 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     before = session.window.texts if session.window is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
         after = f", after {before} text{'s' * (before > 1)} before" if before else ""
-        note(f"how much to draft is chosen every step{after} (--no-adaptive: {DRAFT_MAX} tokens; --no-tune: as if for the first time)")
+        note(
+            f"how much to draft is chosen every step{after} (--no-adaptive: {DRAFT_MAX} tokens; --no-tune: as if for the first time)"
+        )
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
-    record |= {"kind": open_pair.describe(session.drafter if speculating else None), "adaptive": speculating and session.adaptive}
+    record |= {
+        "kind": open_pair.describe(session.drafter if speculating else None),
+        "adaptive": speculating and session.adaptive,
+    }
     record["texts_before"] = before
     record["penalties"] = asdict(sampler.penalties) if sampler.penalties.on else None
     record["tree"] = str(session.tree) if speculating and session.tree is not None else None
     record["lookups"] = looked_up = open_pair.lookups(session.drafter) if speculating else 0
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
     if looked_up:
-        lines.insert(1, f"  drafts: {looked_up} of {generation.statistics.verify_steps} from the text itself, where the drafter was unsure")
+        lines.insert(
+            1,
+            f"  drafts: {looked_up} of {generation.statistics.verify_steps} from the text itself, where the drafter was unsure",
+        )
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
         if speculating:

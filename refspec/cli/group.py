@@ -109,7 +109,12 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 model_options = options(
     click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
-    click.option("-d", "--drafter", metavar="GGUF", help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary."),
+    click.option(
+        "-d",
+        "--drafter",
+        metavar="GGUF",
+        help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary.",
+    ),
     click.option(
         "-c",
         "--ctx",
@@ -131,46 +136,66 @@ model_options = options(
         help="Flash attention; the default was measured or is auto.",
     ),
     click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
-    click.option("--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."),
     click.option(
-        "--panels/--no-panels", default=None, help="Multiply with the weights on refspec's own kernels; on wherever they can, without --repack.",
+        "--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."
     ),
     click.option(
-        "--pair-rows/--no-pair-rows", default=None,
+        "--panels/--no-panels",
+        default=None,
+        help="Multiply with the weights on refspec's own kernels; on wherever they can, without --repack.",
+    ),
+    click.option(
+        "--pair-rows/--no-pair-rows",
+        default=None,
         help="Run a single row beside a copy of itself: faster where `refspec tune` finds two rows cheaper than one.",
     ),
     click.option(
-        "--lookup/--no-lookup", default=None,
+        "--lookup/--no-lookup",
+        default=None,
         help="Draft from the text itself: alone, where the drafter is unsure, or as a branch of a tree. Off unless the settings of the embedded pair say so.",
     ),
     click.option(
-        "--adaptive/--no-adaptive", default=None,
+        "--adaptive/--no-adaptive",
+        default=None,
         help="Choose the draft length every step, at most --draft-max (8); `generate` does where nothing was measured and no --draft-max or --tree is given.",
     ),
     click.option(
-        "--drafter-kernels", type=click.Choice(["auto", "llama", "own"]), default="auto", show_default=True,
+        "--drafter-kernels",
+        type=click.Choice(["auto", "llama", "own"]),
+        default="auto",
+        show_default=True,
         help="What runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or those for tiny ones.",
     ),
-    click.option("--no-tune", is_flag=True, help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned."),
+    click.option(
+        "--no-tune",
+        is_flag=True,
+        help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned.",
+    ),
     click.option(
         "--strict",
         is_flag=True,
         help="All in F32, no flash attention: speculative text is the plain text, bit for bit.",
     ),
     click.option(
-        "--exact", is_flag=True,
+        "--exact",
+        is_flag=True,
         help="The same with the weights as they are: single rows in pairs, nothing laid out anew, drafts of at most 6 tokens.",
     ),
 )
 
 
 tree_option = click.option(
-    "--tree", metavar="N[:TOPK[:DEPTH]]", help="Draft trees of N nodes, not chains; TOPK after each (4), DEPTH on a path (8)."
+    "--tree",
+    metavar="N[:TOPK[:DEPTH]]",
+    help="Draft trees of N nodes, not chains; TOPK after each (4), DEPTH on a path (8).",
 )
 
 
 def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
-    """The session that the model options ask for; `chooses`: it may draft adaptively where no option says how much to draft."""
+    """The session that the model options ask for; `chooses`:
+
+    it may draft adaptively where no option says how much to draft.
+    """
     import refspec
 
     session = refspec.load(

@@ -15,7 +15,9 @@ from refspec.errors import UsageError
 from refspec.reference.penalties import Penalties
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-figure_option = click.option("--figure", metavar="FILE", help="Also draw the speedups by family: a .png, .svg or .pdf (the `plot` extra).")
+figure_option = click.option(
+    "--figure", metavar="FILE", help="Also draw the speedups by family: a .png, .svg or .pdf (the `plot` extra)."
+)
 prompt_options = options(
     click.option(
         "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in 200."
@@ -23,11 +25,20 @@ prompt_options = options(
     click.option("--family", "families", multiple=True, help="Only this `benchmark` of a JSONL file; may be repeated."),
 )
 
-repeat_option = click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
+repeat_option = click.option(
+    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt."
+)
 rival_option = options(
-    click.option("--llama-cpp-bin", "rival", metavar="DIR", help="Also run llama-speculative-simple of this build, on a pre-norm pair."),
     click.option(
-        "--llama-cpp-drafter", "rival_drafter", metavar="GGUF",
+        "--llama-cpp-bin",
+        "rival",
+        metavar="DIR",
+        help="Also run llama-speculative-simple of this build, on a pre-norm pair.",
+    ),
+    click.option(
+        "--llama-cpp-drafter",
+        "rival_drafter",
+        metavar="GGUF",
         help="The drafter it runs, where -d is one it cannot: the pre-norm twin of a normalized drafter.",
     ),
 )
@@ -62,7 +73,14 @@ def bench() -> None:
 @penalty_options
 @json_option
 def speed(
-    max_tokens: int, repeat: int, prompts: str | None, families: tuple[str, ...], count: int, rival: str | None, as_json: bool, **o: Any
+    max_tokens: int,
+    repeat: int,
+    prompts: str | None,
+    families: tuple[str, ...],
+    count: int,
+    rival: str | None,
+    as_json: bool,
+    **o: Any,
 ) -> None:
     """Plain decoding and every way to draft in turn, cost curves, refspec's own share of a verify step."""
     from refspec.evaluate import rivals
@@ -138,40 +156,66 @@ def verify(
                     )
                 )  # fmt: skip
             if temp > 0:
-                laws.append(sampled_law.check(session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed))
+                laws.append(
+                    sampled_law.check(
+                        session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed
+                    )
+                )
     if as_json:
         found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
         click.echo(json.dumps({"model": session.name, **found}))
     else:
         lines = [line for r in results for line in equality.describe(r)]
-        click.echo("\n".join(lines + equality.advice(session, results) + [line for each in laws for line in sampled_law.describe(each)]))
+        click.echo(
+            "\n".join(
+                lines
+                + equality.advice(session, results)
+                + [line for each in laws for line in sampled_law.describe(each)]
+            )
+        )
     broken = session.bit_strict and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)
 
 
-def rival_of(folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]) -> Callable[[str, int], Any] | None:
-    """llama.cpp's own driver on the files and with the settings of a session: (prompt, draft length) -> `bench_rival.Run`; None without it."""
+def rival_of(
+    folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]
+) -> Callable[[str, int], Any] | None:
+    """llama.cpp's own driver on the files and with the settings of a session:
+
+    (prompt, draft length) -> `bench_rival.Run`; None without it.
+    """
     from refspec.evaluate import rivals
     from refspec.llama.amx import repacking_works
 
     if folder is None:
         if o["rival_drafter"]:
-            raise UsageError("--llama-cpp-drafter is for llama.cpp's own driver; name the directory of its tools with --llama-cpp-bin")
+            raise UsageError(
+                "--llama-cpp-drafter is for llama.cpp's own driver; name the directory of its tools with --llama-cpp-bin"
+            )
         return None
     if changed(Penalties(), o).on:
-        raise UsageError("--llama-cpp-bin: llama.cpp's own driver decodes without penalties here, another text; leave the penalties or the driver out")
+        raise UsageError(
+            "--llama-cpp-bin: llama.cpp's own driver decodes without penalties here, another text; leave the penalties or the driver out"
+        )
     if o["rival_drafter"]:
         note(f"llama.cpp's own driver drafts with {o['rival_drafter']}")
     program = rivals.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, rivals.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx, "repack": o["repack"] is not False and repacking_works()}
+    settings |= {
+        "max_tokens": max_tokens,
+        "n_ctx": session.target.n_ctx,
+        "repack": o["repack"] is not False and repacking_works(),
+    }
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 
 def figure_of(path: str | None) -> Callable[[Any], None]:
-    """Draws the record of a sweep or a replay into a file, if one was named; what would fail after measuring fails before it."""
+    """Draws the record of a sweep or a replay into a file, if one was named;
+
+    what would fail after measuring fails before it.
+    """
     if path is None:
         return lambda measured: None
     from lab import sweep_plots

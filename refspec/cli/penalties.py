@@ -1,4 +1,7 @@
-"""The options that punish what the text repeats, named as llama.cpp's: `refspec/reference/penalties.py` says what they do."""
+"""The options that punish what the text repeats, named as llama.cpp's:
+
+`refspec/reference/penalties.py` says what they do.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,69 @@ from refspec.reference.penalties import Penalties
 
 # None is the default of `Penalties`, or what suits the embedded pair.
 penalty_options = options(
-    click.option("--repeat-penalty", type=float, metavar="X", help="Divide logits of tokens the text has by X; 1 is off (default)."),
-    click.option("--presence-penalty", type=float, metavar="X", help="Take X from the logits of tokens the text has (0)."),
-    click.option("--frequency-penalty", type=float, metavar="X", help="Take X for each time the text has a token (0)."),
-    click.option("--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."),
     click.option(
-        "--dry-multiplier", type=float, metavar="X",
+        "--repeat-penalty",
+        type=float,
+        metavar="X",
+        help="Divide logits of tokens the text has by X; 1 is off (default).",
+    ),
+    click.option(
+        "--presence-penalty", type=float, metavar="X", help="Take X from the logits of tokens the text has (0)."
+    ),
+    click.option("--frequency-penalty", type=float, metavar="X", help="Take X for each time the text has a token (0)."),
+    click.option(
+        "--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."
+    ),
+    click.option(
+        "--dry-multiplier",
+        type=float,
+        metavar="X",
         help="DRY: take X * BASE^(L - ALLOWED) from what would continue a stretch of L tokens that stood before (0: off; `generate` turns it on for the embedded pair).",
     ),
     click.option("--dry-base", type=float, metavar="X", help="BASE (1.75)."),
     click.option("--dry-allowed-length", type=int, metavar="N", help="ALLOWED: shorter stretches may come again (2)."),
-    click.option("--dry-penalty-last-n", "dry_last_n", type=int, metavar="N", help="Newest tokens that DRY looks at; -1 is all (-1)."),
     click.option(
-        "--dry-sequence-breaker", "dry_breakers", metavar="TEXT", multiple=True,
+        "--dry-penalty-last-n",
+        "dry_last_n",
+        type=int,
+        metavar="N",
+        help="Newest tokens that DRY looks at; -1 is all (-1).",
+    ),
+    click.option(
+        "--dry-sequence-breaker",
+        "dry_breakers",
+        metavar="TEXT",
+        multiple=True,
         help="No stretch goes on beyond a token with this text; may be repeated; none for none (newline, colon, quote, asterisk).",
     ),
-    click.option("--penalize-prompt/--no-penalize-prompt", "prompt_counts", default=None, help="The prompt's tokens count, too, as in llama.cpp."),
+    click.option(
+        "--penalize-prompt/--no-penalize-prompt",
+        "prompt_counts",
+        default=None,
+        help="The prompt's tokens count, too, as in llama.cpp.",
+    ),
 )
 
 
 def penalties_of(o: dict[str, Any]) -> dict[str, Any]:
     """The fields of `Penalties` that the penalty options set; UsageError for values it refuses."""
-    names = ("repeat_penalty", "presence_penalty", "frequency_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last_n")
+    names = (
+        "repeat_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "repeat_last_n",
+        "dry_multiplier",
+        "dry_base",
+        "dry_allowed_length",
+        "dry_last_n",
+    )
     asked = {name.removesuffix("_penalty"): o[name] for name in names if o[name] is not None}
     if o["dry_breakers"]:
-        asked["dry_breakers"] = () if o["dry_breakers"] == ("none",) else tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in o["dry_breakers"])
+        asked["dry_breakers"] = (
+            ()
+            if o["dry_breakers"] == ("none",)
+            else tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in o["dry_breakers"])
+        )
     if o["prompt_counts"] is not None:
         asked["prompt"] = o["prompt_counts"]
     Penalties(**asked)

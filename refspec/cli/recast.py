@@ -13,7 +13,15 @@ from refspec.cli.stock import OUTTYPES
 
 @main.command()
 @click.argument("file", metavar="GGUF")
-@click.option("-o", "--out", "--output", "out", required=True, metavar="GGUF", help="The file to write; it appears when it is complete.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "out",
+    required=True,
+    metavar="GGUF",
+    help="The file to write; it appears when it is complete.",
+)
 @click.option("--outtype", type=click.Choice(OUTTYPES), required=True, help="Type of the matrices; vectors stay F32.")
 @json_option
 def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
@@ -32,6 +40,15 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
     with bytes_bar("bytes written") as progress:
         written = recasting.write_as(info, out, outtype, progress)
     made = inspector.describe(written)
-    record = {"file": str(written), "bytes": made["bytes"], "bytes_before": info.file_size, "tensors": made["weights"]["tensors"]}
+    record = {
+        "file": str(written),
+        "bytes": made["bytes"],
+        "bytes_before": info.file_size,
+        "tensors": made["weights"]["tensors"],
+    }
     kinds = ", ".join(f"{n} {kind}" for kind, n in record["tensors"].items())
-    click.echo(json.dumps(record) if as_json else f"{written}: {made['bytes'] / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)")
+    click.echo(
+        json.dumps(record)
+        if as_json
+        else f"{written}: {made['bytes'] / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)"
+    )

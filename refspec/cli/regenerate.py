@@ -42,9 +42,15 @@ from refspec.reference.penalties import Penalties
     "--max-prompt", type=click.IntRange(1), default=600, show_default=True, help="Longer prompts are left out."
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--parallel", type=click.IntRange(1), help="Texts decoded at once  [default: 32 with a GGUF, at most 256; 64 with a folder, 2048 on an accelerator]")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    help="Texts decoded at once  [default: 32 with a GGUF, at most 256; 64 with a folder, 2048 on an accelerator]",
+)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp or torch.")
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all.")
+@click.option(
+    "-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all."
+)
 @device_option
 @penalty_options
 def regenerate(
@@ -69,8 +75,8 @@ def regenerate(
         refspec train regenerate --data runs/data -m runs/target/target.gguf -o runs/own --tokens 2000000
         refspec train drafter --data runs/own --target runs/target -o runs/drafters --steps 2200
 
-    Kill it at any time and give the same command again; with more --tokens it goes on from where it was. Penalties are off unless given: give
-    those the model is used with.
+    Kill it at any time and give the same command again; with more --tokens it goes on from where it was. Penalties are
+    off unless given: give those the model is used with.
     """
     given = click.get_current_context().get_parameter_source
     if not model.is_dir() and given("device") is not ParameterSource.DEFAULT:

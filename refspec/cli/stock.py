@@ -47,7 +47,15 @@ def stock(target: str, drafter: str, out: str, outtype: str, as_json: bool, **o:
 
 
 def nearest(
-    target: str, drafter: str, out: str, outtype: str, *, prompts: str | None, families: tuple[str, ...], count: int, **o: Any
+    target: str,
+    drafter: str,
+    out: str,
+    outtype: str,
+    *,
+    prompts: str | None,
+    families: tuple[str, ...],
+    count: int,
+    **o: Any,
 ) -> dict[str, Any]:
     """`make_stock` with what `stock_options` asked for."""
     from refspec.evaluate import stock as near
@@ -55,4 +63,6 @@ def nearest(
 
     check_names_file(out)
     calibration, held_out = halves(prompts, families, count)
-    return near.make_stock(target, drafter, out, calibration=calibration, held_out=held_out, outtype=outtype, progress=note, **o)
+    return near.make_stock(
+        target, drafter, out, calibration=calibration, held_out=held_out, outtype=outtype, progress=note, **o
+    )

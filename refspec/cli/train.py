@@ -21,13 +21,19 @@ run_options = options(
     click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option(
-        "--batch-tokens", type=click.IntRange(1024), default=4096, show_default=True,
+        "--batch-tokens",
+        type=click.IntRange(1024),
+        default=4096,
+        show_default=True,
         help="Tokens in a step, a multiple of 1024; an accelerator wants more than a processor.",
     ),
     click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads."),
     click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler)."),
     click.option(
-        "--lr-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+        "--lr-scale",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default=True,
         help="Times the learning rates; below 1 when starting from trained weights.",
     ),
     device_option,
@@ -89,14 +95,30 @@ def _installed(name: str) -> bool:
     help="Benchmark prompts (JSONL): paragraphs of --texts that share 13 words in a row with them are left out.",
 )  # fmt: skip
 def data(
-    corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_file: Path | None, texts: Path | None, without: Path | None
+    corpus: Path,
+    out: Path,
+    vocab: int,
+    seed: int,
+    mix: str,
+    tokenizer_file: Path | None,
+    texts: Path | None,
+    without: Path | None,
 ) -> None:
     """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
     from refspec.train.data import MIXES, prepare
 
     if without is not None and texts is None:
         raise UsageError("--without does nothing without --texts FILE")
-    made = prepare(corpus, out, vocab_size=vocab, seed=seed, weights=MIXES[mix], tokenizer_file=tokenizer_file, texts=texts, without=without)
+    made = prepare(
+        corpus,
+        out,
+        vocab_size=vocab,
+        seed=seed,
+        weights=MIXES[mix],
+        tokenizer_file=tokenizer_file,
+        texts=texts,
+        without=without,
+    )
     for split, counts in made.items():
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
@@ -129,7 +151,9 @@ def repetition(answers: Path, split: str, as_json: bool) -> None:
 
 
 @train.command()
-@click.option("--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`.")
+@click.option(
+    "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
+)
 @click.option("-o", "--out", type=folder, required=True, help="Folder for the data set of those that are sound.")
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 def sound(data: Path, out: Path, as_json: bool) -> None:
@@ -174,8 +198,8 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
         refspec train target --init runs/target/hf ... -o runs/tuned
         refspec train average runs/target runs/tuned -o runs/between
 
-    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short training takes from the
-    rest of the model, and the noise of its small batches, shrink more than what it was for.
+    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short
+    training takes from the rest of the model, and the noise of its small batches, shrink more than what it was for.
     """
     from lab.average import average as make
 
@@ -190,7 +214,11 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
 @click.option("--width", type=click.IntRange(32), default=192, show_default=True)
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
-@click.option("--init", type=folder, help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.")
+@click.option(
+    "--init",
+    type=folder,
+    help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
+)
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
@@ -199,7 +227,11 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
     "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
     help="Of the matrices; more of it where the same text is seen many times.",
 )  # fmt: skip
-@click.option("--finish", type=folder, help="Folder made by `train data` that the last part of the steps reads, instead of --data.")
+@click.option(
+    "--finish",
+    type=folder,
+    help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
+)
 @click.option(
     "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
     help="Share of the steps after which --finish is read.",
@@ -236,7 +268,13 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 
 @train.command()
 @data_option
-@click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.")
+@click.option(
+    "--target",
+    "target_run",
+    type=folder,
+    required=True,
+    help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.",
+)
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")
@@ -292,7 +330,9 @@ def drafter(
         plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
-        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
+        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(
+            target_run, draft_vocab, ids, ffn=ffn, **plain
+        )
     _print(train_drafters(_one_or_more(data), target_run, out, variants, depth=depth, **o))
 
 

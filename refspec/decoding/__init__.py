@@ -1,1 +1,4 @@
-"""The decode cycle and what it is made of: the protocols `Target` and `Drafter`, drafters and wrappers in plain Python, one generation."""
+"""The decode cycle and what it is made of:
+
+the protocols `Target` and `Drafter`, drafters and wrappers in plain Python, one generation.
+"""

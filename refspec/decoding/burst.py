@@ -1,7 +1,8 @@
 """Several steps of the decode cycle in one call of C (`native/burst.c`): what is asked for.
 
-The cycle (`speculate.py`) asks, a target's judge (`decoding/target.py`) runs them, a window (`adaptive/policy.py`) says how far ahead it need not be
-asked, a drafter (`decoding/drafter.py`) is lent. None of the last three knows the others; this is what they share.
+The cycle (`speculate.py`) asks, a target's judge (`decoding/target.py`) runs them, a window (`adaptive/policy.py`) says
+how far ahead it need not be asked, a drafter (`decoding/drafter.py`) is lent. None of the last three knows the others;
+this is what they share.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Ahead(NamedTuple):
     steps: int  # at most
     draft: int = 0  # tokens drafted in each at most
     before: int = 0  # rows of the step before, 0 where it does not matter
-    window: Any = None  # an `rs_window` that ends drafts and learns of them (`native/window.py`); None where nothing does
+    # an `rs_window` that ends drafts and learns of them (`native/window.py`); None where nothing does
+    window: Any = None
     account: Purse | None = None  # with a window: what the steps may lose before they end
 
 

@@ -1,7 +1,7 @@
 """Messages -> the prompt text a chat model was trained on, by the Jinja template its GGUF carries.
 
-Not a tokenizer. A template is a program from a downloaded file: it runs in Jinja's sandbox, with the settings the public chat
-templates are written for (trim_blocks, lstrip_blocks, `raise_exception`, `strftime_now`, `tojson`).
+Not a tokenizer. A template is a program from a downloaded file: it runs in Jinja's sandbox, with the settings the
+public chat templates are written for (trim_blocks, lstrip_blocks, `raise_exception`, `strftime_now`, `tojson`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from refspec.errors import CheckpointError
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
-def render(template: str, messages: Sequence[Message], *, bos: str = "", eos: str = "", source: str = "the GGUF") -> str:
+def render(
+    template: str, messages: Sequence[Message], *, bos: str = "", eos: str = "", source: str = "the GGUF"
+) -> str:
     """Return the prompt text that asks for the assistant's next turn.
 
-    Raises CheckpointError, in one line, when the template is malformed, refuses these messages or asks for what the sandbox denies.
+    Raises CheckpointError, in one line, when the template is malformed, refuses these messages or asks for what the
+    sandbox denies.
     """
     # Imported here: plain text generation with --raw works where Jinja is broken or missing.
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -35,10 +40,20 @@ def render(template: str, messages: Sequence[Message], *, bos: str = "", eos: st
         )
     except _Refused as error:
         reason = str(error)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
-    raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to give the prompt as it is") from None
+    raise CheckpointError(
+        f"{source}: tokenizer.chat_template failed ({reason}); use --raw to give the prompt as it is"
+    ) from None
 
 
 class _Refused(Exception):

@@ -1,7 +1,7 @@
 """The decode cycle: draft -> verify -> commit, one Step per run of the target.
 
-Not a sampler and not an engine: `verify.py` holds the lossless rule, targets and drafters hold the models. Plain decoding is this
-same loop with zero draft tokens, so both are timed and tested as one thing.
+Not a sampler and not an engine: `verify.py` holds the lossless rule, targets and drafters hold the models. Plain
+decoding is this same loop with zero draft tokens, so both are timed and tested as one thing.
 
 State between two cycles, with n = target.n_past:
   x_0..x_n      decided tokens; x_n is `pending`: decided, not yet run through the target
@@ -38,11 +38,18 @@ NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
 def prefill(
-    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *, expect: Callable[[float], None] | None = None
+    target: Target,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    chunk: int = 512,
+    *,
+    expect: Callable[[float], None] | None = None,
 ) -> Iterator[int]:
-    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per chunk.
+    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per
+    chunk.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows (`base.Surveys`), unless there are too few or it cannot tell.
+    `expect` is told how sure the drafter is along the last SURVEYED rows (`base.Surveys`), unless there are too few or
+    it cannot tell.
     """
     target.reset()
     if drafter is not None:
@@ -52,7 +59,8 @@ def prefill(
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
-            wanted, features = tokens[start + 1 : stop + 1], _features(target, drafter, stop - start)  # row P wants the NEXT token, x_{P+1}
+            # row P wants the NEXT token, x_{P+1}
+            wanted, features = tokens[start + 1 : stop + 1], _features(target, drafter, stop - start)
             feed(drafter, wanted, features, expect if stop + 1 == len(tokens) else None)
         yield stop
 
@@ -65,7 +73,10 @@ def start_drafter(drafter: Drafter, first: int) -> None:
 
 
 def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float], None] | None = None) -> None:
-    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too few."""
+    """Append true rows;
+
+    `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too few.
+    """
     last = min(SURVEYED, len(tokens))
     if expect is None or last < SURVEYED // 2:
         drafter.extend(tokens, features)
@@ -87,12 +98,14 @@ def speculate(
     draft_sampling: bool = False,
     window: Window | None = None,
 ) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
+    stopped.
 
-    `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never from a coin.
-    Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the text depends on the target,
-    the sampler and the seed only, never on the drafter or draft_max. Where C can (`burst.py`) several steps are run before the first of
-    them is yielded: target and drafter are then ahead of what was said. Raises BackendError when the target returns logits that are not finite.
+    `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
+    from a coin. Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the
+    text depends on the target, the sampler and the seed only, never on the drafter or draft_max. Where C can
+    (`burst.py`) several steps are run before the first of them is yielded: target and drafter are then ahead of what
+    was said. Raises BackendError when the target returns logits that are not finite.
     """
     check_under(target, sampler)
     minded = drafting_under(target, drafter)
@@ -106,7 +119,9 @@ def speculate(
     stop: str | None = None
     while stop is None and max_tokens > 0:
         # ahead: steps that need not be asked for one by one, as many to a call as nobody notices
-        if judge is not None and (steps := _several(target, judge, drafter, window, draft_max, pending, position, max_tokens - position)):
+        if judge is not None and (
+            steps := _several(target, judge, drafter, window, draft_max, pending, position, max_tokens - position)
+        ):
             for i, step in enumerate(steps):
                 if i + 1 == len(steps):  # no text ends before
                     tokens, stop = close_text(list(step.tokens), step.accepted, target, max_tokens - position)
@@ -119,7 +134,8 @@ def speculate(
         began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds if drafter else 0.0
         start = target.n_past
 
-        # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends it
+        # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends
+        # it
         k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
         if window is not None:
             k = window.plan(k if drafter and drafter.n_rows else 0)
@@ -128,12 +144,13 @@ def speculate(
             if minded is not None:
                 minded.begin(pending, start)
             draft = _cut_after_end(rule.draft(drafter, k, position, window.stop if window else None), end_tokens)
-            if window is not None and draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
+            # a token drawn by a coin may not be dropped for what came of it
+            if window is not None and draft.q_draft is None:
                 draft = _first(draft, window.keep(len(draft.tokens)))
         drafted = draft.tokens.tolist()
 
-        # verify: one run of the target over the pending token and the draft; row i decides output position + i
-        # commit: keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
+        # verify: one run of the target over the pending token and the draft; row i decides output position + i commit:
+        # keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
         if judge is not None:
             accepted, tokens = judge(pending, draft.tokens, position)  # the next four lines in one call
         else:
@@ -159,9 +176,19 @@ def speculate(
 
 
 def _several(
-    target: Target, judge: Judge, drafter: Drafter | None, window: Window | None, draft_max: int, pending: int, position: int, room: int
+    target: Target,
+    judge: Judge,
+    drafter: Drafter | None,
+    window: Window | None,
+    draft_max: int,
+    pending: int,
+    position: int,
+    room: int,
 ) -> list[Step]:
-    """The next steps, run in one call, the drafter and the window told; none where the cycle has to take the next one itself."""
+    """The next steps, run in one call, the drafter and the window told;
+
+    none where the cycle has to take the next one itself.
+    """
     began, drafting = perf_counter(), drafter is not None and draft_max > 0
     resting = window is not None and window.off
     lent = drafter.lend() if drafting and not resting and isinstance(drafter, Lends) else None
@@ -197,12 +224,17 @@ def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | 
 
 
 def _features(target: Target, drafter: Drafter, rows: int) -> Array:
-    """States of the first rows of the last decode; [rows, 0] for a drafter that reads tokens only, whose target captures none."""
+    """States of the first rows of the last decode;
+
+    [rows, 0] for a drafter that reads tokens only, whose target captures none.
+    """
     return target.features()[:rows] if drafter.capture_layers else np.empty((rows, 0), np.float32)
 
 
 def close_text(tokens: list[int], accepted: int, target: Target, room: int) -> tuple[list[int], str | None]:
-    """The tokens of a step that belong to the text, of which `room` may still be decided, and why it ends here, if it does."""
+    """The tokens of a step that belong to the text, of which `room` may still be decided, and why it ends here, if it
+    does.
+    """
     if accepted and tokens[accepted - 1] in target.end_tokens:
         tokens = tokens[:accepted]  # the text ended inside the draft: plain decoding never decides the bonus token
     if tokens[-1] in target.end_tokens:
@@ -230,9 +262,9 @@ class _OneCoin:
 class _SampledDrafts:
     """Drafts sampled from q and judged by rejection: more is accepted at high temperature, the law stays the target's.
 
-    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is judged, and resampled, in one cycle only: there
-    the position makes the coin fresh. It may be drafted in several (what follows a rejection is discarded): there each cycle has
-    a stream of its own.
+    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is judged, and resampled, in one cycle
+    only: there the position makes the coin fresh. It may be drafted in several (what follows a rejection is discarded):
+    there each cycle has a stream of its own.
     """
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
@@ -240,7 +272,9 @@ class _SampledDrafts:
 
     def draft(self, drafter: Drafter, k: int, position: int, stop: Stop | None) -> Draft:
         self.cycle += 1
-        return drafter.draft(k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler, stop=stop)
+        return drafter.draft(
+            k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler, stop=stop
+        )
 
     def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
         k = len(draft.tokens)

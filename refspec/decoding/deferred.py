@@ -1,7 +1,8 @@
 """DeferredDrafter: rows wait while speculation is off, and run together when it is tried again.
 
-Off, plain decoding must cost what it costs without a drafter, so rows are copied and queued instead of run. The newest BACKLOG rows
-are kept: a drafter that missed older ones drafts from a text with a gap, which can cost acceptance and nothing else.
+Off, plain decoding must cost what it costs without a drafter, so rows are copied and queued instead of run. The newest
+BACKLOG rows are kept: a drafter that missed older ones drafts from a text with a gap, which can cost acceptance and
+nothing else.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ BACKLOG = 256  # rows
 
 
 class DeferredDrafter(WrappedDrafter):
-    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner` does."""
+    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so;
+
+    otherwise row by row as `inner` does.
+    """
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)
         self.waiting = waiting
-        # Rows that wait, oldest first, in buffers that are never made anew: a step that decodes plainly should cost no more than that.
+        # Rows that wait, oldest first, in buffers that are never made anew: a step that decodes plainly should cost no
+        # more than that.
         self._tokens = np.empty(2 * BACKLOG, np.int32)
         self._features: Array = np.empty((0, 0), np.float32)  # [2 * BACKLOG, W] once a row has come
         self._queued = 0
@@ -63,14 +68,24 @@ class DeferredDrafter(WrappedDrafter):
         return super().survey(tokens, features)
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """Append what waits, then draft."""
         self._flush()
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
+        self,
+        shape: TreeShape,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        more: More | None = None,
     ) -> Tree:
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()

@@ -1,10 +1,10 @@
 """DraftPenalties: the penalties of the text that is drafted for, as a drafter sees them (a share of them).
 
-A target under penalties (`decoding/penalized_target.py`) refuses tokens that a drafter, which knows nothing of them, would draft all the same. So chains
-are chosen, or sampled, from the drafter's logits under penalties too, each position seeing the drafted tokens before it. That
-moves what is drafted and nothing else: a draft is a function of the text and of coins of its own as before, and the rules that judge it are told the law it was
-drawn from. Not for trees, nor for lookup, which has no logits.
-Legend: V target vocabulary, D draft vocabulary.
+A target under penalties (`decoding/penalized_target.py`) refuses tokens that a drafter, which knows nothing of them,
+would draft all the same. So chains are chosen, or sampled, from the drafter's logits under penalties too, each position
+seeing the drafted tokens before it. That moves what is drafted and nothing else: a draft is a function of the text and
+of coins of its own as before, and the rules that judge it are told the law it was drawn from. Not for trees, nor for
+lookup, which has no logits. Legend: V target vocabulary, D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from refspec.native.penalties import Penalizer
 from refspec.reference.ops import Array, Ids
 from refspec.reference.penalties import Penalties
 
-# A drafter is less sure than its target: its logits lie closer together, and the whole of a penalty would turn its choice where it does not yet
-# turn the target's. Of 0, 1/4, 1/2, 3/4 and all, half drafts best, or nearly, on two pairs under four penalties.
+# A drafter is less sure than its target: its logits lie closer together, and the whole of a penalty would turn its
+# choice where it does not yet turn the target's. Of 0, 1/4, 1/2, 3/4 and all, half drafts best, or nearly, on two pairs
+# under four penalties.
 DRAFT_SHARE = 0.5
 
 
@@ -30,7 +31,8 @@ class DraftPenalties:
     def __init__(self, penalizer: Penalizer, tokens: npt.NDArray[np.int32], first: int, vocab: int) -> None:
         self.penalizer, self.tokens, self.first = penalizer, tokens, first
         self.decided = 0  # tokens of the text before the draft, the pending one included
-        self.row: Array = np.zeros(vocab, np.float32)  # [V] scratch: only entries of the draft vocabulary are written or read
+        # [V] scratch: only entries of the draft vocabulary are written or read
+        self.row: Array = np.zeros(vocab, np.float32)
 
     def begin(self, pending: int, position: int) -> None:
         """A draft is about to follow the pending token, which stands at `position`."""
@@ -38,7 +40,10 @@ class DraftPenalties:
         self.decided = position + 1
 
     def __call__(self, logits: Array, drafted: Sequence[int], d2t: Ids | None = None) -> Array:
-        """Logits [D] of the token after the text and `drafted`, penalized, as a new array; d2t [D] are target ids, None where D is V's beginning."""
+        """Logits [D] of the token after the text and `drafted`, penalized, as a new array;
+
+        d2t [D] are target ids, None where D is V's beginning.
+        """
         end = self.decided + len(drafted)
         self.tokens[self.decided : end] = drafted
         if end <= self.first:
@@ -50,9 +55,16 @@ class DraftPenalties:
 
 
 def draft_penalties(
-    penalties: Penalties, text: npt.NDArray[np.int32], first: int, vocab: int, breaks: npt.NDArray[np.int8] | None = None
+    penalties: Penalties,
+    text: npt.NDArray[np.int32],
+    first: int,
+    vocab: int,
+    breaks: npt.NDArray[np.int8] | None = None,
 ) -> DraftPenalties:
-    """DRAFT_SHARE of the penalties that a target of this text is under; `breaks` as in `Penalizer`. `begin` it before every draft."""
+    """DRAFT_SHARE of the penalties that a target of this text is under; `breaks` as in `Penalizer`.
+
+    `begin` it before every draft.
+    """
     return DraftPenalties(Penalizer(penalties.times(DRAFT_SHARE), vocab, len(text), breaks), text, first, vocab)
 
 

@@ -1,9 +1,10 @@
 """FallbackDrafter: a trained drafter, and prompt lookup where the trained one is not sure of its first token.
 
-The rule: let c be the trained drafter's probability of its likeliest first token. If c < `sure` and the text's last `shortest` or more
-tokens occurred before, the draft is what lookup says; otherwise it is the trained drafter's. Both c and the match are functions of
-the text alone, known before any coin is drawn, so the choice is deterministic and lossless with sampled drafts too.
-Lookup costs microseconds and its trained partner no step: the first probabilities are there when `extend` returns.
+The rule: let c be the trained drafter's probability of its likeliest first token. If c < `sure` and the text's last
+`shortest` or more tokens occurred before, the draft is what lookup says; otherwise it is the trained drafter's. Both c
+and the match are functions of the text alone, known before any coin is drawn, so the choice is deterministic and
+lossless with sampled drafts too. Lookup costs microseconds and its trained partner no step: the first probabilities are
+there when `extend` returns.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ class FallbackDrafter(WithLookup[Drafter]):
         self.from_lookup, self.lookups = False, 0
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """The trained draft, or lookup's by the rule above."""
         self.from_lookup, unsure = False, False
@@ -52,7 +58,8 @@ class FallbackDrafter(WithLookup[Drafter]):
             self.from_lookup = True
             self.lookups += 1
             return found
-        return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)  # nothing was drawn above: no coin is used twice
+        # nothing was drawn above: no coin is used twice
+        return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def reset(self) -> None:
         """Forget every row."""

@@ -40,7 +40,9 @@ class Generation(Iterator[Event]):
     statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context or interrupted
     """
 
-    def __init__(self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]) -> None:
+    def __init__(
+        self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]
+    ) -> None:
         self.text = ""
         self.tokens: list[int] = []
         self.prompt = list(prompt)

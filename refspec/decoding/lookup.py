@@ -1,13 +1,15 @@
 """Prompt lookup: draft what followed the last time the text ended like this. No model, no features.
 
-The rule, all of it: of the suffixes of the text with `longest`, ..., `shortest` tokens take the longest that occurred before; of its
-occurrences take the most recent; draft the tokens that followed it. Where these run into the end of the text the drafted tokens are
-read on (a text that repeats with a period is continued for ever). Nothing is drafted when no suffix occurred before.
+The rule, all of it: of the suffixes of the text with `longest`, ..., `shortest` tokens take the longest that occurred
+before; of its occurrences take the most recent; draft the tokens that followed it. Where these run into the end of the
+text the drafted tokens are read on (a text that repeats with a period is continued for ever). Nothing is drafted when
+no suffix occurred before.
 
-The index holds, for each length n, the place after the most recent occurrence of every n-gram, and is kept as tokens come: O(longest)
-per token however long the context is, with a journal so that rolling back is as cheap. An n-gram enters when its next token is known,
-so the end of the text never finds itself. The drafts are deterministic: no coin is used, and q_draft is None.
-Source of the idea: prompt lookup decoding (Saxena 2023). Departure: longest match first at every step, most recent occurrence.
+The index holds, for each length n, the place after the most recent occurrence of every n-gram, and is kept as tokens
+come: O(longest) per token however long the context is, with a journal so that rolling back is as cheap. An n-gram
+enters when its next token is known, so the end of the text never finds itself. The drafts are deterministic: no coin is
+used, and q_draft is None. Source of the idea: prompt lookup decoding (Saxena 2023). Departure: longest match first at
+every step, most recent occurrence.
 """
 
 from __future__ import annotations
@@ -66,9 +68,17 @@ class LookupDrafter:
         self.seconds += perf_counter() - start
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
-        """What followed, up to k tokens. Confidence is a score, not a probability: n / (n + 1) for a match of n tokens."""
+        """What followed, up to k tokens. Confidence is a score, not a probability:
+
+        n / (n + 1) for a match of n tokens.
+        """
         if k < 0:
             raise UsageError(f"draft: k = {k} must be >= 0")
         start = perf_counter()

@@ -1,8 +1,9 @@
-"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of what its rows say (`refspec/reference/penalties.py`).
+"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of what its rows say
+(`refspec/reference/penalties.py`).
 
-The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules and its proofs do not
-know about it. The tokens of all positions are kept; a row of the last decode looks at those up to its own, a node of a tree at its path.
-Legend: T rows of the last decode, V vocabulary, N nodes of a tree.
+The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules
+and its proofs do not know about it. The tokens of all positions are kept; a row of the last decode looks at those up to
+its own, a node of a tree at its path. Legend: T rows of the last decode, V vocabulary, N nodes of a tree.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class PenalizedTarget:
     def __init__(self, inner: Target, penalties: Penalties, first: int) -> None:
         self.inner, self.penalties, self.first = inner, penalties, first
         room = inner.n_ctx + 2  # a judge may run a row beside the last position
-        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None  # [V], looked at when a token comes up
+        # [V], looked at when a token comes up
+        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None
         self._penalizer = Penalizer(penalties, inner.n_vocab, room, self._breaks)
         self._tokens = np.zeros(room, np.int32)  # of every position held, and of the rows of the last decode
         self._start = 0  # position of the first row of the last decode
         self._judged = False  # the last decode was a judge's, which has penalized its rows
-        self._paths: list[list[int]] | None = None  # tokens from the pending one to each node's, if the last decode was a tree
+        # tokens from the pending one to each node's, if the last decode was a tree
+        self._paths: list[list[int]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -91,7 +94,10 @@ class PenalizedTarget:
 
     @property
     def text(self) -> npt.NDArray[np.int32]:
-        """Tokens by position [n_ctx + 2]: those of the rows held, and of the rows of the last decode; a drafter may write behind them."""
+        """Tokens by position [n_ctx + 2]: those of the rows held, and of the rows of the last decode;
+
+        a drafter may write behind them.
+        """
         return self._tokens
 
     @property
@@ -148,4 +154,6 @@ def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target
 def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
-        raise UsageError("the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)")
+        raise UsageError(
+            "the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)"
+        )

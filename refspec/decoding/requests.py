@@ -1,4 +1,7 @@
-"""What is asked of a target that answers many prompts at once, and what it answers: in llama.cpp (`parallel.py`) or torch (`train/answering.py`)."""
+"""What is asked of a target that answers many prompts at once, and what it answers:
+
+in llama.cpp (`parallel.py`) or torch (`train/answering.py`).
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,19 @@ class Answers(Protocol):
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left out."""
+        """The id of every token by its text, as a tokenizer.json writes it;
+
+        what only fills the head's width is left out.
+        """
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = ...
+        self,
+        requests: Iterable[Request],
+        *,
+        max_new: int,
+        temperature: float,
+        stop: frozenset[int],
+        penalties: Penalties = ...,
     ) -> Iterator[Answer]:
         """As `ParallelTarget.answers`."""
 

@@ -1,7 +1,7 @@
 """What the decode cycle needs from a target model.
 
-Not an implementation. Rows are positions: a target holds the KV of rows 0..n_past-1, `decode` appends to them, `rollback` drops the
-last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captured boundaries.
+Not an implementation. Rows are positions: a target holds the KV of rows 0..n_past-1, `decode` appends to them,
+`rollback` drops the last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captured boundaries.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ class Judge(Protocol):
     """Verify steps of a chain in one call each, or several, drafts included, in one."""
 
     def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-        """Run the pending token and draft [k] and decide from output position `position` on; rows that do not stand are taken back."""
+        """Run the pending token and draft [k] and decide from output position `position` on;
+
+        rows that do not stand are taken back.
+        """
 
     def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
         """Up to `ahead.steps` steps, of which none begins after AT_ONCE seconds; they decide `room` tokens at most.
 
-        The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all steps. Ends after
-        a token that ends the text, and before a step that would fail: if it is the first, none was run, and taken alone it says why.
+        The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all
+        steps. Ends after a token that ends the text, and before a step that would fail: if it is the first, none was
+        run, and taken alone it says why.
         """
 
 
-# What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that counts.
+# What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that
+# counts.
 Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 
 
@@ -99,7 +104,10 @@ class Judges(Protocol):
     """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
 
     def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where it cannot."""
+        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function;
+
+        None where it cannot.
+        """
 
 
 class TreeTarget(Target, Protocol):
@@ -110,7 +118,13 @@ class TreeTarget(Target, Protocol):
         """The most nodes a tree may have here."""
 
     def decode_tree(self, tokens: Ids | Sequence[int], parents: Ids | Sequence[int]) -> int:
-        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token; logits and features of all N+1 rows."""
+        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token;
+
+        logits and features of all N+1 rows.
+        """
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Append the pending token and these nodes, a path from the root, to the rows held; the other nodes are forgotten."""
+        """Append the pending token and these nodes, a path from the root, to the rows held;
+
+        the other nodes are forgotten.
+        """

@@ -1,7 +1,8 @@
 """Bytes of tokens -> text that can be printed at once.
 
-A byte-level tokenizer may end a token inside a UTF-8 character. The bytes of an unfinished character are held back until they
-are complete; bytes that can never become one are replaced by U+FFFD, so a stream never raises and never prints half a character.
+A byte-level tokenizer may end a token inside a UTF-8 character. The bytes of an unfinished character are held back
+until they are complete; bytes that can never become one are replaced by U+FFFD, so a stream never raises and never
+prints half a character.
 """
 
 from __future__ import annotations

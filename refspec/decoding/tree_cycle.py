@@ -1,8 +1,8 @@
 """The decode cycle with draft trees: grow -> judge all nodes in one run of the target -> keep the path that stands.
 
-The cycle of `speculate.py`, with its state between cycles, its Steps and its coins; only what is drafted and how it is judged differs.
-Same seed, same text as plain decoding, whatever the tree (`verify_tree_deterministic`); with `draft_sampling` the same law
-(`verify_tree_rejection`).
+The cycle of `speculate.py`, with its state between cycles, its Steps and its coins; only what is drafted and how it is
+judged differs. Same seed, same text as plain decoding, whatever the tree (`verify_tree_deterministic`); with
+`draft_sampling` the same law (`verify_tree_rejection`).
 
 Legend: N nodes, h height of a tree, m largest number of siblings.
 """
@@ -28,11 +28,12 @@ from refspec.reference.tree_grow import More
 from refspec.reference.tree_verify import TreeVerdict
 from refspec.reference.verify import Rows
 
-# The temperature at which a drafter is asked how far the target gets is the target's, but not below this: at 0 every tree would be
-# a chain. Seen on the embedded pair at temperature 0, 16 nodes: a fifth to a third more tokens per verify step than when asked at 1,
-# with little difference between 0.33 and 0.5.
+# The temperature at which a drafter is asked how far the target gets is the target's, but not below this: at 0 every
+# tree would be a chain. Seen on the embedded pair at temperature 0, 16 nodes: a fifth to a third more tokens per verify
+# step than when asked at 1, with little difference between 0.33 and 0.5.
 COLDEST = 0.4
-SIBLING = 1 << 32  # stream of the accept coin of sibling j is SIBLING + j, and ACCEPT for the first: above every DRAFT + cycle
+# stream of the accept coin of sibling j is SIBLING + j, and ACCEPT for the first: above every DRAFT + cycle
+SIBLING = 1 << 32
 
 
 def speculate_tree(
@@ -47,14 +48,18 @@ def speculate_tree(
     draft_sampling: bool = False,
     window: TreeWindow | None = None,
 ) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it stopped.
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
+    stopped.
 
-    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children from there on. Raises
-    BackendError when the target returns logits that are not finite, UsageError for a window
-    over trees drawn from a law, of which no node may be dropped for what it is.
+    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
+    from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children
+    from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a window over
+    trees drawn from a law, of which no node may be dropped for what it is.
     """
     if window is not None and draft_sampling:
-        raise UsageError("the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out")
+        raise UsageError(
+            "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
+        )
     check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     end_tokens = target.end_tokens
@@ -71,14 +76,22 @@ def speculate_tree(
         if window is not None and (room := window.plan(room)):
             floor = max(floor, window.floor())
         more = window.more if window else None
-        tree = rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more) if room else empty_tree()
+        tree = (
+            rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more)
+            if room
+            else empty_tree()
+        )
         tree = cut_after_end(tree, end_tokens)
         if window is not None:
             tree = window.keep(tree)
 
         # verify: one run of the target over the pending token and all nodes
         drafting = len(tree.tokens) > 0  # without a draft it is a step of plain decoding, and costs no more
-        rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents) if drafting else target.decode([pending], logits="all")
+        rows = (
+            target.decode_tree([pending, *tree.tokens.tolist()], tree.parents)
+            if drafting
+            else target.decode([pending], logits="all")
+        )
         verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
         accepted, tokens = verdict.accepted, verdict.tokens
         drafted = tree.tokens[continued(tree, verdict.path)].tolist()
@@ -115,14 +128,18 @@ class _OneCoin:
 
 
 class _SampledTrees:
-    """Trees drawn without replacement and judged by recursive rejection; no coin is used twice (see `speculate._SampledDrafts`)."""
+    """Trees drawn without replacement and judged by recursive rejection;
+
+    no coin is used twice (see `speculate._SampledDrafts`).
+    """
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.cycle = sampler, seed, 0
 
     def draft(self, drafter: TreeDrafter, shape: TreeShape, position: int, more: More | None) -> Tree:
         self.cycle += 1
-        drawn = coins(self.seed, position, shape.nodes, DRAFT + self.cycle)  # the stream is this cycle's alone: any numbers will do
+        # the stream is this cycle's alone: any numbers will do
+        drawn = coins(self.seed, position, shape.nodes, DRAFT + self.cycle)
         return drafter.draft_tree(shape, coins=drawn, sampler=self.sampler)
 
     def verify(self, logits: Rows, tree: Tree, position: int) -> TreeVerdict:

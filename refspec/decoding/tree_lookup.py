@@ -1,14 +1,15 @@
 """TreeLookupDrafter: a trained drafter's tree, and in it what followed the last time the text ended like this.
 
-The rule: the trained drafter grows its tree, prompt lookup (`lookup.py`) says its continuation, and of both together the N nodes worth
-most are kept. A node of the tree is worth the product of its draft probabilities; the j-th token of the continuation is worth the chance
-that tokens 1..j of it stand, estimated from how often earlier ones did:
+The rule: the trained drafter grows its tree, prompt lookup (`lookup.py`) says its continuation, and of both together
+the N nodes worth most are kept. A node of the tree is worth the product of its draft probabilities; the j-th token of
+the continuation is worth the chance that tokens 1..j of it stand, estimated from how often earlier ones did:
 
     r(n, first)  =  (hits + 4 n / (n + 2)) / (tries + 4)       n the length of the match; r(n, later) likewise, given that those before stand
 
-A node that is both is worth the larger of the two. So a text that repeats itself is followed down one long branch, another keeps
-its tree, and nobody has to say which it is. The tree is a function of the text and of what was counted in earlier steps, known before any
-coin of this step, hence lossless by the deterministic rule (`verify_tree_deterministic`). Trees drawn from a law cannot take it in.
+A node that is both is worth the larger of the two. So a text that repeats itself is followed down one long branch,
+another keeps its tree, and nobody has to say which it is. The tree is a function of the text and of what was counted in
+earlier steps, known before any coin of this step, hence lossless by the deterministic rule
+(`verify_tree_deterministic`). Trees drawn from a law cannot take it in.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
 
     def __init__(self, trained: TreeDrafter, lookup: LookupDrafter | None = None) -> None:
         super().__init__(trained, lookup or LookupDrafter())
-        self._counts: dict[tuple[int, bool], tuple[float, float]] = {}  # (length of the match, first token?) -> (tries, hits)
-        self._said: tuple[int, list[int]] = (0, [])  # length of the match and the continuation that the next true tokens are held against
+        # (length of the match, first token?) -> (tries, hits)
+        self._counts: dict[tuple[int, bool], tuple[float, float]] = {}
+        # length of the match and the continuation that the next true tokens are held against
+        self._said: tuple[int, list[int]] = (0, [])
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Append true rows to both, and count how far the last continuation went."""
@@ -51,7 +54,12 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         super().extend(tokens, features)
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
+        self,
+        shape: TreeShape,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        more: More | None = None,
     ) -> Tree:
         """The shape.nodes most valuable nodes of the trained drafter's tree and the text's own continuation.
 
@@ -75,7 +83,12 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         return out
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """The trained drafter's chain."""
         return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)

@@ -1,4 +1,7 @@
-"""WrappedDrafter: a Drafter that passes every call on; what watches or delays a drafter overrides the calls it cares about."""
+"""WrappedDrafter: a Drafter that passes every call on;
+
+what watches or delays a drafter overrides the calls it cares about.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,12 @@ class WrappedDrafter:
         return survey(self.inner, tokens, features)
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """Draft up to k tokens."""
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)

@@ -1,11 +1,13 @@
-"""Acceptance of several drafters over the same text of the target: what a drafter is worth, apart from the machine's speed.
+"""Acceptance of several drafters over the same text of the target: what a drafter is worth, apart from the machine's
+speed.
 
-Not a report and not the decode cycle. With one coin per output position the text does not depend on the drafter, so the target decides
-it once, without speculation, and every drafter is led over it: what the cycle would have drafted, judged and accepted at each of
-its verify positions follows exactly (up to the engine's rounding between batch shapes). A chain of k draft tokens is the beginning
-of every longer one, so several draft lengths share their chains. A tree stands as far as one of its paths is that text, at any
-temperature: the cycle judges each position by the same one coin (`verify_tree_deterministic`). Trees drawn for rejection have other texts.
-Tau is generated tokens per verify step, the bonus token included; it is summed over prompts, not averaged over them.
+Not a report and not the decode cycle. With one coin per output position the text does not depend on the drafter, so the
+target decides it once, without speculation, and every drafter is led over it: what the cycle would have drafted, judged
+and accepted at each of its verify positions follows exactly (up to the engine's rounding between batch shapes). A chain
+of k draft tokens is the beginning of every longer one, so several draft lengths share their chains. A tree stands as
+far as one of its paths is that text, at any temperature: the cycle judges each position by the same one coin
+(`verify_tree_deterministic`). Trees drawn for rejection have other texts. Tau is generated tokens per verify step, the
+bonus token included; it is summed over prompts, not averaged over them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,18 @@ from refspec.reference.sampling import Sampler
 from refspec.reference.tree import ROOT, Tree, TreeShape, empty_tree
 from refspec.session import Session
 
-__all__ = ["Condition", "Drafted", "first_of_each", "fitting", "follow", "grower", "measure", "perturbed", "room_for", "with_twins"]
+__all__ = [
+    "Condition",
+    "Drafted",
+    "first_of_each",
+    "fitting",
+    "follow",
+    "grower",
+    "measure",
+    "perturbed",
+    "room_for",
+    "with_twins",
+]
 FREE = Seconds(0.0, 0.0, 0.0)  # nothing here is timed
 Condition = tuple[str, int | None]  # a perturbation, and the length in tokens prompts are padded to
 Drafted = int | TreeShape  # per verify step: a chain of so many tokens, or a tree
@@ -45,7 +58,9 @@ def first_of_each(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
 
 
 def fitting(session: Session, prompts: Sequence[Prompt], perturbations: Sequence[str], length: int) -> list[int]:
-    """Numbers of the prompts that have at most `length` tokens under every perturbation, so that all buckets ask the same."""
+    """Numbers of the prompts that have at most `length` tokens under every perturbation, so that all buckets ask the
+    same.
+    """
     return [
         i for i, prompt in enumerate(prompts)
         if all(len(encode(session, [prompt.text], name)) <= length for name in perturbations)
@@ -92,10 +107,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Counts of every drafter at every draft length over the answers to one prompt; one entry a turn.
 
-    A drafter that grows trees has those of each shape too, with the number of nodes judged, and of the chain of as many nodes.
-    The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of prompt i has seed
-    seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first token and its end.
-    Raises as `room_for` and `conversation.encode`.
+    A drafter that grows trees has those of each shape too, with the number of nodes judged, and of the chain of as many
+    nodes. The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of
+    prompt i has seed seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first
+    token and its end. Raises as `room_for` and `conversation.encode`.
     """
     name, length = condition
     room = room_for(session, max_tokens, length)
@@ -107,14 +122,19 @@ def measure(
     out = []
     for t, turn in enumerate(said):
         conversation.append(turn)
-        tokens = encode(session, conversation, name) if length is None else padded(session, prompts, number, length, name)
+        tokens = (
+            encode(session, conversation, name) if length is None else padded(session, prompts, number, length, name)
+        )
         text = record(
             session.target, fit(tokens, room), layers, max_tokens=max_tokens, sampler=sampler, seed=seed + number + TURN_SEED * t
         )  # fmt: skip
         output = text.tokens[text.n_prompt :].tolist()
         counts = {
             drafter: follow(
-                model, text, select(text.features, layers, model.capture_layers), [*chains, *(shapes if grower(model) else ())]
+                model,
+                text,
+                select(text.features, layers, model.capture_layers),
+                [*chains, *(shapes if grower(model) else ())],
             )
             for drafter, model in drafters.items()
         }
@@ -128,7 +148,8 @@ def measure(
 
 
 def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
-    """The decode cycle's counts over a text, for each draft length or tree; features [N-1, n_states*Ht] of this drafter's own layers.
+    """The decode cycle's counts over a text, for each draft length or tree; features [N-1, n_states*Ht] of this
+    drafter's own layers.
 
     Trees are for a TreeDrafter. Their temperature is the cycle's (`speculate_tree.asked_at`) if the shapes say so.
     """
@@ -175,7 +196,10 @@ def _tree_step(position: int, tree: Tree, decided: list[int]) -> Step:
 
 
 def _counts(drafted: Drafted, s: Statistics) -> list[Any]:
-    """What a journal keeps of one turn: verify steps, tokens judged and accepted by position, and of trees the nodes judged."""
+    """What a journal keeps of one turn:
+
+    verify steps, tokens judged and accepted by position, and of trees the nodes judged.
+    """
     nodes = [sum(size * steps for size, steps in s.tree_sizes.items())]
     return [s.verify_steps, s.judged, s.stood, *(nodes if isinstance(drafted, TreeShape) else [])]
 

@@ -1,8 +1,9 @@
 """Counts of `evaluate/acceptance.py` -> the record for `--json` and the table for a terminal.
 
-Not a measurement. Intervals are those of `evaluate/bootstrap.py`; all drafters share the resamples, so a ratio's interval is that of a paired
-comparison. Every drafter has the same keys: its draft lengths as "5", and where it grows trees their shapes as "16:4:8". A tree's twin is
-the chain of as many draft tokens as the tree has nodes, so that both judge the same rows, but where a text ends. Legend: P prompts, B resamples.
+Not a measurement. Intervals are those of `evaluate/bootstrap.py`; all drafters share the resamples, so a ratio's
+interval is that of a paired comparison. Every drafter has the same keys: its draft lengths as "5", and where it grows
+trees their shapes as "16:4:8". A tree's twin is the chain of as many draft tokens as the tree has nodes, so that both
+judge the same rows, but where a text ends. Legend: P prompts, B resamples.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ def record(
 ) -> dict[str, Any]:  # fmt: skip
     """The measurement as JSON: per condition and family tau, acceptance by position, and tau's ratio to the baseline.
 
-    `by_prompt` holds what every number is made of: tokens, and verify steps of each drafter at each draft length and tree.
-    Trees are measured of drafters whose `about` names, as `trees`, who grows them.
+    `by_prompt` holds what every number is made of: tokens, and verify steps of each drafter at each draft length and
+    tree. Trees are measured of drafters whose `about` names, as `trees`, who grows them.
     """
     conditions = []
     keys = _keys(about, settings)
     for (perturbation, length), rows in found.items():
-        families = {family: [r for r in rows if r["family"] == family] for family in dict.fromkeys(r["family"] for r in rows)}
+        families = {
+            family: [r for r in rows if r["family"] == family] for family in dict.fromkeys(r["family"] for r in rows)
+        }
         conditions.append({
             "perturb": perturbation, "context": length,
             "families": {f: _figures(part, keys, baseline, seed) for f, part in (families | {"all": rows}).items()},
@@ -60,7 +63,10 @@ def _twin(key: str) -> str | None:
 
 
 def _by_prompt(rows: Sequence[Row], keys: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    steps = {n: {k: [sum(t["counts"][n][k][0] for t in r["turns"]) for r in rows] for k in every} for n, every in keys.items()}
+    steps = {
+        n: {k: [sum(t["counts"][n][k][0] for t in r["turns"]) for r in rows] for k in every}
+        for n, every in keys.items()
+    }
     return {
         "family": [r["family"] for r in rows], "id": [r["id"] for r in rows],
         "prompt_tokens": [[t["prompt_tokens"] for t in r["turns"]] for r in rows],
@@ -69,13 +75,17 @@ def _by_prompt(rows: Sequence[Row], keys: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: str, seed: int) -> dict[str, Any]:
-    """One family, or all: `drafters` by name and key, `ratio` to the baseline likewise, and `over_chain`, of trees to their twins."""
+    """One family, or all:
+
+    `drafters` by name and key, `ratio` to the baseline likewise, and `over_chain`, of trees to their twins.
+    """
     draws = resamples(len(rows), seed)
     counted = _by_prompt(rows, keys)
     tokens = np.array(counted["tokens"], np.float64)[:, None]  # [P, 1]
     enough = np.array([np.count_nonzero(tokens) > 1])
 
-    def tau_ratio(steps: Floats, other: Floats) -> Value:  # tau / tau: the tokens are the same, so the verify steps say it all
+    # tau / tau: the tokens are the same, so the verify steps say it all
+    def tau_ratio(steps: Floats, other: Floats) -> Value:
         return summaries(*ratios(other, steps, draws), enough)[0]
 
     drafters: dict[str, dict[str, Any]] = {name: {} for name in keys}
@@ -107,7 +117,10 @@ def _steps(counted: Mapping[str, Any], name: str, k: str) -> Floats:
 
 
 def _summed(rows: Sequence[Row], name: str, k: str, part: int) -> list[int]:
-    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts; as long as the longest draft that was judged."""
+    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts;
+
+    as long as the longest draft that was judged.
+    """
     counts = [turn["counts"][name][k][part] for row in rows for turn in row["turns"]]
     return [sum(column) for column in zip_longest(*counts, fillvalue=0)]
 
@@ -122,15 +135,27 @@ def table(measured: Mapping[str, Any]) -> list[str]:
         if condition["context"] is not None:
             title += f"; prompts padded to {condition['context']} tokens"
         for k in map(str, measured["settings"]["draft_max"]):
-            lines += [f"{title}; draft length {k}", *_block(condition["families"], [d["name"] for d in about], others, k), ""]
+            lines += [
+                f"{title}; draft length {k}",
+                *_block(condition["families"], [d["name"] for d in about], others, k),
+                "",
+            ]
         for k in trees:
             names = [d["name"] for d in about if d["trees"]]
-            lines += [f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}", *_block(condition["families"], names, others, k), ""]
+            lines += [
+                f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}",
+                *_block(condition["families"], names, others, k),
+                "",
+            ]
     lines.append("tau: tokens per verify step; ±: half the bootstrap interval over prompts, paired for the ratios")
     if trees:
         lines.append("gain: tau of trees divided by that of the same drafter's chains of as many draft tokens")
         by = {code: [d["name"] for d in about if d["trees"] == code] for code in ("llama.cpp", "reference", None)}
-        says = {"llama.cpp": "trees grown by llama.cpp", "reference": "trees and chains drafted by the reference code", None: "chains only"}
+        says = {
+            "llama.cpp": "trees grown by llama.cpp",
+            "reference": "trees and chains drafted by the reference code",
+            None: "chains only",
+        }
         lines.append("; ".join(f"{says[code]}: {', '.join(found)}" for code, found in by.items() if found))
     if others:
         lines.append(f"x: tau divided by that of {measured['baseline']}")
@@ -157,7 +182,10 @@ def _block(families: Mapping[str, Any], names: Sequence[str], others: Sequence[s
     for family, row in families.items():
         cells = "  ".join(f"{cell(_at(row, keys), 2):>{max(12, len(head))}}" for head, keys in columns)
         lines.append(f"{family:<{width}}  {row['prompts']:7d}  {row['generated_tokens']:7d}  {cells}")
-    lines.append("accepted by position, over all families" + ("" if twin is None else "; rows verified per step, of trees and of chains"))
+    lines.append(
+        "accepted by position, over all families"
+        + ("" if twin is None else "; rows verified per step, of trees and of chains")
+    )
     label = max(len(name) for name in names)
     for name in names:
         found = families["all"]["drafters"][name]

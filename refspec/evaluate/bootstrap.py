@@ -1,7 +1,8 @@
-"""Ratios of sums with percentile bootstrap intervals over prompts (Efron 1979); one set of resamples makes comparisons paired.
+"""Ratios of sums with percentile bootstrap intervals over prompts (Efron 1979); one set of resamples makes comparisons
+paired.
 
-Not a report. Chains and verify steps of one prompt are not independent, so prompts are what is drawn again, and every mean is a ratio
-of sums over the drawn prompts. Legend: P prompts, B resamples, K entries.
+Not a report. Chains and verify steps of one prompt are not independent, so prompts are what is drawn again, and every
+mean is a ratio of sums over the drawn prompts. Legend: P prompts, B resamples, K entries.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def ratios(sums: Floats, counts: Floats, draws: Floats) -> tuple[Floats, Floats]
 
 
 def summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> list[Value]:
-    """Means [K] with the interval of their resamples [B, K], where `enough` [K] prompts were counted for one; None is unknown."""
+    """Means [K] with the interval of their resamples [B, K], where `enough` [K] prompts were counted for one;
+
+    None is unknown.
+    """
     tail = 100 * (1 - LEVEL) / 2
     out: list[Value] = []
     for i, mean in enumerate(means):
@@ -39,7 +43,8 @@ def summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> li
 
 
 def intervals(sums: Floats, counts: Floats, draws: Floats) -> list[Value]:
-    """Ratio of sums and its interval for each of K entries: sums and counts [P, K], draws [B, P] how often a prompt is drawn.
+    """Ratio of sums and its interval for each of K entries: sums and counts [P, K], draws [B, P] how often a prompt is
+    drawn.
 
     None stands where nothing was counted, and for the interval of fewer than two prompts.
     """

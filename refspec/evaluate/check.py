@@ -1,7 +1,7 @@
 """Does this drafter fit this target? What the two files say, then a short run, each finding with its likely cause.
 
-Not a benchmark: the run is long enough to tell a wrong pair from a right one, and no longer. The files are compared here,
-the run and its detectors are `evaluate/check_live.py`.
+Not a benchmark: the run is long enough to tell a wrong pair from a right one, and no longer. The files are compared
+here, the run and its detectors are `evaluate/check_live.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def check(
     max_tokens: int = 48,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Every finding about a pair of GGUF files; `fits` is False when one is a misfit. `CheckpointError` for a damaged file.
+    """Every finding about a pair of GGUF files; `fits` is False when one is a misfit. `CheckpointError` for a damaged
+    file.
 
     With `live`, and unless the files alone rule the pair out, `prompts` built-in prompts of `max_tokens` are generated.
     """
@@ -43,7 +44,9 @@ def check(
     findings = compare(first, second, config)
     run: dict[str, Any] | None = None
     if live and all(f.level != MISFIT for f in findings):
-        run, more = run_pair(first, second, config, threads=threads, prompts=prompts, max_tokens=max_tokens, progress=progress)
+        run, more = run_pair(
+            first, second, config, threads=threads, prompts=prompts, max_tokens=max_tokens, progress=progress
+        )
         findings += more
     return {
         "target": str(first.path), "drafter": str(second.path), "fits": all(f.level != MISFIT for f in findings),
@@ -69,7 +72,9 @@ def compare(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> list[
 def _equal(about: str, what: str, ours: int, theirs: Any) -> Finding:
     if ours == theirs:
         return Finding(about, OK, f"{ours} {what} in both")
-    return Finding(about, MISFIT, f"{ours} {what} in the drafter, {theirs} in the target", "it was trained for another target")
+    return Finding(
+        about, MISFIT, f"{ours} {what} in the drafter, {theirs} in the target", "it was trained for another target"
+    )
 
 
 def _vocabulary(target: GgufInfo) -> Any:
@@ -107,7 +112,9 @@ def _draft_vocabulary(drafter: GgufInfo, config: DrafterConfig) -> Finding:
         return Finding("draft tokens", level, f"{d} of {v}, no d2t", cause)
     ids = read_tensor(drafter, "d2t")
     if ids.min() < 0 or ids.max() >= v or len(set(ids.tolist())) != len(ids):
-        return Finding("draft tokens", MISFIT, f"d2t does not hold {d} different ids below {v}", "offsets were taken for ids")
+        return Finding(
+            "draft tokens", MISFIT, f"d2t does not hold {d} different ids below {v}", "offsets were taken for ids"
+        )
     return Finding("draft tokens", OK, f"{d} of {v} ({100 * d / v:.1f} %), ids {ids.min()}..{ids.max()}")
 
 

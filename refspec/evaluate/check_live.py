@@ -1,8 +1,9 @@
 """The short run of `refspec check`: acceptance by position, magnitudes by depth, and what their patterns mean.
 
-Detectors known from the field: nearly nothing accepted at the first position (wrong layers or rows); a state that grows with
-draft depth although post-norm feedback is set; acceptance that collapses after the first position (wrong feedback). Then
-every usual mistake is undone and compared (`evaluate/check_readings.py`), so that the cause is measured and not guessed.
+Detectors known from the field: nearly nothing accepted at the first position (wrong layers or rows); a state that grows
+with draft depth although post-norm feedback is set; acceptance that collapses after the first position (wrong
+feedback). Then every usual mistake is undone and compared (`evaluate/check_readings.py`), so that the cause is measured
+and not guessed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ SECONDS = 60.0  # about so long the target writes them, and the readings take
 
 
 class Run(NamedTuple):
-    """One run of the pair: counts, magnitude of the state by draft depth, the tokens the target chose, and where they stand."""
+    """One run of the pair:
+
+    counts, magnitude of the state by draft depth, the tokens the target chose, and where they stand.
+    """
 
     statistics: Statistics
     magnitudes: list[float]
@@ -68,11 +72,15 @@ def run_pair(
     target = LlamaTarget(target_info.path, capture_layers=config.capture_layers, **settings)
     try:
         progress(f"running {prompts} prompts")
-        as_is = _measure(Session(target, open_drafter(drafter_info.path, target, **settings)), texts[:prompts], max_tokens)
+        as_is = _measure(
+            Session(target, open_drafter(drafter_info.path, target, **settings)), texts[:prompts], max_tokens
+        )
     finally:
         target.close()
     findings = [*judge(as_is.statistics, as_is.magnitudes, config), _coverage(drafter_info, as_is.tokens)]
-    tried = readings(config, int(target_info.metadata[f"{target_info.arch}.block_count"]), _theta(target_info, drafter_info))
+    tried = readings(
+        config, int(target_info.metadata[f"{target_info.arch}.block_count"]), _theta(target_info, drafter_info)
+    )
     recorded = boundaries(config, tried)
     target = LlamaTarget(target_info.path, capture_layers=recorded, **settings)
     try:
@@ -85,7 +93,9 @@ def run_pair(
     found: list[Compared] = []
     if sum(len(r.tokens) - r.start for r in sampled) >= FEW:
         _, weights = complete_weights(drafter_info, target_info)
-        found = compare(config, weights, recorded, sampled, greedy, tried, depth=DRAFT, seconds=SECONDS, progress=progress)
+        found = compare(
+            config, weights, recorded, sampled, greedy, tried, depth=DRAFT, seconds=SECONDS, progress=progress
+        )
         fired = any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings)
         findings.append(_lost_norm() if _unnormed(as_is.magnitudes, config) else verdict(found, unexplained=fired))
     numbers = {
@@ -107,7 +117,9 @@ def _sampled(target: LlamaTarget, texts: Sequence[str], max_tokens: int) -> list
     session, out, began = Session(target), [], perf_counter()
     for seed, text in enumerate(texts):
         encoded = fit(session.encode(text), target.n_ctx - max_tokens)
-        generation = session.generate(tokens=encoded, max_tokens=max_tokens, sampler=Sampler(temperature=1.0), seed=seed)
+        generation = session.generate(
+            tokens=encoded, max_tokens=max_tokens, sampler=Sampler(temperature=1.0), seed=seed
+        )
         for _ in generation:
             pass
         out.append(([*encoded, *generation.tokens], len(encoded)))
@@ -156,7 +168,14 @@ def judge(statistics: Statistics, magnitudes: Sequence[float], config: DrafterCo
     said = f"tau {statistics.tau:.2f}, accepted by position {' '.join(f'{s:.2f}' for s in shares) or 'none'}"
     if not shares or statistics.judged[0] < ENOUGH:
         judged = statistics.judged[0] if statistics.judged else 0
-        return [Finding("run", NOTE, f"{said}; {judged} verify steps are too few to judge by", "the texts ended early; raise --count")]
+        return [
+            Finding(
+                "run",
+                NOTE,
+                f"{said}; {judged} verify steps are too few to judge by",
+                "the texts ended early; raise --count",
+            )
+        ]
     return [_first(shares[0], said), _later(shares), _growth(magnitudes, config)]
 
 
@@ -180,7 +199,9 @@ def _later(shares: Sequence[float]) -> Finding:
         return Finding("later tokens", MISFIT, f"{said}: acceptance collapses after the first position",
                        "the wrong state is fed back: --feedback (pre_norm or post_norm) or --residual is not what it was trained with")  # fmt: skip
     if min(given) < COLLAPSE * shares[0]:
-        return Finding("later tokens", NOTE, f"{said}: acceptance falls with depth", "it was trained for fewer draft tokens than 4")
+        return Finding(
+            "later tokens", NOTE, f"{said}: acceptance falls with depth", "it was trained for fewer draft tokens than 4"
+        )
     return Finding("later tokens", OK, said)
 
 
@@ -192,7 +213,12 @@ def _growth(magnitudes: Sequence[float], config: DrafterConfig) -> Finding:
     if config.feedback is Feedback.POST_NORM:
         return Finding("magnitude", MISFIT, f"{said}: it grows although post-norm feedback is set",
                        "the norm is not the one it was trained with, or the flag belongs to a drafter trained with pre-norm feedback")  # fmt: skip
-    return Finding("magnitude", NOTE, f"{said}: it grows with depth", "pre-norm feedback; EAGLE 3.1 (post-norm) is made against this")
+    return Finding(
+        "magnitude",
+        NOTE,
+        f"{said}: it grows with depth",
+        "pre-norm feedback; EAGLE 3.1 (post-norm) is made against this",
+    )
 
 
 def _coverage(info: GgufInfo, tokens: Sequence[int]) -> Finding:

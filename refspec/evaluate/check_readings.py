@@ -1,8 +1,10 @@
-"""Which reading of a drafter's switches and layers is the one it was trained with? Every usual mistake undone, and compared.
+"""Which reading of a drafter's switches and layers is the one it was trained with? Every usual mistake undone, and
+compared.
 
-A counterfactual is the strongest detector there is: the trained reading has the smallest cross-entropy on the target's own
-text and the longest drafts, and the comparison is paired, so that a shift of the layers by one, which costs a robust drafter
-one draft token in a hundred, can be told from chance. Nothing of it needs the engine: the drafter is refspec's own forward pass.
+A counterfactual is the strongest detector there is: the trained reading has the smallest cross-entropy on the target's
+own text and the longest drafts, and the comparison is paired, so that a shift of the layers by one, which costs a
+robust drafter one draft token in a hundred, can be told from chance. Nothing of it needs the engine: the drafter is
+refspec's own forward pass.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ PLACES = 240  # places of the greedy text where drafts are replayed
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read the drafter: `changes` of its configuration, rows that are `late`; `fix` is what to do if it is the one."""
+    """One way to read the drafter: `changes` of its configuration, rows that are `late`;
+
+    `fix` is what to do if it is the one.
+    """
 
     name: str
     fix: str
@@ -45,7 +50,13 @@ def readings(config: DrafterConfig, n_layer: int, target_theta: float | None = N
 
     def switch(name: str, value: Any, **more: Any) -> None:
         spelled = getattr(value, "value", value)
-        said = {True: "yes", False: "no"}.get(spelled, spelled) if isinstance(spelled, bool) else f"{spelled:g}" if isinstance(spelled, float) else spelled
+        said = (
+            {True: "yes", False: "no"}.get(spelled, spelled)
+            if isinstance(spelled, bool)
+            else f"{spelled:g}"
+            if isinstance(spelled, float)
+            else spelled
+        )
         option = f"--{name.replace('_', '-')} {said}"
         out.append(Reading(option, f"convert it again with {option}", {name: value} | more))
 
@@ -55,10 +66,27 @@ def readings(config: DrafterConfig, n_layer: int, target_theta: float | None = N
     if target_theta and abs(target_theta - config.rope_theta) > 1e-6 * target_theta:
         switch("rope_theta", target_theta)
     other = RopeStyle.HALF_SPLIT if config.rope_style is RopeStyle.INTERLEAVED else RopeStyle.INTERLEAVED
-    out.append(Reading("q and k rows in the other RoPE order", "it was converted without reordering them: convert it with refspec", {"rope_style": other}))
-    out.append(Reading("the states of the row before", "it was trained on rows that pair a token with the state before it: train it again", {}, late=1))
+    out.append(
+        Reading(
+            "q and k rows in the other RoPE order",
+            "it was converted without reordering them: convert it with refspec",
+            {"rope_style": other},
+        )
+    )
+    out.append(
+        Reading(
+            "the states of the row before",
+            "it was trained on rows that pair a token with the state before it: train it again",
+            {},
+            late=1,
+        )
+    )
     if config.biases:
-        out.append(Reading("no biases", "a program that goes by the flags trained or wrote it: --ignore the biases", {"biases": ()}))
+        out.append(
+            Reading(
+                "no biases", "a program that goes by the flags trained or wrote it: --ignore the biases", {"biases": ()}
+            )
+        )
     layers, seen = config.capture_layers, {config.capture_layers}
     shifts = [(tuple(b + d for b in layers), True) for d in (-1, 1)]
     shifts.append(((2, n_layer // 2, n_layer - 3), True))
@@ -115,14 +143,17 @@ def compare(
     seconds: float,
     progress: Callable[[str], None],
 ) -> list[Compared]:
-    """Judge every reading on text of the target, within about `seconds`; texts are left out where they would not suffice.
+    """Judge every reading on text of the target, within about `seconds`; texts are left out where they would not
+    suffice.
 
     `recorded` are the boundaries of the recordings, in order. A reading whose tensors are not in the file is left out.
     """
 
     def build(r: Reading) -> tuple[Eagle3Drafter, list[int]]:
         changed = replace(config, **r.changes)
-        held = {n: a for n, a in weights.items() if not n.endswith(".bias") or n.removesuffix(".bias") in changed.biases}
+        held = {
+            n: a for n, a in weights.items() if not n.endswith(".bias") or n.removesuffix(".bias") in changed.biases
+        }
         return Eagle3Drafter(changed, held, native), [recorded.index(b) for b in changed.capture_layers]  # type: ignore[arg-type]
 
     as_is, columns = build(Reading("", "", {}))
@@ -141,7 +172,10 @@ def compare(
         try:
             drafter, columns = build(r)
             with np.errstate(over="ignore", invalid="ignore"):
-                score, taken = scores(drafter, kept, columns, r.late), accepted(drafter, chained, columns, depth, places, r.late)
+                score, taken = (
+                    scores(drafter, kept, columns, r.late),
+                    accepted(drafter, chained, columns, depth, places, r.late),
+                )
         except RefspecError:  # tensors this reading needs are not in the file, or its states overflow
             continue
         out.append(Compared(r, gain(base[0], np.nan_to_num(score, nan=-1e3, neginf=-1e3)), gain(base[1], taken)))
@@ -153,15 +187,24 @@ def verdict(found: Sequence[Compared], *, unexplained: bool) -> Finding:
     if not found:
         return Finding("readings", NOTE, "nothing to compare")
     rows, tau = "on text of the target", 1 + found[0].taken.as_is
-    better = sorted((c for c in found if c.better), key=lambda c: (c.reading.usual, c.score.other + c.taken.other), reverse=True)
+    better = sorted(
+        (c for c in found if c.better), key=lambda c: (c.reading.usual, c.score.other + c.taken.other), reverse=True
+    )
     if better:
         best = better[0]
         said = (
             f"{best.reading.name} does better {rows}: cross-entropy {-best.score.other:.3f} for {-best.score.as_is:.3f} "
             f"({best.score.sigmas:.1f} standard errors), replayed tau {1 + best.taken.other:.2f} for {tau:.2f} ({best.taken.sigmas:.1f})"
         )
-        return Finding("readings", MISFIT if best.reading.usual else NOTE, said, f"it was trained otherwise: {best.reading.fix}")
+        return Finding(
+            "readings", MISFIT if best.reading.usual else NOTE, said, f"it was trained otherwise: {best.reading.fix}"
+        )
     said = f"no other reading of it does better {rows} ({len(found)} tried, replayed tau {tau:.2f})"
     if unexplained:
-        return Finding("readings", NOTE, said, "none of the usual mistakes explains it: another target, lost norms, or little training")
+        return Finding(
+            "readings",
+            NOTE,
+            said,
+            "none of the usual mistakes explains it: another target, lost norms, or little training",
+        )
     return Finding("readings", OK, said)

@@ -1,8 +1,9 @@
 """Speculative text against plain text: where they part, and whether the engine's own rounding explains it.
 
-Not a timing. llama.cpp sums in another order for another batch shape, so the logits of a row change a little when it is verified
-beside others; when two candidates are that close, the tokens may differ although the rule is lossless. `explain` measures this rounding
-without any speculation: it runs the plain text twice, token by token and in batches, and compares the logits of the same rows.
+Not a timing. llama.cpp sums in another order for another batch shape, so the logits of a row change a little when it is
+verified beside others; when two candidates are that close, the tokens may differ although the rule is lossless.
+`explain` measures this rounding without any speculation: it runs the plain text twice, token by token and in batches,
+and compares the logits of the same rows.
 
 With e the largest change of any logit (the noise):
   greedy   the order of two logits can turn if they are within 2 e
@@ -61,9 +62,11 @@ def explain(
     draft_max: int,
     trees: bool = False,
 ) -> Difference | None:
-    """Measure the first difference of two texts of the same prompt [N]; None when there is none. Runs the target over the plain text twice.
+    """Measure the first difference of two texts of the same prompt [N]; None when there is none. Runs the target over
+    the plain text twice.
 
-    `draft_max` is the most rows that were verified beside the pending one, with `trees` as nodes of a tree, for a TreeTarget.
+    `draft_max` is the most rows that were verified beside the pending one, with `trees` as nodes of a tree, for a
+    TreeTarget.
     """
     position = first_difference(plain, speculative)
     if position is None:
@@ -71,10 +74,13 @@ def explain(
     target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
-    # Largest first: other kernels may begin at some size (eight rows, in llama.cpp), and a short text must not end before they are met.
+    # Largest first: other kernels may begin at some size (eight rows, in llama.cpp), and a short text must not end
+    # before they are met.
     together = _rows(target, prompt, plain, window, range(max(draft_max, 1) + 1, 1, -1))
     noise = moved = 0.0
-    if trees:  # what stands beside a row then lies between the cells it attends to, which changes sums that a chain does not: where it lies decides
+    # what stands beside a row then lies between the cells it attends to, which changes sums that a chain does not:
+    # where it lies decides
+    if trees:
         sizes = sorted({2, max(draft_max // 2, 2), max(draft_max, 2)})
         grown = (_tree_rows(cast(TreeTarget, target), prompt, plain, window, nodes) for nodes in sizes)
         together = chain.from_iterable((*grown, together))
@@ -112,7 +118,9 @@ def _rows(
         start += rows
 
 
-def _tree_rows(target: TreeTarget, prompt: Sequence[int], text: Sequence[int], window: range, nodes: int) -> Iterator[tuple[int, Array]]:
+def _tree_rows(
+    target: TreeTarget, prompt: Sequence[int], text: Sequence[int], window: range, nodes: int
+) -> Iterator[tuple[int, Array]]:
     """As `_rows`, in trees of `nodes` nodes: the text itself, and at every token another one beside it."""
     for _ in prefill(target, None, prompt):
         pass

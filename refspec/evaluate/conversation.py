@@ -23,7 +23,8 @@ def perturbed(session: Session, text: str, name: str) -> list[int]:
 
 
 def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[int]:
-    """Tokens of turns (user, assistant, user, ...) under a perturbation; without a template their texts stand on lines of their own.
+    """Tokens of turns (user, assistant, user, ...) under a perturbation; without a template their texts stand on lines
+    of their own.
 
     Raises UsageError for a model without a chat template, and where the perturbation finds nothing to change.
     """
@@ -44,15 +45,18 @@ def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[i
     if not how.has_bos and tokens[:1] == [session.target.metadata.get("tokenizer.ggml.bos_token_id")]:
         tokens = tokens[1:]
     if tokens == own:
-        raise UsageError(f"--perturb {name} finds nothing to change in the chat template of {session.name}; leave it out")
+        raise UsageError(
+            f"--perturb {name} finds nothing to change in the chat template of {session.name}; leave it out"
+        )
     return tokens
 
 
 def padded(session: Session, prompts: Sequence[Prompt], index: int, length: int, name: str = "none") -> list[int]:
     """Tokens of prompt `index` behind a document that fills them up to `length` tokens, or just below.
 
-    The document is the first turns of the other prompts, from the next one on and around, separated by blank lines and cut at a word;
-    it opens the user's message, a blank line and the prompt's own words close it. Raises UsageError when the others are too short.
+    The document is the first turns of the other prompts, from the next one on and around, separated by blank lines and
+    cut at a word; it opens the user's message, a blank line and the prompt's own words close it. Raises UsageError when
+    the others are too short.
     """
     own = prompts[index].text
     pieces: list[str] = []  # of the document: words with the space after them, each at least one token
@@ -71,5 +75,7 @@ def padded(session: Session, prompts: Sequence[Prompt], index: int, length: int,
         fits, too_many = (middle, too_many) if len(tokens(middle)) <= length else (fits, middle)
     found = tokens(fits)
     if len(found) < SHORT * length:
-        raise UsageError(f"--context {length}: the other prompts hold too little text to fill it; give more prompts or a shorter context")
+        raise UsageError(
+            f"--context {length}: the other prompts hold too little text to fill it; give more prompts or a shorter context"
+        )
     return found

@@ -1,12 +1,12 @@
 """Attention drift, measured: what each row of a speculation chain looks at, and what it hands to the next row.
 
-Not a drafter and not a report: the rows are those of `reference/eagle3.py` under its probe, `evaluate/drift_report.py` makes means and tables.
-Source of the question: Attention Drift (arXiv 2605.09992).
+Not a drafter and not a report: the rows are those of `reference/eagle3.py` under its probe, `evaluate/drift_report.py`
+makes means and tables. Source of the question: Attention Drift (arXiv 2605.09992).
 
-Chain depth j = 1..K is the row that predicts the j-th draft token. The row of depth 1 is the last true row; the rows below it are
-chained. Verify positions are those of the decode cycle at draft length K, so the acceptance here is the cycle's own.
-Sums and counts are kept per prompt, never means: a mean over chains is then a ratio, and prompts can be resampled.
-Legend: K depth, N tokens of prompt and text, S rows held, W window, nh heads.
+Chain depth j = 1..K is the row that predicts the j-th draft token. The row of depth 1 is the last true row; the rows
+below it are chained. Verify positions are those of the decode cycle at draft length K, so the acceptance here is the
+cycle's own. Sums and counts are kept per prompt, never means: a mean over chains is then a ratio, and prompts can be
+resampled. Legend: K depth, N tokens of prompt and text, S rows held, W window, nh heads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from refspec.reference.sampling import Sampler
 WINDOW = 8  # true rows before the chain that the heat map shows one by one
 CHUNK = 256  # true rows run at a time
 MASSES = ("sink", "prompt", "verified", "chain")  # of the attention; they sum to 1
-STATES = ("chain_earlier", "entropy", "added", "magnitude", "growth", "cosine")  # the first: `chain` without the row itself
+# the first: `chain` without the row itself
+STATES = ("chain_earlier", "entropy", "added", "magnitude", "growth", "cosine")
 JUDGED = ("accepted", "accepted_given_previous")
 FIGURES = (*MASSES, *STATES, *JUDGED)  # what is known of each depth
 Floats = npt.NDArray[np.float64]
@@ -86,7 +87,9 @@ class Recorder:
         self.features.append(np.array(features, np.float32))  # a copy: the target reuses its buffer
         self.n_rows += len(tokens)
 
-    def draft(self, k: int, *, coins: Floats | None = None, sampler: Sampler | None = None, stop: Stop | None = None) -> Draft:
+    def draft(
+        self, k: int, *, coins: Floats | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+    ) -> Draft:
         return NO_DRAFT
 
     def rollback(self, n_rows: int) -> None:
@@ -99,7 +102,9 @@ class Recorder:
 def record(
     target: Target, prompt: Sequence[int], layers: Sequence[int], *, max_tokens: int, sampler: Sampler, seed: int
 ) -> Text:
-    """Decode up to max_tokens after prompt [n] without speculation, keeping the states of the target's captured `layers`."""
+    """Decode up to max_tokens after prompt [n] without speculation, keeping the states of the target's captured
+    `layers`.
+    """
     recorder = Recorder(layers)
     target.capturing = True  # type: ignore[misc]
     for _ in prefill(target, recorder, prompt):
@@ -113,10 +118,11 @@ def record(
 
 
 def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, every: int | None = None) -> Tally:
-    """Draft to `depth` at the cycle's verify positions of a text, or at each `every`-th output position; one prompt's sums.
+    """Draft to `depth` at the cycle's verify positions of a text, or at each `every`-th output position; one prompt's
+    sums.
 
-    features [N-1, n_states*Ht] are those of this drafter's own layers (see `select`). Position p of the output is judged by the
-    tokens the target decided from p on.
+    features [N-1, n_states*Ht] are those of this drafter's own layers (see `select`). Position p of the output is
+    judged by the tokens the target decided from p on.
     """
     tally, output = Tally(depth), text.tokens[text.n_prompt :].tolist()
     drafter.reset()
@@ -142,7 +148,10 @@ def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, eve
 
 
 def select(features: Array, recorded: Sequence[int], wanted: Sequence[int]) -> Array:
-    """Columns of features [T, len(recorded)*Ht] that belong to the `wanted` layers, in their order: [T, len(wanted)*Ht]."""
+    """Columns of features [T, len(recorded)*Ht] that belong to the `wanted` layers, in their order:
+
+    [T, len(wanted)*Ht].
+    """
     if not wanted:  # a drafter that reads tokens only
         return np.empty((len(features), 0), np.float32)
     states = features.reshape(len(features), len(recorded), -1)  # [T, n_states, Ht]
@@ -156,7 +165,10 @@ def heat_columns(depth: int) -> list[str]:
 
 
 def _chain(drafter: Eagle3Drafter, text: Text, features: Array, n: int, k: int) -> tuple[list[RowRecord], list[int]]:
-    """Bring the drafter to true rows 0..n-1 and chain k draft tokens: k row records, and the tokens up to an end token."""
+    """Bring the drafter to true rows 0..n-1 and chain k draft tokens:
+
+    k row records, and the tokens up to an end token.
+    """
     records: list[RowRecord] = []
     drafter.rollback(min(drafter.n_rows, n - 1))  # the last true row runs here, under the probe
     for start in range(drafter.n_rows, n - 1, CHUNK):
@@ -173,7 +185,10 @@ def _chain(drafter: Eagle3Drafter, text: Text, features: Array, n: int, k: int) 
 
 
 def add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) -> None:
-    """Attention and states of one chain; row P holds token P+1, so rows 0..n_prompt-2 are the prompt's, n.. the chain's."""
+    """Attention and states of one chain; row P holds token P+1, so rows 0..n_prompt-2 are the prompt's, n..
+
+    the chain's.
+    """
     before: Array | None = None
     first = 0.0
     for j, row in enumerate(records, 1):

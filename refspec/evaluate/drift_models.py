@@ -1,4 +1,5 @@
-"""The models of a comparison: a target that captures for several drafters, and the drafters, as reference code or on llama.cpp.
+"""The models of a comparison: a target that captures for several drafters, and the drafters, as reference code or on
+llama.cpp.
 
 Not a session. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
 """
@@ -41,11 +42,12 @@ def load_pairs(
 ) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
     """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
 
-    Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not matter.
-    `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for llama.cpp unless
-    a directory or an experiment needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3 drafters are such as grow them. 
-    Each value of `anchors` and `growths` adds every drafter once more, with that experiment (`Eagle3Drafter`).
-    Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError, UsageError.
+    Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not
+    matter. `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file),
+    or "" for llama.cpp unless a directory or an experiment needs the reference. `lookup` adds prompt lookup. With
+    `trees` EAGLE-3 drafters are such as grow them. Each value of `anchors` and `growths` adds every drafter once more,
+    with that experiment (`Eagle3Drafter`). Raises CheckpointError (a file), ShapeError (a drafter for another target),
+    BackendError, UsageError.
     """
     native.check()
     if model is None:
@@ -56,7 +58,11 @@ def load_pairs(
     directories = [path for path in paths if Path(path).is_dir()]
     engine = engine or ("reference" if directories or anchors or growths else "llama")
     if engine == "llama" and (directories or anchors or growths):
-        what = f"{directories[0]} is a directory" if directories else f"--{'anchor' if anchors else 'grow'} changes what a drafter computes"
+        what = (
+            f"{directories[0]} is a directory"
+            if directories
+            else f"--{'anchor' if anchors else 'grow'} changes what a drafter computes"
+        )
         raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
     files = dict(zip(names(paths), paths, strict=True))
     if engine == "llama":
@@ -93,12 +99,15 @@ def load_pairs(
     return target, read_drafters, prints
 
 
-def _on_llama(path: str, weights: str, model: str, target: LlamaTarget, trees: Sequence[TreeShape], settings: dict[str, Any]) -> Any:
+def _on_llama(
+    path: str, weights: str, model: str, target: LlamaTarget, trees: Sequence[TreeShape], settings: dict[str, Any]
+) -> Any:
     """The drafter on llama.cpp, one that grows trees if there are any; `weights` is the file at `path` or its recast."""
     if not trees or not open_pair.is_eagle3(path):
         return open_pair.make_drafter(weights, target, lookup=False, **settings)
     if drafter_meta.graph_reasons(drafter_config(read_gguf_header(path), in_graph=False)):
-        return read(path, model)  # refspec's own kernels, which would run it, draft chains only; the reference grows trees of any drafter
+        # refspec's own kernels, which would run it, draft chains only; the reference grows trees of any drafter
+        return read(path, model)
     broadest = max(trees, key=lambda shape: shape.top_k)
     return open_pair.make_drafter(weights, target, lookup=False, tree=broadest, **settings)
 

@@ -1,6 +1,8 @@
-"""Figures and the one page of `refspec drift`, drawn from its record alone, so that they can be drawn again from the JSON.
+"""Figures and the one page of `refspec drift`, drawn from its record alone, so that they can be drawn again from the
+JSON.
 
-The only file that imports matplotlib; without pyplot, so nothing global is touched. Bands are the intervals of the record.
+The only file that imports matplotlib; without pyplot, so nothing global is touched. Bands are the intervals of the
+record.
 """
 
 from __future__ import annotations
@@ -49,10 +51,26 @@ def heat(measured: Record) -> Figure:
             panel.text(i, j, f"{100 * mass[j, i]:.0f}", ha="center", va="center", fontsize=8, color=colour)
         for edge, colour, width in ((0.5, "white", 3), (1.5, "white", 3), (start - 0.5, "#d55e00", 4)):
             panel.axvline(edge, color=colour, linewidth=width)
-        for end, where, words in ((start - 0.6, "right", "text the target has verified"), (start - 0.4, "left", "the chain's own draft tokens")):
-            panel.annotate(words, (end, 1.01), xycoords=("data", "axes fraction"), ha=where, va="bottom", fontsize=8, color="#d55e00")
+        for end, where, words in (
+            (start - 0.6, "right", "text the target has verified"),
+            (start - 0.4, "left", "the chain's own draft tokens"),
+        ):
+            panel.annotate(
+                words,
+                (end, 1.01),
+                xycoords=("data", "axes fraction"),
+                ha=where,
+                va="bottom",
+                fontsize=8,
+                color="#d55e00",
+            )
         panel.annotate(
-            "last cell of each line:\nthe row's own token", (0.99, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=8
+            "last cell of each line:\nthe row's own token",
+            (0.99, 0.95),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8,
         )
         panel.set_xticks(range(len(columns)), ["sink\n(row 0)", "all\nearlier", *columns[2:]])
         panel.set_yticks(range(depth), range(1, depth + 1))
@@ -69,7 +87,9 @@ def heat(measured: Record) -> Figure:
 def mass(measured: Record) -> Figure:
     """The four shares stacked by depth, one panel a drafter."""
     drafters = measured["drafters"]
-    figure, panels = _row(len(drafters), "Attention by chain depth: where orange grows, it drifts to what nobody has verified", width=4.6)
+    figure, panels = _row(
+        len(drafters), "Attention by chain depth: where orange grows, it drifts to what nobody has verified", width=4.6
+    )
     for panel, drafter in zip(panels, drafters, strict=True):
         depths = [row["depth"] for row in drafter["depths"]]
         below = np.zeros(len(depths))
@@ -94,11 +114,36 @@ def mass(measured: Record) -> Figure:
 
 def drift(measured: Record) -> Figure:
     """Attention on the chain's own tokens, on the prompt, and its entropy: the drafters in one panel each."""
-    figure, panels = _row(4, "Does attention drift from the prompt to the chain's own draft tokens?  (bands: intervals over prompts)", width=3.6)
+    figure, panels = _row(
+        4,
+        "Does attention drift from the prompt to the chain's own draft tokens?  (bands: intervals over prompts)",
+        width=3.6,
+    )
     _lines(panels[0], measured, "chain", "on draft tokens, its own included\n(rising: drift)", "share of attention")
-    _lines(panels[1], measured, "chain_earlier", "on draft tokens before its own\n(rising: drift)", "share of attention", legend=False)
-    _lines(panels[2], measured, "prompt", "on the prompt, without row 0\n(falling: drift)", "share of attention", legend=False)
-    _lines(panels[3], measured, "entropy", "how spread it is\n(low: on few positions)", "entropy in nats, mean over heads", legend=False)
+    _lines(
+        panels[1],
+        measured,
+        "chain_earlier",
+        "on draft tokens before its own\n(rising: drift)",
+        "share of attention",
+        legend=False,
+    )
+    _lines(
+        panels[2],
+        measured,
+        "prompt",
+        "on the prompt, without row 0\n(falling: drift)",
+        "share of attention",
+        legend=False,
+    )
+    _lines(
+        panels[3],
+        measured,
+        "entropy",
+        "how spread it is\n(low: on few positions)",
+        "entropy in nats, mean over heads",
+        legend=False,
+    )
     for panel in panels[:3]:
         panel.set_ylim(0)
     return figure
@@ -113,12 +158,33 @@ def state(measured: Record) -> Figure:
     panels[0].set(yscale="log") if apart else panels[0].set_ylim(0)
     panels[0].yaxis.set_minor_formatter(NullFormatter())
     panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    _lines(panels[1], measured, "growth", "its growth (1: keeps its size)", "magnitude / magnitude at depth 1", legend=False)
+    _lines(
+        panels[1],
+        measured,
+        "growth",
+        "its growth (1: keeps its size)",
+        "magnitude / magnitude at depth 1",
+        legend=False,
+    )
     panels[1].axhline(1, color="grey", linewidth=0.8, zorder=0)
     panels[1].set_ylim(0)
-    _lines(panels[2], measured, "cosine", "its direction (1: does not turn)", "cosine to the state one depth before", legend=False)
+    _lines(
+        panels[2],
+        measured,
+        "cosine",
+        "its direction (1: does not turn)",
+        "cosine to the state one depth before",
+        legend=False,
+    )
     panels[2].set_ylim(top=1.02)
-    _lines(panels[3], measured, "added", "what attention adds to it\n(falling: it is drowned)", "size / size of what it is added to", legend=False)
+    _lines(
+        panels[3],
+        measured,
+        "added",
+        "what attention adds to it\n(falling: it is drowned)",
+        "size / size of what it is added to",
+        legend=False,
+    )
     panels[3].set_ylim(0)
     return figure
 
@@ -129,7 +195,14 @@ def acceptance(measured: Record) -> Figure:
     _lines(
         panels[0], measured, "accepted", "chains accepted up to this depth", "share of verify steps", legend_tau=True
     )
-    _lines(panels[1], measured, "accepted_given_previous", "accepted, given all before it are", "share of draft tokens", legend=False)
+    _lines(
+        panels[1],
+        measured,
+        "accepted_given_previous",
+        "accepted, given all before it are",
+        "share of draft tokens",
+        legend=False,
+    )
     for panel in panels:
         panel.set_ylim(0, 1.02)
     return figure
@@ -184,7 +257,9 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
         )
     for drafter in measured["drafters"]:
         heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("depth", "chains", *TITLES.values()))
-        parts.append(f"<h2>{html.escape(headline(drafter))}</h2><div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>")
+        parts.append(
+            f"<h2>{html.escape(headline(drafter))}</h2><div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>"
+        )
         for row in drafter["depths"]:
             cells = "".join(f"<td>{cell(row[name])}</td>" for name in TITLES)
             parts.append(f"<tr><td>{row['depth']}</td><td>{row['chains']}</td>{cells}</tr>")
@@ -207,7 +282,9 @@ def _column(drafter: Record, name: str, key: str) -> Any:
     return np.array([row[name][key] for row in drafter["depths"]], dtype=np.float64)
 
 
-def _lines(panel: Any, measured: Record, name: str, title: str, unit: str, *, legend_tau: bool = False, legend: bool = True) -> None:
+def _lines(
+    panel: Any, measured: Record, name: str, title: str, unit: str, *, legend_tau: bool = False, legend: bool = True
+) -> None:
     """One line with its band a drafter."""
     for i, drafter in enumerate(measured["drafters"]):
         depths = [row["depth"] for row in drafter["depths"]]

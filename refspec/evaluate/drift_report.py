@@ -1,7 +1,8 @@
 """Drift tallies -> means with intervals, as the record for `--json` and the table for a terminal.
 
-Not a measurement and not a figure. Every mean is a ratio of sums over chains, its interval that of `evaluate/bootstrap.py`. All drafters use the
-same resamples, so the interval of a difference is that of a paired comparison. Legend: P prompts, B resamples, K depth, C columns.
+Not a measurement and not a figure. Every mean is a ratio of sums over chains, its interval that of
+`evaluate/bootstrap.py`. All drafters use the same resamples, so the interval of a difference is that of a paired
+comparison. Legend: P prompts, B resamples, K depth, C columns.
 """
 
 from __future__ import annotations

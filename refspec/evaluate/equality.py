@@ -1,8 +1,8 @@
 """Is speculative text the plain text? Many prompts, every first difference explained by the engine's own rounding.
 
 Not a proof of the rule (tests enumerate that): a check of a pair, an engine and a machine. With F32 weights, F32 cache
-and no flash attention nothing may differ; elsewhere a difference is legitimate only where two candidates are closer than
-the rounding between batch shapes, which `compare.explain` measures on the text at hand.
+and no flash attention nothing may differ; elsewhere a difference is legitimate only where two candidates are closer
+than the rounding between batch shapes, which `compare.explain` measures on the text at hand.
 """
 
 from __future__ import annotations

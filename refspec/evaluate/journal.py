@@ -1,6 +1,7 @@
 """A JSONL file of finished pieces of work: a run that is killed goes on from it, a run that has changed is refused.
 
-The first line holds the settings, every further line one finished piece under its key. A line cut short by a kill is dropped.
+The first line holds the settings, every further line one finished piece under its key. A line cut short by a kill is
+dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ class Journal:
     """`done` holds the pieces of the file by key; a context manager that keeps the file open for `add`."""
 
     def __init__(self, path: str | None, kind: str, settings: Mapping[str, Any]) -> None:
-        """Without a path nothing is kept. Raises CheckpointError for another kind of file, UsageError for other settings."""
+        """Without a path nothing is kept.
+
+        Raises CheckpointError for another kind of file, UsageError for other settings.
+        """
         self.done: dict[str, dict[str, Any]] = {}
         self._file = None
         if path is None:
@@ -58,24 +62,35 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             self._file.close()
 
 
 def _same(path: str, found: Any, wanted: dict[str, Any]) -> None:
     """UsageError naming the first setting that differs, CheckpointError where there are none."""
-    if not isinstance(found, dict) or found.get("format") != wanted["format"] or not isinstance(found.get("settings"), dict):
+    if (
+        not isinstance(found, dict)
+        or found.get("format") != wanted["format"]
+        or not isinstance(found.get("settings"), dict)
+    ):
         raise CheckpointError(f"{path}: is not a record of this command; name another --out")
     before, now = found["settings"], wanted["settings"]
     for key in (*now, *(k for k in before if k not in now)):
         if before.get(key) != now.get(key):
             was, given = (json.dumps(values.get(key))[:80] for values in (before, now))
-            raise UsageError(f"{path}: was begun with {key} = {was}, now {given}; give the same options, or name another --out")
+            raise UsageError(
+                f"{path}: was begun with {key} = {was}, now {given}; give the same options, or name another --out"
+            )
 
 
 def fingerprint(path: str | Path) -> str:
-    """What tells a file, or a directory's files, from another of the same name: size and both ends, hashed; 16 hex digits."""
+    """What tells a file, or a directory's files, from another of the same name: size and both ends, hashed;
+
+    16 hex digits.
+    """
     digest = hashlib.sha256()
     files = sorted(p for p in Path(path).iterdir() if p.is_file()) if Path(path).is_dir() else [Path(path)]
     for file in files:

@@ -1,8 +1,9 @@
 """Template perturbations: the same question in a scaffold the drafter was not trained on.
 
-Pure functions of texts. The scaffold is everything a chat template writes around the messages' own words; those never change, so that
-what a drafter loses is the template's doing. The target keeps its law: its answer is to the perturbed prompt, with and without a
-drafter. Source of the question: Attention Drift (arXiv 2605.09992), which reports the largest gains under such changes.
+Pure functions of texts. The scaffold is everything a chat template writes around the messages' own words; those never
+change, so that what a drafter loses is the template's doing. The target keeps its law: its answer is to the perturbed
+prompt, with and without a drafter. Source of the question: Attention Drift (arXiv 2605.09992), which reports the
+largest gains under such changes.
 """
 
 from __future__ import annotations

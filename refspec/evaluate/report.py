@@ -35,7 +35,14 @@ def describe(statistics: Statistics, name: str) -> list[str]:
     return lines
 
 
-def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: bool, same: bool, difference: Difference | None, show: Callable[[int], str]) -> list[str]:
+def describe_comparison(
+    fast: Statistics,
+    plain: Statistics,
+    draft_sampling: bool,
+    same: bool,
+    difference: Difference | None,
+    show: Callable[[int], str],
+) -> list[str]:
     """The plain run beside the speculative one: speedup, and whether the text is the same or why not."""
     ratio = speedup(fast, plain)
     lines = describe(plain, "plain")
@@ -45,7 +52,9 @@ def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: boo
     if same:
         lines.append("identical: yes, every token")
     elif draft_sampling:
-        lines.append("identical: no, and not promised: with --draft-sampling the law is the same, the text of a seed is not")
+        lines.append(
+            "identical: no, and not promised: with --draft-sampling the law is the same, the text of a seed is not"
+        )
     elif difference is None:
         lines.append("identical: as far as both went; one run stopped before the other")
     else:
@@ -62,7 +71,9 @@ def describe_comparison(fast: Statistics, plain: Statistics, draft_sampling: boo
 
 
 def describe_prediction(predicted: float | None, measured: float) -> str:
-    """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one measured."""
+    """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one
+    measured.
+    """
     if predicted is None:
         return "predicted: unknown; `refspec tune` measures what steps cost here"
     return f"predicted: {predicted:.2f}x by the costs of `refspec tune` and this run's acceptance, measured {measured:.2f}x"

@@ -1,7 +1,8 @@
-"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, its own figures read from its output.
+"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, its own figures read from its
+output.
 
-It drafts greedily, matches the target's sample and knows no post-norm feedback: only a drafter with the architecture name eagle3 can
-be compared. Its time begins after the prompt, as refspec's does; loading is in neither.
+It drafts greedily, matches the target's sample and knows no post-norm feedback: only a drafter with the architecture
+name eagle3 can be compared. Its time begins after the prompt, as refspec's does; loading is in neither.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ class Rival:
         """Raises UsageError when the program is not there, or the drafter is one that it would run wrong."""
         self.program = Path(folder) / (PROGRAM + (".exe" if os.name == "nt" else ""))
         if not os.access(self.program, os.X_OK):
-            raise UsageError(f"{self.program}: no such program; --llama-cpp-bin names the directory of llama.cpp's tools")
+            raise UsageError(
+                f"{self.program}: no such program; --llama-cpp-bin names the directory of llama.cpp's tools"
+            )
         if not os.fspath(drafter) or read_gguf_header(drafter).arch != drafter_meta.STOCK_ARCH:
-            raise UsageError(f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with --llama-cpp-drafter, or see `refspec stock`")
+            raise UsageError(
+                f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with --llama-cpp-drafter, or see `refspec stock`"
+            )
         self.model, self.drafter = model, os.fspath(drafter)
 
     def command(self, prompt_file: str, *, max_tokens: int, draft_max: int, n_ctx: int, **settings: Any) -> list[str]:
@@ -66,14 +71,19 @@ class Rival:
         ]  # fmt: skip
 
     def run(self, text: str, **settings: Any) -> Run:
-        """Generate from a prompt's text; BackendError with the program's last line when it fails or says nothing known."""
+        """Generate from a prompt's text;
+
+        BackendError with the program's last line when it fails or says nothing known.
+        """
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "prompt.txt"
             file.write_text(text, "utf-8")
             command = self.command(str(file), **settings)
             for _ in range(TRIES):
                 try:
-                    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
+                    done = subprocess.run(
+                        command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False
+                    )
                 except (OSError, subprocess.TimeoutExpired) as error:
                     raise BackendError(f"{self.program}: {error}") from None
                 output = done.stdout + "\n" + done.stderr

@@ -1,12 +1,15 @@
 """Sampled drafts on a user's own pair: do the logits and drafts observed there lead to exactly the target's law?
 
-Two checks of rows recorded while the pair runs with `draft_sampling`, each row a draft law q, a drafted token and target logits:
+Two checks of rows recorded while the pair runs with `draft_sampling`, each row a draft law q, a drafted token and
+target logits:
 
   exact      the law of the token that `verify_rejection` emits, with every coin integrated out, against p_target. Accepting t has the
-             probability q(t) min(1, p(t) / q(t)), asked of the code by coins a hair below and above that ratio; what is left goes by
+             probability q(t) min(1, p(t) / q(t)), asked of the code by coins a hair below and above that ratio; what is
+             left goes by
              `residual`. The total variation between the two laws must vanish to rounding (1e-9).
   frequency  the code itself, drafting and verifying with pseudo-random coins, DRAWS times on some rows: Pearson's chi-square of the
-             tokens it emitted, as a standard normal deviate (Wilson and Hilferty 1931). Above 6 is an error, not chance (1e-9).
+             tokens it emitted, as a standard normal deviate (Wilson and Hilferty 1931). Above 6 is an error, not chance
+             (1e-9).
 
 Not `evaluate/equality.py`, which compares texts of one seed. Legend: V vocabulary.
 """
@@ -73,7 +76,12 @@ class Watching(WrappedDrafter):
         self.last: Draft | None = None
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """Draft, and keep it."""
         self.last = self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
@@ -90,7 +98,10 @@ def record(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_to
     watched = Session(target, drafter, draft_max=session.draft_max, name=session.name)
     share = -(-ROWS // max(len(prompts), 1))
     for i, prompt in enumerate(prompts):
-        taken, generation = 0, watched.generate(prompt, max_tokens=max_tokens, sampler=sampler, seed=seed + i, draft_sampling=True)
+        taken, generation = (
+            0,
+            watched.generate(prompt, max_tokens=max_tokens, sampler=sampler, seed=seed + i, draft_sampling=True),
+        )
         for event in generation:
             last, drafter.last = drafter.last, None
             if last is not None and last.q_draft is not None:
@@ -105,7 +116,9 @@ def record(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_to
 
 
 def emitted(row: Row, sampler: Sampler) -> npt.NDArray[np.float64]:
-    """The law [V] of the token one verification emits in place of a draft token drawn from q, every coin integrated out."""
+    """The law [V] of the token one verification emits in place of a draft token drawn from q, every coin integrated
+    out.
+    """
     p, q = p_target(row.logits, sampler), row.q
     accept = np.zeros(len(p))
     drawn = np.flatnonzero(q > 0)
@@ -154,7 +167,13 @@ def deviate(row: Row, sampler: Sampler, seed: int) -> float:
 
 
 def check(
-    session: Session, prompts: Sequence[str], sampler: Sampler, *, max_tokens: int, seed: int, progress: Callable[[], None] = lambda: None
+    session: Session,
+    prompts: Sequence[str],
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
 ) -> Law:
     """Both checks for a sampler with temperature > 0; 0 rows when the drafter never drew a token (lookup alone)."""
     rows = record(session, prompts, sampler, max_tokens=max_tokens, seed=seed)

@@ -1,7 +1,9 @@
-"""What speculation costs and gains on this machine: measured, then predicted from its parts, so that each explains the other.
+"""What speculation costs and gains on this machine: measured, then predicted from its parts, so that each explains the
+other.
 
-Not a test: times depend on the machine and on who else uses it, so the load of other processes is recorded beside them. Plain and
-speculative runs alternate, and so does which of the two goes first. The predictions, of chains and of trees, are `bench_costs.py`.
+Not a test: times depend on the machine and on who else uses it, so the load of other processes is recorded beside them.
+Plain and speculative runs alternate, and so does which of the two goes first. The predictions, of chains and of trees,
+are `bench_costs.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def measure(
             names = list(variants) if turn % 2 else list(variants)[::-1]  # who goes first changes
             for name in names:
                 with products_of(session.target, name):
-                    runs[name].append(run_prompt(variants[name][0], prompt, variants[name][1] | {"sampler": sampler}, max_tokens))
+                    runs[name].append(
+                        run_prompt(variants[name][0], prompt, variants[name][1] | {"sampler": sampler}, max_tokens)
+                    )
             if rival is not None:
                 rivals.append(rival(prompt))
     ratios = _ratios(runs["chain"], runs["plain"])
@@ -115,7 +119,9 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if shaped.tree is not None:  # what runs trees runs chains too
         session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
         session.tuned = shaped.tuned
-    lookup = Session(session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit)
+    lookup = Session(
+        session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit
+    )
     found: dict[str, tuple[Session, dict[str, Any]]] = {
         "plain": (session, {"speculate": False}), "chain": (session, {"adaptive": False}), "adaptive": (session, {"adaptive": True, "draft_max": min(max(ADAPTIVE_MAX, session.draft_max), session.draft_limit)}),
         "lookup": (lookup, {}),
@@ -123,7 +129,13 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if panels_of(session.target) is not None:
         found[STOCK] = (session, {"speculate": False})
     if trained is not None and trained.capture_layers and not isinstance(trained, FallbackDrafter):
-        both = Session(session.target, FallbackDrafter(trained), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit)
+        both = Session(
+            session.target,
+            FallbackDrafter(trained),
+            draft_max=session.draft_max,
+            name=session.name,
+            draft_limit=session.draft_limit,
+        )
         found["chain + lookup"] = (both, {})
     if shaped.tree is not None:
         found |= tree_kinds(shaped, trained)
@@ -149,8 +161,8 @@ def products_of(target: Any, kind: str) -> Iterator[None]:
 
 
 def tree_kinds(shaped: Session, trained: Any) -> dict[str, tuple[Session, dict[str, Any]]]:
-    """Ways to draft trees of `shaped.tree`, a session and options each, by name: the trained drafter's, with lookup in them, and both
-    with the number of nodes chosen every step."""
+    """Ways to draft trees of `shaped.tree`, a session and options each, by name: the trained drafter's, with lookup in
+    them, and both with the number of nodes chosen every step."""
     assert shaped.tree is not None
     found: dict[str, tuple[Session, dict[str, Any]]] = {}
     for adaptive in (False, True):
@@ -186,7 +198,10 @@ def _about_rival(runs: Sequence[Any], plain: Sequence[Generation]) -> dict[str, 
 
 
 def run_prompt(session: Session, prompt: str | Sequence[int], options: dict[str, Any], max_tokens: int) -> Generation:
-    """One generation from a text or tokens to its end, greedy unless `options` of `Session.generate` say else; RefspecError where nothing comes."""
+    """One generation from a text or tokens to its end, greedy unless `options` of `Session.generate` say else;
+
+    RefspecError where nothing comes.
+    """
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
     generation = session.generate(**given, max_tokens=max_tokens, **({"sampler": GREEDY} | options))
     for _ in generation:
@@ -278,10 +293,14 @@ def table(m: dict[str, Any]) -> list[str]:
             + ("" if kind["identical"] else ", text differs somewhere")
         )
     if STOCK in m["kinds"]:
-        out.append(f"{STOCK:16} is by llama.cpp's own kernels on weights as stored; where it would lay them out anew --no-panels shows what that is worth")
+        out.append(
+            f"{STOCK:16} is by llama.cpp's own kernels on weights as stored; where it would lay them out anew --no-panels shows what that is worth"
+        )
     if rival := m["llama_cpp"]:
         low, high = rival["speedup_range"]
-        out.append(f"llama.cpp's own  {rival['tokens_per_second']:8.1f} tokens/s {rival['speedup']:6.2f} x ({low:.2f} to {high:.2f})")
+        out.append(
+            f"llama.cpp's own  {rival['tokens_per_second']:8.1f} tokens/s {rival['speedup']:6.2f} x ({low:.2f} to {high:.2f})"
+        )
     if m["inflated"]:
         out.append(f"target           {m['inflated']}")
     out += foreign_line(m)

@@ -1,13 +1,14 @@
 """What the parts of a verify step cost on this machine, and the speedup that follows from them.
 
-Not a benchmark: `bench.py` runs the kinds and prints measured beside predicted, so that each explains the other. With c(r) the time of
-one target run over r rows, s the time of one drafted token, x that of feeding accepted rows back and o refspec's own time per step:
+Not a benchmark: `bench.py` runs the kinds and prints measured beside predicted, so that each explains the other. With
+c(r) the time of one target run over r rows, s the time of one drafted token, x that of feeding accepted rows back and o
+refspec's own time per step:
 
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + k s + x + o)
     tau(k)                               =  1 + sum of accepted_by_position[0..k-1]
 
-A tree's steps differ in rows and in how often its drafter runs, so there d, the drafter's time per step with the feeding back in it, and
-o are those of the tree's own runs, and c is averaged over the nodes N its steps had:
+A tree's steps differ in rows and in how often its drafter runs, so there d, the drafter's time per step with the
+feeding back in it, and o are those of the tree's own runs, and c is averaged over the nodes N its steps had:
 
     predicted speedup of a tree          =  tau (c(1) + o_plain) / (mean of c(N+1) + d + o)
 """
@@ -31,14 +32,16 @@ from refspec.tuning.step_costs import time_rows, usual
 
 ROWS = 8  # the cost curve goes at least so far
 ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
-OFTEN = 0.05  # share of a tree's steps from which a number of rows is timed; what is rarer lies on a line between its neighbours
+# share of a tree's steps from which a number of rows is timed; what is rarer lies on a line between its neighbours
+OFTEN = 0.05
 
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
-    """Usual seconds (`measured.usual`) of verifying 1..R rows of a text, of one drafted token, and of feeding back two accepted rows.
+    """Usual seconds (`measured.usual`) of verifying 1..R rows of a text, of one drafted token, and of feeding back two
+    accepted rows.
 
-    `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round. Raises RefspecError
-    for a text too short, or a context too small.
+    `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round.
+    Raises RefspecError for a text too short, or a context too small.
     """
     target, drafter, k = session.target, session.drafter, session.draft_max
     assert drafter is not None  # measure() is for sessions that have one
@@ -64,7 +67,9 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 extend.append(extended - began)
             drafter.rollback(base)
 
-    verify, _ = time_rows(target, drafter, around, base, [every] * ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting)
+    verify, _ = time_rows(
+        target, drafter, around, base, [every] * ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting
+    )
     costs = usual(verify)
     return {
         "verify_seconds": [costs[rows] for rows in every[:largest]],
@@ -103,10 +108,11 @@ def sizes_to_time(run: Statistics, timed: int) -> list[int]:
 def predict_tree(run: Statistics, costs: dict[str, Any], own_plain: float) -> float:
     """Predicted speedup of a run with trees over plain decoding, by the second formula in the head of this file.
 
-    tau, d and o are measured in the run itself, so only the target's part of a step is predicted. Left out: what a row of several
-    paths costs more than one of a single path (attention over a cache whose cells belong to several sequences, and their mask), what
-    llama.cpp spends on a graph for another number of rows than in the step before, and the length of the text (c is timed at one).
-    Numbers of rows that were not timed lie on a line between those that were, though real costs have steps.
+    tau, d and o are measured in the run itself, so only the target's part of a step is predicted. Left out: what a row
+    of several paths costs more than one of a single path (attention over a cache whose cells belong to several
+    sequences, and their mask), what llama.cpp spends on a graph for another number of rows than in the step before, and
+    the length of the text (c is timed at one). Numbers of rows that were not timed lie on a line between those that
+    were, though real costs have steps.
     """
     timed = dict(enumerate(costs["verify_seconds"], start=1)) | costs["more_verify_seconds"]
     rows = rows_of(run)

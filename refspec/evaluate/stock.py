@@ -65,23 +65,31 @@ def make_stock(
     """Write to `out` the best of the near drafters, as `outtype`; taus of all and of the exact one, for --json.
 
     All run on the prompts of `calibration`; the best and the exact one then on those of `held_out`. Raises `UsageError`
-    when stock llama.cpp runs the drafter exactly or prompts are missing, `CheckpointError` where nothing is near. `name` is
-    what the drafter is called in what is said; its path if not given.
+    when stock llama.cpp runs the drafter exactly or prompts are missing, `CheckpointError` where nothing is near.
+    `name` is what the drafter is called in what is said; its path if not given.
     """
     if not calibration or not held_out:
-        raise UsageError(f"{drafter}: calibrating and measuring take prompts of their own each; give at least two prompts")
+        raise UsageError(
+            f"{drafter}: calibrating and measuring take prompts of their own each; give at least two prompts"
+        )
     source, info = read_gguf_header(target), read_gguf_header(drafter)
     reasons = meta.stock_reasons(meta.from_metadata(info))
     if not reasons:
         raise UsageError(f"{info.path}: stock llama.cpp runs it exactly; nothing is to be folded")
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
 
-    def run(make: Callable[[LlamaTarget], Drafter], layers: Sequence[int], prompts: Sequence[str]) -> tuple[Statistics, Drafter]:
-        with Session(held := LlamaTarget(source.path, capture_layers=layers, **settings), made := make(held)) as session:
+    def run(
+        make: Callable[[LlamaTarget], Drafter], layers: Sequence[int], prompts: Sequence[str]
+    ) -> tuple[Statistics, Drafter]:
+        with Session(
+            held := LlamaTarget(source.path, capture_layers=layers, **settings), made := make(held)
+        ) as session:
             runs = []
             for text in prompts:
                 encoded = session.encode(text)[-(held.n_ctx - max_tokens) :]
-                generation = session.generate(tokens=encoded, max_tokens=max_tokens, draft_max=draft_max, sampler=GREEDY)
+                generation = session.generate(
+                    tokens=encoded, max_tokens=max_tokens, draft_max=draft_max, sampler=GREEDY
+                )
                 for _ in generation:
                     pass
                 runs.append(generation.statistics)
@@ -89,7 +97,11 @@ def make_stock(
 
     progress(f"the exact drafter on {len(calibration)} prompts, calibrating")
     config, weights = complete_weights(info, source)
-    exact, recorder = run(lambda held: cast(Drafter, Recorder(open_drafter(info.path, held, **settings))), config.capture_layers, calibration)
+    exact, recorder = run(
+        lambda held: cast(Drafter, Recorder(open_drafter(info.path, held, **settings))),
+        config.capture_layers,
+        calibration,
+    )
     assert isinstance(recorder, Recorder)
     rows = np.concatenate(recorder.tokens)[:ROWS], np.concatenate(recorder.features)[:ROWS]
     means = folding.calibrate(config, weights, *rows)
@@ -112,8 +124,13 @@ def make_stock(
     truth, _ = run(lambda held: open_drafter(info.path, held, **settings), config.capture_layers, held_out)
     called = name or str(info.path)
     words = f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not calibrated on"
-    kept_facts = [f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")]
-    values = {**copy_metadata(info, "general.name", "tokenizer.", "refspec.rope_scaling", *kept_facts), "refspec.provenance.stock": words}
+    kept_facts = [
+        f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
+    ]
+    values = {
+        **copy_metadata(info, "general.name", "tokenizer.", "refspec.rope_scaling", *kept_facts),
+        "refspec.provenance.stock": words,
+    }
     write_drafter(out, *near[best], outtype=outtype, metadata=values)
     return {
         "drafter": called, "written": str(out), "reasons": reasons, "chosen": best,

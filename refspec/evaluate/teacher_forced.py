@@ -1,9 +1,10 @@
 """What a drafter makes of text the target has written, replayed: no run of the target for each reading of the drafter.
 
-The target's hidden states at every boundary of interest, and its laws, are kept. Then a drafter, under any reading of its
-switches and layers, is judged on the same rows: by the cross-entropy under the target's law, which training made small (on
-text sampled at temperature 1, as far from the greedy one as the training text was), and by how many of its drafts are the
-greedy text. Every reading sees the same rows, so that small differences can be told from chance (`gain`).
+The target's hidden states at every boundary of interest, and its laws, are kept. Then a drafter, under any reading of
+its switches and layers, is judged on the same rows: by the cross-entropy under the target's law, which training made
+small (on text sampled at temperature 1, as far from the greedy one as the training text was), and by how many of its
+drafts are the greedy text. Every reading sees the same rows, so that small differences can be told from chance
+(`gain`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Recording(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """How much better one reading does than another on the same rows: both means, and the standard error of the difference."""
+    """How much better one reading does than another on the same rows:
+
+    both means, and the standard error of the difference.
+    """
 
     as_is: float
     other: float
@@ -41,7 +45,9 @@ class Gain(NamedTuple):
         return difference / self.error if self.error else (math.copysign(math.inf, difference) if difference else 0.0)
 
 
-def record(target: LlamaTarget, tokens: Sequence[int], start: int, draft_ids: np.ndarray, chunk: int = 128) -> Recording:
+def record(
+    target: LlamaTarget, tokens: Sequence[int], start: int, draft_ids: np.ndarray, chunk: int = 128
+) -> Recording:
     """Run `tokens` through a target that captures every boundary of interest; laws are restricted to draft_ids [D]."""
     target.reset()
     ids, states, laws = np.asarray(tokens, np.int32), [], []
@@ -64,8 +70,11 @@ def _features(r: Recording, columns: Sequence[int], late: int) -> np.ndarray:
     return np.roll(r.states[:, list(columns)].reshape(len(r.tokens), -1), late, axis=0)
 
 
-def scores(drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Sequence[int], late: int = 0) -> np.ndarray:
-    """Minus the cross-entropy of the first drafted token under the target's law, for every row of the target's own text.
+def scores(
+    drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Sequence[int], late: int = 0
+) -> np.ndarray:
+    """Minus the cross-entropy of the first drafted token under the target's law, for every row of the target's own
+    text.
 
     `columns` chooses the boundaries among those recorded. Row P predicts what the target's row P + 1 predicts.
     """
@@ -81,10 +90,17 @@ def scores(drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Seq
 
 
 def accepted(
-    drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Sequence[int], depth: int, most: int, late: int = 0
+    drafter: Eagle3Drafter,
+    recordings: Sequence[Recording],
+    columns: Sequence[int],
+    depth: int,
+    most: int,
+    late: int = 0,
 ) -> np.ndarray:
     """How many of `depth` drafted tokens are the (greedy) text, at about `most` places of it, [n]."""
-    every = [(i, row) for i, r in enumerate(recordings) for row in range(max(r.start - 2, 0), len(r.tokens) - 1 - depth)]
+    every = [
+        (i, row) for i, r in enumerate(recordings) for row in range(max(r.start - 2, 0), len(r.tokens) - 1 - depth)
+    ]
     out, done, now = [], 0, -1
     for i, row in every[:: max(-(-len(every) // max(most, 1)), 1)]:
         r = recordings[i]

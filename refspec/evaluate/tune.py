@@ -1,8 +1,10 @@
-"""Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best setting chosen.
+"""Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best
+setting chosen.
 
-Not a benchmark of text: `bench` runs prompts. The settings are tried one after another, not every combination: first flash attention,
-cache type and how weights lie on all threads, then the numbers of threads on the best of them. Acceptance is counted once, because no
-setting changes it beyond rounding. For a setting with costs c(r) of r rows together, and the drafter's per cycle (`costs.Costs`),
+Not a benchmark of text: `bench` runs prompts. The settings are tried one after another, not every combination: first
+flash attention, cache type and how weights lie on all threads, then the numbers of threads on the best of them.
+Acceptance is counted once, because no setting changes it beyond rounding. For a setting with costs c(r) of r rows
+together, and the drafter's per cycle (`costs.Costs`),
 
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o),    tau(k) = 1 + sum of accepted shares
 
@@ -55,10 +57,12 @@ def run(
     after: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, all, what: None,
 ) -> dict[str, Any]:
-    """Measure, choose and store; returns the record: `settings` tried, `refused`, `chosen`, `costs` of it, `accepted`, `predicted` by length.
+    """Measure, choose and store; returns the record: `settings` tried, `refused`, `chosen`, `costs` of it, `accepted`,
+    `predicted` by length.
 
-    `threads` is the most to try, every processor if not given. A form llama.cpp refuses for this model is left out, with its reason.
-    Costs are those `after` so many tokens of context, 128 or what fits if not given: attention's part grows, and not alike in all forms.
+    `threads` is the most to try, every processor if not given. A form llama.cpp refuses for this model is left out,
+    with its reason. Costs are those `after` so many tokens of context, 128 or what fits if not given: attention's part
+    grows, and not alike in all forms.
 
     Raises what `api.load` raises, and RefspecError where the context is too small to measure in.
     """
@@ -136,9 +140,11 @@ def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | N
 
 
 def paired_rows(rows: dict[int, float]) -> tuple[dict[int, float], float]:
-    """Costs by rows with a single row run in a pair if that pays, and the factor by which it makes plain decoding faster, 0 where it does not.
+    """Costs by rows with a single row run in a pair if that pays, and the factor by which it makes plain decoding
+    faster, 0 where it does not.
 
-    llama.cpp multiplies several rows by other kernels than one, and of some weights on some processors two rows cost less than one.
+    llama.cpp multiplies several rows by other kernels than one, and of some weights on some processors two rows cost
+    less than one.
     """
     if rows.get(2, math.inf) > PAIRED * rows[1]:
         return rows, 0.0
@@ -154,7 +160,10 @@ class Seen(NamedTuple):
 
 
 def verdict(rows: dict[int, float], feed: float, draft: float, seen: Seen) -> dict[str, Any]:
-    """{by_length: predicted speedup of draft lengths 1..K, best: length (0 = plain decoding), speedup, tokens_per_second}."""
+    """{by_length: predicted speedup of draft lengths 1..K, best:
+
+    length (0 = plain decoding), speedup, tokens_per_second}.
+    """
     out, tau, plain = [], 1.0, rows[1] + seen.own_plain
     for k, share in enumerate(seen.accepted, start=1):
         tau += share
@@ -189,12 +198,16 @@ def acceptance(session: Session) -> Seen:
         room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
         for kind, speculate in (runs, True), (plain, False):
             if speculate or not plain:
-                generation = session.generate(tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate, sampler=GREEDY)
+                generation = session.generate(
+                    tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate, sampler=GREEDY
+                )
                 for _ in generation:
                     pass
                 kind.append(generation.statistics)
     fast, slow = speed.total(runs), speed.total(plain)
-    return Seen(fast.accepted_by_position, fast.other_seconds / fast.verify_steps, slow.other_seconds / slow.verify_steps)
+    return Seen(
+        fast.accepted_by_position, fast.other_seconds / fast.verify_steps, slow.other_seconds / slow.verify_steps
+    )
 
 
 def describe_form(form: Setting) -> str:
@@ -203,12 +216,17 @@ def describe_form(form: Setting) -> str:
 
 
 def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:
-    """Predicted speedup of a run that decided `tokens` tokens with windows[k] steps of k drafted tokens; None where unknown."""
+    """Predicted speedup of a run that decided `tokens` tokens with windows[k] steps of k drafted tokens;
+
+    None where unknown.
+    """
     costs = record["costs"]
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):
         return None
-    spent = sum(n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0) + costs["own"]) for k, n in enumerate(windows))
+    spent = sum(
+        n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0) + costs["own"]) for k, n in enumerate(windows)
+    )
     return tokens * (rows[1] + costs["own_plain"]) / spent if spent else None
 
 

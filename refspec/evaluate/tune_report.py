@@ -12,13 +12,21 @@ def settings(chosen: Mapping[str, Any]) -> str:
     """A setting in one line."""
     parts = []
     if "threads" in chosen:
-        parts.append(f"threads {chosen['threads']} for one token, {chosen.get('threads_batch', chosen['threads'])} for several")
+        parts.append(
+            f"threads {chosen['threads']} for one token, {chosen.get('threads_batch', chosen['threads'])} for several"
+        )
     if "flash_attn" in chosen:
         parts.append(f"flash attention {chosen['flash_attn']}")
     if "kv_type" in chosen:
         parts.append(f"{chosen['kv_type']} cache")
     if "repack" in chosen:
-        parts.append("weights in panels" if chosen.get("panels") else "weights repacked" if chosen["repack"] else "weights as in the file")
+        parts.append(
+            "weights in panels"
+            if chosen.get("panels")
+            else "weights repacked"
+            if chosen["repack"]
+            else "weights as in the file"
+        )
     if chosen.get("pair_rows"):
         parts.append("single rows in pairs")
     if "draft_max" in chosen:
@@ -38,7 +46,9 @@ def table(record: Mapping[str, Any]) -> list[str]:
     where = f" after {record['after']} tokens" if "after" in record else ""
     lines = [
         f"cost of verifying rows together{where}, one token of the same setting = 1",
-        f"{'flash':6}{'cache':6}{'weights':10}{'threads':>8}{'us/token':>10}" + "".join(f"{r:6d}" for r in sizes) + f"{'switch':>8}{'predicted':>11}",
+        f"{'flash':6}{'cache':6}{'weights':10}{'threads':>8}{'us/token':>10}"
+        + "".join(f"{r:6d}" for r in sizes)
+        + f"{'switch':>8}{'predicted':>11}",
     ]
     for s in tried:
         rows = {int(r): t for r, t in s["target"].items()}
@@ -54,11 +64,15 @@ def table(record: Mapping[str, Any]) -> list[str]:
         lines.append("predicted by length   " + " ".join(f"{x:.2f}" for x in record["predicted"]))
     lines.append(f"chosen: {settings(record['chosen'])}")
     if record.get("paired"):
-        lines.append(f"two rows cost less than one here: run in pairs, single rows make plain decoding {record['paired']:.2f}x as fast as llama.cpp's")
+        lines.append(
+            f"two rows cost less than one here: run in pairs, single rows make plain decoding {record['paired']:.2f}x as fast as llama.cpp's"
+        )
     lines.append(verdict(record))
     foreign = record["foreign_cores"]
     if foreign is not None and foreign > FOREIGN_LIMIT:
-        lines.append(f"Other processes used {foreign:.1f} of {record['cores']} cores meanwhile: repeat it when the machine is idle.")
+        lines.append(
+            f"Other processes used {foreign:.1f} of {record['cores']} cores meanwhile: repeat it when the machine is idle."
+        )
     lines.append(f"stored in {record['file']}")
     return lines
 

@@ -1,1 +1,4 @@
-"""GGUF files: read, written, checked, recast. No model runs here and no trainer's checkpoint is read (that is `refspec.convert`)."""
+"""GGUF files: read, written, checked, recast.
+
+No model runs here and no trainer's checkpoint is read (that is `refspec.convert`).
+"""

@@ -54,7 +54,9 @@ class Blocks:
             if self.progress is not None:
                 self.progress(data.nbytes)
         if rows != (self.shape[0] if self.shape else 1) or shapes != {self.shape[1:]}:
-            raise ShapeError(f"{self.path}: tensor {self.name!r} has {rows} rows of {shapes}, expected {list(self.shape)}")
+            raise ShapeError(
+                f"{self.path}: tensor {self.name!r} has {rows} rows of {shapes}, expected {list(self.shape)}"
+            )
 
     def _encode(self, array: np.ndarray) -> np.ndarray:
         if self.stored is not None:

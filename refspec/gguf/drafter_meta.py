@@ -163,7 +163,9 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
         return int(info.need(f"eagle3.{key}", int) if value is None else value)
 
     if whole("block_count") != 1:
-        raise CheckpointError(f"{info.path}: eagle3.block_count = {whole('block_count')}, an EAGLE-3 drafter has one block")
+        raise CheckpointError(
+            f"{info.path}: eagle3.block_count = {whole('block_count')}, an EAGLE-3 drafter has one block"
+        )
     layers = info.need("eagle3.target_layers", list)
     if not all(type(b) is int for b in layers):
         raise CheckpointError(f"{info.path}: eagle3.target_layers = {layers} must be whole numbers")

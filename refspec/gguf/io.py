@@ -36,7 +36,8 @@ OUTTYPES = {
     "f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "bf16": GGMLQuantizationType.BF16,
     "q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0, "i64": GGMLQuantizationType.I64,
 }  # fmt: skip
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # general.file_type: llama.cpp's numbers for "mostly this type"
+# general.file_type: llama.cpp's numbers for "mostly this type"
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
 _RAW = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32,
         "I64": np.int64}  # fmt: skip
 
@@ -52,7 +53,10 @@ class Typed:
 
 @dataclass(frozen=True)
 class TensorOut:
-    """One tensor to write: `load` gives the array of `shape`, whole or in blocks, when its turn comes; `type` is a key of OUTTYPES."""
+    """One tensor to write: `load` gives the array of `shape`, whole or in blocks, when its turn comes;
+
+    `type` is a key of OUTTYPES.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -125,7 +129,9 @@ def tensor_rows(info: GgufInfo, name: str) -> Lazy:
     def rows(first: int, last: int) -> np.ndarray:
         t = info.tensors[name]
         size = t.nbytes // shape[0]
-        part = replace(t, shape=(last - first, *shape[1:]), offset=t.offset + first * size, nbytes=(last - first) * size)
+        part = replace(
+            t, shape=(last - first, *shape[1:]), offset=t.offset + first * size, nbytes=(last - first) * size
+        )
         return read_tensor(replace(info, tensors={name: part}), name)
 
     return Lazy(shape, rows)
@@ -181,8 +187,8 @@ def write_gguf(
 ) -> Path:
     """Write a GGUF file, one block in memory at a time; the final name appears only when the file is complete.
 
-    Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. `progress` is told the bytes of
-    each block; `source` is where the values come from, for messages. Raises `CheckpointError`.
+    Metadata: bool, int (uint32), float (float32), str, lists of one of them, or `Typed`. `progress` is told the bytes
+    of each block; `source` is where the values come from, for messages. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
@@ -224,7 +230,9 @@ def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) ->
         arrays: Iterable[np.ndarray] = t.load.blocks(as_bits=stored is not None)
     else:
         arrays = (np.asarray(load()) for load in [t.load])
-    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: _quantized(array, kind), progress, stored)
+    return Blocks(
+        path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: _quantized(array, kind), progress, stored
+    )
 
 
 def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -294,7 +302,9 @@ def write_drafter(
     if config.feature_norm is FeatureNorm.PER_STATE:
         for i in range(config.n_states):
             norm = weights[f"fc_norm.{i}"]
-            values[meta.FC_NORM_KEY.format(i)] = (norm.load() if isinstance(norm, Lazy) else norm).astype(np.float32).tolist()
+            values[meta.FC_NORM_KEY.format(i)] = (
+                (norm.load() if isinstance(norm, Lazy) else norm).astype(np.float32).tolist()
+            )
     tensors = []
     for name, array in weights.items():
         if name.startswith("fc_norm."):

@@ -1,4 +1,6 @@
-"""Arrays that stay on disk until a few of their rows are wanted, so that a file is converted without being held in memory."""
+"""Arrays that stay on disk until a few of their rows are wanted, so that a file is converted without being held in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ Rows = Callable[[int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Lazy:
-    """An array of `shape` whose rows first..last-1 are made by `rows(first, last)`; last - first is a multiple of `unit`.
+    """An array of `shape` whose rows first..last-1 are made by `rows(first, last)`; last - first is a multiple of
+    `unit`.
 
-    `bits(first, last)`, where the array is stored as `bits_type` (f16 or bf16), gives the same rows as stored, in uint16.
+    `bits(first, last)`, where the array is stored as `bits_type` (f16 or bf16), gives the same rows as stored, in
+    uint16.
     """
 
     shape: tuple[int, ...]

@@ -1,7 +1,7 @@
 """The same model with other weight types: F32 for strict runs, Q8_0 and Q4_0 to measure what they cost and gain.
 
-Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache directory, named
-after the content it came from, and is made once; `write_as` writes where the user says.
+Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache
+directory, named after the content it came from, and is made once; `write_as` writes where the user says.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
 
 
 def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
-    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole blocks F16.
+    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole
+    blocks F16.
 
     Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
     """

@@ -1,7 +1,8 @@
-"""The sampling that a model's file recommends: GGUF metadata `general.sampling.*`, which llama.cpp's converter takes from generation_config.json.
+"""The sampling that a model's file recommends: GGUF metadata `general.sampling.*`, which llama.cpp's converter takes
+from generation_config.json.
 
-Not applied unless asked for (`generate --recommended`): greedy decoding is what runs are compared by. Some models repeat themselves without end
-when decoded greedily, and say so here only.
+Not applied unless asked for (`generate --recommended`): greedy decoding is what runs are compared by. Some models
+repeat themselves without end when decoded greedily, and say so here only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ PREFIX = "general.sampling."
 FIELDS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # key -> field of Sampler
 PENALTIES = {"penalty_repeat": "repeat", "penalty_last_n": "repeat_last_n"}  # key -> field of Penalties
 # Key -> name in a Hugging Face generation_config.json.
-HUGGING_FACE = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+HUGGING_FACE = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Recommended:
     def __str__(self) -> str:
         """The settings in a few words: `temperature 0.6, top_k 20`."""
         names = {"repeat": "repeat_penalty"}
-        return ", ".join(f"{names.get(name, name)} {value:g}" for name, value in (self.sampler | self.penalties).items())
+        return ", ".join(
+            f"{names.get(name, name)} {value:g}" for name, value in (self.sampler | self.penalties).items()
+        )
 
     def applied(self, sampler: Sampler, given: set[str]) -> Sampler:
         """`sampler` with these settings, but for the fields (of it and its penalties) that the user has `given`."""
@@ -58,7 +67,10 @@ def recommended(metadata: Mapping[str, Any], source: str) -> Recommended:
 
 
 def from_generation_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The metadata for a generation_config.json; nothing where it says not to sample. CheckpointError for a value that cannot be."""
+    """The metadata for a generation_config.json; nothing where it says not to sample.
+
+    CheckpointError for a value that cannot be.
+    """
     if config.get("do_sample") is False:
         return {}
     found = {PREFIX + key: config[name] for key, name in HUGGING_FACE.items() if config.get(name) is not None}
@@ -78,4 +90,3 @@ def to_generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A float32 0.6 of a file as the 0.6 that was meant."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
-

@@ -1,4 +1,7 @@
-"""ggml's types of weights by number: name, numbers in a block, bytes of a block. Reading and writing them is `gguf_io`."""
+"""ggml's types of weights by number: name, numbers in a block, bytes of a block.
+
+Reading and writing them is `gguf_io`.
+"""
 
 from __future__ import annotations
 

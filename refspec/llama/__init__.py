@@ -1,1 +1,4 @@
-"""Everything that touches llama.cpp: models, contexts, hidden states, targets and drafters. Only `api.py` imports `llama_cpp`."""
+"""Everything that touches llama.cpp: models, contexts, hidden states, targets and drafters.
+
+Only `api.py` imports `llama_cpp`.
+"""

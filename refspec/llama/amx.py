@@ -1,10 +1,10 @@
 """Whether llama.cpp's weights laid out for AMX can be multiplied here, or end the process.
 
-A llama.cpp built for a processor with AMX (Intel's matrix tiles) lays out quantized weights for it. In some builds the first product
-with them is a segmentation fault (seen with GCC 12, at the load of the tile configuration; llama.cpp issue 20824). Pull request 26954 there
-names two causes, not checked here: compilers that drop the stores filling that configuration, kernels that give tiles only to threads
-that ask. No flag tells such a build from a good one, so one product is tried
-in a child process, once per build and processor; the answer is kept in the user's cache directory.
+A llama.cpp built for a processor with AMX (Intel's matrix tiles) lays out quantized weights for it. In some builds the
+first product with them is a segmentation fault (seen with GCC 12, at the load of the tile configuration; llama.cpp
+issue 20824). Pull request 26954 there names two causes, not checked here: compilers that drop the stores filling that
+configuration, kernels that give tiles only to threads that ask. No flag tells such a build from a good one, so one
+product is tried in a child process, once per build and processor; the answer is kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ REFUSED = (
 
 @cache
 def repacking_works() -> bool:
-    """Whether weights may be laid out anew. At once True for a llama.cpp without AMX; else what the child process showed."""
+    """Whether weights may be laid out anew. At once True for a llama.cpp without AMX;
+
+    else what the child process showed.
+    """
     if b"AMX_INT8 = 1" not in api.system_info():
         return True
     return remembered("amx", [], _tried, bool)
@@ -56,7 +59,9 @@ def _tried() -> bool:
 
 
 def write_probe(file: Path, *, width: int = WIDTH, outtype: str = "q8_0") -> None:
-    """A Llama model of one layer and `width` channels, its matrices in a type of `formats.gguf_io.OUTTYPES`, without a tokenizer."""
+    """A Llama model of one layer and `width` channels, its matrices in a type of `formats.gguf_io.OUTTYPES`, without a
+    tokenizer.
+    """
     rng = np.random.default_rng(0)
 
     def tensor(name: str, *shape: int) -> TensorOut:
@@ -65,11 +70,20 @@ def write_probe(file: Path, *, width: int = WIDTH, outtype: str = "q8_0") -> Non
 
     square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     tensors = [tensor(f"blk.0.{name}.weight", width, width) for name in square]
-    tensors += [tensor("blk.0.attn_norm.weight", width), tensor("blk.0.ffn_norm.weight", width), tensor("output_norm.weight", width)]
+    tensors += [
+        tensor("blk.0.attn_norm.weight", width),
+        tensor("blk.0.ffn_norm.weight", width),
+        tensor("output_norm.weight", width),
+    ]
     tensors += [tensor("token_embd.weight", VOCAB, width), tensor("output.weight", VOCAB, width)]
     sizes = {"context_length": 128, "embedding_length": width, "block_count": 1, "feed_forward_length": width, "attention.head_count": 1,
              "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": width, "vocab_size": VOCAB}  # fmt: skip
-    write_gguf(file, "llama", {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"}, tensors)
+    write_gguf(
+        file,
+        "llama",
+        {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"},
+        tensors,
+    )
 
 
 def _run(file: str, *, repack: bool) -> None:

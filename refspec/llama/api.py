@@ -1,8 +1,8 @@
 """llama.cpp as a set of raw functions: the only file that imports `llama_cpp`.
 
-Not a wrapper with opinions: it loads the library once, keeps its log silent but remembers the last error lines, and binds
-every function refspec calls with addresses as plain integers, because a pointer object per call costs more than the call.
-`checks.py` decides what may be called; nothing here protects from an abort.
+Not a wrapper with opinions: it loads the library once, keeps its log silent but remembers the last error lines, and
+binds every function refspec calls with addresses as plain integers, because a pointer object per call costs more than
+the call. `checks.py` decides what may be called; nothing here protects from an abort.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from refspec.llama import matmul_hook
 # Without it an abort inside ggml starts a debugger on the user's machine before the process ends.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
-# At every barrier of its graph llama.cpp's threads wait for each other awake, with GNU OpenMP up to 300,000 turns. Beside a program
-# that keeps the processors busy they then use up the very time the thread waited for needs: the embedded model fell from 1300 to 1-4
-# tokens/s beside a training on as many threads as processors. With fewer turns they sleep sooner: 7 tokens/s at 30,000, 10 to 38 at
-# 20,000, 19 at 10,000. Alone, 20,000 cost plain decoding nothing measurable and the embedded pair's speculation 3 to 5 % (its threads
-# have gone to sleep when the drafter is done); 10,000 cost plain decoding 5 %, 500 four fifths. What a larger model loses is the same
-# few microseconds of a longer step. GNU OpenMP reads this when it is loaded, with llama.cpp.
+# At every barrier of its graph llama.cpp's threads wait for each other awake, with GNU OpenMP up to 300,000 turns.
+# Beside a program that keeps the processors busy they then use up the very time the thread waited for needs: the
+# embedded model fell from 1300 to 1-4 tokens/s beside a training on as many threads as processors. With fewer turns
+# they sleep sooner: 7 tokens/s at 30,000, 10 to 38 at 20,000, 19 at 10,000. Alone, 20,000 cost plain decoding nothing
+# measurable and the embedded pair's speculation 3 to 5 % (its threads have gone to sleep when the drafter is done);
+# 10,000 cost plain decoding 5 %, 500 four fifths. What a larger model loses is the same few microseconds of a longer
+# step. GNU OpenMP reads this when it is loaded, with llama.cpp.
 SPIN = "20000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
@@ -36,7 +37,9 @@ try:
     from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
 except Exception as error:  # a missing or broken shared library raises OSError, RuntimeError or FileNotFoundError
-    raise BackendError(f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'") from None
+    raise BackendError(
+        f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'"
+    ) from None
 
 VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
@@ -199,7 +202,10 @@ def quietly() -> Iterator[None]:
 
 
 def _abort(message: bytes | None) -> None:
-    """Last resort for a check of llama.cpp that no rule of refspec has foreseen: one line and exit code 1, no core dump."""
+    """Last resort for a check of llama.cpp that no rule of refspec has foreseen:
+
+    one line and exit code 1, no core dump.
+    """
     text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
     line = f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it\n"
     sys.stdout.flush()
@@ -244,6 +250,8 @@ def context_params(**values: Any) -> Any:
     names = {name for name, *_ in params._fields_}
     for name, value in values.items():
         if name not in names:
-            raise BackendError(f"this llama-cpp-python has no context parameter {name!r}; install version 0.3.36 or newer")
+            raise BackendError(
+                f"this llama-cpp-python has no context parameter {name!r}; install version 0.3.36 or newer"
+            )
         setattr(params, name, value)
     return params

@@ -1,8 +1,9 @@
-"""Two ways of taking hidden states out of a running target: llama.cpp's staged layer inputs, or its evaluation callback.
+"""Two ways of taking hidden states out of a running target: llama.cpp's staged layer inputs, or its evaluation
+callback.
 
-Both give boundary k, the residual stream that enters layer k, for every row of a decode, output or not, across micro-batches,
-in row order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds the tensor
-`l_out-(k-1)` in any graph that names it. Shape legend: T rows, N captured states, Ht target width.
+Both give boundary k, the residual stream that enters layer k, for every row of a decode, output or not, across
+micro-batches, in row order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds
+the tensor `l_out-(k-1)` in any graph that names it. Shape legend: T rows, N captured states, Ht target width.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class StagedCapture:
 class CallbackCapture:
     """`l_out-N` tensors through the evaluation callback: in C where the module is built, in Python otherwise."""
 
-    def __init__(self, layers: Sequence[int], width: int, capacity: int, path: Path, *, use_c: bool | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[int], width: int, capacity: int, path: Path, *, use_c: bool | None = None
+    ) -> None:
         self._names = [b"l_out-%d" % (k - 1) for k in layers]
         self._wanted = self._names
         self._width, self._capacity, self._path = width, capacity, path
@@ -129,7 +132,9 @@ class CallbackCapture:
             if error:
                 what = {1: "more rows than were sent", 2: "values that are not float32", 3: "rows of another width"}
                 name = self._names[state.error_state].decode()
-                raise BackendError(f"{self._path}: {name} has {what.get(error, f'error {error}')}; its states cannot be captured")
+                raise BackendError(
+                    f"{self._path}: {name} has {what.get(error, f'error {error}')}; its states cannot be captured"
+                )
         else:
             if self._problem is not None:  # llama.cpp cannot carry a Python exception, so it was kept for here
                 problem, self._problem = self._problem, None

@@ -1,7 +1,8 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, positions contiguous from 0; others exist only in `tree.py` and `sequences.py`. Not a decoder loop. Every limit whose violation ends the process
-is checked here: rows above the batch size, thread counts, a context used after it was closed.
+One sequence, sequence 0, positions contiguous from 0; others exist only in `tree.py` and `sequences.py`. Not a decoder
+loop. Every limit whose violation ends the process is checked here: rows above the batch size, thread counts, a context
+used after it was closed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Context:
         eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:
-        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own, for texts that share nothing.
+        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own, for texts that share
+        nothing.
 
         Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
         """
@@ -64,7 +66,8 @@ class Context:
             values = {"cb_eval": eval_callback, "cb_eval_user_data": eval_data}
         if lender is not None:
             values["ctx_other"] = lender.alive()
-        if n_seq_max > 1 and not streams:  # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
+        # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
+        if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
         params = api.context_params(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq, n_threads=n_threads,
@@ -85,7 +88,9 @@ class Context:
         self.memory: int = api.context_memory(handle)
         if not self.memory:
             self.close()
-            raise BackendError(f"{self.path}: this architecture has no key/value memory to decode with; use a text generation model")
+            raise BackendError(
+                f"{self.path}: this architecture has no key/value memory to decode with; use a text generation model"
+            )
         self.n_ctx = min(n_ctx, int(api.context_n_ctx(handle)))  # llama.cpp rounds up to 256; the caller's limit holds
         self.n_batch = int(api.context_n_batch(handle))
         self.n_ubatch = int(api.context_n_ubatch(handle))
@@ -145,7 +150,10 @@ def check_counts(**settings: tuple[int, int]) -> None:
 
 
 def check_threads(**threads: int | None) -> None:
-    """UsageError unless each is a number of threads that llama.cpp may be given, or None; for drafters that need none of them."""
+    """UsageError unless each is a number of threads that llama.cpp may be given, or None;
+
+    for drafters that need none of them.
+    """
     check_counts(**{name: (count, MAX_THREADS) for name, count in threads.items() if count is not None})
 
 
@@ -167,7 +175,10 @@ class RowBatch:
         )
 
     def put(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> bool:
-        """Take over token ids [n]; False when one is not a 32-bit integer, which an assignment would cut or wrap without a word."""
+        """Take over token ids [n];
+
+        False when one is not a 32-bit integer, which an assignment would cut or wrap without a word.
+        """
         if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32:
             for t in tokens:
                 if not isinstance(t, (int, np.integer)) or not -(1 << 31) <= t < 1 << 31:

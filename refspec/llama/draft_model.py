@@ -1,9 +1,9 @@
 """LlamaModelDrafter: any small GGUF with the target's vocabulary drafts for it.
 
-It reads tokens, not the target's states: features are ignored and rows may come late. `extend` only notes tokens; `draft` brings the
-cache up to date with what it does not hold yet. Drafted tokens that were accepted are in the cache already, so after a cycle with m
-of k accepted one row is new (two when all stood: the last drafted token was never run). A long backlog, a prompt, runs at once.
-Shape legend: T rows, V target vocabulary, C ids both vocabularies share.
+It reads tokens, not the target's states: features are ignored and rows may come late. `extend` only notes tokens;
+`draft` brings the cache up to date with what it does not hold yet. Drafted tokens that were accepted are in the cache
+already, so after a cycle with m of k accepted one row is new (two when all stood: the last drafted token was never
+run). A long backlog, a prompt, runs at once. Shape legend: T rows, V target vocabulary, C ids both vocabularies share.
 """
 
 from __future__ import annotations
@@ -53,15 +53,27 @@ class LlamaModelDrafter:
         flash_attn: str = "auto",
         panels: bool = True,
     ) -> None:
-        """Load a draft model for `target`, `panels` as there. Raises CheckpointError or ShapeError (file, another vocabulary), BackendError."""
+        """Load a draft model for `target`, `panels` as there.
+
+        Raises CheckpointError or ShapeError (file, another vocabulary), BackendError.
+        """
         self.info = read_gguf_header(path)
         self.path = self.info.path
         check_target(self.info)  # what may run as a target may run as a draft model
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, panels=panels))
+        self.model = Model(
+            self.info,
+            n_gpu_layers=n_gpu_layers,
+            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, panels=panels),
+        )
         self.n_vocab = target.n_vocab
         self._common = check_vocabulary(self.info, target.info, self.model.n_vocab, target.n_vocab)
         handle = self.model.handle
-        if api.model_has_encoder(handle) or api.model_is_recurrent(handle) or api.model_is_hybrid(handle) or api.model_is_diffusion(handle):
+        if (
+            api.model_has_encoder(handle)
+            or api.model_is_recurrent(handle)
+            or api.model_is_hybrid(handle)
+            or api.model_is_diffusion(handle)
+        ):
             raise BackendError(
                 f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with a plain KV cache"
             )
@@ -103,11 +115,17 @@ class LlamaModelDrafter:
             self._catch_up("none")
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
         """Chain up to k draft tokens after the text: argmax, or by coins [k] from the sampler's law; `stop` may end it.
 
-        Fewer where the text has outgrown the context the model was trained for. BackendError when the logits are not finite.
+        Fewer where the text has outgrown the context the model was trained for. BackendError when the logits are not
+        finite.
         """
         check_draft_arguments(k, coins, sampler)
         self.context.alive()
@@ -164,7 +182,10 @@ class LlamaModelDrafter:
         return row if self.penalties is None else self.penalties(row, drafted.tolist())
 
     def _catch_up(self, outputs: str) -> None:
-        """Drop what the cache holds beyond the text, then run what it lacks; with outputs "last", the last row's logits."""
+        """Drop what the cache holds beyond the text, then run what it lacks;
+
+        with outputs "last", the last row's logits.
+        """
         held, text, same = self._held, self._text, self._agreed
         while same < min(len(held), len(text)) and held[same] == text[same]:
             same += 1

@@ -1,8 +1,9 @@
 """LlamaEagle3Drafter: an eagle3 GGUF run by llama.cpp, normalized by refspec where llama.cpp is not.
 
-llama.cpp's eagle3 graph feeds back the pre-norm state and knows no norm per captured state. Both act on buffers the host sees:
-the captured features before ENCODE (`fc_norm`), and the returned state before it is fed back (`output_norm`). So the same
-graph runs EAGLE-3 and EAGLE 3.1. A norm over the concatenation is in the graph itself (`norm_before_fc`).
+llama.cpp's eagle3 graph feeds back the pre-norm state and knows no norm per captured state. Both act on buffers the
+host sees: the captured features before ENCODE (`fc_norm`), and the returned state before it is fed back
+(`output_norm`). So the same graph runs EAGLE-3 and EAGLE 3.1. A norm over the concatenation is in the graph itself
+(`norm_before_fc`).
 
 Rows and alignment: `base.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states, V vocabulary.
 """
@@ -56,7 +57,10 @@ class LlamaEagle3Drafter:
         panels: bool = True,
         n_seq_max: int = 1,
     ) -> None:
-        """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target. Raises CheckpointError (file), ShapeError (for another target), BackendError."""
+        """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target.
+
+        Raises CheckpointError (file), ShapeError (for another target), BackendError.
+        """
         info = read_gguf_header(path)
         self.path = info.path
         self.config = c = drafter_config(info)
@@ -67,13 +71,19 @@ class LlamaEagle3Drafter:
         rows = max(16, min(512, OUTPUT_FLOATS // c.vocab_size))  # ENCODE takes at most n_ubatch rows
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
-        self.model = Model(info, n_gpu_layers=n_gpu_layers, arch_override=override, held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels))
+        self.model = Model(
+            info,
+            n_gpu_layers=n_gpu_layers,
+            arch_override=override,
+            held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
+        )
         settings: dict[str, Any] = {
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
             "flash_attn": flash_attn, "lender": target.context if borrows else None,
         }  # fmt: skip
         self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, n_seq_max=n_seq_max, **settings)
-        # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one before.
+        # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one
+        # before.
         self._encoder = Context(self.model, n_ctx=rows, **settings)
         api.set_nextn(self.context.handle, True, True)
         api.set_nextn(self._encoder.handle, True, True)
@@ -83,7 +93,8 @@ class LlamaEagle3Drafter:
         self._norm_features: Callable[[Floats, Floats], None] = copy_rows
         fc_norm = output_norm = None
         if c.feature_norm is FeatureNorm.PER_STATE:
-            fc_norm = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)  # [N, Ht]
+            # [N, Ht]
+            fc_norm = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)
             self._norm_features = PerStateNorm(fc_norm, c.rms_eps, self._rows)
         self._feed_back: Callable[[int, Floats], None] = pre_norm(c.hidden_size)
         if c.feedback is Feedback.POST_NORM:
@@ -105,7 +116,8 @@ class LlamaEagle3Drafter:
         self.n_rows = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._draft_ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)  # [D]
-        self.probe: Callable[[int, Array, Array], None] | None = None  # (depth, logits [V], h [H]) before each drafted token
+        # (depth, logits [V], h [H]) before each drafted token
+        self.probe: Callable[[int, Array, Array], None] | None = None
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Drop drafted rows, then append true rows from tokens [T] and target features [T, N*Ht].
@@ -117,7 +129,9 @@ class LlamaEagle3Drafter:
         if features.shape != (n, width):
             raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
         if self.n_rows + n > self.context.n_ctx:
-            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}")
+            raise ShapeError(
+                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}"
+            )
         self._drop_drafted()
         # Outputs: all rows or none, because the eagle3 graph ignores which rows are marked and returns the first ones.
         silent = n if n <= ONE_PASS and n <= self._rows else n - 1
@@ -156,9 +170,15 @@ class LlamaEagle3Drafter:
         return total / n
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it.
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop`
+        may end it.
 
         Fewer when there is no row to start from or the context is full. BackendError when the logits are not finite.
         """
@@ -173,7 +193,13 @@ class LlamaEagle3Drafter:
         if k and (self._held != self.n_rows or not self._logits):
             self._run_last_again()
         position = self.n_rows
-        if self._chain is not None and sampler is None and self.probe is None and stop is None and self.penalties is None:
+        if (
+            self._chain is not None
+            and sampler is None
+            and self.probe is None
+            and stop is None
+            and self.penalties is None
+        ):
             self._draft_c(self._chain, tokens, confidence)
             return Draft(tokens, None, confidence)
         for i in range(k):
@@ -186,7 +212,9 @@ class LlamaEagle3Drafter:
                 if stop is not None and stop(i, float(confidence[i])):
                     return Draft(tokens[:i], None, confidence[:i])
             else:
-                q_draft[i] = q = native.p_target(self._views.at(self._address(tokens[:i]), 1, self.config.vocab_size)[0], sampler)
+                q_draft[i] = q = native.p_target(
+                    self._views.at(self._address(tokens[:i]), 1, self.config.vocab_size)[0], sampler
+                )
                 if stop is not None and stop(i, float(q.max())):  # before the coin: see `base.Stop`
                     return Draft(tokens[:i], q_draft[:i], confidence[:i])
                 token = native.invert_cdf(q, float(coins[i]))
@@ -239,7 +267,11 @@ class LlamaEagle3Drafter:
     def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
         """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
         n = len(tokens)
-        if not self._steps.put(tokens) or self._steps.tokens[:n].min() < 0 or self._steps.tokens[:n].max() >= self.config.vocab_size:
+        if (
+            not self._steps.put(tokens)
+            or self._steps.tokens[:n].min() < 0
+            or self._steps.tokens[:n].max() >= self.config.vocab_size
+        ):
             raise self._bad_token(tokens)  # llama.cpp reads -1 as "no token" and computes on
         if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
             raise self._bad_states()
@@ -285,7 +317,8 @@ class LlamaEagle3Drafter:
         if not len(tokens):
             return
         api.forget_errors()
-        self._held = self.n_rows + len(tokens) - 1  # before the call: whatever interrupts it, these rows are dropped later
+        # before the call: whatever interrupts it, these rows are dropped later
+        self._held = self.n_rows + len(tokens) - 1
         status = chain.draft(tokens, confidence, self.n_rows)
         self.seconds += chain.take_seconds()
         self._logits, self._state = chain.outputs()
@@ -314,7 +347,9 @@ class LlamaEagle3Drafter:
     def _run_last_again(self) -> None:
         """The outputs of the last true row, after drafting has overwritten them."""
         if self._last_token < 0:
-            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept")
+            raise BackendError(
+                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
+            )
         self.context.keep(self.n_rows - 1)
         self._steps.states[0], self._steps.tokens[0] = self._last_g[0], self._last_token
         self._decode(1, self.n_rows - 1, "all")
@@ -324,7 +359,9 @@ class LlamaEagle3Drafter:
         return ShapeError(f"{self.path}: token ids {low}..{high} leave the vocabulary of {self.config.vocab_size}")
 
     def _bad_states(self) -> BackendError:
-        return BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
+        return BackendError(
+            f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
+        )
 
     def _not_finite(self) -> BackendError:
         return BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")

@@ -1,8 +1,9 @@
 """LlamaEagle3TreeDrafter: draft trees by llama.cpp, one decode per depth over the nodes that are worth expanding.
 
-Each expanded node is a row in a sequence of its own that holds its path; a node's first expanded child takes that sequence over, its
-siblings get copies, so no more sequences live than nodes are expanded together. The state of every row is kept and handed to
-its children by the host, normed where the drafter is (`Feedback.POST_NORM`). Growing is `refspec/reference/tree_grow.py`.
+Each expanded node is a row in a sequence of its own that holds its path; a node's first expanded child takes that
+sequence over, its siblings get copies, so no more sequences live than nodes are expanded together. The state of every
+row is kept and handed to its children by the host, normed where the drafter is (`Feedback.POST_NORM`). Growing is
+`refspec/reference/tree_grow.py`.
 
 Shape legend: F nodes expanded together, H drafter width, V vocabulary, D draft vocabulary.
 """
@@ -48,14 +49,22 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
             self._gain = read_tensor(read_gguf_header(path), drafter_meta.TENSORS["output_norm"])
         self._fed: dict[int, Floats] = {}  # node -> [1, H] state its children start from
         self._sequence: dict[int, int] = {}  # node -> sequence that holds its path
-        self._outputs: dict[int, Array] = {}  # node -> [V] logits of the level just run: views, dead after the next decode
+        # node -> [V] logits of the level just run: views, dead after the next decode
+        self._outputs: dict[int, Array] = {}
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
+        self,
+        shape: TreeShape,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        more: More | None = None,
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes] `grow_sampled`.
+        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
+        `grow_sampled`.
 
-        Empty when there is no row to start from; stops growing where the context is full. BackendError for logits that are not finite.
+        Empty when there is no row to start from; stops growing where the context is full. BackendError for logits that
+        are not finite.
         """
         check_tree_arguments(shape, coins, sampler)
         if shape.top_k > self.top_k:
@@ -69,13 +78,18 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 return grow(lambda found, nodes: self._likeliest(found, nodes, shape), shape, more)
             given = iter(coins.tolist())
             return grow_sampled(
-                lambda found, nodes: self._laws(found, nodes, sampler), shape, lambda q: native.invert_cdf(q, next(given))
+                lambda found, nodes: self._laws(found, nodes, sampler),
+                shape,
+                lambda q: native.invert_cdf(q, next(given)),
             )
         finally:
             self._end()
 
     def forward_tree(self, tokens: Ids, parents: Ids) -> tuple[Array, Array]:
-        """Teacher-forced nodes after the last true row: tokens [N], parents [N] -> logits [N, V], h [N, H]; a level has at most top_k nodes."""
+        """Teacher-forced nodes after the last true row: tokens [N], parents [N] -> logits [N, V], h [N, H];
+
+        a level has at most top_k nodes.
+        """
         depths: list[int] = []
         for parent in parents.tolist():
             depths.append(1 if parent == ROOT else depths[parent] + 1)
@@ -88,7 +102,9 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 level = [i for i, d in enumerate(depths) if d == depth]
                 states = self._run(found, level)
                 if len(states) < len(level):
-                    raise ShapeError(f"{self.path}: {len(found)} nodes after {self.n_rows} rows do not fit into the drafter's context")
+                    raise ShapeError(
+                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows do not fit into the drafter's context"
+                    )
                 h[level] = states
                 for node in level:
                     logits[node] = self._outputs[node]
@@ -101,7 +117,9 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         nothing: tuple[Ids, Array] = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         try:
             return [
-                native.top_probs(self._outputs[node], shape.top_k, shape.temperature) if node in self._outputs else nothing
+                native.top_probs(self._outputs[node], shape.top_k, shape.temperature)
+                if node in self._outputs
+                else nothing
                 for node in nodes
             ]
         except BackendError as error:
@@ -111,7 +129,9 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._run(found, nodes)
         nothing = np.zeros(self.config.vocab_size)
         try:
-            return [native.p_target(self._outputs[node], sampler) if node in self._outputs else nothing for node in nodes]
+            return [
+                native.p_target(self._outputs[node], sampler) if node in self._outputs else nothing for node in nodes
+            ]
         except BackendError as error:
             raise BackendError(f"{self.path}: the drafter's {str(error).removeprefix('target ')}") from None
 
@@ -137,7 +157,10 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         return native.rms_norm(h, self._gain, self.config.rms_eps)
 
     def _run(self, found: Sequence[Found], nodes: Sequence[int]) -> Array:
-        """One decode of new nodes of one depth; their h [F, H]. Leaves them without outputs where the context has no room."""
+        """One decode of new nodes of one depth; their h [F, H].
+
+        Leaves them without outputs where the context has no room.
+        """
         if list(nodes) == [ROOT]:
             return np.empty((0, self.config.hidden_size), np.float32)
         self._outputs = {}

@@ -1,7 +1,8 @@
 """The arithmetic refspec does around llama.cpp's drafter: feature norm, feedback rule, choice of the drafted token.
 
-Runs once per drafted token, so addresses go in and nothing is allocated; in C where the module is built. The rules themselves
-are `ops.rms_norm`, `ops.softmax` and `ops.argmax`. Shape legend: T rows, N captured states, Ht target width, V vocabulary.
+Runs once per drafted token, so addresses go in and nothing is allocated; in C where the module is built. The rules
+themselves are `ops.rms_norm`, `ops.softmax` and `ops.argmax`. Shape legend: T rows, N captured states, Ht target width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +45,15 @@ class PerStateNorm:
             for i in range(states):
                 self._states[i] = first + i * width
             native.lib.rs_gather_features(
-                _floats(out), self._states, self._pointers, float(self._eps), n, states, width, stride, out.strides[0] // 4
+                _floats(out),
+                self._states,
+                self._pointers,
+                float(self._eps),
+                n,
+                states,
+                width,
+                stride,
+                out.strides[0] // 4,
             )
             return
         x, y = features.reshape(n, *self._weights.shape), out[:n].reshape(n, *self._weights.shape)  # [T, N, Ht]

@@ -1,7 +1,9 @@
-"""LlamaJudge: verify steps of a LlamaTarget in one call of C each (`native/cycle.c`), or several, drafts included, in one (`native/burst.c`).
+"""LlamaJudge: verify steps of a LlamaTarget in one call of C each (`native/cycle.c`), or several, drafts included, in
+one (`native/burst.c`).
 
-Twin: the lines of `speculate.py` that call the target's `decode`, the rule and `rollback`, and `decoding/penalized_target.py`; raises what they
-raise. A part of `llama/target.py`, whose books it keeps. Legend: k draft length, T rows of the last decode, V vocabulary.
+Twin: the lines of `speculate.py` that call the target's `decode`, the rule and `rollback`, and
+`decoding/penalized_target.py`; raises what they raise. A part of `llama/target.py`, whose books it keeps. Legend: k
+draft length, T rows of the last decode, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 class LlamaJudge:
     """The Judge of one target for one sampler, seed and, where given, penalties."""
 
-    def __init__(self, target: LlamaTarget, fast: NativeTarget, sampler: Sampler, seed: int, penalties: Penalized | None) -> None:
+    def __init__(
+        self, target: LlamaTarget, fast: NativeTarget, sampler: Sampler, seed: int, penalties: Penalized | None
+    ) -> None:
         self.target, self.sampler, self.seed, self.penalties = target, sampler, seed, penalties
         self._fast = fast
         self._native = NativeJudge(
@@ -85,10 +89,15 @@ class LlamaJudge:
 
     def _fits(self, pending: int, rows: int) -> bool:
         target = self.target
-        return 0 <= pending < target.n_vocab and rows <= min(target.n_ctx - target.n_past, len(target._batch.tokens) - target.pair_rows)
+        return 0 <= pending < target.n_vocab and rows <= min(
+            target.n_ctx - target.n_past, len(target._batch.tokens) - target.pair_rows
+        )
 
     def _prepare(self, rows: int) -> None:
-        """Make the target ready for a run whose states take up to `rows` rows and one more: a single row may run beside a copy of itself."""
+        """Make the target ready for a run whose states take up to `rows` rows and one more:
+
+        a single row may run beside a copy of itself.
+        """
         target = self.target
         target.context.alive()
         if target._capturing and len(target._features) <= rows:
@@ -97,8 +106,13 @@ class LlamaJudge:
         api.forget_errors()
         self._fast.keep_states(target._features if target._capturing else None)
 
-    def _rows(self, pending: int, draft: npt.NDArray[np.int32], start: int, penalties: Penalized | None = None) -> list[Array]:
-        """Logits of the pending token and of the draft, the last decode, which began at `start`; under penalties, if given."""
+    def _rows(
+        self, pending: int, draft: npt.NDArray[np.int32], start: int, penalties: Penalized | None = None
+    ) -> list[Array]:
+        """Logits of the pending token and of the draft, the last decode, which began at `start`;
+
+        under penalties, if given.
+        """
         rows: list[Array] = [self.target.logits(i) for i in range(len(draft) + 1)]
         if penalties is not None:
             penalizer, tokens, first = penalties

@@ -1,10 +1,11 @@
-"""llama.cpp's products of weights on refspec's own kernels (native/packed_*.c, reference `refspec/reference/packed_matmul.py`): what they are reached through, and
-which weights they are told of.
+"""llama.cpp's products of weights on refspec's own kernels (native/packed_*.c, reference
+`refspec/reference/packed_matmul.py`): what they are reached through, and which weights they are told of.
 
-llama.cpp's processor backend asks a function of a shared library, `llamafile_sgemm`, to multiply rows before it does so itself. Linux resolves
-that name to the first library that offers it, so the compiled module is made visible before llama.cpp is loaded (`offer`), and given llama.cpp's own
-function for every product that is not its own (`answer_others`). A model's weights are found where the kernel has mapped its file. On other systems
-and processors, with REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as ever.
+llama.cpp's processor backend asks a function of a shared library, `llamafile_sgemm`, to multiply rows before it does so
+itself. Linux resolves that name to the first library that offers it, so the compiled module is made visible before
+llama.cpp is loaded (`offer`), and given llama.cpp's own function for every product that is not its own
+(`answer_others`). A model's weights are found where the kernel has mapped its file. On other systems and processors,
+with REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as ever.
 
 Not a loader (`model.py`), and nothing of llama.cpp is changed: its graph, threads, attention and cache are its own.
 """
@@ -22,7 +23,8 @@ from typing import NamedTuple
 from refspec import native
 from refspec.gguf.header import GgufInfo, TensorInfo
 
-NAME, TILED = "llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled"  # which llama.cpp asks for products of K types with many rows
+# which llama.cpp asks for products of K types with many rows
+NAME, TILED = "llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled"
 SMALL = 1 << 14  # bytes, enough for three tensors without their numbers
 AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never lays out anew
 _why_not: str | None = "llama.cpp is not loaded"
@@ -47,7 +49,8 @@ def offer() -> str | None:
     if "llama_cpp" in sys.modules:
         return "llama_cpp was imported before refspec loaded it; load a model with refspec first"
     try:
-        ctypes.CDLL(native.path(), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)  # it is loaded; this only makes its names visible
+        # it is loaded; this only makes its names visible
+        ctypes.CDLL(native.path(), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
         first = ctypes.cast(ctypes.CDLL(None)[NAME], ctypes.c_void_p).value
     except (OSError, AttributeError):
         first = None
@@ -64,12 +67,17 @@ def answer_others(dll: ctypes.CDLL, refused: str | None) -> None:
             refused = "this llama.cpp was built without the products they replace"
         else:
             at = _matrix_at(dll)
-            native.lib.rs_matmul_others(own, _address(libraries, TILED), _address(libraries, "ggml_get_data") if at else 0, at)
+            native.lib.rs_matmul_others(
+                own, _address(libraries, TILED), _address(libraries, "ggml_get_data") if at else 0, at
+            )
     _why_not = refused
 
 
 def _address(libraries: list[ctypes.CDLL], name: str) -> int:
-    """Of a function in the first library that has it, 0 without: a library's handle is searched before what is visible to all."""
+    """Of a function in the first library that has it, 0 without:
+
+    a library's handle is searched before what is visible to all.
+    """
     for library in libraries:
         try:
             return ctypes.cast(library[name], ctypes.c_void_p).value or 0
@@ -85,10 +93,15 @@ class _Pool(ctypes.Structure):
 
 
 def _matrix_at(dll: ctypes.CDLL) -> int:
-    """Bytes from a product, as ggml holds it, to the address of its matrix, which its rows' follows; found in a product made for it, 0 where it cannot be."""
+    """Bytes from a product, as ggml holds it, to the address of its matrix, which its rows' follows;
+
+    found in a product made for it, 0 where it cannot be.
+    """
     pointer = ctypes.c_void_p
     try:
-        make, end, new, multiply = (dll[name] for name in ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat"))
+        make, end, new, multiply = (
+            dll[name] for name in ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat")
+        )
     except AttributeError:
         return 0
     make.restype, make.argtypes = pointer, [_Pool]
@@ -102,7 +115,11 @@ def _matrix_at(dll: ctypes.CDLL) -> int:
     product = multiply(pool, matrix, rows)
     both = struct.pack("PP", matrix, rows)
     left = ctypes.addressof(memory) + SMALL - product
-    at = [i for i in range(0, min(left, 512) - len(both), struct.calcsize("P")) if ctypes.string_at(product + i, len(both)) == both]
+    at = [
+        i
+        for i in range(0, min(left, 512) - len(both), struct.calcsize("P"))
+        if ctypes.string_at(product + i, len(both)) == both
+    ]
     end(pool)
     return at[0] if len(at) == 1 else 0
 
@@ -186,21 +203,30 @@ class Panels:
 
 
 def announce(info: GgufInfo, before: list[Region], nbytes: int) -> Panels | None:
-    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or too many models are loaded.
+    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or too many
+    models are loaded.
 
-    `nbytes` is what `fits` said, `before` what `mapped` said ahead of loading it: another session's mapping of the same file is not this model's.
+    `nbytes` is what `fits` said, `before` what `mapped` said ahead of loading it: another session's mapping of the same
+    file is not this model's.
     """
     regions = [r for r in mapped(info.path) if not any(r.start < b.end and b.start < r.end for b in before)]
     found: list[tuple[int, TensorInfo]] = []
     for tensor in matrices(info):
-        at = [r.start + tensor.offset - r.offset for r in regions if r.offset <= tensor.offset and tensor.offset + tensor.nbytes <= r.offset + r.end - r.start]
+        at = [
+            r.start + tensor.offset - r.offset
+            for r in regions
+            if r.offset <= tensor.offset and tensor.offset + tensor.nbytes <= r.offset + r.end - r.start
+        ]
         if len(at) == 1:
             found.append((at[0], tensor))
     if not found:
         return None
     found.sort(key=lambda pair: pair[0])
     ffi = native.ffi
-    addresses, types = ffi.new("uintptr_t[]", [a for a, _ in found]), ffi.new("int32_t[]", [t.type_id for _, t in found])
+    addresses, types = (
+        ffi.new("uintptr_t[]", [a for a, _ in found]),
+        ffi.new("int32_t[]", [t.type_id for _, t in found]),
+    )
     rows, columns = (ffi.new("size_t[]", [t.shape[axis] for _, t in found]) for axis in (0, 1))
     index = native.lib.rs_matmul_announce(addresses, types, rows, columns, len(found))
     return Panels(index, nbytes) if index >= 0 else None

@@ -1,8 +1,8 @@
 """Whether products in panels come out right in this llama.cpp, or end the process.
 
-What `panels.py` relies on is the name and the arguments of two functions inside llama.cpp, which no header promises. So before the first model is
-multiplied that way, two tiny ones are in a child process, with panels and without; the answer is kept in the user's cache directory, once per
-build of either library and processor.
+What `panels.py` relies on is the name and the arguments of two functions inside llama.cpp, which no header promises. So
+before the first model is multiplied that way, two tiny ones are in a child process, with panels and without; the answer
+is kept in the user's cache directory, once per build of either library and processor.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _logits(file: Path, panels: bool) -> np.ndarray:
     from refspec.llama.model import Model, Weights
 
     info = read_gguf_header(file)
-    model = Model(info, held=Weights(packed=matmul_hook.fits(info) if panels and matmul_hook.not_linked() is None else 0))
+    model = Model(
+        info, held=Weights(packed=matmul_hook.fits(info) if panels and matmul_hook.not_linked() is None else 0)
+    )
     context = Context(model, n_ctx=sum(ROWS), n_batch=max(ROWS), n_ubatch=max(ROWS), n_threads=2, n_threads_batch=2)
     batch, at, rows = RowBatch(max(ROWS)), 0, []
     for n in ROWS:
@@ -67,7 +69,12 @@ def _logits(file: Path, panels: bool) -> np.ndarray:
             raise context.failure(code, f"run {n} tokens at position {at}")
         asked = model.panels.products if model.panels else 0
         assert asked > 0 or not panels
-        rows += [np.ctypeslib.as_array((ctypes.c_float * model.n_vocab).from_address(api.get_logits_ith(context.handle, i))).copy() for i in range(n)]
+        rows += [
+            np.ctypeslib.as_array(
+                (ctypes.c_float * model.n_vocab).from_address(api.get_logits_ith(context.handle, i))
+            ).copy()
+            for i in range(n)
+        ]
         at += n
     context.close()
     return np.stack(rows)

@@ -1,7 +1,7 @@
 """One GGUF loaded into llama.cpp, and its vocabulary.
 
-Not a context: no memory, no computation. Tokenizer calls on a file without a tokenizer end the process inside llama.cpp, so
-every one of them is refused here first.
+Not a context: no memory, no computation. Tokenizer calls on a file without a tokenizer end the process inside
+llama.cpp, so every one of them is refused here first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Model:
         self.info = info
         self.note = held.note  # what a user should be told of how the weights are held
         self.repack = held.repack
-        params, keep = api.model_params(n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack)
+        params, keep = api.model_params(
+            n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack
+        )
         before = mapped(info.path) if held.packed else []
         api.forget_errors()
         with api.quietly():
@@ -89,7 +91,9 @@ class Model:
         clean = raw.decode("utf-8", "replace")
         tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
         if tokens is None:
-            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize this text of {len(raw)} bytes; give a shorter one")
+            raise BackendError(
+                f"{self.info.path}: llama.cpp cannot tokenize this text of {len(raw)} bytes; give a shorter one"
+            )
         return tokens
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int] | None:
@@ -105,7 +109,10 @@ class Model:
         return None
 
     def token_to_bytes(self, token: int, special: bool = False) -> bytes:
-        """The bytes a token stands for (part of a UTF-8 character, possibly); control tokens are empty unless `special`."""
+        """The bytes a token stands for (part of a UTF-8 character, possibly);
+
+        control tokens are empty unless `special`.
+        """
         piece = self._pieces.get((token, special))
         if piece is None:
             self._need_tokenizer()
@@ -133,7 +140,9 @@ class Model:
         if not self.handle:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
-            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file")
+            raise BackendError(
+                f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file"
+            )
 
 
 def _free(handle: int, panels: Panels | None) -> None:
@@ -142,14 +151,18 @@ def _free(handle: int, panels: Panels | None) -> None:
 
 
 def _longest_run(text: str) -> int:
-    """Characters of the longest stretch without a change between space and non-space: no pre-tokenizer matches more than two."""
+    """Characters of the longest stretch without a change between space and non-space:
+
+    no pre-tokenizer matches more than two.
+    """
     return 2 * max((m.end() - m.start() for m in re.finditer(r"\s+|\S+", text)), default=0)
 
 
 def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | None:
     """`call()` with stack enough to match `run` characters; None when that is beyond reason.
 
-    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and overflows the stack of the process.
+    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and overflows the stack of
+    the process.
     """
     if run <= SHALLOW:
         return call()
@@ -167,7 +180,10 @@ def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | N
 
 
 def _missing_byte(info: GgufInfo) -> str:
-    """Why a SentencePiece vocabulary cannot spell every text: llama.cpp ends the process at the first byte without a token."""
+    """Why a SentencePiece vocabulary cannot spell every text:
+
+    llama.cpp ends the process at the first byte without a token.
+    """
     if info.metadata.get("tokenizer.ggml.model") != "llama":
         return ""
     tokens = set(info.metadata.get("tokenizer.ggml.tokens") or ())

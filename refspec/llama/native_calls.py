@@ -1,7 +1,8 @@
 """The calls of a decode cycle in C (native/cycle.c): builds the structs that C works on.
 
-Neither target nor drafter: `llama/target.py` and `llama/eagle3.py` own rows and errors, and do the same in Python where no C is
-built or more is asked. Shape legend: T rows, N captured states, Ht target width, H drafter width, V vocabulary, k draft length.
+Neither target nor drafter: `llama/target.py` and `llama/eagle3.py` own rows and errors, and do the same in Python where
+no C is built or more is asked. Shape legend: T rows, N captured states, Ht target width, H drafter width, V vocabulary,
+k draft length.
 """
 
 from __future__ import annotations
@@ -110,7 +111,12 @@ class NativeJudge:
         _set_functions(c, remove=api.memory_seq_rm)
         rows, coins = ffi.new("float *[]", room), ffi.new("double[]", room)
         p, order, self._tokens = ffi.new("double[]", vocab), ffi.new("int32_t[]", vocab), ffi.new("int32_t[]", room)
-        c.target, c.memory, c.sampler, c.pair_rows = target.c, ffi.cast("void *", context.memory), c_sampler[0], pair_rows
+        c.target, c.memory, c.sampler, c.pair_rows = (
+            target.c,
+            ffi.cast("void *", context.memory),
+            c_sampler[0],
+            pair_rows,
+        )
         c.seed, c.stream = seed % 2**64, TARGET
         c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
         ends_text = ffi.new("int8_t[]", vocab)
@@ -133,8 +139,13 @@ class NativeJudge:
         accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
         return accepted
 
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int) -> list[Step]:
-        """`rs_burst_run` from position `first` of the target on; steps x (draft + 1) must not be more than the rows of its batch."""
+    def several(
+        self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int
+    ) -> list[Step]:
+        """`rs_burst_run` from position `first` of the target on;
+
+        steps x (draft + 1) must not be more than the rows of its batch.
+        """
         b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
         b.steps, b.draft, b.n_ctx, b.seconds = ahead.steps, draft, n_ctx, AT_ONCE
         if ahead.account is not None:
@@ -147,7 +158,9 @@ class NativeJudge:
             i = len(steps)
             d, t, decided, target, in_drafter = i * draft, i * (draft + 1), c.accepted + 1, c.target, c.drafter
             seconds = Seconds(target, in_drafter, c.total - target - in_drafter)
-            steps.append(Step(position, drafted[d : d + c.drafted], decided - 1, tokens[t : t + decided], seconds, asked=c.asked))
+            steps.append(
+                Step(position, drafted[d : d + c.drafted], decided - 1, tokens[t : t + decided], seconds, asked=c.asked)
+            )
             position += decided
         return steps
 
@@ -184,10 +197,18 @@ class NativeChain:
         c.encoder, c.decoder = ffi.cast("void *", encoder.handle), ffi.cast("void *", decoder.handle)
         _set_batch(c.features, features)
         _set_batch(c.steps, steps)
-        norms = [] if fc_norm is None else [ffi.from_buffer("float[]", row) for row in np.ascontiguousarray(fc_norm, np.float32)]
+        norms = (
+            []
+            if fc_norm is None
+            else [ffi.from_buffer("float[]", row) for row in np.ascontiguousarray(fc_norm, np.float32)]
+        )
         norm_pointers = ffi.new("float *[]", norms) if norms else ffi.NULL
         sources = ffi.new("float *[]", n_states)
-        post = ffi.NULL if output_norm is None else ffi.from_buffer("float[]", np.ascontiguousarray(output_norm, np.float32))
+        post = (
+            ffi.NULL
+            if output_norm is None
+            else ffi.from_buffer("float[]", np.ascontiguousarray(output_norm, np.float32))
+        )
         last = ffi.from_buffer("float[]", last_g)
         c.fc_norm, c.output_norm, c.sources, c.last_g = norm_pointers, post, sources, last
         c.n_states, c.target_width = n_states, features.states.shape[1] // n_states

@@ -1,9 +1,11 @@
-"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph does not compute, and those too small for it.
+"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph does not compute, and those too small for
+it.
 
-Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the host
-sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than llama.cpp takes to prepare
-its graph, several times per verify step. The forward pass is `eagle3_forward.py` in C (native/eagle3.c), large matrices on the threads of llama.cpp, each in the
-type its file stores, multiplied by ggml's own function for that type; llama.cpp runs the target.
+Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the
+host sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than
+llama.cpp takes to prepare its graph, several times per verify step. The forward pass is `eagle3_forward.py` in C
+(native/eagle3.c), large matrices on the threads of llama.cpp, each in the type its file stores, multiplied by ggml's
+own function for that type; llama.cpp runs the target.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class OwnEagle3Drafter:
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
     def __init__(self, path: str | os.PathLike[str], target: Lender, *, n_threads: int | None = 1) -> None:
-        """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target), BackendError without C."""
+        """Load a drafter made for `target`.
+
+        Raises CheckpointError (file), ShapeError (for another target), BackendError without C.
+        """
         info, config, weights = _read_for(path, target)
         self.path, self.config, self.capture_layers = info.path, config, config.capture_layers
         files = {name: file for name in ("token_embd", *BIASED) if (file := _holder(name, info, target.info))}
@@ -57,15 +62,21 @@ class OwnEagle3Drafter:
             self._chain = native.Eagle3Chain(config, weights, target.n_ctx + MARGIN, packed, shared := team(n_threads))
         except CheckpointError as error:
             raise CheckpointError(f"{info.path}: {error}") from None
-        self.d2t = np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)  # [D]
+        # [D]
+        self.d2t = (
+            np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)
+        )
         self.n_rows = 0
         self.seconds = 0.0
         self._penalties: DraftPenalties | None = None
         self._resumes = False  # the outputs of the last true row are held
-        self.probe: Callable[[int, Array], None] | None = None  # (depth, state fed to the next row [H]) before each drafted token
+        # (depth, state fed to the next row [H]) before each drafted token
+        self.probe: Callable[[int, Array], None] | None = None
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
-        self.note = f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+        self.note = (
+            f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+        )
 
     @property
     def penalties(self) -> DraftPenalties | None:
@@ -107,25 +118,39 @@ class OwnEagle3Drafter:
         status = run(ids, np.ascontiguousarray(features, np.float32), self.n_rows)
         self.seconds += perf_counter() - began
         if status == native.lib.RS_BAD_TOKEN:
-            raise ShapeError(f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}")
+            raise ShapeError(
+                f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}"
+            )
         if status == native.lib.RS_CACHE_FULL:
-            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self._chain.capacity}")
+            raise ShapeError(
+                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self._chain.capacity}"
+            )
         if status:
-            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target")
+            raise BackendError(
+                f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
+            )
         self.n_rows += n
         self._resumes = True
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it.
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop`
+        may end it.
 
         Fewer when there is no row to start from or the cache is full. BackendError when the logits are not finite.
         """
         check_draft_arguments(k, coins, sampler)
         k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
         if k and not self._resumes:
-            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept")
+            raise BackendError(
+                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
+            )
         began = perf_counter()
         try:
             self._chain.restart()
@@ -237,7 +262,11 @@ def _threads(shared: native.Team | None) -> str:
 
 def _why(config: DrafterConfig) -> str:
     reasons = meta.graph_reasons(config)
-    return f"llama.cpp cannot run it: {'; '.join(reasons)}" if reasons else "it is so small that calls of llama.cpp would take longer"
+    return (
+        f"llama.cpp cannot run it: {'; '.join(reasons)}"
+        if reasons
+        else "it is so small that calls of llama.cpp would take longer"
+    )
 
 
 def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str] | None:
@@ -262,7 +291,9 @@ def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, d
 def _is_small(info: GgufInfo) -> bool:
     """At most SMALL bytes, in types whose rows C can multiply as they are stored."""
     tensors = info.tensors.values()
-    return sum(t.nbytes for t in tensors) <= SMALL and all(t.type == "F32" or functions(t.type_id) for t in tensors if len(t.shape) == 2)
+    return sum(t.nbytes for t in tensors) <= SMALL and all(
+        t.type == "F32" or functions(t.type_id) for t in tensors if len(t.shape) == 2
+    )
 
 
 def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
@@ -278,15 +309,18 @@ def open_drafter(
 ) -> Drafter:
     """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
 
-    `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own" insist. The other
-    `settings` are those of `LlamaEagle3Drafter`. Raises CheckpointError, ShapeError, BackendError, UsageError (kernels).
+    `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own"
+    insist. The other `settings` are those of `LlamaEagle3Drafter`. Raises CheckpointError, ShapeError, BackendError,
+    UsageError (kernels).
     """
     if kernels is not None and kernels not in KERNELS:
         raise UsageError(f"drafter kernels {kernels!r}: one of {', '.join(KERNELS)}")
     info = read_gguf_header(path)
     beyond = bool(meta.graph_reasons(drafter_config(info, in_graph=False)))
     if kernels == "own" and native.lib is None:
-        raise BackendError("--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py")
+        raise BackendError(
+            "--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py"
+        )
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(path, target, **settings)

@@ -1,7 +1,8 @@
-"""Which drafter a file is, and how it is made: EAGLE-3, a stand-alone draft model, prompt lookup, or one falling back on the other.
+"""Which drafter a file is, and how it is made: EAGLE-3, a stand-alone draft model, prompt lookup, or one falling back
+on the other.
 
-Not a loader of targets (`api.load`). The header decides: architecture eagle3 or refspec-eagle3 is a trained drafter of the target's
-states, any other that may run as a target is a draft model with the target's vocabulary.
+Not a loader of targets (`api.load`). The header decides: architecture eagle3 or refspec-eagle3 is a trained drafter of
+the target's states, any other that may run as a target is a draft model with the target's vocabulary.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ def make_drafter(
 ) -> Drafter | None:
     """The drafter of a file, of the text itself (`lookup`), or both; None for neither. `settings` are the engine's.
 
-    What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it; `note` says when it is not llama.cpp.
+    What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it; `note` says when it is not
+    llama.cpp.
 
-    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp refuses, UsageError
-    for a tree that nothing can grow.
+    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp
+    refuses, UsageError for a tree that nothing can grow.
     """
     # Imported here: lookup needs no llama.cpp.
     from refspec.llama.draft_model import LlamaModelDrafter
@@ -70,12 +72,18 @@ def make_drafter(
             what = "there is no drafter" if path is None else f"{path} is a draft model"
             raise UsageError(f"tree = {str(tree)!r}: {what}; trees are grown by an EAGLE-3 drafter")
         if kernels == "own":
-            raise UsageError(f"tree = {str(tree)!r}: trees are grown by llama.cpp's drafter; leave the kernels to auto or llama")
+            raise UsageError(
+                f"tree = {str(tree)!r}: trees are grown by llama.cpp's drafter; leave the kernels to auto or llama"
+            )
         grower = LlamaEagle3TreeDrafter(path, target, top_k=tree.top_k, **settings)
         return TreeLookupDrafter(grower) if lookup else grower
     if path is None:
         return LookupDrafter() if lookup else None
-    trained: Drafter = open_drafter(path, target, kernels=kernels, **settings) if is_eagle3(path) else LlamaModelDrafter(path, target, **settings)
+    trained: Drafter = (
+        open_drafter(path, target, kernels=kernels, **settings)
+        if is_eagle3(path)
+        else LlamaModelDrafter(path, target, **settings)
+    )
     return FallbackDrafter(trained) if lookup else trained
 
 

@@ -1,7 +1,9 @@
-"""The threads llama.cpp computes on, for refspec's own kernels: the functions of its OpenMP library, as addresses for C.
+"""The threads llama.cpp computes on, for refspec's own kernels: the functions of its OpenMP library, as addresses for
+C.
 
-Not a pool of its own: two pools awake on the same processors slow each other down. What stands here is found among the libraries that
-llama.cpp has loaded; a build on other threads (macOS, Windows) offers nothing, and the kernels then use one.
+Not a pool of its own: two pools awake on the same processors slow each other down. What stands here is found among the
+libraries that llama.cpp has loaded; a build on other threads (macOS, Windows) offers nothing, and the kernels then use
+one.
 """
 
 from __future__ import annotations

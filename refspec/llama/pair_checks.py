@@ -1,7 +1,7 @@
 """What must be true of a drafter, alone and beside its target, before llama.cpp may run it.
 
-`drafter_meta` says what the file declares; here are the rules llama.cpp does not check itself, each an abort or a silently
-wrong result there (llama.cpp 0c1e57098).
+`drafter_meta` says what the file declares; here are the rules llama.cpp does not check itself, each an abort or a
+silently wrong result there (llama.cpp 0c1e57098).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Lender(Protocol):
 def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
     """What an eagle3 GGUF is, after every rule llama.cpp does not check itself.
 
-    Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph cannot compute.
+    Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph
+    cannot compute.
     """
     check_tensor_types(info)
     if info.arch in drafter_meta.ARCHS:
@@ -44,7 +45,9 @@ def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
         text = str(error)
         raise error if str(info.path) in text else type(error)(f"{info.path}: {text}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again") from None
+        raise CheckpointError(
+            f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again"
+        ) from None
     if in_graph and (reasons := drafter_meta.graph_reasons(config)):
         raise BackendError(f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can")
     _check_flags(info, config)
@@ -60,7 +63,9 @@ def _check_flags(info: GgufInfo, config: DrafterConfig) -> None:
             raise CheckpointError(f"{info.path}: {key} contradicts the refspec.* keys; convert the drafter again")
     tokens = info.metadata.get("tokenizer.ggml.tokens")
     if tokens is not None and info.metadata.get("tokenizer.ggml.model") != "none" and len(tokens) != config.vocab_size:
-        raise ShapeError(f"{info.path}: {len(tokens)} tokenizer entries, but a vocabulary of {config.vocab_size}; convert it again")
+        raise ShapeError(
+            f"{info.path}: {len(tokens)} tokenizer entries, but a vocabulary of {config.vocab_size}; convert it again"
+        )
     if config.feature_norm is FeatureNorm.PER_STATE:
         for name, values in drafter_meta.fc_norm_values(info, config).items():
             if not np.isfinite(np.asarray(values, np.float32)).all():
@@ -78,9 +83,13 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
             raise CheckpointError(f"{info.path}: tensor {gguf_name!r} is missing; convert the drafter again")
     for name, tensor in info.tensors.items():
         if name not in shapes:
-            raise CheckpointError(f"{info.path}: tensor {name!r} is not part of this drafter; llama.cpp refuses extra tensors")
+            raise CheckpointError(
+                f"{info.path}: tensor {name!r} is not part of this drafter; llama.cpp refuses extra tensors"
+            )
         if tuple(tensor.shape) != shapes[name]:
-            raise ShapeError(f"{info.path}: tensor {name!r} is {list(tensor.shape)}, the metadata says {list(shapes[name])}")
+            raise ShapeError(
+                f"{info.path}: tensor {name!r} is {list(tensor.shape)}, the metadata says {list(shapes[name])}"
+            )
     if "d2t" not in info.tensors:
         return
     if info.tensors["d2t"].type != "I64":
@@ -89,19 +98,27 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
         raise CheckpointError(f"{info.path}: d2t without output.weight: the target's head has no draft vocabulary")
     ids = read_tensor(info, "d2t")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise CheckpointError(f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}")
+        raise CheckpointError(
+            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}"
+        )
     if len(np.unique(ids)) != len(ids):
         raise CheckpointError(f"{info.path}: d2t names a target id twice; offsets stored as ids look like this")
 
 
-def check_pair(drafter: GgufInfo, config: DrafterConfig, target: GgufInfo, hidden_size: int, n_vocab: int, n_layer: int) -> None:
-    """Raise ShapeError or CheckpointError unless the drafter was made for this target, by sizes, layers and token texts."""
+def check_pair(
+    drafter: GgufInfo, config: DrafterConfig, target: GgufInfo, hidden_size: int, n_vocab: int, n_layer: int
+) -> None:
+    """Raise ShapeError or CheckpointError unless the drafter was made for this target, by sizes, layers and token
+    texts.
+    """
     for what, mine, its in (
         ("eagle3.target_hidden_size", config.target_hidden_size, hidden_size),
         ("the vocabulary", config.vocab_size, n_vocab),
     ):
         if mine != its:
-            raise ShapeError(f"{drafter.path}: {what} is {mine}, but {target.path} has {its}; this drafter is for another target")
+            raise ShapeError(
+                f"{drafter.path}: {what} is {mine}, but {target.path} has {its}; this drafter is for another target"
+            )
     check_boundaries(drafter.path, target.arch, n_layer, config.capture_layers)
     lent = [name for name in ("token_embd.weight", "output.weight") if name not in drafter.tensors]
     if lent and config.hidden_size != hidden_size:
@@ -110,14 +127,19 @@ def check_pair(drafter: GgufInfo, config: DrafterConfig, target: GgufInfo, hidde
         )
     for name in lent:
         if name not in target.tensors and "token_embd.weight" not in target.tensors:
-            raise CheckpointError(f"{drafter.path}: has no {name}, and neither has {target.path}; convert the drafter with its own")
+            raise CheckpointError(
+                f"{drafter.path}: has no {name}, and neither has {target.path}; convert the drafter with its own"
+            )
     if "output.weight" in lent and "output.weight" not in target.tensors:
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
-            raise ShapeError(f"{target.path}: its head has {shape[0]} rows, the drafter's vocabulary is {config.vocab_size}")
+            raise ShapeError(
+                f"{target.path}: its head has {shape[0]} rows, the drafter's vocabulary is {config.vocab_size}"
+            )
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
-        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)  # lengths were compared above
+        # lengths were compared above
+        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise CheckpointError(
             f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for another target"
         )

@@ -1,8 +1,8 @@
 """ParallelTarget: one GGUF answering many prompts at once, each in a sequence of its own.
 
-For making data, where tokens per second of all texts together count; not a Target, because nothing is verified here. A row more in
-a decode costs much less than a decode, so an answer that ends makes room for the next prompt at once. Legend: S sequences, R rows
-with logits of one decode, V vocabulary.
+For making data, where tokens per second of all texts together count; not a Target, because nothing is verified here. A
+row more in a decode costs much less than a decode, so an answer that ends makes room for the next prompt at once.
+Legend: S sequences, R rows with logits of one decode, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from refspec.reference.penalties import NO_PENALTIES, Penalties
 
 UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
+
 
 class _Slot:
     """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""
@@ -68,7 +69,11 @@ class ParallelTarget:
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path = self.info.path
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels))
+        self.model = Model(
+            self.info,
+            n_gpu_layers=n_gpu_layers,
+            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
+        )
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
@@ -87,13 +92,20 @@ class ParallelTarget:
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NO_PENALTIES
+        self,
+        requests: Iterable[Request],
+        *,
+        max_new: int,
+        temperature: float,
+        stop: frozenset[int],
+        penalties: Penalties = NO_PENALTIES,
     ) -> Iterator[Answer]:
         """Answer every request, in the order in which they end; requests are taken when there is room for one.
 
-        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a request with coins is
-        the inverse-CDF draw with coin i from softmax(logits / temperature), the logits being those under `penalties`: what a request gets
-        does not depend on its neighbours but for the rounding of llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
+        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a
+        request with coins is the inverse-CDF draw with coin i from softmax(logits / temperature), the logits being
+        those under `penalties`: what a request gets does not depend on its neighbours but for the rounding of
+        llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
             raise UsageError(
@@ -148,11 +160,16 @@ class ParallelTarget:
     def _penalizer(self, penalties: Penalties) -> Penalizer:
         breaks = None
         if penalties.breaking:
-            breaks = np.array([penalties.breaks(self.model.token_to_bytes(token)) for token in range(self.n_vocab)], np.int8)
+            breaks = np.array(
+                [penalties.breaks(self.model.token_to_bytes(token)) for token in range(self.n_vocab)], np.int8
+            )
         return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
 
     def _run(self, slots: dict[int, _Slot]) -> list[int]:
-        """Decode one batch: a row of every sequence, and more of the prompts while there is room; the sequences with logits."""
+        """Decode one batch: a row of every sequence, and more of the prompts while there is room;
+
+        the sequences with logits.
+        """
         batch, handle, ready = self._batch, self.context.alive(), []
         batch.clear()
         room = len(batch.tokens) - len(slots)
@@ -197,7 +214,8 @@ def _coin(slot: _Slot) -> float:
 
 
 def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
-    """Tokens [R] of logits [R, V]: `sampling.sample` row by row, with np.exp, for coins [R]; argmax where a coin is NaN.
+    """Tokens [R] of logits [R, V]: `sampling.sample` row by row, with np.exp, for coins [R]; argmax where a coin is
+    NaN.
 
     At temperature 0 every row is argmax, the lowest id on ties.
     """

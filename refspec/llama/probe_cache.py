@@ -1,4 +1,7 @@
-"""Answers about this llama.cpp on this processor that take time to find: found once, kept in the user's cache directory."""
+"""Answers about this llama.cpp on this processor that take time to find:
+
+found once, kept in the user's cache directory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ Answer = TypeVar("Answer", bool, int)
 
 
 def remembered(question: str, about: Sequence[object], ask: Callable[[], Answer], kind: type[Answer]) -> Answer:
-    """What `ask` answered the first time for the same library, processor and `about` (JSON); a damaged or unwritable file asks again."""
+    """What `ask` answered the first time for the same library, processor and `about` (JSON);
+
+    a damaged or unwritable file asks again.
+    """
     answer = cache_directory() / f"{question}-{_key(about)}.json"
     try:
         known = json.loads(answer.read_text("utf-8"))["answer"]
@@ -42,7 +48,13 @@ def _key(about: Sequence[object]) -> str:
     try:
         state = os.stat(path)
         known += [state.st_size, state.st_mtime_ns]
-        known += sorted({line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model name"))})
+        known += sorted(
+            {
+                line
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith(("flags", "model name"))
+            }
+        )
     except OSError:
         pass
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -1,13 +1,15 @@
 """Does what a row computes depend on the rows beside it? Looked at before a text is promised to be exact.
 
-Not a proof: a look at the kernels that this file, this llama.cpp and this processor select. llama.cpp multiplies one row by other kernels
-than several, and from eight rows on by others again; in between it computed each row alike for every type of weights looked at on x86
-(F32, F16, BF16, Q8_0, Q5_0, Q4_1, Q4_0, K- and I-quants, as stored; not laid out anew). So with single rows run in pairs and at most
-MOST_ROWS rows to verify, plain and speculative decoding see the same bits, whatever the weights.
+Not a proof: a look at the kernels that this file, this llama.cpp and this processor select. llama.cpp multiplies one
+row by other kernels than several, and from eight rows on by others again; in between it computed each row alike for
+every type of weights looked at on x86 (F32, F16, BF16, Q8_0, Q5_0, Q4_1, Q4_0, K- and I-quants, as stored; not laid out
+anew). So with single rows run in pairs and at most MOST_ROWS rows to verify, plain and speculative decoding see the
+same bits, whatever the weights.
 
-Looked at is what every layer's attention gives, and the logits. Logits alone would not do: quantized weights round what they multiply, and
-that hides nearly every difference of the attention before it, until one is not hidden and changes the text a hundred tokens later.
-It is done once for a file, its settings, a build and a processor; the answer is kept in the user's cache directory.
+Looked at is what every layer's attention gives, and the logits. Logits alone would not do: quantized weights round what
+they multiply, and that hides nearly every difference of the attention before it, until one is not hidden and changes
+the text a hundred tokens later. It is done once for a file, its settings, a build and a processor; the answer is kept
+in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from refspec.llama.model import Model
 
 MOST_ROWS = 7
 BATCHES = ((7,), (6, 1), (5, 2), (4, 3))  # of the same 7 rows, each after the same prompt
-PROMPT = 300  # tokens: from 256 on llama.cpp shares a single row's attention out among threads, sums in parts and adds these
+# tokens: from 256 on llama.cpp shares a single row's attention out among threads, sums in parts and adds these
+PROMPT = 300
 ATTENTION = b"kqv_out-"  # and the layer: llama.cpp's name of what attention gives, before its output projection
 
 # Tokens [T] at positions from `first` on, which forgets what it held from there on -> everything each row computed.
@@ -46,12 +49,19 @@ def first_unlike(rows: Rows, n_vocab: int) -> int | None:
         return found
 
     alone = after_the_prompt((1,) * MOST_ROWS)
-    unlike = [size for sizes in BATCHES for (size, row), (_, mine) in zip(after_the_prompt(sizes), alone, strict=True) if row != mine]
+    unlike = [
+        size
+        for sizes in BATCHES
+        for (size, row), (_, mine) in zip(after_the_prompt(sizes), alone, strict=True)
+        if row != mine
+    ]
     return min(unlike, default=None)
 
 
 class Looker:
-    """A small context of a model, with the settings of the one that will be used, which remembers what each row computed."""
+    """A small context of a model, with the settings of the one that will be used, which remembers what each row
+    computed.
+    """
 
     def __init__(self, model: Model, **settings: Any) -> None:
         """`settings` are `Context`'s. Raises what that raises."""
@@ -70,7 +80,10 @@ class Looker:
         self._batch = RowBatch(size)
 
     def rows(self, tokens: Sequence[int], first: int) -> list[bytes]:
-        """`Rows`: a single one beside a copy of itself. Raises BackendError where llama.cpp fails or shows no attention."""
+        """`Rows`: a single one beside a copy of itself.
+
+        Raises BackendError where llama.cpp fails or shows no attention.
+        """
         n = max(len(tokens), 2)
         self.context.keep(first)
         self._seen = []
@@ -86,7 +99,9 @@ class Looker:
             raise BackendError(f"{self._path}: the attention of this architecture cannot be looked at")
         logits = ctypes.string_at(api.get_logits_ith(self.context.handle, -n), 4 * n * self._n_vocab)
         whole = [*self._seen, logits]
-        return [b"".join(part[i * len(part) // n : (i + 1) * len(part) // n] for part in whole) for i in range(len(tokens))]
+        return [
+            b"".join(part[i * len(part) // n : (i + 1) * len(part) // n] for part in whole) for i in range(len(tokens))
+        ]
 
     def close(self) -> None:
         """Free the context."""

@@ -1,7 +1,9 @@
-"""Batches of many texts at once: rows of different sequences, each at its own position, logits for the rows that want them.
+"""Batches of many texts at once: rows of different sequences, each at its own position, logits for the rows that want
+them.
 
-Needs a context with `streams`: every sequence has cells of its own and attends to nothing else, so neither the memory nor the work
-of one text grows with the others. llama.cpp puts sequences with consecutive ids into one computation: rows in order of their ids.
+Needs a context with `streams`: every sequence has cells of its own and attends to nothing else, so neither the memory
+nor the work of one text grows with the others. llama.cpp puts sequences with consecutive ids into one computation: rows
+in order of their ids.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from refspec.reference.ops import Ids
 
 
 class SequenceBatch:
-    """Arrays of one `llama_batch` for up to `capacity` rows of `sequences` sequences; filled by `add`, emptied by `clear`."""
+    """Arrays of one `llama_batch` for up to `capacity` rows of `sequences` sequences;
+
+    filled by `add`, emptied by `clear`.
+    """
 
     def __init__(self, capacity: int, sequences: int) -> None:
         self.tokens = np.zeros(capacity, np.int32)

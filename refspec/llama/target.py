@@ -58,16 +58,23 @@ class LlamaTarget:
         panels: bool = True,
         pair_rows: bool = False,
     ) -> None:
-        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback; n_seq_max > 1 is for trees.
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback;
+        n_seq_max > 1 is for trees.
 
-        capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as with any drafter
-        (None: with one that captures). `panels` has refspec's kernels multiply where they can (`llama/matmul_hook.py`), `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on n_threads_batch.
-        Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
+        capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as
+        with any drafter (None: with one that captures). `panels` has refspec's kernels multiply where they can
+        (`llama/matmul_hook.py`), `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on
+        n_threads_batch. Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError
+        (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(self.info, n_gpu_layers=n_gpu_layers, held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels))
+        self.model = Model(
+            self.info,
+            n_gpu_layers=n_gpu_layers,
+            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
+        )
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
@@ -79,12 +86,22 @@ class LlamaTarget:
         self._capturing = self._capture is not None
         rewind = bool(self.capture_layers) if rewind is None else rewind
         recurrent = api.model_is_recurrent(self.model.handle) or api.model_is_hybrid(self.model.handle)
-        # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row has the same bits
-        # in every batch (`llama/rounding.py`), and of some weights two rows cost less than one. A recurrent state could not take the second row back.
+        # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row
+        # has the same bits in every batch (`llama/rounding.py`), and of some weights two rows cost less than one. A
+        # recurrent state could not take the second row back.
         self.pair_rows = pair_rows and not recurrent
-        self._placed = {"n_gpu_layers": n_gpu_layers, "repack": self.model.repack, "panels": self.model.panels is not None}  # other places of weights are other kernels
+        # other places of weights are other kernels
+        self._placed = {
+            "n_gpu_layers": n_gpu_layers,
+            "repack": self.model.repack,
+            "panels": self.model.panels is not None,
+        }
         self._settings: dict[str, Any] = dict(
-            n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=n_seq_max
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            kv_type=kv_type,
+            flash_attn=flash_attn,
+            n_seq_max=n_seq_max,
         )
         self.context = Context(
             self.model, n_ctx=n_ctx + self.pair_rows, n_batch=n_batch, n_ubatch=n_ubatch,
@@ -105,14 +122,17 @@ class LlamaTarget:
         self._batch = RowBatch(self.context.n_batch)
         self._fast: NativeTarget | None = None
         if possible() and not isinstance(self._capture, CallbackCapture):
-            self._fast = NativeTarget(self.context, self._batch, self.capture_layers, width=self.hidden_size, vocab=self.n_vocab)
+            self._fast = NativeTarget(
+                self.context, self._batch, self.capture_layers, width=self.hidden_size, vocab=self.n_vocab
+            )
         self._features = np.empty((0, len(self.capture_layers), self.hidden_size), np.float32)  # [>=T, N, Ht]
         self._n_rows = 0  # rows of the last decode
         self._first_logits = 0  # the first of them that has logits
         self._logits: Array = np.empty((0, self.n_vocab), np.float32)  # view of llama.cpp's buffer
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
-        """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of them.
+        """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of
+        them.
 
         Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
         or logits that are not finite; the positions held before stay held.
@@ -125,15 +145,22 @@ class LlamaTarget:
         return 1
 
     def first_unlike(self) -> int | None:
-        """The smallest batch, up to `rounding.MOST_ROWS`, in which a row computes other bits than in a pair; None if there is none.
+        """The smallest batch, up to `rounding.MOST_ROWS`, in which a row computes other bits than in a pair; None if
+        there is none.
 
-        Looked at in a small context of its own, once (`remembered`). Raises BackendError where rows cannot be run in pairs, or attention
-        not be looked at.
+        Looked at in a small context of its own, once (`remembered`). Raises BackendError where rows cannot be run in
+        pairs, or attention not be looked at.
         """
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
         state = os.stat(self.path)
-        about = [os.path.realpath(self.path), state.st_size, state.st_mtime_ns, sorted((self._settings | self._placed).items()), default_threads()]
+        about = [
+            os.path.realpath(self.path),
+            state.st_size,
+            state.st_mtime_ns,
+            sorted((self._settings | self._placed).items()),
+            default_threads(),
+        ]
         return remembered("exact", about, self._look, int) or None
 
     def _look(self) -> int:
@@ -152,7 +179,9 @@ class LlamaTarget:
             )
         size, start = len(self._batch.tokens), self.n_past
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
-            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none")
+            raise UsageError(
+                f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none"
+            )
         if self._capturing and len(self._features) < n:
             self._features = np.empty((n, *self._features.shape[1:]), np.float32)
         self._n_rows = 0  # nothing to read until this call has succeeded
@@ -204,10 +233,17 @@ class LlamaTarget:
         self.n_past, self._first_logits, self._n_rows = n_past, 0, rows
 
     def _not_run(self, status: int, fast: NativeTarget, rows: int, start: int) -> Exception:
-        return self._not_finite(start + rows - 1) if status == native.lib.RS_NOT_FINITE else self._failure(fast.c.code, rows, start)
+        return (
+            self._not_finite(start + rows - 1)
+            if status == native.lib.RS_NOT_FINITE
+            else self._failure(fast.c.code, rows, start)
+        )
 
     def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function; None where C cannot run them."""
+        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function;
+
+        None where C cannot run them.
+        """
         return None if self._fast is None else LlamaJudge(self, self._fast, sampler, seed, penalties)
 
     def _back_to(self, n: int) -> None:
@@ -246,7 +282,9 @@ class LlamaTarget:
         """Logits [V] of row i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
         row = i - self._first_logits
         if not 0 <= row < self._n_rows - self._first_logits:
-            raise ShapeError(f"{self.path}: row {i} of the last decode has no logits; rows {self._first_logits}..{self._n_rows - 1} do")
+            raise ShapeError(
+                f"{self.path}: row {i} of the last decode has no logits; rows {self._first_logits}..{self._n_rows - 1} do"
+            )
         view: Array = self._logits[row]
         return view
 
@@ -322,7 +360,9 @@ class LlamaTarget:
         if staged and how != "callback":
             return StagedCapture(self.capture_layers, self._views)
         if 0 in self.capture_layers:
-            raise ShapeError(f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'")
+            raise ShapeError(
+                f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'"
+            )
         return CallbackCapture(self.capture_layers, self.hidden_size, capacity, self.path)
 
 
@@ -330,4 +370,6 @@ def check_kind(model: Model) -> None:
     """CheckpointError for an architecture that does not generate left to right."""
     handle, info = model.handle, model.info
     if api.model_has_encoder(handle) or not api.model_has_decoder(handle) or api.model_is_diffusion(handle):
-        raise CheckpointError(f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder model")
+        raise CheckpointError(
+            f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder model"
+        )

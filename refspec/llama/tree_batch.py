@@ -1,11 +1,13 @@
-"""Trees in llama.cpp: one batch whose rows belong to several sequences, each sequence one path from the prefix to a leaf.
+"""Trees in llama.cpp: one batch whose rows belong to several sequences, each sequence one path from the prefix to a
+leaf.
 
-The cache holds one cell per row, however many sequences share it (`kv_unified`), and a row attends to cells of its own sequences at
-lower positions: with a sequence per leaf, that is its ancestors. Between two trees everything belongs to sequence 0 alone.
+The cache holds one cell per row, however many sequences share it (`kv_unified`), and a row attends to cells of its own
+sequences at lower positions: with a sequence per leaf, that is its ancestors. Between two trees everything belongs to
+sequence 0 alone.
 
-llama.cpp accepts such a batch only if every sequence in it ends at the same position before, if rows that share a sequence come
-parents first, and if a row's sequences include those of its descendants; `share` and `leaf_sequences` see to that.
-Legend: T rows (row 0 the pending token, row i + 1 node i), L leaves.
+llama.cpp accepts such a batch only if every sequence in it ends at the same position before, if rows that share a
+sequence come parents first, and if a row's sequences include those of its descendants; `share` and `leaf_sequences` see
+to that. Legend: T rows (row 0 the pending token, row i + 1 node i), L leaves.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ; above it llama.cpp makes no context
 
 
 def leaf_sequences(parents: Sequence[int]) -> list[list[int]]:
-    """[N+1] sequence ids of every row: a leaf has one of its own, numbered in order of the leaves, any other row those below it."""
+    """[N+1] sequence ids of every row:
+
+    a leaf has one of its own, numbered in order of the leaves, any other row those below it.
+    """
     rows: list[list[int]] = [[] for _ in range(len(parents) + 1)]
     inner = set(parents)
     leaves = [i for i in range(len(parents)) if i not in inner]
@@ -79,7 +84,10 @@ def branch(memory: int, source: int, sequence: int) -> None:
 
 
 def settle(memory: int, winner: int, start: int, end: int) -> None:
-    """Keep positions below `end`, those from `start` on as sequence `winner` has them, all as sequence 0; free every other cell."""
+    """Keep positions below `end`, those from `start` on as sequence `winner` has them, all as sequence 0;
+
+    free every other cell.
+    """
     if winner:
         api.memory_seq_rm(memory, 0, start, -1)
         api.memory_seq_cp(memory, winner, 0, start, end)

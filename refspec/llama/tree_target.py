@@ -33,7 +33,10 @@ class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
     def __init__(self, path: str | os.PathLike[str], *, leaves: int, **settings: Any) -> None:
-        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run trees."""
+        """As LlamaTarget;
+
+        UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run trees.
+        """
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
         super().__init__(path, n_seq_max=leaves, **settings)
@@ -47,18 +50,24 @@ class LlamaTreeTarget(LlamaTarget):
         return len(self._tree_batch.tokens) - 1
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
-        """Run the pending token and N nodes, tokens [N+1] and parents [N] (-1 for the pending token), with logits and states of all.
+        """Run the pending token and N nodes, tokens [N+1] and parents [N] (-1 for the pending token), with logits and
+        states of all.
 
-        `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the positions held stay held.
+        `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the
+        positions held stay held.
         """
         handle, n, start = self.context.alive(), len(tokens), self.n_past
         self._forget_tree()
         above = [int(p) for p in parents]
         if n != len(above) + 1 or any(not -1 <= p < i for i, p in enumerate(above)):
-            raise ShapeError(f"{self.path}: {n} tokens and parents {above} are not a tree; a parent comes before its children")
+            raise ShapeError(
+                f"{self.path}: {n} tokens and parents {above} are not a tree; a parent comes before its children"
+            )
         if n > min(len(self._tree_batch.tokens), self.n_ctx - start):
             room = min(self.max_nodes, self.n_ctx - start - 1)
-            raise ShapeError(f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}")
+            raise ShapeError(
+                f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}"
+            )
         rows = leaf_sequences(above)
         if len(rows[0]) > self.leaves:
             raise ShapeError(f"{self.path}: a tree of {len(rows[0])} leaves, loaded for {self.leaves}")
@@ -91,7 +100,9 @@ class LlamaTreeTarget(LlamaTarget):
                 raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
             self._logits = self._views.at(address, n, self.n_vocab)
             if not math.isfinite(self._logits[0].max()):
-                raise BackendError(f"{self.path}: the logits at position {start} are not finite; the weights are damaged")
+                raise BackendError(
+                    f"{self.path}: the logits at position {start} are not finite; the weights are damaged"
+                )
         except BaseException:
             self._forget_tree()
             raise
@@ -99,7 +110,10 @@ class LlamaTreeTarget(LlamaTarget):
         return n
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay readable."""
+        """Keep the pending token and `nodes`, a path from the root of the tree just run;
+
+        logits and features stay readable.
+        """
         if self._rows is None:
             raise UsageError(f"{self.path}: keep_path follows decode_tree")
         rows, self._rows = self._rows, None
@@ -156,4 +170,6 @@ def check_shares(target: LlamaTarget) -> None:
     """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
-        raise BackendError(f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees")
+        raise BackendError(
+            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees"
+        )

@@ -1,8 +1,9 @@
 """ggml's own products of a packed matrix row with a vector, as addresses for C (native/eagle3.c).
 
-Not an engine: one function per weight type, the ones llama.cpp's processor backend multiplies with, so that a matrix is used in the type
-its file stores it in and on whatever instructions this build of llama.cpp was made for. The tables they stand in are structs of a header
-that ships with no package; their layout is checked by what they say of types known here, and where it does not fit there are none.
+Not an engine: one function per weight type, the ones llama.cpp's processor backend multiplies with, so that a matrix is
+used in the type its file stores it in and on whatever instructions this build of llama.cpp was made for. The tables
+they stand in are structs of a header that ships with no package; their layout is checked by what they say of types
+known here, and where it does not fit there are none.
 """
 
 from __future__ import annotations

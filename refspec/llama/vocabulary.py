@@ -1,7 +1,7 @@
 """May a draft model propose tokens to a target: the same ids must mean the same texts.
 
-Nothing in llama.cpp checks this where refspec runs: a wrong vocabulary would draft nonsense, which verification refuses token by
-token, and nobody would be told why speculation loses.
+Nothing in llama.cpp checks this where refspec runs: a wrong vocabulary would draft nonsense, which verification refuses
+token by token, and nobody would be told why speculation loses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_targ
     ours, theirs = drafter.metadata.get(_TOKENS), target.metadata.get(_TOKENS)
     if (ours is None) != (theirs is None):
         bare, other = (drafter, target) if ours is None else (target, drafter)
-        raise CheckpointError(f"{bare.path}: has no token texts ({_TOKENS}) to compare with {other.path}; convert it with its tokenizer")
+        raise CheckpointError(
+            f"{bare.path}: has no token texts ({_TOKENS}) to compare with {other.path}; convert it with its tokenizer"
+        )
     for i, (a, b) in enumerate(zip((ours or [])[:common], (theirs or [])[:common], strict=False)):
         if a != b:
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """How a model's weights are held: by whose kernels they are multiplied, and whether llama.cpp may repack them.
 
-Decided before a model is opened, by who opens it; `Model` obeys. What cannot be known without trying is tried in a child process, once
-(`matmul_trial.py`, `amx.py`).
+Decided before a model is opened, by who opens it; `Model` obeys. What cannot be known without trying is tried in a
+child process, once (`matmul_trial.py`, `amx.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ def why_not() -> str | None:
 
 
 def choose(info: GgufInfo, *, n_gpu_layers: int = 0, repack: bool = True, panels: bool = True) -> Weights:
-    """`panels` has refspec's kernels multiply where they can; `repack` lets llama.cpp repack the other weights where that does not crash."""
+    """`panels` has refspec's kernels multiply where they can;
+
+    `repack` lets llama.cpp repack the other weights where that does not crash.
+    """
     packed = matmul_hook.fits(info) if panels and n_gpu_layers == 0 and why_not() is None else 0
     if packed and matmul_hook.takes_all(info):
         repack = False  # both would repack the same weights

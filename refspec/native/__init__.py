@@ -1,8 +1,10 @@
-"""The door to the C module: the names of `refspec/reference/ops.py` and `refspec/reference/verify.py`, from C where it is built, else from NumPy.
+"""The door to the C module: the names of `refspec/reference/ops.py` and `refspec/reference/verify.py`, from C where it
+is built, else from NumPy.
 
-`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides, and `check()` raises what is wrong with it. Integers and decisions are bit-equal in both, floats
-differ by the order of summation only (tests/agreement states the bounds), and in both a row's result never depends on its
-neighbours. This package serves as the `ops` argument of Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
+`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides, and `check()` raises what is wrong with it.
+Integers and decisions are bit-equal in both, floats differ by the order of summation only (tests/agreement states the
+bounds), and in both a row's result never depends on its neighbours. This package serves as the `ops` argument of
+Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
 """
 
 from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult, Team

@@ -1,7 +1,8 @@
-"""The EAGLE-3 drafter's rows in C: `refspec/reference/eagle3_forward.py` one row at a time or chained, KV cache included.
+"""The EAGLE-3 drafter's rows in C: `refspec/reference/eagle3_forward.py` one row at a time or chained, KV cache
+included.
 
-Not a drafter: no rollback, no sampling; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r, so
-rolling back is stepping again from an earlier row. Shape legend: see `refspec/reference/config.py`.
+Not a drafter: no rollback, no sampling; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r,
+so rolling back is stepping again from an earlier row. Shape legend: see `refspec/reference/config.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ _VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_n
 
 
 class PackedMatrix(NamedTuple):
-    """A matrix in a type of ggml and the addresses of ggml's functions for it (`llama/vec_dot.py`); 0 where none is needed."""
+    """A matrix in a type of ggml and the addresses of ggml's functions for it (`llama/vec_dot.py`);
+
+    0 where none is needed.
+    """
 
     data: npt.NDArray[np.uint8]  # [rows, bytes of a row]
     dot: int  # a row times a packed input
@@ -44,7 +48,10 @@ class PackedMatrix(NamedTuple):
 
 
 class Team(NamedTuple):
-    """Threads to share a large matrix: addresses of an OpenMP library's functions (`llama/openmp.py`), and how many to ask for."""
+    """Threads to share a large matrix:
+
+    addresses of an OpenMP library's functions (`llama/openmp.py`), and how many to ask for.
+    """
 
     parallel: int
     rank: int
@@ -62,13 +69,19 @@ class StepResult(NamedTuple):
 
 
 class Eagle3Rows:
-    """The weights and a KV cache of `capacity` rows in C's hands; raises like Eagle3Drafter, and BackendError without C."""
+    """The weights and a KV cache of `capacity` rows in C's hands;
+
+    raises like Eagle3Drafter, and BackendError without C.
+    """
 
     def __init__(
         self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
         team: Team | None = None,
     ) -> None:  # fmt: skip
-        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name; None: one thread."""
+        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name; None:
+
+        one thread.
+        """
         if lib is None:
             raise BackendError("Eagle3Rows needs the C module; build it with: python native/build_ffi.py")
         check_weights(config, weights)
@@ -78,7 +91,9 @@ class Eagle3Rows:
         )
         folded = fold_rope_attention(config, weights)
         self._packed = dict(packed or {})
-        self._arrays = {name: floats(array) for name, array in folded.items() if name != "d2t" and name not in self._packed}
+        self._arrays = {
+            name: floats(array) for name, array in folded.items() if name != "d2t" and name not in self._packed
+        }
         self._team = _c_team(team)
         self._config, self._weights = self._make_config(), self._make_weights()
         if lib.rs_eagle3_check(self._config, self._weights) != lib.RS_OK:
@@ -95,7 +110,10 @@ class Eagle3Rows:
         return g
 
     def step(self, token: int, state: Array, row: int, attention: bool = False) -> StepResult:
-        """Run one row: token id, state [H] (from encode, or state_out of the row before), cache row. Raises ShapeError."""
+        """Run one row: token id, state [H] (from encode, or state_out of the row before), cache row.
+
+        Raises ShapeError.
+        """
         c, state = self.config, floats(state)
         require(state.shape == (c.hidden_size,), f"step: state {state.shape}, need [{c.hidden_size}]")
         require(row >= 0, f"step: row {row} is negative")
@@ -146,16 +164,24 @@ class Eagle3Rows:
 
 
 class Eagle3Chain(Eagle3Rows):
-    """Eagle3Rows with what chains of drafted rows need: each method is the function of native/eagle3.c, statuses as errors."""
+    """Eagle3Rows with what chains of drafted rows need:
+
+    each method is the function of native/eagle3.c, statuses as errors.
+    """
 
     def __init__(
         self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
         team: Team | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, weights, capacity, packed, team)
-        self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None  # [D] target ids, or None: draft ids are
+        # [D] target ids, or None: draft ids are
+        self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None
         shapes = {"true_logits": config.draft_vocab_size, "true_state": config.hidden_size}
-        self._outputs = {n: np.zeros(size, np.float32) for name, size in shapes.items() for n in (name, name.replace("true", "drafted"))}
+        self._outputs = {
+            n: np.zeros(size, np.float32)
+            for name, size in shapes.items()
+            for n in (name, name.replace("true", "drafted"))
+        }
         self.c = c = ffi.new("rs_eagle3_chain *")
         c.config, c.weights, c.scratch = self._config, self._weights, to_c(self._scratch)
         c.k_cache, c.v_cache = to_c(self.keys), to_c(self.values)
@@ -171,13 +197,20 @@ class Eagle3Chain(Eagle3Rows):
 
     def extend(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> int:
         """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both without gaps: its status."""
-        status: int = self._extend(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
+        status: int = self._extend(
+            self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
+        )
         return status
 
     def survey(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> tuple[int, float]:
-        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both without gaps: its status and the sureness."""
+        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both without gaps:
+
+        its status and the sureness.
+        """
         sureness = ffi.new("double *")
-        status = lib.rs_eagle3_survey(self.c, sureness, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first)
+        status = lib.rs_eagle3_survey(
+            self.c, sureness, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
+        )
         return status, sureness[0]
 
     def under(self, penalties: DraftPenalties | None) -> None:
@@ -199,7 +232,9 @@ class Eagle3Chain(Eagle3Rows):
 
     def draft(self, tokens: npt.NDArray[np.int32], confidence: Array, first: int) -> int:
         """`rs_eagle3_draft` into tokens [k] and confidence [k]: its status."""
-        status: int = self._draft(self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, confidence), len(tokens), first)
+        status: int = self._draft(
+            self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, confidence), len(tokens), first
+        )
         return status
 
     def follow(self, token: int, row: int) -> int:

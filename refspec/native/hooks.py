@@ -1,7 +1,8 @@
-"""What refspec does between llama.cpp's calls: gather captured states and norm them, choose a token, feed its state back.
+"""What refspec does between llama.cpp's calls: gather captured states and norm them, choose a token, feed its state
+back.
 
-Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `llama/capture.py` directly.
-Shape legend: T rows, W width of a state, H drafter width, V vocabulary.
+Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `llama/capture.py`
+directly. Shape legend: T rows, W width of a state, H drafter width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def gather_features(
     eps: float = 0.0,
     out: Array | None = None,
 ) -> Array:
-    """Captured states, one [T, W] array or the address of one per state, side by side: -> [T, n_states*W], state 0 first.
+    """Captured states, one [T, W] array or the address of one per state, side by side: -> [T, n_states*W], state 0
+    first.
 
-    With `norms`, n_states weights [W], every state is RMS-normed on the way (FeatureNorm.PER_STATE). `out` [>=T, >=n_states*W]
-    float32 with contiguous rows receives the result; the view of it that was filled is returned. Raises ShapeError.
+    With `norms`, n_states weights [W], every state is RMS-normed on the way (FeatureNorm.PER_STATE). `out` [>=T,
+    >=n_states*W] float32 with contiguous rows receives the result; the view of it that was filled is returned. Raises
+    ShapeError.
     """
     n = len(sources)
     if out is None:
@@ -83,7 +86,10 @@ def argmax_prob(x: Array) -> tuple[int, float]:
 
 
 def draft_feedback(h: Array, output_norm: Array | None, eps: float, post_norm: bool) -> Array:
-    """The state a chained row starts from: h [H] itself, or RMSNorm(h; output_norm [H]) if post_norm (config.Feedback)."""
+    """The state a chained row starts from: h [H] itself, or RMSNorm(h;
+
+    output_norm [H]) if post_norm (config.Feedback).
+    """
     h = floats(h)
     if not post_norm:
         return h

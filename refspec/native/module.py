@@ -1,8 +1,8 @@
 """Finding the compiled module refspec._native: the only file that imports it.
 
 REFSPEC_BACKEND=numpy|c decides; unset takes C if it is built, and says once on stderr if it is not. REFSPEC_NATIVE_PATH
-names another build of the module to load (the sanitizer run does). Decided once, at import; a request that cannot be met is
-raised by `check` or by the first use, so that the command line can print it as one line.
+names another build of the module to load (the sanitizer run does). Decided once, at import; a request that cannot be
+met is raised by `check` or by the first use, so that the command line can print it as one line.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ except RefspecError as _reason:
 
 
 def check() -> None:
-    """Raise now, in one line, what the first use of a refused backend would raise; for programs, before their work starts."""
+    """Raise now, in one line, what the first use of a refused backend would raise;
+
+    for programs, before their work starts.
+    """
     if backend == "refused":
         _ = lib.rs_build
 
@@ -84,7 +87,10 @@ def floats(x: Array) -> Array:
 
 
 def to_c(x: np.ndarray[Any, Any]) -> Any:
-    """A C pointer into a contiguous array; it keeps the array alive. Only arrays made here are ever written through it."""
+    """A C pointer into a contiguous array; it keeps the array alive.
+
+    Only arrays made here are ever written through it.
+    """
     return ffi.from_buffer(_C_TYPES[x.dtype.char], x)
 
 

@@ -1,4 +1,5 @@
-"""`refspec/reference/penalties.py` from C, or from there when there is no C. Bit-equal: native/penalties.c does the same arithmetic in the same order.
+"""`refspec/reference/penalties.py` from C, or from there when there is no C. Bit-equal: native/penalties.c does the
+same arithmetic in the same order.
 
 Legend: V vocabulary, n tokens of history.
 """
@@ -21,7 +22,9 @@ class Penalizer:
     breaks int8 [V] above 0 marks sequence breakers, None for none; its entries may change from call to call.
     """
 
-    def __init__(self, penalties: Penalties, vocab: int, longest: int, breaks: npt.NDArray[np.int8] | None = None) -> None:
+    def __init__(
+        self, penalties: Penalties, vocab: int, longest: int, breaks: npt.NDArray[np.int8] | None = None
+    ) -> None:
         self.penalties, self.breaks = penalties, breaks
         self.c: Any = None
         if lib is None:
@@ -29,7 +32,9 @@ class Penalizer:
         self._floats, self._ints = map(ffi.typeof, ("float[]", "int32_t[]"))
         scratch, lengths = ffi.new("int32_t[]", vocab), ffi.new("int32_t[]", max(longest, 1))
         marks = ffi.NULL if breaks is None else ffi.from_buffer("int8_t[]", breaks)
-        self.c = ffi.new("rs_penalties *", _fields(penalties) | {"breaks": marks, "scratch": scratch, "lengths": lengths})
+        self.c = ffi.new(
+            "rs_penalties *", _fields(penalties) | {"breaks": marks, "scratch": scratch, "lengths": lengths}
+        )
         self._keep = (scratch, lengths, marks)
 
     def __call__(self, row: npt.NDArray[np.floating], history: npt.NDArray[np.int32]) -> npt.NDArray[np.floating]:
@@ -43,5 +48,16 @@ class Penalizer:
 
 
 def _fields(p: Penalties) -> dict[str, Any]:
-    names = ("repeat", "presence", "frequency", "dry_multiplier", "dry_base", "repeat_last_n", "dry_allowed_length", "dry_last_n", "counting", "dry")
+    names = (
+        "repeat",
+        "presence",
+        "frequency",
+        "dry_multiplier",
+        "dry_base",
+        "repeat_last_n",
+        "dry_allowed_length",
+        "dry_last_n",
+        "counting",
+        "dry",
+    )
     return {name: getattr(p, name) for name in names}

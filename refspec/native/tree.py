@@ -1,4 +1,5 @@
-"""The functions of `refspec/reference/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says how errors travel.
+"""The functions of `refspec/reference/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says
+how errors travel.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -48,7 +49,9 @@ def verify_tree_rejection(
         rows, draft, parents = given
         laws = [None if law is None else np.ascontiguousarray(law, dtype=np.float64) for law in tree.laws]
         if all(law is None or law.shape == rows[0].shape for law in laws):
-            pointers = ffi.new("double *[]", [ffi.NULL if law is None else ffi.from_buffer("double[]", law) for law in laws])
+            pointers = ffi.new(
+                "double *[]", [ffi.NULL if law is None else ffi.from_buffer("double[]", law) for law in laws]
+            )
             tokens, path = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)  # [N+1]
             p, order = _scratch(len(rows[0]))
             accepted = lib.rs_verify_tree_rejection(
@@ -62,7 +65,9 @@ def verify_tree_rejection(
 
 
 def _fits(tree: Tree, u: NDArray[np.float64], v: NDArray[np.float64]) -> bool:
-    return u.ndim == 2 and u.shape[0] >= tree.height and u.shape[1] >= tree.width and v.ndim == 1 and len(v) > tree.height
+    return (
+        u.ndim == 2 and u.shape[0] >= tree.height and u.shape[1] >= tree.width and v.ndim == 1 and len(v) > tree.height
+    )
 
 
 def without(q: Law, token: int) -> Law:
@@ -90,7 +95,13 @@ def _given(logits: Rows, tree: Tree) -> tuple[list[NDArray[Any]], NDArray[np.int
     if lib is None:
         return None
     rows, draft, parents = _rows(logits, np.float32), _tokens(tree.tokens), np.asarray(tree.parents)
-    if not rows or draft is None or parents.shape != draft.shape or parents.dtype.kind not in "iu" or len(rows) != len(draft) + 1:
+    if (
+        not rows
+        or draft is None
+        or parents.shape != draft.shape
+        or parents.dtype.kind not in "iu"
+        or len(rows) != len(draft) + 1
+    ):
         return None
     if ((parents < ROOT) | (parents >= np.arange(len(parents)))).any():  # before anyone asks such a tree for its height
         return None

@@ -1,7 +1,9 @@
-"""The functions of `refspec/reference/sampling.py` and `refspec/reference/verify.py` from C, or from there when there is no C.
+"""The functions of `refspec/reference/sampling.py` and `refspec/reference/verify.py` from C, or from there when there
+is no C.
 
-Bit-equal to them: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status; the
-Python function is then run on the same input and raises the reason in words, so both backends raise the same errors.
+Bit-equal to them: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status;
+the Python function is then run on the same input and raises the reason in words, so both backends raise the same
+errors.
 
 Legend: V vocabulary, k draft length.
 """
@@ -84,8 +86,13 @@ class MatchRule:
         if lib is not None:
             self._floats, self._ints, self._doubles = map(ffi.typeof, ("float[]", "int32_t[]", "double[]"))
 
-    def __call__(self, logits: Sequence[NDArray[np.float32]], draft: NDArray[np.int32], coins: NDArray[np.float64]) -> Verdict:
-        """logits k+1 rows [V], draft int32 [k], coins float64 [k+1] -> Verdict; raises what `verify_deterministic` raises."""
+    def __call__(
+        self, logits: Sequence[NDArray[np.float32]], draft: NDArray[np.int32], coins: NDArray[np.float64]
+    ) -> Verdict:
+        """logits k+1 rows [V], draft int32 [k], coins float64 [k+1] -> Verdict;
+
+        raises what `verify_deterministic` raises.
+        """
         rows, vocab = len(logits), len(logits[0])
         if self._c is None or rows != len(draft) + 1 or rows != len(coins):
             return verify.verify_deterministic(logits, draft, self.sampler, coins)

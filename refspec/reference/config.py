@@ -157,7 +157,10 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
 
 
 def fold_rope_attention(config: DrafterConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
-    """The weights with rope_attention_factor inside the queries: RoPE and scores are linear in q, so a * q.k = (a * q).k."""
+    """The weights with rope_attention_factor inside the queries:
+
+    RoPE and scores are linear in q, so a * q.k = (a * q).k.
+    """
     factor, out = config.rope_attention_factor, dict(weights)
     if factor != 1.0:
         names = ("q_norm",) if config.qk_norm else ("attn_q", "attn_q.bias")  # a norm would undo what comes before it

@@ -1,7 +1,8 @@
 """What a drafter returns, what it tells a probe about its rows, and what it needs from a numerical backend.
 
-Not a drafter: `eagle3.py` is one, the protocol of all of them is `refspec/decoding/drafter.py`. Alignment used everywhere: row P pairs
-(token x_{P+1}, feature a_P), has RoPE position P and predicts x_{P+2}; x_0 is never fed to a drafter. Shape legend: see `config.py`.
+Not a drafter: `eagle3.py` is one, the protocol of all of them is `refspec/decoding/drafter.py`. Alignment used
+everywhere: row P pairs (token x_{P+1}, feature a_P), has RoPE position P and predicts x_{P+2}; x_0 is never fed to a
+drafter. Shape legend: see `config.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class Draft(NamedTuple):
     confidence: Array  # [k] draft probability of each drafted token, or a score in 0..1; NaN where not computed
 
 
-# Asked before draft token i is drafted, with the probability of the likeliest token there: True ends the draft before it.
-# What it is told depends on the tokens drafted so far only, never on token i or a coin for it: a draft ended so is lossless
-# under rejection too, where dropping a token because of its own value would not be.
+# Asked before draft token i is drafted, with the probability of the likeliest token there: True ends the draft before
+# it. What it is told depends on the tokens drafted so far only, never on token i or a coin for it: a draft ended so is
+# lossless under rejection too, where dropping a token because of its own value would not be.
 Stop = Callable[[int, float], bool]
 
-# Changes the logits [D] of the token after the output and these drafted tokens, as penalties do; ids [D] are target ids, None where draft ids are.
+# Changes the logits [D] of the token after the output and these drafted tokens, as penalties do; ids [D] are target
+# ids, None where draft ids are.
 LogitsChange = Callable[[Array, Sequence[int], Ids | None], Array]
 
 
@@ -70,7 +72,10 @@ def magnitude(state: Array) -> Array:
 
 
 class Ops(Protocol):
-    """The numerical backend: the module `refspec.reference.ops`, or another with its functions and its batch invariance."""
+    """The numerical backend:
+
+    the module `refspec.reference.ops`, or another with its functions and its batch invariance.
+    """
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
     def rope(self, x: Array, positions: Ids, theta: float, style: str, freqs: Array | None = None) -> Array: ...

@@ -1,4 +1,5 @@
-"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens, or grown into draft trees (`eagle3_tree.py`).
+"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens, or grown into draft trees
+(`eagle3_tree.py`).
 
 Shape legend: T rows, k draft tokens, the rest in `config.py`.
 """
@@ -24,9 +25,17 @@ class Eagle3Drafter(Eagle3Rows):
     """The reference drafter: what every other implementation of EAGLE-3 is held to."""
 
     def draft(
-        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, stop: Stop | None = None
+        self,
+        k: int,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        stop: Stop | None = None,
     ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop` may end it."""
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law;
+
+        `stop` may end it.
+        """
         check_draft_arguments(k, coins, sampler)
         self.rollback(self.n_rows)
         if sampler is not None:
@@ -62,8 +71,16 @@ class Eagle3Drafter(Eagle3Rows):
         return Draft(np.array(tokens, np.int32), q_draft, np.array(confidence, np.float32))
 
     def draft_tree(
-        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None, more: More | None = None
+        self,
+        shape: TreeShape,
+        *,
+        coins: npt.NDArray[np.float64] | None = None,
+        sampler: Sampler | None = None,
+        more: More | None = None,
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes] `grow_sampled`."""
+        """A tree of at most shape.nodes tokens after the last true row:
+
+        see `tree_grow.grow`, with coins [nodes] `grow_sampled`.
+        """
         check_tree_arguments(shape, coins, sampler)
         return draft_tree(self, shape, coins, sampler, more)

@@ -45,7 +45,14 @@ def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
 
 
 def block(
-    c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool, anchor: Anchor | None = None
+    c: DrafterConfig,
+    w: Weights,
+    tokens: Ids,
+    g: Array,
+    cache: KVCache,
+    ops: Ops,
+    want_attention: bool,
+    anchor: Anchor | None = None,
 ) -> tuple[Array, Attention | None]:
     """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, what attention did.
 
@@ -95,10 +102,11 @@ class Anchor(NamedTuple):
 
 
 def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Array]:
-    """Attention with `bonus` added to the scores of rows 0..n_true-1: weights [nh, T, S], values [S, nkv, hd] -> ([T, nh*hd], weights).
+    """Attention with `bonus` added to the scores of rows 0..n_true-1: weights [nh, T, S], values [S, nkv, hd] -> ([T,
+    nh*hd], weights).
 
-    softmax(score + bonus [s < n_true]) is weights * exp(bonus [s < n_true]) / its sum, so the odds of true rows against the chain's own
-    grow by the factor exp(bonus) in every head; order and ratios inside either part stay.
+    softmax(score + bonus [s < n_true]) is weights * exp(bonus [s < n_true]) / its sum, so the odds of true rows against
+    the chain's own grow by the factor exp(bonus) in every head; order and ratios inside either part stay.
     """
     own = np.exp(np.float32(-anchor.bonus))  # the chain's own rows lose what the true ones gain: nothing overflows
     scaled = weights * np.where(np.arange(weights.shape[-1]) < anchor.n_true, np.float32(1), own)  # [nh, T, S]
@@ -109,7 +117,10 @@ def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Arra
 
 
 def resized(states: Array, sizes: npt.NDArray[np.float64]) -> Array:
-    """An experiment, part of no drafter's definition: states [T, H] scaled to root mean squares `sizes` [T]; zeros stay zero."""
+    """An experiment, part of no drafter's definition: states [T, H] scaled to root mean squares `sizes` [T];
+
+    zeros stay zero.
+    """
     now = np.sqrt(np.mean(np.square(states, dtype=np.float64), axis=1))  # [T]
     return states * np.where(now > 0, sizes / np.where(now > 0, now, 1), 1)[:, None].astype(np.float32)
 

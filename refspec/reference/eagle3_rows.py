@@ -1,7 +1,8 @@
 """Rows of the EAGLE-3 forward pass over a KV cache: true rows, and chained rows after them.
 
-A row made from target features is a true row; a row whose state is the output of the row before it is a chained row, and lives only
-until the next call. What is drafted from them: chains in `eagle3.py`, trees in `eagle3_tree.py`. Shape legend: T rows, the rest in `config.py`.
+A row made from target features is a true row; a row whose state is the output of the row before it is a chained row,
+and lives only until the next call. What is drafted from them: chains in `eagle3.py`, trees in `eagle3_tree.py`. Shape
+legend: T rows, the rest in `config.py`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ class Rows(NamedTuple):
 
 
 class Eagle3Rows:
-    """Rows of this forward pass over a KV cache; `probe`, when set, is told attention and states of every row that runs."""
+    """Rows of this forward pass over a KV cache;
 
-    def __init__(self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0, grow: float = 0.0) -> None:
+    `probe`, when set, is told attention and states of every row that runs.
+    """
+
+    def __init__(
+        self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0, grow: float = 0.0
+    ) -> None:
         """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs.
 
-        Two experiments, off at 0: `anchor` is a bonus on the scores chained rows give true rows (`eagle3_forward.anchored`); `grow` sets
-        the size of the states chained rows start from, grow^(d - 1) times the first one's at depth d, which changes nothing where the residual is
-        normed.
+        Two experiments, off at 0: `anchor` is a bonus on the scores chained rows give true rows
+        (`eagle3_forward.anchored`); `grow` sets the size of the states chained rows start from, grow^(d - 1) times the
+        first one's at depth d, which changes nothing where the residual is normed.
         """
         check_weights(config, weights)
         for name, value in (("anchor", anchor), ("grow", grow)):
@@ -83,7 +89,10 @@ class Eagle3Rows:
         self._run(tokens, features, is_target_feature=True)
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out; nan without a row."""
+        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out;
+
+        nan without a row.
+        """
         if not len(tokens):
             return math.nan
         logits = self.forward_rows(tokens, features, is_target_feature=True).logits  # [T, D]
@@ -98,7 +107,10 @@ class Eagle3Rows:
         return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
 
     def handed_on(self, states: Array, depth: int) -> Array:
-        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from: as they are, or resized where `grow` says so."""
+        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from:
+
+        as they are, or resized where `grow` says so.
+        """
         if not self.grow or not self.n_rows:
             return states
         c, h = self.config, self.hidden.rows[self.n_rows - 1 : self.n_rows]  # [1, H] of the last true row
@@ -117,7 +129,8 @@ class Eagle3Rows:
         if is_target_feature:
             self.rollback(self.n_rows)
         first = len(self.cache)
-        g = project(c, w, states, ops) if is_target_feature else self.handed_on(states, first - self.n_rows + 1)  # [T, H]
+        # [T, H]
+        g = project(c, w, states, ops) if is_target_feature else self.handed_on(states, first - self.n_rows + 1)
         anchor = Anchor(self.n_rows, self.anchor) if self.anchor and not is_target_feature else None
         h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H]
         n = output_norm(c, w, h, ops)  # [T, H]

@@ -40,7 +40,8 @@ class Step(NamedTuple):
     stop: str | None = None  # on the last step: length | end | context
     nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
     depth: int = 0  # of a tree: draft tokens on its longest path, which may be another one than `draft`
-    asked: int = 0  # of a step that was run ahead (`burst.py`): tokens that the drafter was asked about, verified or not
+    # of a step that was run ahead (`burst.py`): tokens that the drafter was asked about, verified or not
+    asked: int = 0
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Statistics:
     verify_steps: int = 0
     judged: list[int] = field(default_factory=list)  # judged[i]: verify steps with more than i draft tokens
     stood: list[int] = field(default_factory=list)  # stood[i]: verify steps that accepted more than i
-    tree_sizes: Counter[int] = field(default_factory=Counter)  # verify steps by the nodes of their tree, where they had one
+    # verify steps by the nodes of their tree, where they had one
+    tree_sizes: Counter[int] = field(default_factory=Counter)
     target_seconds: float = 0.0
     drafter_seconds: float = 0.0
     other_seconds: float = 0.0

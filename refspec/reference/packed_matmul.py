@@ -1,11 +1,14 @@
-"""Products of packed weights with rows of inputs, so that a row's result does not depend on how many rows are computed with it.
+"""Products of packed weights with rows of inputs, so that a row's result does not depend on how many rows are computed
+with it.
 
-The reference of native/packed_*.c, which multiplies so in llama.cpp's place (`llama/matmul_hook.py`). A weight is d * scale * code - dmin * min with
-whole numbers for code, scale and min, an input d' * code'. Within a block the sum of code * code' times scale is a whole number and thus exact;
-blocks are added one after the other in float32, nothing fused. So the order of every sum is fixed by what the file's blocks are, and neither the
-instruction set nor the number of rows changes a bit. (llama.cpp takes other functions for one row than for several, and each has an order of its own.)
+The reference of native/packed_*.c, which multiplies so in llama.cpp's place (`llama/matmul_hook.py`). A weight is d *
+scale * code - dmin * min with whole numbers for code, scale and min, an input d' * code'. Within a block the sum of
+code * code' times scale is a whole number and thus exact; blocks are added one after the other in float32, nothing
+fused. So the order of every sum is fixed by what the file's blocks are, and neither the instruction set nor the number
+of rows changes a bit. (llama.cpp takes other functions for one row than for several, and each has an order of its own.)
 
-Blocks as in ggml-common.h; M rows of weights, N of inputs, B blocks of a row, G groups of a block with a scale each, E numbers of a group.
+Blocks as in ggml-common.h; M rows of weights, N of inputs, B blocks of a row, G groups of a block with a scale each, E
+numbers of a group.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ class Blocks(NamedTuple):
 
 
 def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
-    """weights [M, bytes of a row] of a ggml_type, inputs [N, bytes of a row] of the type that goes with it -> [N, M] float32."""
+    """weights [M, bytes of a row] of a ggml_type, inputs [N, bytes of a row] of the type that goes with it -> [N, M]
+    float32.
+    """
     _, nbytes, inputs_kind = KINDS[kind]
     blocks = weights.shape[1] // nbytes
     if weights.shape[1] % nbytes or inputs.shape[1] != blocks * INPUT_BYTES[inputs_kind]:

@@ -1,21 +1,24 @@
 """What the text so far does to the law of the next token: repetition, presence and frequency penalties, and DRY.
 
-What it is: the reference of the transform, logits in, logits out. What it is not: a sampler with state; the history is an argument, so a
-target with penalties is one more target whose logits are a function of its rows (`decoding/penalized_target.py`), and everything that is proven
-of a target holds for it: losslessness, same seed same text, trees. native/penalties.c holds the same arithmetic in the same order.
+What it is: the reference of the transform, logits in, logits out. What it is not: a sampler with state; the history is
+an argument, so a target with penalties is one more target whose logits are a function of its rows
+(`decoding/penalized_target.py`), and everything that is proven of a target holds for it: losslessness, same seed same
+text, trees. native/penalties.c holds the same arithmetic in the same order.
 
-In the order of llama.cpp's chain, before every filter of `sampling.py`. With h_0..h_{n-1} the tokens that count and c(v) how often v is among
-the last `repeat_last_n` of them, the logit x of every v with c(v) > 0 becomes
+In the order of llama.cpp's chain, before every filter of `sampling.py`. With h_0..h_{n-1} the tokens that count and
+c(v) how often v is among the last `repeat_last_n` of them, the logit x of every v with c(v) > 0 becomes
 
     (x * repeat if x <= 0 else x / repeat)  -  c(v) frequency  -  presence          Keskar 2019 (CTRL), section 4.1; OpenAI's API
 
-DRY ("don't repeat yourself"): emitting v would extend a stretch of L tokens that has stood before, the longest one there is:
+DRY ("don't repeat yourself"): emitting v would extend a stretch of L tokens that has stood before, the longest one
+there is:
 
     x  -  multiplier * base^(L - allowed_length)     if L >= allowed_length
 
-where no stretch reaches back beyond the newest sequence breaker, and no breaker is punished. Departures from llama.cpp: sums in float64, rounded once; a breaker is a token
-whose text contains one of the given strings, and one split over several tokens breaks nothing; tokens of the prompt count only if asked;
-a logit bias is added after the penalties, not before.
+where no stretch reaches back beyond the newest sequence breaker, and no breaker is punished. Departures from llama.cpp:
+sums in float64, rounded once; a breaker is a token whose text contains one of the given strings, and one split over
+several tokens breaks nothing; tokens of the prompt count only if asked; a logit bias is added after the penalties, not
+before.
 
 Legend: V vocabulary, n tokens of history.
 """
@@ -105,7 +108,10 @@ NO_PENALTIES = Penalties()
 
 
 def penalize(
-    logits: npt.NDArray[np.floating], history: Sequence[int] | npt.NDArray[np.integer], penalties: Penalties, breaks: Breaks = ()
+    logits: npt.NDArray[np.floating],
+    history: Sequence[int] | npt.NDArray[np.integer],
+    penalties: Penalties,
+    breaks: Breaks = (),
 ) -> npt.NDArray[np.floating]:
     """Logits [V] of the token that follows `history` [n], as a new array of the same type."""
     out, tokens = np.array(logits), np.asarray(history, np.int64)
@@ -140,7 +146,10 @@ def continuations(history: npt.NDArray[np.integer], penalties: Penalties, breaks
 
 
 def common_beginnings(x: Sequence[int]) -> list[int]:
-    """[n] how many elements x and x[j:] have in common at their beginning: the Z-function (Gusfield 1997, section 1.4), in n steps."""
+    """[n] how many elements x and x[j:] have in common at their beginning:
+
+    the Z-function (Gusfield 1997, section 1.4), in n steps.
+    """
     n = len(x)
     z = [n] * min(n, 1) + [0] * (n - 1)
     left = right = 0  # x[left:right] equals a beginning of x, and no such stretch found so far ends later

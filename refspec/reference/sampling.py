@@ -45,8 +45,8 @@ class Sampler:
     top_p: float = 1.0  # (0, 1]; 1 is off
     min_p: float = 0.0  # [0, 1], relative to the most probable token; 0 is off
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit; -inf forbids it
-    # What the text so far does to the logits, before all of this: `decoding/penalized_target.py` applies it where the text is known. Functions of
-    # logits take those it has given.
+    # What the text so far does to the logits, before all of this: `decoding/penalized_target.py` applies it where the
+    # text is known. Functions of logits take those it has given.
     penalties: Penalties = field(default_factory=Penalties)
     bias_ids: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # [n] logit_bias as arrays,
     bias_values: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [n] for NumPy and for C

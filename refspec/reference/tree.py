@@ -1,8 +1,9 @@
 """A tree of draft tokens: several continuations of the text that one run of the target judges together.
 
-A data structure and nothing else: growing is `reference/tree_grow.py`, judging `reference/tree_verify.py`. Nodes are draft tokens; the root is not a
-node but the pending token, so a chain of k draft tokens is a tree of k nodes. Where rows are meant, row 0 is the pending token and
-row i + 1 is node i, in the batch the target runs as in the logits it returns.
+A data structure and nothing else: growing is `reference/tree_grow.py`, judging `reference/tree_verify.py`. Nodes are
+draft tokens; the root is not a node but the pending token, so a chain of k draft tokens is a tree of k nodes. Where
+rows are meant, row 0 is the pending token and row i + 1 is node i, in the batch the target runs as in the logits it
+returns.
 
 Legend: N nodes, V vocabulary.
 """
@@ -20,18 +21,24 @@ from refspec.errors import ShapeError, UsageError
 from refspec.reference.ops import Array
 
 ROOT = -1  # the parent of the nodes that follow the pending token
-NODES_LIMIT = 64  # as for chains: more rows than pay anywhere; llama.cpp knows 256 sequences, a tree has at most so many leaves
+# as for chains: more rows than pay anywhere; llama.cpp knows 256 sequences, a tree has at most so many leaves
+NODES_LIMIT = 64
 
 Law = npt.NDArray[np.float64]
 
 
 class Tree(NamedTuple):
-    """N draft tokens and what each one follows; a parent stands before its children, siblings in the order they are judged."""
+    """N draft tokens and what each one follows;
+
+    a parent stands before its children, siblings in the order they are judged.
+    """
 
     tokens: npt.NDArray[np.int32]  # [N] target ids
     parents: npt.NDArray[np.int32]  # [N] index of the node before, ROOT (-1) where that is the pending token
-    confidence: Array  # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
-    laws: Sequence[Law | None] | None = None  # [N+1] law [V] from which the children of each row were drawn; None = deterministic
+    # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
+    confidence: Array
+    # [N+1] law [V] from which the children of each row were drawn; None = deterministic
+    laws: Sequence[Law | None] | None = None
 
     def children(self, node: int) -> list[int]:
         """The nodes that follow `node`, or the pending token for ROOT, in order."""
@@ -82,25 +89,37 @@ def empty_tree() -> Tree:
     return Tree(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
-def chain(tokens: Sequence[int] | npt.NDArray[np.integer], q_draft: Sequence[Law] | npt.NDArray[np.float64] | None = None) -> Tree:
+def chain(
+    tokens: Sequence[int] | npt.NDArray[np.integer], q_draft: Sequence[Law] | npt.NDArray[np.float64] | None = None
+) -> Tree:
     """The tree of one path: tokens [k] and, for sampled ones, their laws q_draft [k, V]."""
     k = len(tokens)
     laws = None if q_draft is None else [*(np.asarray(q) for q in q_draft), None]
-    return Tree(np.asarray(tokens, np.int32), np.arange(-1, k - 1, dtype=np.int32), np.full(k, np.nan, np.float32), laws)
+    return Tree(
+        np.asarray(tokens, np.int32), np.arange(-1, k - 1, dtype=np.int32), np.full(k, np.nan, np.float32), laws
+    )
 
 
 def check_tree(tree: Tree, vocabulary: int) -> None:
     """Raise ShapeError unless parents precede their children and every token is an id of the vocabulary."""
     tokens, parents = np.asarray(tree.tokens), np.asarray(tree.parents)
-    if tokens.ndim != 1 or parents.shape != tokens.shape or (tokens.size and {tokens.dtype.kind, parents.dtype.kind} - set("iu")):
-        raise ShapeError(f"tree: tokens {tokens.shape} and parents {parents.shape} are not two rows of integers of one length")
+    if (
+        tokens.ndim != 1
+        or parents.shape != tokens.shape
+        or (tokens.size and {tokens.dtype.kind, parents.dtype.kind} - set("iu"))
+    ):
+        raise ShapeError(
+            f"tree: tokens {tokens.shape} and parents {parents.shape} are not two rows of integers of one length"
+        )
     for i, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
         if not ROOT <= parent < i:
             raise ShapeError(f"tree: node {i} has parent {parent}; a parent is {ROOT} or a node before its children")
         if not 0 <= token < vocabulary:
             raise ShapeError(f"tree: token {token} of node {i} is outside the vocabulary of {vocabulary}")
     if tree.laws is not None and len(tree.laws) != len(tokens) + 1:
-        raise ShapeError(f"tree: {len(tree.laws)} laws for {len(tokens)} nodes; need one per row, None where nothing follows")
+        raise ShapeError(
+            f"tree: {len(tree.laws)} laws for {len(tokens)} nodes; need one per row, None where nothing follows"
+        )
 
 
 class TreeShape(NamedTuple):
@@ -109,7 +128,8 @@ class TreeShape(NamedTuple):
     nodes: int  # N, draft tokens judged by one run of the target
     top_k: int = 4  # children per node, and nodes expanded per level
     depth: int = 8  # tokens on the longest path
-    temperature: float = 1.0  # > 0, of the draft law by which nodes are valued; 1 is EAGLE-2's; a sampler brings its own
+    # > 0, of the draft law by which nodes are valued; 1 is EAGLE-2's; a sampler brings its own
+    temperature: float = 1.0
     floor: float = 0.0  # of a node's value: what is worth less is not kept, and nothing is grown from it
 
     def __str__(self) -> str:
@@ -125,7 +145,11 @@ class TreeShape(NamedTuple):
 
     def checked(self) -> TreeShape:
         """Itself; UsageError for a count outside its range."""
-        for name, value, high in (("nodes", self.nodes, NODES_LIMIT), ("top_k", self.top_k, 64), ("depth", self.depth, 64)):
+        for name, value, high in (
+            ("nodes", self.nodes, NODES_LIMIT),
+            ("top_k", self.top_k, 64),
+            ("depth", self.depth, 64),
+        ):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= high:
                 raise UsageError(f"tree: {name} = {value!r} is outside 1..{high}")
         if not 0 < self.temperature < math.inf:

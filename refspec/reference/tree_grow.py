@@ -1,19 +1,20 @@
 """Growing a draft tree: which nodes are worth a row of the target.
 
-Not a drafter: `Likeliest` and `Laws` ask one for what may follow nodes that were found already, level by level. The value of a node is
-its cumulative draft probability, the product along its path, the drafter's own estimate that the target gets there (EAGLE-2, Li 2024).
-The target gets to x with p(x), its law at its own temperature, so a drafter should be asked at that temperature too
-(`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far more often than the softmax says, and a tree valued by
-the softmax is too broad.
+Not a drafter: `Likeliest` and `Laws` ask one for what may follow nodes that were found already, level by level. The
+value of a node is its cumulative draft probability, the product along its path, the drafter's own estimate that the
+target gets there (EAGLE-2, Li 2024). The target gets to x with p(x), its law at its own temperature, so a drafter
+should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far
+more often than the softmax says, and a tree valued by the softmax is too broad.
 
-- `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded, and in the
-  end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and ties go to the smaller depth,
-  then to the node found first. Departures: nodes whose children could not be kept are not expanded, which are those outside the N best so
-  far and, once there are N, the worst of these; a shape may have a `floor`, the value below which a node does not pay here; and growing may be
-  ended before any level but the first (`adaptive/tree_policy.py`).
-- `grow_sampled`: children drawn without replacement from the drafter's law, for `verify_tree_rejection`. Here the tree must not be
-  pruned by what was drawn, so each level has a share of the N nodes and how many children a node gets is decided from its
-  value and its law before the first one is drawn.
+- `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded,
+  and in the end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and
+  ties go to the smaller depth, then to the node found first. Departures: nodes whose children could not be kept are not
+  expanded, which are those outside the N best so far and, once there are N, the worst of these; a shape may have a
+  `floor`, the value below which a node does not pay here; and growing may be ended before any level but the first
+  (`adaptive/tree_policy.py`).
+- `grow_sampled`: children drawn without replacement from the drafter's law, for `verify_tree_rejection`. Here the tree
+  must not be pruned by what was drawn, so each level has a share of the N nodes and how many children a node gets is
+  decided from its value and its law before the first one is drawn.
 
 Legend: N nodes, F nodes expanded together, V vocabulary, D draft vocabulary.
 """
@@ -42,16 +43,22 @@ class Found(NamedTuple):
     value: float  # product of confidences along its path
 
 
-# What follows each of F nodes just found, asked once per level; the first call asks for [ROOT]. `found` holds them and their parents.
-Likeliest = Callable[[Sequence[Found], Sequence[int]], Sequence[tuple[npt.NDArray[np.integer], Array]]]  # F x (tokens [k], probs [k])
+# What follows each of F nodes just found, asked once per level; the first call asks for [ROOT]. `found` holds them and
+# their parents.
+# F x (tokens [k], probs [k])
+Likeliest = Callable[[Sequence[Found], Sequence[int]], Sequence[tuple[npt.NDArray[np.integer], Array]]]
 Laws = Callable[[Sequence[Found], Sequence[int]], Sequence[Law]]  # F x [V]
 
-# Asked before each level but the first, with the tree so far: False ends growing. What it says depends on what was drafted, never on a coin.
+# Asked before each level but the first, with the tree so far: False ends growing. What it says depends on what was
+# drafted, never on a coin.
 More = Callable[[Tree], bool]
 
 
 def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tree:
-    """The N best nodes by cumulative draft probability; `children` gives at most shape.top_k tokens per node, likeliest first."""
+    """The N best nodes by cumulative draft probability;
+
+    `children` gives at most shape.top_k tokens per node, likeliest first.
+    """
     found: list[Found] = []
     frontier = [ROOT]
     for depth in range(1, shape.depth + 1):
@@ -65,7 +72,8 @@ def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tre
                     break  # likeliest first
                 found.append(Found(token, node, depth, p, worth))
         best = _best(found, range(len(found)), shape.nodes)
-        beaten = found[best[-1]].value if len(best) == shape.nodes else -1.0  # a child has to be worth more to be kept, hence its parent, too
+        # a child has to be worth more to be kept, hence its parent, too
+        beaten = found[best[-1]].value if len(best) == shape.nodes else -1.0
         frontier = _best(found, (i for i in best if i >= level and found[i].value > beaten), shape.top_k)
         if not frontier or depth == shape.depth or (more is not None and not more(_tree(found, sorted(best), None))):
             break
@@ -73,10 +81,12 @@ def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tre
 
 
 def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tree:
-    """At most N nodes drawn without replacement; `draw` gives a token of a law [V] and is called once per node, in their order.
+    """At most N nodes drawn without replacement; `draw` gives a token of a law [V] and is called once per node, in
+    their order.
 
-    Level by level: the nodes still to give divided by the levels still to fill, rounded up, and handed to (node, j-th child) with the
-    largest value(node) * (j-th largest probability of its law), j < top_k: a plan made before any of these children is drawn.
+    Level by level: the nodes still to give divided by the levels still to fill, rounded up, and handed to (node, j-th
+    child) with the largest value(node) * (j-th largest probability of its law), j < top_k: a plan made before any of
+    these children is drawn.
     """
     found: list[Found] = []
     kept: dict[int, Law] = {}  # law of each row with children
@@ -84,7 +94,9 @@ def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tr
     for depth in range(1, shape.depth + 1):
         room = -(-(shape.nodes - len(found)) // (shape.depth + 1 - depth))
         offered = dict(zip(frontier, laws(found, frontier), strict=True))
-        counts = _plan({node: (1.0 if node == ROOT else found[node].value, q) for node, q in offered.items()}, room, shape.top_k)
+        counts = _plan(
+            {node: (1.0 if node == ROOT else found[node].value, q) for node, q in offered.items()}, room, shape.top_k
+        )
         level = len(found)
         for node, count in counts.items():
             q = kept[node] = offered[node]
@@ -98,7 +110,10 @@ def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tr
 
 
 def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
-    """`count` tokens drawn from q [V] one after the other and not put back; count is at most the tokens q gives a probability."""
+    """`count` tokens drawn from q [V] one after the other and not put back;
+
+    count is at most the tokens q gives a probability.
+    """
     tokens: list[int] = []
     for _ in range(count):
         tokens.append(draw(q))
@@ -107,16 +122,18 @@ def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
 
 
 def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes: int, floor: float = 0.0) -> Tree:
-    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root, of those worth `floor` or more.
+    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root, of those worth
+    `floor` or more.
 
-    `chances` [k] are the values of the path's tokens [k], each at most the one before. A token both have keeps the larger value, so a
-    child is still never worth more than its parent.
+    `chances` [k] are the values of the path's tokens [k], each at most the one before. A token both have keeps the
+    larger value, so a child is still never worth more than its parent.
     """
     found: list[Found] = []
     for token, parent, p in zip(tree.tokens.tolist(), tree.parents.tolist(), tree.confidence.tolist(), strict=True):
         value, depth = (1.0, 0) if parent == ROOT else (found[parent].value, found[parent].depth)
         found.append(Found(token, parent, depth + 1, p, value * min(p, 1.0)))
-    at = {(node.parent, node.token): i for i, node in reversed(list(enumerate(found)))}  # of equal siblings the first, which is followed
+    # of equal siblings the first, which is followed
+    at = {(node.parent, node.token): i for i, node in reversed(list(enumerate(found)))}
     above, before = ROOT, 1.0
     for depth, (token, chance) in enumerate(zip(tokens, chances, strict=True), start=1):
         if chance < floor:
@@ -145,7 +162,8 @@ def top_probs(
     k = min(k, len(x))
     candidates = np.arange(len(x))
     if 0 < k < len(x):
-        candidates = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])  # ascending, with every tie of the last one
+        # ascending, with every tie of the last one
+        candidates = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])
     order = candidates[np.argsort(-x[candidates], kind="stable")][:k]
     order = order[x[order] > -np.inf]
     with np.errstate(over="ignore"):  # a huge negative quotient is -inf, whose weight is the 0 we want
@@ -176,6 +194,7 @@ def _tree(found: Sequence[Found], nodes: Sequence[int] | range, laws: Sequence[L
         return empty_tree()
     index = {ROOT: ROOT} | {node: i for i, node in enumerate(nodes)}
     chosen = [found[i] for i in nodes]
-    parents = np.array([index[node.parent] for node in chosen], np.int32)  # a missing parent is a KeyError: never, see _best
+    # a missing parent is a KeyError: never, see _best
+    parents = np.array([index[node.parent] for node in chosen], np.int32)
     tokens = np.array([node.token for node in chosen], np.int32)
     return Tree(tokens, parents, np.array([node.confidence for node in chosen], np.float32), laws)

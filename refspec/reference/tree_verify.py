@@ -1,22 +1,24 @@
 """The lossless rules for trees: which path of a draft tree stands, and which token follows it.
 
-`verify.py` for trees, and equal to it, coin by coin, where the tree is a chain. Both rules emit exactly the target's law; every
-path of both is enumerated in tests/verify.
+`verify.py` for trees, and equal to it, coin by coin, where the tree is a chain. Both rules emit exactly the target's
+law; every path of both is enumerated in tests/verify.
 
-- `verify_tree_deterministic`: any tree fixed without looking at these coins. At each node the target draws its own token y with
-  the one coin of that output position; a child equal to y is followed, else the text leaves the tree with y. So the text is the
-  one plain decoding gives for these coins, whatever the tree, and a candidate set C is accepted with sum_{x in C} p(x).
-  This is the rule EAGLE-2 states with one coin per sibling: accept x_j with p_j(x_j), else p_{j+1}(y) = p_j(y) [y != x_j] /
-  (1 - p_j(x_j)), and after the last sibling draw from what is left. Same joint law of (followed child, token), one coin each.
+- `verify_tree_deterministic`: any tree fixed without looking at these coins. At each node the target draws its own
+  token y with the one coin of that output position; a child equal to y is followed, else the text leaves the tree with
+  y. So the text is the one plain decoding gives for these coins, whatever the tree, and a candidate set C is accepted
+  with sum_{x in C} p(x). This is the rule EAGLE-2 states with one coin per sibling: accept x_j with p_j(x_j), else
+  p_{j+1}(y) = p_j(y) [y != x_j] / (1 - p_j(x_j)), and after the last sibling draw from what is left. Same joint law of
+  (followed child, token), one coin each.
 
-- `verify_tree_rejection`: siblings x_1..x_m drawn without replacement from a law q, in this order, m fixed before they were
-  drawn. Recursive rejection (Miao 2024, SpecInfer, with a law for each sibling; Jeon 2024 and Chen 2024, Sequoia, without
-  replacement). With p_1 = p and q_1 = q, for j = 1..m:
+- `verify_tree_rejection`: siblings x_1..x_m drawn without replacement from a law q, in this order, m fixed before they
+  were drawn. Recursive rejection (Miao 2024, SpecInfer, with a law for each sibling; Jeon 2024 and Chen 2024, Sequoia,
+  without replacement). With p_1 = p and q_1 = q, for j = 1..m:
       accept x_j with probability min(1, p_j(x_j) / q_j(x_j)), else
       p_{j+1} = max(p_j - q_j, 0) / sum,    q_{j+1}(y) = q_j(y) [y != x_j] / (1 - q_j(x_j)).
-  If none is accepted, draw from p_{m+1}. Lossless by induction: x_j ~ q_j given the siblings before, so step j is Leviathan
-  2023, Alg. 1, for (p_j, q_j), and p_{j+1} does not depend on x_j. m must not depend on x_1..x_m: a sampled tree that is pruned
-  by what was drawn is lossy (tests/verify/test_tree_controls.py shows it), `tree_grow.grow_sampled` decides m first.
+  If none is accepted, draw from p_{m+1}. Lossless by induction: x_j ~ q_j given the siblings before, so step j is
+  Leviathan 2023, Alg. 1, for (p_j, q_j), and p_{j+1} does not depend on x_j. m must not depend on x_1..x_m: a sampled
+  tree that is pruned by what was drawn is lossy (tests/verify/test_tree_controls.py shows it), `tree_grow.grow_sampled`
+  decides m first.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -47,7 +49,8 @@ class TreeVerdict(NamedTuple):
 
 
 def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins: ArrayLike) -> TreeVerdict:
-    """Match rule for a tree fixed in advance: logits [N+1, V], coins [h+1] or more (ignored when greedy), one per level.
+    """Match rule for a tree fixed in advance: logits [N+1, V], coins [h+1] or more (ignored when greedy), one per
+    level.
 
     Of equal siblings the first is followed. Raises ShapeError, BackendError (see p_target).
     """
@@ -68,8 +71,9 @@ def verify_tree_rejection(
 ) -> TreeVerdict:
     """Recursive rejection for siblings drawn without replacement from tree.laws [N+1][V].
 
-    logits [N+1, V]; accept_coins [h, m] or more, by level and order of the sibling; residual_coins [h+1] or more. Raises ShapeError, and
-    BackendError when a law is missing, is not a law, or cannot have given its siblings: a token with probability 0 or twice.
+    logits [N+1, V]; accept_coins [h, m] or more, by level and order of the sibling; residual_coins [h+1] or more.
+    Raises ShapeError, and BackendError when a law is missing, is not a law, or cannot have given its siblings: a token
+    with probability 0 or twice.
     """
     _check(logits, tree)
     u = _at_least("accept_coins", accept_coins, tree.height, tree.width)  # [h, m]
@@ -85,7 +89,9 @@ def verify_tree_rejection(
         for j, child in enumerate(siblings):
             token = int(tree.tokens[child])
             if not q[token] > 0:
-                raise BackendError(f"tree: token {token} of node {child} has probability 0 in the law its siblings left over")
+                raise BackendError(
+                    f"tree: token {token} of node {child} has probability 0 in the law its siblings left over"
+                )
             if u[level, j] * q[token] < p[token]:  # u < p/q without the division, as for chains
                 followed = child
                 break
@@ -109,7 +115,9 @@ def without(q: Law, token: int) -> Law:
 
 def _check(logits: Rows, tree: Tree) -> None:
     if len(logits) != len(tree.tokens) + 1:
-        raise ShapeError(f"logits: {len(logits)} rows for a tree of {len(tree.tokens)} nodes; need one more row than nodes")
+        raise ShapeError(
+            f"logits: {len(logits)} rows for a tree of {len(tree.tokens)} nodes; need one more row than nodes"
+        )
     check_tree(tree, len(logits[0]))
 
 
@@ -129,5 +137,7 @@ def _law(tree: Tree, node: int, logits: Rows) -> Law:
         raise ShapeError(f"tree: law of shape {q.shape}, need [{len(logits[0])}]")
     total = float(np.cumsum(q)[-1])
     if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
-        raise BackendError(f"tree: a law sums to {total} with minimum {q.min()}; the drafter must return normalised float64")
+        raise BackendError(
+            f"tree: a law sums to {total} with minimum {q.min()}; the drafter must return normalised float64"
+        )
     return q

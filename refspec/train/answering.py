@@ -1,8 +1,9 @@
 """TorchAnswers: a target of a training run answering many prompts at once, on the device that trained it.
 
-`llama/parallel_target.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) an earlier form of this wrote about 10,000 tokens a second of
-a model of 24 layers: the launching of a thousand small kernels for every token is what takes the time. On two cores it does half of what llama.cpp does there (900 and 1,600).
-Legend: B texts, S positions, T rows, H width, hd head size.
+`llama/parallel_target.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) an earlier form of this wrote
+about 10,000 tokens a second of a model of 24 layers: the launching of a thousand small kernels for every token is what
+takes the time. On two cores it does half of what llama.cpp does there (900 and 1,600). Legend: B texts, S positions, T
+rows, H width, hd head size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ PARALLEL = {"cuda": 2048, "cpu": 64}
 class TorchAnswers:
     """The interface of `ParallelTarget` that `regenerate` uses."""
 
-    def __init__(self, run: Path, *, n_ctx: int, device: str = "auto", parallel: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, run: Path, *, n_ctx: int, device: str = "auto", parallel: int | None = None, threads: int | None = None
+    ) -> None:
         """`run` is a run folder of `train target` or a Hugging Face directory. Raises CheckpointError, UsageError."""
         if threads:
             torch.set_num_threads(threads)
@@ -44,18 +47,31 @@ class TorchAnswers:
         self.path = hf_directory(run)
         if not 1 <= n_ctx <= self.model.config.context_length:
             limit = self.model.config.context_length
-            raise UsageError(f"{run}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones")
+            raise UsageError(
+                f"{run}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones"
+            )
         self.parallel = parallel or PARALLEL[self.device.type]
         self.vocabulary = load_tokenizer(self.path / "tokenizer.json").get_vocab()
         ends = json.loads((self.path / "config.json").read_text("utf-8")).get("eos_token_id")
         self.end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties = NO_PENALTIES
+        self,
+        requests: Iterable[Request],
+        *,
+        max_new: int,
+        temperature: float,
+        stop: frozenset[int],
+        penalties: Penalties = NO_PENALTIES,
     ) -> Iterator[Answer]:
-        """As `ParallelTarget.answers`, but that it takes no penalties (UsageError): what a request gets depends on its neighbours by the rounding of the device's products alone."""
+        """As `ParallelTarget.answers`, but that it takes no penalties (UsageError):
+
+        what a request gets depends on its neighbours by the rounding of the device's products alone.
+        """
         if penalties.on:
-            raise UsageError(f"{self.path}: torch answers without penalties; name the GGUF of this run, or leave the penalties out")
+            raise UsageError(
+                f"{self.path}: torch answers without penalties; name the GGUF of this run, or leave the penalties out"
+            )
         queue = iter(requests)
         while pool := list(islice(queue, POOL * self.parallel)):
             pool.sort(key=lambda request: len(request.prompt))
@@ -75,7 +91,9 @@ class TorchAnswers:
             prompts[row, longest - len(request.prompt) :] = request.prompt
         before = torch.tensor([longest - len(request.prompt) for request in wave], device=on)  # [B]
         greedy = torch.tensor([request.coins is None for request in wave], device=on)
-        coins = torch.from_numpy(np.stack([np.zeros(max_new) if r.coins is None else r.coins[:max_new] for r in wave])).to(on)
+        coins = torch.from_numpy(
+            np.stack([np.zeros(max_new) if r.coins is None else r.coins[:max_new] for r in wave])
+        ).to(on)
         sampled = temperature > 0 and any(request.coins is not None for request in wave)
         stops = torch.tensor(sorted(stop), device=on)
         texts, memory = list(wave), _Memory(self.model.layers, len(wave), longest + max_new, on)
@@ -113,7 +131,9 @@ class TorchAnswers:
         # A row before its text's first token sees itself: nobody reads it, and softmax of nothing is not a number.
         seen = seen | (places[None] == places[at:, None])[None]
         group = c.n_heads // c.n_kv_heads
-        mask = torch.zeros(seen.shape, dtype=compute_type(self.device), device=self.device).masked_fill_(~seen, float("-inf"))
+        mask = torch.zeros(seen.shape, dtype=compute_type(self.device), device=self.device).masked_fill_(
+            ~seen, float("-inf")
+        )
         mask = mask.repeat(1, group, 1)[:, None]  # [B, 1, group T, S]
         cos, sin = rope_tables(places[at:], c.head_dim, c.rope_theta)
         x = self.model.embed(rows)
@@ -157,7 +177,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, coins: Tensor, temperature: float) -> Tensor:
-    """Tokens [B]: the inverse-CDF draws with coins [B] from softmax(logits / temperature), as `parallel.choose` makes them."""
+    """Tokens [B]:
+
+    the inverse-CDF draws with coins [B] from softmax(logits / temperature), as `parallel.choose` makes them.
+    """
     weights = torch.exp((logits - logits.max(-1, keepdim=True).values).double() / temperature)
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]

@@ -18,11 +18,11 @@ from refspec.train.overlap import runs_of, strings_in
 from refspec.train.overlap import without as cleaned
 from refspec.train.tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
 
-# How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three records of ten.
-# `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth seeing several times, books
-# are plentiful. `chat` is for the last part of a training: what people ask, and less of what only teaches words. `tasks` is like it, with
-# more Python and fewer repetitions of the thinnest sources, for a model with room for more. `epochs` repeats less, for a training that sees
-# the whole of it several times.
+# How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three
+# records of ten. `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth
+# seeing several times, books are plentiful. `chat` is for the last part of a training: what people ask, and less of
+# what only teaches words. `tasks` is like it, with more Python and fewer repetitions of the thinnest sources, for a
+# model with room for more. `epochs` repeats less, for a training that sees the whole of it several times.
 MIXES: dict[str, dict[str, float]] = {
     "broad": {
         "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "taskmaster4": 2, "gsm8k_train": 3,
@@ -106,8 +106,8 @@ def prepare(
 ) -> dict:
     """Train the tokenizer (or take `tokenizer_file`), then write packed train and validation arrays.
 
-    `texts` is a file of {text} objects, plain text to read: each is one more document of the training part, none of it the assistant's;
-    paragraphs that share 13 words in a row with a string in the JSONL file `without` are left out.
+    `texts` is a file of {text} objects, plain text to read: each is one more document of the training part, none of it
+    the assistant's; paragraphs that share 13 words in a row with a string in the JSONL file `without` are left out.
     Returns counts for the model card. With the same seed the held-out records are the same whatever the weights."""
     weights = MIXES["broad"] if weights is None else weights
     records = list(read_conversations(corpus))
@@ -128,7 +128,11 @@ def prepare(
     for name, part in (("train", kept), ("val", held)):
         encoded = [(encode_conversation(tokenizer, r["messages"]), r["source"]) for r in part]
         if name == "train" and texts is not None:
-            known = {run for r in read_conversations(without) for s in strings_in(r) for run in runs_of(s)} if without else set()
+            known = (
+                {run for r in read_conversations(without) for s in strings_in(r) for run in runs_of(s)}
+                if without
+                else set()
+            )
             kept_texts = [cleaned(r["text"], known) for r in read_conversations(texts)]
             encoded += [(encode_text(tokenizer, text), TEXT) for text, _ in kept_texts]
             counts["left out"] = {"paragraphs": sum(n for _, n in kept_texts)}

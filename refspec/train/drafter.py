@@ -21,7 +21,10 @@ from refspec.train.model import Linear, RMSNorm, rope, rope_tables
 
 @dataclass(frozen=True)
 class TrainedDrafter:
-    """What is trained: sizes, the three switches (values of refspec.reference.config enums) and the captured boundaries."""
+    """What is trained:
+
+    sizes, the three switches (values of refspec.reference.config enums) and the captured boundaries.
+    """
 
     hidden_size: int
     target_hidden_size: int
@@ -173,7 +176,10 @@ class Eagle3(nn.Module):
         return tensors | {"d2t": ids - torch.arange(c.draft_vocab_size), "t2d": member}
 
     def load_checkpoint_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `checkpoint_state`, as this module's own names: parameters, and `draft_ids`. KeyError where one is missing."""
+        """The inverse of `checkpoint_state`, as this module's own names: parameters, and `draft_ids`.
+
+        KeyError where one is missing.
+        """
         p = "layers.0."
         ours = {
             "fc.weight": state["fc.weight"], "head.weight": state["lm_head.weight"], "norm.weight": state["norm.weight"],
@@ -184,7 +190,9 @@ class Eagle3(nn.Module):
             "down.weight": state[p + "mlp.down_proj.weight"],
         }  # fmt: skip
         if self.config.feature_norm == "per_state":
-            ours |= {f"fc_norm.{i}.weight": state[f"fc_norm.{i}.weight"] for i in range(len(self.config.capture_layers))}
+            ours |= {
+                f"fc_norm.{i}.weight": state[f"fc_norm.{i}.weight"] for i in range(len(self.config.capture_layers))
+            }
         elif self.config.feature_norm == "concat":
             ours["fc_norm.0.weight"] = state["input_norm.weight"]
         offsets = state["d2t"].long()

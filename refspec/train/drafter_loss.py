@@ -1,6 +1,7 @@
 """What a batch gives drafters to learn, and the loss they learn by.
 
-`Lesson` holds everything the variants of one run share: the target's states, its law at each depth, and which rows count.
+`Lesson` holds everything the variants of one run share: the target's states, its law at each depth, and which rows
+count.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ class Lesson(NamedTuple):
 class Teacher:
     """Makes Lessons with a target on a device."""
 
-    def __init__(self, target: Target, capture: tuple[int, ...], draft_ids: Tensor, bos: int, depth: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        capture: tuple[int, ...],
+        draft_ids: Tensor,
+        bos: int,
+        depth: int,
+        temperature: float = 1.0,
+    ) -> None:
         """`temperature` is that of the law to learn; towards 0 it becomes the target's first choice."""
         self.temperature = temperature
         self.target, self.capture, self.draft_ids, self.bos, self.depth = target, capture, draft_ids, bos, depth
@@ -56,7 +65,8 @@ class Teacher:
             hidden, states = self.target(ids, seen, self.capture)
             hidden = hidden.to(compute_type(self.device))
             best = self.target.head(hidden).argmax(-1)  # [B, T] of the whole vocabulary
-            drafted = F.linear(hidden, self.head.to(hidden.dtype))  # [B, T, D]; a product is quicker than picking columns of the other
+            # [B, T, D]; a product is quicker than picking columns of the other
+            drafted = F.linear(hidden, self.head.to(hidden.dtype))
 
         def valid_at(i: int) -> Tensor:  # row s predicts x_{s+2+i}: the assistant's, in the same document
             shift = slice(2 + i, 2 + i + t)
@@ -75,21 +85,26 @@ class Teacher:
 
 
 def choose_rows(valid: Tensor, count: int) -> Tensor:
-    """`count` rows of each sequence, those that carry loss first, chosen evenly: bool [B, T] -> int64 [B, R] ascending."""
-    draw = torch.rand(valid.shape, generator=torch.Generator().manual_seed(int(valid.sum())))  # the same on every device
+    """`count` rows of each sequence, those that carry loss first, chosen evenly:
+
+    bool [B, T] -> int64 [B, R] ascending.
+    """
+    # the same on every device
+    draw = torch.rand(valid.shape, generator=torch.Generator().manual_seed(int(valid.sum())))
     return (draw.to(valid.device) + valid.float()).topk(count, 1).indices.sort(1).values
 
 
 def chain_losses(drafter: Eagle3, lesson: Lesson, depth: int) -> tuple[Tensor, list, list]:
     """TTT loss, and per depth the number of argmax agreements and of scored rows (both empty while gradients are on).
 
-    With CE_i the soft cross-entropy of step i = 0..K-1, averaged over the rows that count and have the target's best token in the draft
-    vocabulary, and m_i the attention that a row of step i gives the chain's own tokens (keys of steps 1..i, its own one included)
-    instead of true rows, averaged over heads and over the rows that count,
+    With CE_i the soft cross-entropy of step i = 0..K-1, averaged over the rows that count and have the target's best
+    token in the draft vocabulary, and m_i the attention that a row of step i gives the chain's own tokens (keys of
+    steps 1..i, its own one included) instead of true rows, averaged over heads and over the rows that count,
 
         loss = sum_i 0.8^i CE_i + attention_reg / (K-1) * sum_{i=1..K-1} m_i
 
-    The second term is the attention regularizer: 0 where all attention stays on true rows, attention_reg where none does.
+    The second term is the attention regularizer: 0 where all attention stays on true rows, attention_reg where none
+    does.
     """
     total, hits, scored = torch.zeros((), device=lesson.tokens.device), [], []
     alive = None

@@ -41,15 +41,23 @@ def draft_vocabulary(folders: Sequence[Path], size: int, vocab_size: int) -> np.
 
 
 def drafter_for(
-    target_run: Path, draft_vocab_size: int, capture_layers: tuple[int, ...] | None = None, *, ffn: int | None = None, **switches: Any
+    target_run: Path,
+    draft_vocab_size: int,
+    capture_layers: tuple[int, ...] | None = None,
+    *,
+    ffn: int | None = None,
+    **switches: Any,
 ) -> TrainedDrafter:
-    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect; `ffn` None: its too.
+    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect;
+    `ffn` None: its too.
 
     UsageError where the target is too shallow for three different default boundaries.
     """
     c = load_target(target_run).config
     if capture_layers is None and len(set(c.default_capture_layers)) < 3:
-        raise UsageError(f"{target_run}: {c.n_layers} layers have no three default boundaries (2, n/2, n-3); name some with --layer-ids 1,2,3")
+        raise UsageError(
+            f"{target_run}: {c.n_layers} layers have no three default boundaries (2, n/2, n-3); name some with --layer-ids 1,2,3"
+        )
     return TrainedDrafter(
         hidden_size=c.hidden_size, target_hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
         capture_layers=capture_layers or c.default_capture_layers, head_dim=c.head_dim, vocab_size=c.vocab_size,
@@ -79,7 +87,10 @@ class Separately:
 
 
 class Training:
-    """Variants of a drafter on the same batches, as a step loop wants them: `loss_of(step)`, `validate()`, `together`, `optimizers`."""
+    """Variants of a drafter on the same batches, as a step loop wants them:
+
+    `loss_of(step)`, `validate()`, `together`, `optimizers`.
+    """
 
     def __init__(
         self,
@@ -102,8 +113,9 @@ class Training:
     ) -> None:
         """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device).
 
-        Several `data` folders are read in turn; held-out text is the first one's. `rows` "cut" takes rows of 512 tokens of the packed
-        text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn. `teacher_temp` is the temperature of the law they learn.
+        Several `data` folders are read in turn; held-out text is the first one's. `rows` "cut" takes rows of 512 tokens
+        of the packed text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn. `teacher_temp` is the
+        temperature of the law they learn.
         """
         tune_allocator()
         folders = [data] if isinstance(data, Path) else list(data)
@@ -137,7 +149,11 @@ class Training:
         if batch_tokens % max(WHOLE):
             raise UsageError(f"--batch-tokens {batch_tokens} is no multiple of {max(WHOLE)}, the longest row")
         self.batches: InTurn | Ahead = InTurn(
-            [WholeDocuments(f, "train", length=n, rows=batch_tokens // n, seed=seed, bos=bos) for n in WHOLE for f in folders]
+            [
+                WholeDocuments(f, "train", length=n, rows=batch_tokens // n, seed=seed, bos=bos)
+                for n in WHOLE
+                for f in folders
+            ]
             if rows == "whole"
             else [Batches(f, "train", length=LENGTH, rows=batch_tokens // LENGTH, seed=seed) for f in folders]
         )

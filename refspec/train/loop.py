@@ -40,7 +40,13 @@ class Optimizers:
     """
 
     def __init__(
-        self, model: nn.Module, *, muon_lr: float, adam_lr: float, is_matrix: Callable[[str], bool], weight_decay: float = 0.01
+        self,
+        model: nn.Module,
+        *,
+        muon_lr: float,
+        adam_lr: float,
+        is_matrix: Callable[[str], bool],
+        weight_decay: float = 0.01,
     ):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         matrices = [p for n, p in named if p.ndim == 2 and is_matrix(n)]
@@ -53,7 +59,10 @@ class Optimizers:
         self.parameters = [p for _, p in named]
 
     def step(self, scale: float) -> Tensor:
-        """Clip, update with learning rates scaled by `scale`, clear gradients; returns the gradient norm, on its device."""
+        """Clip, update with learning rates scaled by `scale`, clear gradients;
+
+        returns the gradient norm, on its device.
+        """
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part, base in zip(self.parts, self.base, strict=True):
             for group in part.param_groups:
@@ -84,9 +93,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """A checkpoint of `run_steps`, tensors and plain values only; CheckpointError for anything else."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the damage happens to trigger: EOFError, RuntimeError, UnpicklingError
+    # torch raises what the damage happens to trigger: EOFError, RuntimeError, UnpicklingError
+    except Exception as error:
         why = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{file}: not a checkpoint this version can read ({why}); delete it or name another folder") from None
+        raise CheckpointError(
+            f"{file}: not a checkpoint this version can read ({why}); delete it or name another folder"
+        ) from None
     if not isinstance(state, dict) or not {"identity", "model", "step"} <= state.keys():
         raise CheckpointError(f"{file}: not a checkpoint of refspec train; delete it or name another folder")
     return state
@@ -158,7 +170,8 @@ def run_steps(
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:
                 model.eval()
-                figures = {k: round(float(v), 4) for k, v in validate().items()}  # NumPy's floats do not come back from a checkpoint
+                # NumPy's floats do not come back from a checkpoint
+                figures = {k: round(float(v), 4) for k, v in validate().items()}
                 model.train()
                 log.write(json.dumps({"step": step + 1, "validation": figures}) + "\n")
                 bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))

@@ -1,7 +1,7 @@
 """The target in torch: a plain Llama decoder (RMSNorm, RoPE half-split, grouped-query attention, SwiGLU, tied head).
 
-Trained with float32 master weights, in bf16 where the device is fast at it (`precision.py`). `hidden_boundaries` returns the residual stream entering chosen
-layers, which is what an EAGLE-3 drafter reads.
+Trained with float32 master weights, in bf16 where the device is fast at it (`precision.py`). `hidden_boundaries`
+returns the residual stream entering chosen layers, which is what an EAGLE-3 drafter reads.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def document_mask(tokens: Tensor, bos: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out on a processor: torch's CPU flash kernel was
-    2-3x slower at these sizes (T <= 1024, head_dim 64, bf16)."""
+    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out on a processor: torch's CPU flash kernel
+    was 2-3x slower at these sizes (T <= 1024, head_dim 64, bf16)."""
     if q.is_cuda:
         return fused_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
@@ -130,7 +130,10 @@ class Block(nn.Module):
 
 
 class Target(nn.Module):
-    """A Llama-architecture model whose head is its embedding; q and k are in the half-split RoPE order of Hugging Face."""
+    """A Llama-architecture model whose head is its embedding;
+
+    q and k are in the half-split RoPE order of Hugging Face.
+    """
 
     def __init__(self, config: TargetConfig):
         super().__init__()

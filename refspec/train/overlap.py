@@ -1,4 +1,7 @@
-"""Keeping what a model is measured on out of what it reads: paragraphs that share 13 words in a row with a benchmark's text are left out."""
+"""Keeping what a model is measured on out of what it reads:
+
+paragraphs that share 13 words in a row with a benchmark's text are left out.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def strings_in(value: Any) -> Iterable[str]:
 
 
 def without(text: str, known: set[tuple[str, ...]]) -> tuple[str, int]:
-    """`text` without the paragraphs (separated by blank lines) that have one of the runs `known`, and how many these were.
+    """`text` without the paragraphs (separated by blank lines) that have one of the runs `known`, and how many these
+    were.
 
     A run across the border of two paragraphs is not looked for."""
     paragraphs = text.split("\n\n")

@@ -1,7 +1,8 @@
 """What trainings compute in: bf16 where the device multiplies it faster than float32, float32 elsewhere.
 
-Master weights are float32 always. A processor without instructions for bf16 (most laptops) emulates it: a product of two matrices then takes
-60 times as long as in float32, so the choice is measured, once in a process, and not read off a list of processors.
+Master weights are float32 always. A processor without instructions for bf16 (most laptops) emulates it: a product of
+two matrices then takes 60 times as long as in float32, so the choice is measured, once in a process, and not read off a
+list of processors.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Float32Muon(torch.optim.Muon):
             self._init_group(group, params, grads, momenta)
             for p, grad, held in zip(params, grads, momenta, strict=True):
                 held.lerp_(grad, 1 - group["momentum"])
-                update = orthogonal(grad.lerp(held, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                update = orthogonal(
+                    grad.lerp(held, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * max(1.0, len(p) / p.shape[1]) ** 0.5)
 

@@ -1,11 +1,14 @@
-"""`refspec train regenerate`: the target's own answers to the prompts of a prepared data set, as a data set of the same format.
+"""`refspec train regenerate`: the target's own answers to the prompts of a prepared data set, as a data set of the same
+format.
 
-A drafter is asked to draft what the target would say, so it learns best from that (the field calls it regenerated data). Only first
-turns are regenerated: a second question was asked about another answer. The target is a GGUF, run by llama.cpp (torch is not needed
-then), or the folder of a training run, run by torch on the device that trains (`answering.py`).
+A drafter is asked to draft what the target would say, so it learns best from that (the field calls it regenerated
+data). Only first turns are regenerated: a second question was asked about another answer. The target is a GGUF, run by
+llama.cpp (torch is not needed then), or the folder of a training run, run by torch on the device that trains
+(`answering.py`).
 
-Every document has a random generator of its own, made of seed, split and its number in the source, and the documents of the result
-are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for the rounding of llama.cpp or torch.
+Every document has a random generator of its own, made of seed, split and its number in the source, and the documents of
+the result are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for the
+rounding of llama.cpp or torch.
 """
 
 from __future__ import annotations
@@ -104,12 +107,14 @@ def regenerate(
     device: str = "auto",
     penalties: Penalties = NO_PENALTIES,
 ) -> dict[str, dict[str, float]]:
-    """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for each split.
+    """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for
+    each split.
 
-    A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on from it, also
-    with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face directory; `gpu_layers`
-    is for the first, `device` for the others. `penalties` (with a GGUF only) decide the answers as they do where the model is used: text that
-    may not repeat itself is other text, and a drafter learns it best from there. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
+    A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on
+    from it, also with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face
+    directory; `gpu_layers` is for the first, `device` for the others. `penalties` (with a GGUF only) decide the answers
+    as they do where the model is used: text that may not repeat itself is other text, and a drafter learns it best from
+    there. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")
@@ -121,7 +126,9 @@ def regenerate(
         raise CheckpointError(f"{source / 'tokenizer.json'}: has no {BOS}; make the folder with `refspec train data`")
     after = tokenizer.encode("\n", add_special_tokens=False).ids
     sources = {split: Source(source, split, bos=bos, vocab=len(vocab)) for split in SPLITS}
-    target = _open(model, parallel=parallel, n_ctx=max_prompt + max_new, threads=threads, gpu_layers=gpu_layers, device=device)
+    target = _open(
+        model, parallel=parallel, n_ctx=max_prompt + max_new, threads=threads, gpu_layers=gpu_layers, device=device
+    )
     try:
         _check_vocabulary(source / "tokenizer.json", vocab, target)
         settings = {
@@ -154,7 +161,8 @@ def regenerate(
 class _Work:
     """One split: which prompts are to be answered, which have been, and the arrays made of them.
 
-    The result is the shortest beginning of the prompts' order that has `limit` tokens, so it is the same whatever ended first.
+    The result is the shortest beginning of the prompts' order that has `limit` tokens, so it is the same whatever ended
+    first.
     """
 
     def __init__(self, split: str, prompts: Iterable[Prompt], journal: Journal, *, limit: int | None) -> None:
@@ -173,7 +181,9 @@ class _Work:
 
         began = perf_counter()
         with tqdm(total=self.limit, unit="tok", desc=self.split, mininterval=0.5) as bar:
-            answers = target.answers(self._requests(), max_new=max_new, temperature=temperature, stop=stop, penalties=penalties)
+            answers = target.answers(
+                self._requests(), max_new=max_new, temperature=temperature, stop=stop, penalties=penalties
+            )
             for answer in answers:
                 self.journal.add(f"{self.split} {answer.request.key}", {"answer": answer.tokens})
                 self.generated += len(answer.tokens)
@@ -214,7 +224,10 @@ class _Work:
         return self.limit is not None and self.tokens >= self.limit
 
     def write(self, out: Path, after: list[int], ends: frozenset[int]) -> dict[str, float]:
-        """Write the split's arrays: prompt (mask 0), answer (mask 1), and `after` an answer that ended by itself (mask 0)."""
+        """Write the split's arrays:
+
+        prompt (mask 0), answer (mask 1), and `after` an answer that ended by itself (mask 0).
+        """
         tokens, mask = list[Any](), list[Any]()
         records = ended = answered = 0
         for prompt in self.asked[: self.whole]:
@@ -246,11 +259,15 @@ def _open(
     if not model.is_dir():
         from refspec.llama.parallel_target import ParallelTarget
 
-        return ParallelTarget(model, parallel=parallel or PARALLEL, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=gpu_layers)
+        return ParallelTarget(
+            model, parallel=parallel or PARALLEL, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=gpu_layers
+        )
     try:
         from refspec.train.answering import TorchAnswers
     except ImportError as error:
-        raise UsageError(f"{model}: a folder needs {error.name}: pip install 'refspec[train]', or name a GGUF") from None
+        raise UsageError(
+            f"{model}: a folder needs {error.name}: pip install 'refspec[train]', or name a GGUF"
+        ) from None
     return TorchAnswers(model, n_ctx=n_ctx, parallel=parallel, device=device, threads=threads)
 
 
@@ -269,12 +286,16 @@ def _check_vocabulary(where: Path, vocab: dict[str, int], target: Answers) -> No
     if len(theirs) != len(vocab):
         raise ShapeError(f"{where}: {len(vocab)} tokens, but {target.path} has {len(theirs)}; {ADVICE}")
     if len(theirs) > 1 << 16:
-        raise ShapeError(f"{target.path}: {len(theirs)} tokens do not fit into this data format, which has 16 bits for each")
+        raise ShapeError(
+            f"{target.path}: {len(theirs)} tokens do not fit into this data format, which has 16 bits for each"
+        )
     for text, i in theirs.items():
         if vocab.get(text) != i:
             raise ShapeError(f"{where}: {text!r} is token {vocab.get(text)}, but {i} in {target.path}; {ADVICE}")
     if not target.end_tokens:
-        raise CheckpointError(f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again")
+        raise CheckpointError(
+            f"{target.path}: names no token that ends an answer (eos_token_id); convert or export it again"
+        )
 
 
 def _files() -> list[str]:

@@ -17,7 +17,10 @@ LAYERS = "model.layers."
 
 
 def start_target(model: Target, init: Path) -> None:
-    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels or layers. Raises CheckpointError."""
+    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels or layers.
+
+    Raises CheckpointError.
+    """
     file = init / WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; name a Hugging Face directory with --init")
@@ -29,9 +32,11 @@ def start_target(model: Target, init: Path) -> None:
 
 
 def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` (Hugging Face names, or a drafter's) with as many feed-forward channels as `drawn` has, where it has fewer; the function stays.
+    """`state` (Hugging Face names, or a drafter's) with as many feed-forward channels as `drawn` has, where it has
+    fewer; the function stays.
 
-    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes that.
+    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes
+    that.
     """
     out = dict(state)
     for name, w in state.items():
@@ -51,8 +56,8 @@ def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Ten
 def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
     """`state` (Hugging Face names) with `n_layers` layers, where it has fewer; the function stays the same.
 
-    The new ones lie evenly between the others. Each reads as the one before it and writes nothing (zeros in `o_proj` and `down_proj`) until
-    training changes that. Raises KeyError for fewer layers.
+    The new ones lie evenly between the others. Each reads as the one before it and writes nothing (zeros in `o_proj`
+    and `down_proj`) until training changes that. Raises KeyError for fewer layers.
     """
     have = 1 + max((int(name.split(".")[2]) for name in state if name.startswith(LAYERS)), default=-1)
     if have > n_layers:
@@ -72,11 +77,12 @@ def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
 
 
 def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
-    """Take the weights of drafters of the same names, except the target's embedding and the draft vocabulary, which are this run's.
+    """Take the weights of drafters of the same names, except the target's embedding and the draft vocabulary, which are
+    this run's.
 
-    `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout. Rows of the head
-    follow their tokens; one for a token that the earlier drafter could not draft stays as it was drawn. The earlier ones may have fewer
-    feed-forward channels. Raises CheckpointError.
+    `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout.
+    Rows of the head follow their tokens; one for a token that the earlier drafter could not draft stays as it was
+    drawn. The earlier ones may have fewer feed-forward channels. Raises CheckpointError.
     """
     earlier, file = _earlier(drafters, init)
     for name, drafter in drafters.items():
@@ -85,7 +91,9 @@ def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
         if missing := sorted(trained - state.keys()):
             raise CheckpointError(f"{file}: has no {name}.{missing[0]}; --init wants the same variants")
         try:
-            weights = widened({key: state[key] for key in trained}, {key: p.detach() for key, p in drafter.named_parameters()})
+            weights = widened(
+                {key: state[key] for key in trained}, {key: p.detach() for key, p in drafter.named_parameters()}
+            )
             row_of = {token: row for row, token in enumerate(state["draft_ids"].cpu().tolist())}
             ours = drafter.draft_ids.tolist()
             known = [i for i, token in enumerate(ours) if token in row_of]
@@ -107,13 +115,20 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
                 " holds each as an export in the speculators layout, with --init"
             )
         try:
-            return {name: drafters[name].load_checkpoint_state(read_weights(export)) for name, export in exports.items()}, init
+            return {
+                name: drafters[name].load_checkpoint_state(read_weights(export)) for name, export in exports.items()
+            }, init
         except KeyError as error:
-            raise CheckpointError(f"{init}: an export has no {error}; --init wants the same variants, in the speculators layout") from None
+            raise CheckpointError(
+                f"{init}: an export has no {error}; --init wants the same variants, in the speculators layout"
+            ) from None
     state = read_checkpoint(file)
     if state["identity"]["kind"] != "drafters":
         raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
-    return {name: {k.removeprefix(f"{name}."): w for k, w in state["model"].items() if k.startswith(f"{name}.")} for name in drafters}, file
+    return {
+        name: {k.removeprefix(f"{name}."): w for k, w in state["model"].items() if k.startswith(f"{name}.")}
+        for name in drafters
+    }, file
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

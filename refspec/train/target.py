@@ -23,8 +23,9 @@ from refspec.train.tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN_END, load_toke
 
 TOKENS_PER_STEP = 4096
 MOST_IN_A_ROW = 1024
-# (until this share of the run, tokens in a row). Cut rows of 256 while the model learns words (attention is cheap), of 1024 for
-# the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from the start.
+# (until this share of the run, tokens in a row). Cut rows of 256 while the model learns words (attention is cheap), of
+# 1024 for the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from
+# the start.
 PHASES = {"cut": ((0.75, 256), (1.0, 1024)), "whole": ((0.85, 512), (1.0, 1024))}
 OWN_ROW = 512  # tokens in a row of the model's own text, which is short; a shape that whole rows have compiled already
 
@@ -113,7 +114,9 @@ def train_target(
     held_out = Batches(folders[0], "val", length=512, rows=8, seed=0)
     own = None
     if unlikely is not None:
-        own = OwnRepeats(unlikely, folders[0] / "tokenizer.json", length=OWN_ROW, rows=batch_tokens // OWN_ROW, seed=seed)
+        own = OwnRepeats(
+            unlikely, folders[0] / "tokenizer.json", length=OWN_ROW, rows=batch_tokens // OWN_ROW, seed=seed
+        )
 
     def hidden_of(ids: torch.Tensor) -> torch.Tensor:
         return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(on))
@@ -182,7 +185,9 @@ def _same_tokenizer(data: Path, other: Path) -> None:
     """UsageError unless both folders mean the same by a token id."""
     here, there = (load_tokenizer(folder / "tokenizer.json").get_vocab() for folder in (data, other))
     if here != there:
-        raise UsageError(f"{other}: its tokenizer is not that of {data}; make it with `refspec train data --tokenizer {data}/tokenizer.json`")
+        raise UsageError(
+            f"{other}: its tokenizer is not that of {data}; make it with `refspec train data --tokenizer {data}/tokenizer.json`"
+        )
 
 
 def export_target(model: Target, data: Path, out: Path) -> None:
@@ -233,12 +238,23 @@ def hf_target_config(file: Path) -> TargetConfig:
     if not isinstance(c, dict):
         raise CheckpointError(f"{file}: not a JSON object")
     rope: dict[str, Any] = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    wanted = {"model_type": "llama", "tie_word_embeddings": True, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    plain = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # what Hugging Face takes a missing key to mean
-    found = {key: c.get(key, plain.get(key)) for key in wanted} | {"rope_type": rope.get("rope_type", rope.get("type", "default"))}
+    wanted = {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    # what Hugging Face takes a missing key to mean
+    plain = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    found = {key: c.get(key, plain.get(key)) for key in wanted} | {
+        "rope_type": rope.get("rope_type", rope.get("type", "default"))
+    }
     for key, value in (wanted | {"rope_type": "default"}).items():
         if found[key] != value:
-            raise CheckpointError(f"{file}: {key} = {found[key]!r}; drafters are trained here for targets with {value!r} only")
+            raise CheckpointError(
+                f"{file}: {key} = {found[key]!r}; drafters are trained here for targets with {value!r} only"
+            )
     names = {
         "vocab_size": "vocab_size", "hidden_size": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
         "intermediate_size": "intermediate_size", "rms_eps": "rms_norm_eps", "context_length": "max_position_embeddings",

@@ -1,10 +1,12 @@
 """What an adaptive window has learned, kept in the user's cache directory from one process to the next.
 
-A window that knows nothing has to find out what steps cost, how far the drafter can be trusted and what texts gain, and pays for it with the first texts;
-somebody who runs one prompt at a time would pay each time. What steps cost is measured or known from `tune` where that is possible, for another
-program may have been running when it was learned; the costs that are kept are for targets of which a step takes too long to measure many. One file per target, drafter, machine and settings: with other
-settings steps cost something else. It is stale where a record of `tune` would be (`tune_store.py`). Not a measurement and never needed: what
-cannot be read is learned again, what cannot be written is not kept, and no text depends on it.
+A window that knows nothing has to find out what steps cost, how far the drafter can be trusted and what texts gain, and
+pays for it with the first texts; somebody who runs one prompt at a time would pay each time. What steps cost is
+measured or known from `tune` where that is possible, for another program may have been running when it was learned; the
+costs that are kept are for targets of which a step takes too long to measure many. One file per target, drafter,
+machine and settings: with other settings steps cost something else. It is stale where a record of `tune` would be
+(`tune_store.py`). Not a measurement and never needed: what cannot be read is learned again, what cannot be written is
+not kept, and no text depends on it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class Memory:
         return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
 
     def find(self, window: type[P], most: int, costs: Costs | None = None) -> P | None:
-        """A window that goes on from where the last one was left, with newer `costs` if given; None where none was kept or it no longer holds."""
+        """A window that goes on from where the last one was left, with newer `costs` if given;
+
+        None where none was kept or it no longer holds.
+        """
         try:
             kept = json.loads(self.path(window, most).read_text("utf-8"))
             if kept["identity"] != self._identity:

@@ -1,7 +1,8 @@
 """What steps of a pair cost here, measured on a few tokens: each number of rows, a change of it, the drafter's share.
 
-Not a policy and not a search: `tune.py` tries settings with it, and an adaptive session without a record of `tune` begins with it
-instead of learning from its first steps, where every size of batch is new and one disturbed step can turn speculation off.
+Not a policy and not a search: `tune.py` tries settings with it, and an adaptive session without a record of `tune`
+begins with it instead of learning from its first steps, where every size of batch is new and one disturbed step can
+turn speculation off.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ SAMPLES = 4  # runs of one size in a row, after one that builds the graph
 CONTEXT = AFTER  # tokens the costs are measured after, unless told
 WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
 KEPT, AWAY = 2, 64  # rows that a run leaves behind for the next one, and how far from the first they may lie
-ALONE = 0.02  # seconds of single rows, at the pace of the fastest: plain decoding has the caches for itself, and after 20 ms of other work it takes 6 ms to be as fast again
+# seconds of single rows, at the pace of the fastest: plain decoding has the caches for itself, and after 20 ms of other
+# work it takes 6 ms to be as fast again
+ALONE = 0.02
 BUDGET = 0.4  # seconds that a session may spend on this before its first answer
 SMALL = 4  # rows: what these cost decides whether to draft at all, and so they are measured more often
 SMALL_ROUNDS = 2  # for each round of all sizes, in a hurry
 ROUNDS = 5  # at most: so many tell sizes apart whose costs differ by a few percent
 PREFILL = 0.2  # of a step of one row, what a token of the text to measure on costs
-FEW, FEW_SAMPLES, SHORT, FLAT = (1, 2, 3, 4, 6, MOST + 1), 2, 32, 0.15  # where that is too much: these sizes, runs of each, after so many tokens, and what another row is taken to add
+# where that is too much: these sizes, runs of each, after so many tokens, and what another row is taken to add
+FEW, FEW_SAMPLES, SHORT, FLAT = (1, 2, 3, 4, 6, MOST + 1), 2, 32, 0.15
 QUICK = 0.25  # of the runs of a size, so many are quicker than what it is judged by
 SAMPLE = (
     "A small drafter proposes tokens, and the target model verifies them in one run. Every number of tokens has its price: the weights are read "
@@ -42,7 +46,10 @@ SLOW = 2.0  # times that, the most that a run counts as
 
 
 def room_in(n_ctx: int, after: int | None = None) -> int:
-    """How many tokens of `n_ctx` positions to measure after: `after`, or CONTEXT or what fits; RefspecError where that does not fit."""
+    """How many tokens of `n_ctx` positions to measure after: `after`, or CONTEXT or what fits;
+
+    RefspecError where that does not fit.
+    """
     room = min(n_ctx - MOST - 2, after or CONTEXT)
     if room < (after or 8):
         where = f" after {after} tokens" if after else ""
@@ -51,7 +58,8 @@ def room_in(n_ctx: int, after: int | None = None) -> int:
 
 
 def text_for(target: Target, after: int | None = None) -> list[int]:
-    """Tokens to measure on, `after` (CONTEXT, or what fits) and MOST + 1 more: SAMPLE again and again, or any ids for a file without a tokenizer.
+    """Tokens to measure on, `after` (CONTEXT, or what fits) and MOST + 1 more: SAMPLE again and again, or any ids for a
+    file without a tokenizer.
 
     Raises RefspecError for a context too small.
     """
@@ -65,14 +73,17 @@ def text_for(target: Target, after: int | None = None) -> list[int]:
 
 
 def quick(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
-    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; of a model too slow for
-    one, a few sizes where rows beside the first cost little; None where not even that fits."""
+    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; of a model too
+    slow for one, a few sizes where rows beside the first cost little; None where not even that fits."""
     try:
         text = text_for(target)
     except RefspecError:
         return None
     one = max(min(_first_steps(target, text)), TICK)
-    small, others = ((SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes) for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2)))
+    small, others = (
+        (SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes)
+        for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2))
+    )
     small += max(SAMPLES + 1, ALONE / one)
     left = BUDGET / one - PREFILL * len(text)
     rounds = int(left / ((1 + SMALL_ROUNDS) * small + others))
@@ -81,11 +92,18 @@ def quick(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
     if left > small + others:
         return measure(target, drafter, text, 1)
     few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), text[-(SHORT + MOST + 1) :]
-    return measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES) if BUDGET / one - PREFILL * len(start) > few else None
+    return (
+        measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
+        if BUDGET / one - PREFILL * len(start) > few
+        else None
+    )
 
 
 def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
-    """Seconds of single rows, until caches and threads are warm: where a step takes half a millisecond the first few take up to three times that."""
+    """Seconds of single rows, until caches and threads are warm:
+
+    where a step takes half a millisecond the first few take up to three times that.
+    """
     target.reset()
     target.decode(text[:1], logits="all")
     seconds: list[float] = []
@@ -106,7 +124,8 @@ def measure(
     sizes: Sequence[int] = range(1, MOST + 2),
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """What is usual `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds of switch, feed and draft.
+    """What is usual `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds
+    of switch, feed and draft.
 
     `small` are further rounds, of at most SMALL of the `sizes`; `samples` runs of a size count in each round.
     """
@@ -124,7 +143,9 @@ def measure(
             drafts.append(draft)
 
     turns = [[r for r in sizes if i < rounds or r <= SMALL] for i in range(rounds + small)]
-    times, switches = time_rows(target, drafter, text[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting)
+    times, switches = time_rows(
+        target, drafter, text[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting
+    )
     costs = {"after": base, "target": usual(times), "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
         costs |= {"feed": median(feeds), "draft": max(median(drafts), 0.0)}
@@ -142,13 +163,14 @@ def time_rows(
     drafted: Callable[[int], int],
     each_round: Callable[[Array], None],
 ) -> tuple[dict[int, list[float]], list[float]]:
-    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round: ({r: of every run}, extra seconds
-    of the first run of a size, which builds llama.cpp's graph anew and is left out).
+    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round: ({r:
+    of every run}, extra seconds of the first run of a size, which builds llama.cpp's graph anew and is left out).
 
-    Models hold `base` positions and rows. Between two runs of several rows the drafter takes two rows and drafts `drafted(r)` tokens, as
-    in a decode cycle: what it reads takes the place of the target's weights in the caches, and the target's threads go to sleep meanwhile.
-    Every run begins where two rows of the one before it would have been kept: several rows in the place of the last ones are up to a tenth
-    quicker. `each_round` is called after every round with the states of two rows, and leaves the drafter as it was.
+    Models hold `base` positions and rows. Between two runs of several rows the drafter takes two rows and drafts
+    `drafted(r)` tokens, as in a decode cycle: what it reads takes the place of the target's weights in the caches, and
+    the target's threads go to sleep meanwhile. Every run begins where two rows of the one before it would have been
+    kept: several rows in the place of the last ones are up to a tenth quicker. `each_round` is called after every round
+    with the states of two rows, and leaves the drafter as it was.
     """
     times: dict[int, list[float]] = {}
     switches: list[float] = []
@@ -156,8 +178,10 @@ def time_rows(
         for r in sizes:
             runs: list[float] = []
             at = base
-            while len(runs) <= samples or (r == 1 and len(runs) * min(runs) < ALONE):  # not their sum: one disturbed run would end it
-                if at + KEPT + max(r, drafted(r)) > target.n_ctx or at - base > AWAY:  # there is room at `base`, not always beyond
+            # not their sum: one disturbed run would end it
+            while len(runs) <= samples or (r == 1 and len(runs) * min(runs) < ALONE):
+                # there is room at `base`, not always beyond
+                if at + KEPT + max(r, drafted(r)) > target.n_ctx or at - base > AWAY:
                     at = base
                 target.rollback(at)
                 following = [tokens[(at - base + i) % len(tokens)] for i in range(max(r, KEPT + 1))]
@@ -183,9 +207,10 @@ def time_rows(
 def usual(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """One number for each size from those of its runs: {rows: [runs]} -> {rows: seconds}.
 
-    On a machine that others use too, runs are slowed down for tens of milliseconds at a time, hence several in a row, and more of one size than of
-    another. What lengths are chosen by is what sizes cost beside each other, and medians put two rows anywhere between 0.9 and 1.5 times
-    one where lower quartiles, which the slow ones hardly move, put most between 1.3 and 1.4. So sizes have their quartiles, times what all runs together take beside those.
+    On a machine that others use too, runs are slowed down for tens of milliseconds at a time, hence several in a row,
+    and more of one size than of another. What lengths are chosen by is what sizes cost beside each other, and medians
+    put two rows anywhere between 0.9 and 1.5 times one where lower quartiles, which the slow ones hardly move, put most
+    between 1.3 and 1.4. So sizes have their quartiles, times what all runs together take beside those.
     """
     quick = {r: sorted(runs)[int(QUICK * len(runs))] for r, runs in times.items()}
     spent = sum(min(t, SLOW * quick[r]) for r, runs in times.items() for t in runs)
@@ -208,7 +233,10 @@ def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: A
 
 
 def seconds_in(model: Target | Drafter, call: Callable[[], object]) -> float:
-    """What `call` takes inside the model, all of its time where the model keeps no account: what refspec does around it is counted elsewhere."""
+    """What `call` takes inside the model, all of its time where the model keeps no account:
+
+    what refspec does around it is counted elsewhere.
+    """
     before, began = model.seconds, perf_counter()
     call()
     took, inside = perf_counter() - began, model.seconds - before

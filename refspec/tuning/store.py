@@ -1,7 +1,7 @@
 """What `refspec tune` measured, kept in the user's cache directory: one file per target, drafter and machine.
 
-A record is stale, and then not used, when a model file has another size or time of change, when llama.cpp is another version, or when
-the machine has another processor. Not a measurement: `evaluate/tune.py` makes records.
+A record is stale, and then not used, when a model file has another size or time of change, when llama.cpp is another
+version, or when the machine has another processor. Not a measurement: `evaluate/tune.py` makes records.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
     try:
         write(out, {"identity": identity(model, drafter), **record})
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE") from None
+        raise UsageError(
+            f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE"
+        ) from None
     return out
 
 
@@ -83,7 +85,12 @@ def find(model: Name, drafter: Name) -> Found:
         record = json.loads(file.read_text("utf-8"))
         stored = record["identity"]
         now = identity(model, drafter)
-        for key, what in (("format", "refspec"), ("engine", "llama.cpp"), ("machine", "the machine"), ("files", "a model file")):
+        for key, what in (
+            ("format", "refspec"),
+            ("engine", "llama.cpp"),
+            ("machine", "the machine"),
+            ("files", "a model file"),
+        ):
             if stored.get(key) != now[key]:
                 return Found(None, f"what `refspec tune` stored is stale: {what} has changed; run it again")
         if not {"chosen", "costs"} <= record.keys():

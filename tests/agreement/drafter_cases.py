@@ -1,4 +1,6 @@
-"""Every switch combination of the drafter on small random weights, run by NumPy and by C, and how far apart they end up."""
+"""Every switch combination of the drafter on small random weights, run by NumPy and by C, and how far apart they end
+up.
+"""
 
 from collections.abc import Iterator
 from itertools import product

@@ -1,10 +1,12 @@
-"""NumPy = C = llama.cpp: one EAGLE-3 drafter per switch combination, the same rows through all of them, and how far apart they are.
+"""NumPy = C = llama.cpp: one EAGLE-3 drafter per switch combination, the same rows through all of them, and how far
+apart they are.
 
-C is asked twice: its kernels one by one under the reference, and as the drafter that refspec runs tiny files on ("own").
+C is asked twice: its kernels one by one under the reference, and as the drafter that refspec runs tiny files on
+("own").
 
-Run as a program (`make agree`) it prints one table and exits with 1 when a difference exceeds the tolerance. The drafters are
-tiny and random, written for llama.cpp by tests/engine/tiny.py and read back by refspec; F32 weights, F32 cache, flash attention
-off, so that only the order of float32 sums differs.
+Run as a program (`make agree`) it prints one table and exits with 1 when a difference exceeds the tolerance. The
+drafters are tiny and random, written for llama.cpp by tests/engine/tiny.py and read back by refspec; F32 weights, F32
+cache, flash attention off, so that only the order of float32 sums differs.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Row(NamedTuple):
     @property
     def worst(self) -> float:
         """The largest of them, NaN if one is NaN."""
-        return float(np.max([x for x in (self.numpy_c, self.numpy_llama, self.c_llama, self.own_llama) if x is not None]))
+        return float(
+            np.max([x for x in (self.numpy_c, self.numpy_llama, self.c_llama, self.own_llama) if x is not None])
+        )
 
 
 def by_llama(path: Path, target: LlamaTarget, tokens: np.ndarray, features: np.ndarray) -> Chain:
@@ -140,15 +144,21 @@ def table(directory: Path) -> Iterator[Row]:
 
 def main() -> int:
     """Print the table; 1 when an engine disagrees."""
-    print(f"One drafter per row: {PREFIX} rows from captured features, {DEPTH} chained rows; largest difference of logits and states")
-    print(f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}{'C - llama.cpp':>15}{'own - llama.cpp':>17}  tokens")
+    print(
+        f"One drafter per row: {PREFIX} rows from captured features, {DEPTH} chained rows; largest difference of logits and states"
+    )
+    print(
+        f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}{'C - llama.cpp':>15}{'own - llama.cpp':>17}  tokens"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for row in table(Path(directory)):
             rows.append(row)
             differences = zip((row.numpy_c, row.numpy_llama, row.c_llama, row.own_llama), (11, 19, 15, 17), strict=True)
             numbers = "".join(f"{'-' if x is None else format(x, '.1e'):>{width}}" for x, width in differences)
-            print(f"{row.feature_norm:<13}{row.feedback:<11}{row.residual:<10}{numbers}  {'equal' if row.same_tokens else 'DIFFER'}")
+            print(
+                f"{row.feature_norm:<13}{row.feedback:<11}{row.residual:<10}{numbers}  {'equal' if row.same_tokens else 'DIFFER'}"
+            )
     worst, good = float(np.max([row.worst for row in rows])), all(row.same_tokens for row in rows)
     passed = good and worst <= TOLERANCE
     print(f"largest difference {worst:.1e}, tolerance {TOLERANCE:.0e}: {'agreed' if passed else 'NOT AGREED'}")

@@ -41,7 +41,9 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LlamaTa
 @pytest.mark.parametrize("feature_norm", ["none", "concat", "per_state"])
 @pytest.mark.parametrize("feedback", ["pre_norm", "post_norm"])
 @pytest.mark.parametrize("residual", ["raw", "normed"])
-def test_all_engines_agree(rows: dict[tuple[str, str, str], Row], feature_norm: str, feedback: str, residual: str) -> None:
+def test_all_engines_agree(
+    rows: dict[tuple[str, str, str], Row], feature_norm: str, feedback: str, residual: str
+) -> None:
     row = rows[feature_norm, feedback, residual]
     assert row.worst <= TOLERANCE and row.same_tokens
 
@@ -50,7 +52,10 @@ def test_all_engines_agree(rows: dict[tuple[str, str, str], Row], feature_norm: 
 def test_a_wrong_switch_would_not_agree(
     captured: tuple[LlamaTarget, np.ndarray, np.ndarray], tmp_path: Path, switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tolerance separates right from wrong: each switch ignored, as stock llama.cpp ignores two of them, is far above it."""
+    """The tolerance separates right from wrong:
+
+    each switch ignored, as stock llama.cpp ignores two of them, is far above it.
+    """
     target, tokens, features = captured
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm", residual="normed")
     llama = by_llama(path, target, tokens, features)
@@ -81,7 +86,10 @@ def test_confidence_and_feedback_agree(captured: tuple[LlamaTarget, np.ndarray, 
 def test_llama_cpp_without_refspec_would_draft_something_else(
     captured: tuple[LlamaTarget, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    """Why the architecture name differs: the same tensors under 'eagle3' are a valid file that computes another drafter."""
+    """Why the architecture name differs:
+
+    the same tensors under 'eagle3' are a valid file that computes another drafter.
+    """
     target, tokens, features = captured
     normed = tiny.drafter(tmp_path / "normed.gguf", feature_norm="none", feedback="post_norm")
     stock = tiny.drafter(tmp_path / "stock.gguf", feature_norm="none", feedback="pre_norm")
@@ -90,9 +98,10 @@ def test_llama_cpp_without_refspec_would_draft_something_else(
     assert np.abs(a.logits[1] - b.logits[1]).max() > 100 * TOLERANCE
 
 
-# Both engines multiply a packed row by the same function of ggml, and packing the input rounds away what float32 order left: 0 to 1e-6
-# apart on AVX-512, logits up to 11, against 14 for weights of another seed. The bound leaves room for a processor where llama.cpp
-# takes another function for several rows, and an input falls into another of Q8_0's 255 steps.
+# Both engines multiply a packed row by the same function of ggml, and packing the input rounds away what float32 order
+# left: 0 to 1e-6 apart on AVX-512, logits up to 11, against 14 for weights of another seed. The bound leaves room for a
+# processor where llama.cpp takes another function for several rows, and an input falls into another of Q8_0's 255
+# steps.
 @pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("feedback", ["pre_norm", "post_norm"])
@@ -110,12 +119,18 @@ def test_packed_weights_agree_with_llama_cpp(
 
 
 @pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
-def test_rows_extended_together_are_rows_extended_one_by_one(captured: tuple[LlamaTarget, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_rows_extended_together_are_rows_extended_one_by_one(
+    captured: tuple[LlamaTarget, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
     target, tokens, features = captured
-    path = tiny.drafter(tmp_path / "d.gguf", quantize="Q8_0", feature_norm="per_state", feedback="post_norm", width=WIDE)
+    path = tiny.drafter(
+        tmp_path / "d.gguf", quantize="Q8_0", feature_norm="per_state", feedback="post_norm", width=WIDE
+    )
     together, single = OwnEagle3Drafter(path, target), OwnEagle3Drafter(path, target)
     together.extend(tokens, features)
     for i in range(len(tokens)):
         single.extend(tokens[i : i + 1], features[i : i + 1])
     assert np.array_equal(together._chain.logits(), single._chain.logits())
-    assert np.array_equal(together._chain.keys, single._chain.keys) and np.array_equal(together._chain.state(), single._chain.state())
+    assert np.array_equal(together._chain.keys, single._chain.keys) and np.array_equal(
+        together._chain.state(), single._chain.state()
+    )

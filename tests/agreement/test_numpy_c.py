@@ -103,7 +103,8 @@ def test_attention(seed: int, rows: int, before: int, heads: tuple[int, int], he
     expected, expected_weights = ops.attention(q, k, v, visible, True)
     out, weights = native.attention(q, k, v, visible, True)
     assert weights is not None and expected_weights is not None
-    # A score is a sum of hd products; its error moves the weight by the same amount, relatively, and the maximum by as much.
+    # A score is a sum of hd products; its error moves the weight by the same amount, relatively, and the maximum by as
+    # much.
     largest = float(np.abs(q).max() * np.abs(k).max()) * head_dim / np.sqrt(head_dim)
     relative = 4 * (head_dim + 2) * tolerances.U * largest + tolerances.exponentials(keys)
     assert_within(weights, expected_weights, relative * expected_weights + tolerances.TINY)

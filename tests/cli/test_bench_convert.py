@@ -1,4 +1,6 @@
-"""`refspec bench convert` measures a real conversion beside a real copy, leaves nothing behind, and says when a bar is missed."""
+"""`refspec bench convert` measures a real conversion beside a real copy, leaves nothing behind, and says when a bar is
+missed.
+"""
 
 import json
 
@@ -27,7 +29,9 @@ def test_it_measures_and_leaves_nothing_behind(tmp_path):
     result = call("bench", "convert", "--size", 0.02, "--repeat", 1, "--dir", tmp_path, "--json")
     made = json.loads(result.stdout)  # the exit code says whether this machine meets the bars
     assert made["within"] == (result.exit_code == 0) and list(tmp_path.iterdir()) == []
-    assert made["peak_resident_bytes"] < made["memory_bar"] and made["idle_resident_bytes"] <= made["peak_resident_bytes"]
+    assert (
+        made["peak_resident_bytes"] < made["memory_bar"] and made["idle_resident_bytes"] <= made["peak_resident_bytes"]
+    )
     assert len(made["copy_seconds"]) == len(made["convert_seconds"]) == 1 and made["gguf_bytes"] > 0
 
 

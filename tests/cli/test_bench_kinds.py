@@ -37,7 +37,23 @@ def program(folder, body):
 
 
 def test_every_kind_is_run_as_often_as_plain_decoding_and_says_whether_its_text_differs(pair):
-    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "24", "--repeat", "2", "--count", "1", "--strict"]
+    arguments = [
+        "bench",
+        "speed",
+        "-m",
+        pair[0],
+        "-d",
+        pair[1],
+        "-t",
+        "1",
+        "-n",
+        "24",
+        "--repeat",
+        "2",
+        "--count",
+        "1",
+        "--strict",
+    ]
     result = call(*arguments, "--json", "--draft-max", "2")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
@@ -55,10 +71,29 @@ def test_every_kind_is_run_as_often_as_plain_decoding_and_says_whether_its_text_
 
 def test_a_draft_model_is_benchmarked_like_any_drafter(pair, tmp_path):
     small = tiny.target(tmp_path / "small.gguf", "qwen3", seed=4)
-    result = call("bench", "speed", "-m", pair[0], "-d", small, "-t", "1", "-n", "24", "--repeat", "1", "--count", "1", "--json")
+    result = call(
+        "bench", "speed", "-m", pair[0], "-d", small, "-t", "1", "-n", "24", "--repeat", "1", "--count", "1", "--json"
+    )
     assert result.exit_code == 0, result.output
     assert list(json.loads(result.stdout)["kinds"]) == ["plain", "chain", "adaptive", "lookup"]
-    counted = call("bench", "acceptance", "-m", pair[0], "-d", pair[1], "-d", small, "--lookup", "-t", "1", "-n", "24", "--count", "1", "--json")
+    counted = call(
+        "bench",
+        "acceptance",
+        "-m",
+        pair[0],
+        "-d",
+        pair[1],
+        "-d",
+        small,
+        "--lookup",
+        "-t",
+        "1",
+        "-n",
+        "24",
+        "--count",
+        "1",
+        "--json",
+    )
     assert counted.exit_code == 0, counted.output
     assert [d["name"] for d in json.loads(counted.stdout)["drafters"]] == ["drafter", "small", "lookup"]
 
@@ -68,13 +103,37 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
     log = tmp_path / "calls.txt"
     body = f"open({str(log)!r}, 'a').write(repr((sys.argv[1:], open(sys.argv[sys.argv.index('-f') + 1]).read())) + chr(10))\nprint({OUTPUT!r})"
     folder = program(tmp_path / "bin", body)
-    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[2], "-t", "1", "-n", "24", "--repeat", "2", "--count", "1", "--draft-max", "3"]
+    arguments = [
+        "bench",
+        "speed",
+        "-m",
+        pair[0],
+        "-d",
+        pair[2],
+        "-t",
+        "1",
+        "-n",
+        "24",
+        "--repeat",
+        "2",
+        "--count",
+        "1",
+        "--draft-max",
+        "3",
+    ]
     measured = json.loads(call(*arguments, "--llama-cpp-bin", folder, "--json").stdout)
     assert measured["llama_cpp"]["tokens_per_second"] == pytest.approx(300)
     assert "llama.cpp's own" in "\n".join(speed.table(measured))
     calls = [eval(line) for line in log.read_text().splitlines()]
     assert len(calls) == 2
-    both = call(*[pair[1] if a == pair[2] else a for a in arguments], "--llama-cpp-bin", folder, "--llama-cpp-drafter", pair[2], "--json")
+    both = call(
+        *[pair[1] if a == pair[2] else a for a in arguments],
+        "--llama-cpp-bin",
+        folder,
+        "--llama-cpp-drafter",
+        pair[2],
+        "--json",
+    )
     assert both.exit_code == 0 and f"llama.cpp's own driver drafts with {pair[2]}" in both.stderr
     calls = [eval(line) for line in log.read_text().splitlines()]  # -d is normalized, and the program runs the twin
     assert len(calls) == 4
@@ -82,10 +141,18 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
     assert alone.exit_code == 2 and "--llama-cpp-bin" in alone.stderr
     repacks = repacking_works()
     for argv, text in calls:
-        assert argv[-1:] == ["--no-repack"] or repacks, "where llama.cpp's AMX kernels crash, its program must not use them either"
+        assert argv[-1:] == ["--no-repack"] or repacks, (
+            "where llama.cpp's AMX kernels crash, its program must not use them either"
+        )
         argv = argv if repacks else argv[:-1]
         said = dict(zip(argv[::2], argv[1::2], strict=True))
-        assert (said["-m"], said["-md"], said["--spec-type"], said["-n"], said["-t"]) == (pair[0], pair[2], "draft-eagle3", "24", "1")
+        assert (said["-m"], said["-md"], said["--spec-type"], said["-n"], said["-t"]) == (
+            pair[0],
+            pair[2],
+            "draft-eagle3",
+            "24",
+            "1",
+        )
         assert said["--spec-draft-n-max"] == "3" and said["--temp"] == "0" and "[user]" in text
 
 

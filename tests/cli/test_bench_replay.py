@@ -21,11 +21,16 @@ from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import TreeShape, chain
 
-PROMPTS = [Prompt(family, family, text) for family, text in (("sums", "What is 12 + 30?"), ("code", "Write a Python function that adds two numbers."))]
+PROMPTS = [
+    Prompt(family, family, text)
+    for family, text in (("sums", "What is 12 + 30?"), ("code", "Write a Python function that adds two numbers."))
+]
 MACHINE = replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, draft=0.02)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only"
+)
 @pytest.mark.parametrize("penalties", [Penalties(), embedded.penalties()], ids=["plain", "penalties"])
 def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
     sampler = Sampler(penalties=penalties)
@@ -65,7 +70,8 @@ def test_what_a_text_takes_is_what_its_steps_cost():
     text = replay.Recorded("x", 50, -1.0, [3, 4, 5, 6, 7], [[0.9, 0.8]] * 3 + [[0.9]] + [[]], [2, 0, 0, 1, 0])
     plain, steps = replay.replay(text, replay.Always(0), MACHINE, random.Random(0))
     assert steps == 5 and plain == pytest.approx(5 * (1 + MACHINE.own_plain))
-    # Three tokens by two right ones, then one right and the bonus beyond the end: drafts are never past the last token wanted.
+    # Three tokens by two right ones, then one right and the bonus beyond the end: drafts are never past the last token
+    # wanted.
     spent, steps = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
     assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.3 + 0.4 + 0.04 + 0.03)
 
@@ -73,7 +79,14 @@ def test_what_a_text_takes_is_what_its_steps_cost():
 def test_a_window_knows_no_more_than_it_would_have_been_told():
     """With drafts that are always right it drafts much, with ones that never are it is turned off."""
     for right, off in ((8, False), (0, True)):
-        text = replay.Recorded("x", 50, -1.0, list(range(300)), [[0.7] * min(8, 299 - i) for i in range(300)], [min(right, 299 - i) for i in range(300)])
+        text = replay.Recorded(
+            "x",
+            50,
+            -1.0,
+            list(range(300)),
+            [[0.7] * min(8, 299 - i) for i in range(300)],
+            [min(right, 299 - i) for i in range(300)],
+        )
         window = Window(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
         spent, steps = replay.replay(text, window, MACHINE, random.Random(0))
         assert window.off == off and (steps < 120 if not off else 0.95 * 300 < spent < 1.05 * 300)
@@ -89,22 +102,39 @@ def test_the_same_numbers_come_out_each_time_and_the_table_says_what_they_are():
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
     found = json.loads(first.stdout)
-    assert found["machine"]["rows"][:4] == pytest.approx([1, 1.3, 1.6, 1.9]) and found["machine"]["rows"][8] == pytest.approx(3.4) and not found["measured"]
+    assert (
+        found["machine"]["rows"][:4] == pytest.approx([1, 1.3, 1.6, 1.9])
+        and found["machine"]["rows"][8] == pytest.approx(3.4)
+        and not found["measured"]
+    )
     for family in found["families"]:
         assert family["speedup"]["plain"] == 1 and family["best_fixed"] in ("plain", "chain 1", "chain 2")
         assert family["tau"]["plain"] == 1 <= family["tau"]["chain 1"] <= family["tau"]["chain 2"]
     lines = call(*arguments(*options)).stdout.splitlines()
     assert lines[1].split() == ["1", "2", "adapt", "best", "fixed", "adaptive", "of", "it"]
-    assert any(line.startswith("adaptive: ") for line in lines) and not any(line.startswith("trees:") for line in lines) and lines[-1].endswith("computed times, nothing here was measured")
+    assert (
+        any(line.startswith("adaptive: ") for line in lines)
+        and not any(line.startswith("trees:") for line in lines)
+        and lines[-1].endswith("computed times, nothing here was measured")
+    )
 
 
 def test_trees_are_replayed_beside_chains():
     options = ("--rows", "1,1.05,1.1,1.15", "--tree", "6:3:4")
     found = json.loads(call(*arguments(*options, "--json")).stdout)
-    assert list(found["all"]["speedup"]) == ["plain", "chain 1", "chain 2", "adaptive", "tree 6:3:4", "adaptive tree 6:3:4"] and found["tree"] == "6:3:4"
-    assert found["all"]["tau"]["tree 6:3:4"] > found["all"]["tau"]["chain 2"] and found["all"]["speedup"]["adaptive tree 6:3:4"] > 1.2
+    assert (
+        list(found["all"]["speedup"])
+        == ["plain", "chain 1", "chain 2", "adaptive", "tree 6:3:4", "adaptive tree 6:3:4"]
+        and found["tree"] == "6:3:4"
+    )
+    assert (
+        found["all"]["tau"]["tree 6:3:4"] > found["all"]["tau"]["chain 2"]
+        and found["all"]["speedup"]["adaptive tree 6:3:4"] > 1.2
+    )
     lines = call(*arguments(*options)).stdout.splitlines()
-    assert lines[1].split()[:5] == ["1", "2", "adapt", "tree", "atree"] and any(line.startswith("trees:    6:3:4, ") for line in lines)
+    assert lines[1].split()[:5] == ["1", "2", "adapt", "tree", "atree"] and any(
+        line.startswith("trees:    6:3:4, ") for line in lines
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
@@ -118,7 +148,9 @@ def test_the_figure_shows_every_family(tmp_path, suffix):
         assert all(f"<!-- {name} -->" in drawn for name in ("built-in", "chain 2", "adaptive", "tree", "adaptive tree"))
 
 
-@pytest.mark.parametrize(("name", "words"), [("families.xyz", "end the name in .png"), ("gone/families.png", "no directory")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("families.xyz", "end the name in .png"), ("gone/families.png", "no directory")]
+)
 def test_a_figure_that_cannot_be_drawn_is_named_before_anything_is_recorded(tmp_path, monkeypatch, name, words):
     pytest.importorskip("matplotlib", reason="figures are the plot extra's")
     monkeypatch.setattr(replay, "record", None)
@@ -130,7 +162,12 @@ def test_without_rows_this_machine_is_measured():
     result = call(*arguments("--json"))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["measured"] and len(found["machine"]["rows"]) == 9 and found["machine"]["rows"][0] == 1 and found["machine"]["feed"] > 0
+    assert (
+        found["measured"]
+        and len(found["machine"]["rows"]) == 9
+        and found["machine"]["rows"][0] == 1
+        and found["machine"]["feed"] > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +181,9 @@ def test_what_cannot_be_replayed_is_one_line(options, words):
 
 
 def test_costs_of_more_rows_go_on_as_the_last_two():
-    assert rows_of("1,1.5", 4) == pytest.approx((1, 1.5, 2, 2.5)) and rows_of("2,3,3,1", 5) == pytest.approx((1, 1.5, 1.5, 0.5, 0.5))
+    assert rows_of("1,1.5", 4) == pytest.approx((1, 1.5, 2, 2.5)) and rows_of("2,3,3,1", 5) == pytest.approx(
+        (1, 1.5, 1.5, 0.5, 0.5)
+    )
     assert rows_of("1,2,3", 2) == (1, 2)
     with pytest.raises(UsageError):
         rows_of("", 4)

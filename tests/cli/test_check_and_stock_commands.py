@@ -47,7 +47,9 @@ def test_an_untrained_drafter_is_a_misfit_with_its_likely_cause(pair):
     assert "captured layers are wrong" in about["first token"]["cause"]
     tried = json.loads(result.stdout)["run"]["readings"]
     assert {"--feedback pre_norm", "--residual normed", "--layer-ids 1,2,3"} <= tried.keys()
-    assert about["readings"]["level"] == "note" and "none of the usual mistakes explains it" in about["readings"]["cause"]
+    assert (
+        about["readings"]["level"] == "note" and "none of the usual mistakes explains it" in about["readings"]["cause"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,20 +158,39 @@ def exported(pair, tmp_path):
 
 def test_convert_stock_writes_the_nearest_file_and_its_loss(pair, tmp_path):
     source = exported(pair, tmp_path)
-    arguments = ("convert", source, "--target", pair[0], "--stock", "-o", tmp_path / "s.gguf", "-t", 1, "-n", 8, "--count", 1)
+    arguments = (
+        "convert",
+        source,
+        "--target",
+        pair[0],
+        "--stock",
+        "-o",
+        tmp_path / "s.gguf",
+        "-t",
+        1,
+        "-n",
+        8,
+        "--count",
+        1,
+    )
     result = call(*arguments)
     assert result.exit_code == 0, result.output
     assert "feedback         post_norm" in result.stdout and "% of tau, measured on the 1 prompts" in result.stdout
     assert read_gguf_header(tmp_path / "s.gguf").arch == "eagle3"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "s.gguf"]  # the exact one was only on the way
     made = record(call(*arguments, "--json"))
-    assert made["stock"]["chosen"] in made["stock"]["calibration"]["candidates"] and made["architecture"] == "refspec-eagle3"
+    assert (
+        made["stock"]["chosen"] in made["stock"]["calibration"]["candidates"]
+        and made["architecture"] == "refspec-eagle3"
+    )
 
 
 def test_convert_stock_of_what_stock_runs_is_the_plain_conversion(pair, tmp_path):
     plain = drafter(tmp_path)
     call("export", plain, "-o", tmp_path / "ckpt", "--format", "speculators")
-    result = call("convert", tmp_path / "ckpt", "--target", pair[0], "--stock", "-o", tmp_path / "a.gguf", "--outtype", "f32")
+    result = call(
+        "convert", tmp_path / "ckpt", "--target", pair[0], "--stock", "-o", tmp_path / "a.gguf", "--outtype", "f32"
+    )
     assert result.exit_code == 0 and "runs this drafter exactly" in result.stderr
     call("convert", tmp_path / "ckpt", "--target", pair[0], "-o", tmp_path / "b.gguf", "--outtype", "f32")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -178,7 +199,9 @@ def test_convert_stock_of_what_stock_runs_is_the_plain_conversion(pair, tmp_path
 def test_convert_stock_wants_a_target_it_can_run(pair, tmp_path):
     source = exported(pair, tmp_path)
     for more in ((), ("--target", tmp_path)):
-        assert "as a GGUF with --target" in one_line_error(call("convert", source, "--stock", "-o", tmp_path / "s.gguf", *more), 2)
+        assert "as a GGUF with --target" in one_line_error(
+            call("convert", source, "--stock", "-o", tmp_path / "s.gguf", *more), 2
+        )
     assert "cannot be written there" in one_line_error(
         call("convert", source, "--target", pair[0], "--stock", "-o", tmp_path / "none" / "s.gguf"), 2
     )
@@ -187,7 +210,24 @@ def test_convert_stock_wants_a_target_it_can_run(pair, tmp_path):
 def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_path):
     arch, metadata, tensors = tiny.drafter_parts(feedback="post_norm", shared=True, width=tiny.HT)
     path = tiny.write(tmp_path / "yarn.gguf", arch, metadata | {"eagle3.rope.scaling.attn_factor": 1.25}, tensors)
-    made = record(call("stock", write_pair(tmp_path)[0], path, "-o", tmp_path / "s.gguf", "--outtype", "f32", "-t", 1, "-n", 8, "--count", 1, "--json"))
+    made = record(
+        call(
+            "stock",
+            write_pair(tmp_path)[0],
+            path,
+            "-o",
+            tmp_path / "s.gguf",
+            "--outtype",
+            "f32",
+            "-t",
+            1,
+            "-n",
+            8,
+            "--count",
+            1,
+            "--json",
+        )
+    )
     exact, near = read_drafter(path), read_drafter(tmp_path / "s.gguf")
     assert near[0].rope_attention_factor == exact[0].rope_attention_factor == 1.25
     assert not {"token_embd", "output"} & near[1].keys()
@@ -205,4 +245,6 @@ def test_export_writes_a_checkpoint_and_says_so(pair, tmp_path):
     assert result.exit_code == 0 and "speculators checkpoint" in result.stdout
     assert {p.name for p in Path(tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
     assert "per_state" in one_line_error(call("export", pair[1], "-o", tmp_path / "e", "--format", "eagle"))
-    assert "already holds" in one_line_error(call("export", pair[1], "-o", tmp_path / "out", "--format", "speculators"), 2)
+    assert "already holds" in one_line_error(
+        call("export", pair[1], "-o", tmp_path / "out", "--format", "speculators"), 2
+    )

@@ -34,7 +34,10 @@ def test_every_override_arrives(tmp_path):
     assert (c.feedback.value, c.residual.value, c.feature_norm.value) == ("post_norm", "normed", "none")
     assert (c.head_norm, c.capture_layers, c.rope_theta) == (False, (1, 2, 6), 500000.0)
     resolved = json.loads(result.stdout)["resolved"]
-    assert all(resolved[k]["source"].startswith("override") for k in ("feedback", "residual", "feature_norm", "head_norm", "rope", "d2t"))
+    assert all(
+        resolved[k]["source"].startswith("override")
+        for k in ("feedback", "residual", "feature_norm", "head_norm", "rope", "d2t")
+    )
 
 
 @pytest.mark.parametrize(

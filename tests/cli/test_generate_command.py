@@ -57,10 +57,14 @@ def test_the_same_seed_gives_the_same_text_with_and_without_speculation(on, temp
 def test_an_adaptive_run_goes_on_from_those_before(pair, on, tmp_path, monkeypatch):
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     arguments = ["generate", *on, "-p", "hello", "-n", "30"]
-    assert record(call(*arguments, "--no-adaptive", "--json"))["texts_before"] == 0 and not list(tmp_path.glob("window-*")), "nothing is chosen"
+    assert record(call(*arguments, "--no-adaptive", "--json"))["texts_before"] == 0 and not list(
+        tmp_path.glob("window-*")
+    ), "nothing is chosen"
     told = [call(*arguments, "--adaptive", *more) for more in ((), ("--no-tune",), ("--tree", "4"), (), ("-t", "2"))]
     notes = [[line for line in result.stderr.splitlines() if "text before (" in line] for result in told]
-    assert [len(lines) for lines in notes] == [0, 0, 0, 1, 0] and "chosen every step, after 1 text before" in notes[3][0], "of the same kind and settings"
+    assert [len(lines) for lines in notes] == [0, 0, 0, 1, 0] and "chosen every step, after 1 text before" in notes[3][
+        0
+    ], "of the same kind and settings"
     assert len({result.stdout for result in told}) == 1 and len(list(tmp_path.glob("window-*"))) == 3
     with pytest.raises(KeyboardInterrupt), refspec.load(*pair, threads=1, adaptive=True, tuned=True) as session:
         for _ in session.generate("hello", max_tokens=20):
@@ -138,7 +142,9 @@ def test_zero_tokens_run_and_print_nothing(on):
 def test_a_full_context_stops_cleanly_and_says_so(on):
     result = call("generate", *on, "-p", "hello", "-c", "40", "-n", "100", "--raw")
     assert result.exit_code == 0 and "the context is full" in result.stderr
-    fast = record(call("generate", *on, "-p", "hello", "-c", "40", "-n", "100", "--raw", "--json", "--compare", "--strict"))
+    fast = record(
+        call("generate", *on, "-p", "hello", "-c", "40", "-n", "100", "--raw", "--json", "--compare", "--strict")
+    )
     assert fast["stop"] == fast["plain"]["stop"] == "context" and fast["identical"]
     assert fast["prompt_tokens"] + fast["generated_tokens"] == 41  # the last token is decided, never run
 
@@ -176,7 +182,10 @@ def test_input_that_cannot_be_used_is_one_line(pair, tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"ab\xff")
     metadata, tensors = tiny.target_parts()
     broken = tiny.write(
-        tmp_path / "broken.gguf", "llama", metadata | {"tokenizer.chat_template": "{{ raise_exception('no') }}"}, tensors
+        tmp_path / "broken.gguf",
+        "llama",
+        metadata | {"tokenizer.chat_template": "{{ raise_exception('no') }}"},
+        tensors,
     )
     wide = tiny.drafter(tmp_path / "wide.gguf", layers=[1, 2, 30])
     for says, arguments, given in [

@@ -28,10 +28,16 @@ def test_inspect_of_what_is_not_a_model_is_one_line(tmp_path):
 def test_recast_writes_another_type_and_says_what_came_of_it(pair, tmp_path):
     result = call("recast", pair[0], "--outtype", "q4_0", "-o", tmp_path / "small.gguf", "--json")
     made = json.loads(result.stdout)
-    assert made["file"] == str(tmp_path / "small.gguf") and made["tensors"]["Q4_0"] > 0 and made["bytes"] == (tmp_path / "small.gguf").stat().st_size
+    assert (
+        made["file"] == str(tmp_path / "small.gguf")
+        and made["tensors"]["Q4_0"] > 0
+        and made["bytes"] == (tmp_path / "small.gguf").stat().st_size
+    )
     assert json.loads(call("inspect", made["file"], "--json").stdout)["kind"] == "target"
     assert "MB instead of" in call("recast", pair[1], "--outtype", "f16", "-o", tmp_path / "d.gguf").stdout
-    assert "gone.gguf" in one_line_error(call("recast", tmp_path / "gone.gguf", "--outtype", "f16", "-o", tmp_path / "x.gguf"))
+    assert "gone.gguf" in one_line_error(
+        call("recast", tmp_path / "gone.gguf", "--outtype", "f16", "-o", tmp_path / "x.gguf")
+    )
     assert "name the file" in one_line_error(call("recast", pair[0], "--outtype", "f16", "-o", tmp_path), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.gguf", "small.gguf"]
 
@@ -44,7 +50,22 @@ def test_help_lists_the_commands_and_runnable_examples():
 
 
 def test_bench_measures_and_explains(pair):
-    arguments = ["bench", "speed", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "32", "--repeat", "1", "--draft-max", "2"]
+    arguments = [
+        "bench",
+        "speed",
+        "-m",
+        pair[0],
+        "-d",
+        pair[1],
+        "-t",
+        "1",
+        "-n",
+        "32",
+        "--repeat",
+        "1",
+        "--draft-max",
+        "2",
+    ]
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
@@ -52,7 +73,16 @@ def test_bench_measures_and_explains(pair):
     assert 0 < measured["own_share"] < 1
     assert len(measured["predicted_by_draft_length"]) == len(measured["accepted_by_position"]) == 2
     text = "\n".join(speed.table(measured))
-    for word in ("plain", "speculative", "speedup", "predicted", "tau", "refspec itself", "rows verified", "other processes"):
+    for word in (
+        "plain",
+        "speculative",
+        "speedup",
+        "predicted",
+        "tau",
+        "refspec itself",
+        "rows verified",
+        "other processes",
+    ):
         assert word in text
     assert ("LOSES" in text) == (measured["speedup"] < 1)
 

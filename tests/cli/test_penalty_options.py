@@ -21,7 +21,11 @@ def on(pair):
 def advising(tmp_path_factory):
     """A target whose file recommends a sampling."""
     meta, tensors = tiny.target_parts()
-    meta |= {"general.sampling.temp": np.float32(0.6), "general.sampling.top_k": 5, "general.sampling.penalty_repeat": np.float32(1.3)}
+    meta |= {
+        "general.sampling.temp": np.float32(0.6),
+        "general.sampling.top_k": 5,
+        "general.sampling.penalty_repeat": np.float32(1.3),
+    }
     meta |= {"general.sampling.mirostat": 1}
     path = tmp_path_factory.mktemp("advising") / "target.gguf"
     writer_keys = {key: float(value) if isinstance(value, np.floating) else value for key, value in meta.items()}
@@ -39,13 +43,40 @@ def test_penalties_change_the_text_and_speculation_does_not(on):
 
 
 def test_breakers_and_the_prompt_arrive_as_they_were_given(on):
-    got = record(call("generate", *on, "--dry-multiplier", "1", "--dry-sequence-breaker", r"\n", "--dry-sequence-breaker", ".", "--json"))
+    got = record(
+        call(
+            "generate",
+            *on,
+            "--dry-multiplier",
+            "1",
+            "--dry-sequence-breaker",
+            r"\n",
+            "--dry-sequence-breaker",
+            ".",
+            "--json",
+        )
+    )
     assert got["penalties"]["dry_breakers"] == ["\n", "."] and got["penalties"]["prompt"] is False
-    got = record(call("generate", *on, "--dry-multiplier", "1", "--dry-penalty-last-n", "7", "--penalize-prompt", "--json"))
-    assert got["penalties"]["dry_last_n"] == 7 and got["penalties"]["prompt"] is True and len(got["penalties"]["dry_breakers"]) == 4
+    got = record(
+        call("generate", *on, "--dry-multiplier", "1", "--dry-penalty-last-n", "7", "--penalize-prompt", "--json")
+    )
+    assert (
+        got["penalties"]["dry_last_n"] == 7
+        and got["penalties"]["prompt"] is True
+        and len(got["penalties"]["dry_breakers"]) == 4
+    )
 
 
-@pytest.mark.parametrize("wrong", [["--dry-base", "0.5"], ["--repeat-penalty", "0"], ["--dry-multiplier", "-1"], ["--repeat-last-n", "-3"], ["--dry-allowed-length", "0"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--dry-base", "0.5"],
+        ["--repeat-penalty", "0"],
+        ["--dry-multiplier", "-1"],
+        ["--repeat-last-n", "-3"],
+        ["--dry-allowed-length", "0"],
+    ],
+)
 @pytest.mark.parametrize("command", [["generate"], ["bench", "speed"], ["bench", "answers"], ["verify"]])
 def test_a_penalty_that_cannot_be_is_one_line_before_a_model_is_loaded(command, wrong):
     arguments = ["-m", "nowhere.gguf"] + (["-p", "x"] if command == ["generate"] else [])
@@ -64,7 +95,10 @@ def test_verify_and_the_benchmarks_take_penalties(on):
 def test_what_a_file_recommends_is_said_and_taken_when_asked_for(advising):
     on = ["generate", "-m", advising, "-t", "1", "-p", "hello", "-n", "30", "--json"]
     plain = call(*on)
-    assert "recommends temperature 0.6, top_k 5, repeat_penalty 1.3; --recommended takes that, this is greedy" in plain.stderr
+    assert (
+        "recommends temperature 0.6, top_k 5, repeat_penalty 1.3; --recommended takes that, this is greedy"
+        in plain.stderr
+    )
     taken = call(*on, "--recommended", "--seed", "5")
     assert "mirostat" in taken.stderr and record(taken)["penalties"]["repeat"] == 1.3
     assert record(taken)["text"] != record(plain)["text"]

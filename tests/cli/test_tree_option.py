@@ -17,13 +17,31 @@ def on(tmp_path_factory):
 def test_generate_with_a_tree_gives_the_plain_text(on, temperature):
     common = ["generate", *on, "-p", "hi", "-n", "30", "--strict", "--json", "--temp", temperature, "--seed", "4"]
     got = record(call(*common, "--tree", "8:3:4", "--compare"))
-    assert got["identical"] is True and got["draft_max"] == 8 and got["tree"] == "8:3:4" and len(got["accepted_by_position"]) <= 4
+    assert (
+        got["identical"] is True
+        and got["draft_max"] == 8
+        and got["tree"] == "8:3:4"
+        and len(got["accepted_by_position"]) <= 4
+    )
 
 
 @pytest.mark.parametrize("adaptive", [[], ["--adaptive"]])
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_lookup_in_a_tree_and_a_chosen_number_of_nodes_give_the_plain_text(on, temperature, adaptive):
-    common = ["generate", *on, "-p", "hi hi hi hi", "-n", "40", "--strict", "--json", "--temp", temperature, "--seed", "4"]
+    common = [
+        "generate",
+        *on,
+        "-p",
+        "hi hi hi hi",
+        "-n",
+        "40",
+        "--strict",
+        "--json",
+        "--temp",
+        temperature,
+        "--seed",
+        "4",
+    ]
     got = record(call(*common, "--tree", "8:3:4", "--lookup", "--compare", *adaptive))
     assert got["identical"] is True and got["tree"] == "8:3:4" and got["kind"] == "eagle3 + lookup"
     assert got["adaptive"] is bool(adaptive)
@@ -35,10 +53,18 @@ def test_sampled_trees_are_one_more_option(on):
 
 
 def test_bench_speed_runs_trees_beside_chains(on):
-    measured = record(call("bench", "speed", *on, "-n", "16", "--count", "1", "--repeat", "1", "--tree", "6:2:3", "--json"))
-    assert measured["draft_max"] == 3 and {"plain", "chain", "tree 6:2:3", "tree 6:2:3 + lookup"} <= measured["kinds"].keys()
+    measured = record(
+        call("bench", "speed", *on, "-n", "16", "--count", "1", "--repeat", "1", "--tree", "6:2:3", "--json")
+    )
+    assert (
+        measured["draft_max"] == 3
+        and {"plain", "chain", "tree 6:2:3", "tree 6:2:3 + lookup"} <= measured["kinds"].keys()
+    )
     assert measured["kinds"]["tree 6:2:3"]["tau"] >= 1
-    assert measured["kinds"]["tree 6:2:3 + lookup"]["tau"] >= 1 and measured["kinds"]["adaptive tree 6:2:3 + lookup"]["tau"] >= 1
+    assert (
+        measured["kinds"]["tree 6:2:3 + lookup"]["tau"] >= 1
+        and measured["kinds"]["adaptive tree 6:2:3 + lookup"]["tau"] >= 1
+    )
 
 
 def test_verify_proves_trees_on_the_users_pair(on):
@@ -62,14 +88,22 @@ def test_a_wrong_tree_is_one_line(on, arguments, words):
 
 def test_a_tree_without_a_drafter_is_one_line(on):
     assert "there is no drafter" in one_line_error(call("generate", "-m", on[1], "-p", "hi", "--tree", "4"), 2)
-    assert "is a draft model" in one_line_error(call("generate", "-m", on[1], "-d", on[1], "-p", "hi", "--tree", "4"), 2)
+    assert "is a draft model" in one_line_error(
+        call("generate", "-m", on[1], "-d", on[1], "-p", "hi", "--tree", "4"), 2
+    )
 
 
 def test_bench_speed_predicts_the_tree_it_measured(on):
-    measured = record(call("bench", "speed", *on, "-n", "24", "--count", "1", "--repeat", "1", "--tree", "24:4:6", "--json"))
+    measured = record(
+        call("bench", "speed", *on, "-n", "24", "--count", "1", "--repeat", "1", "--tree", "24:4:6", "--json")
+    )
     kinds = measured["kinds"]
-    assert kinds["tree 24:4:6"]["predicted_speedup"] > 0 and kinds["chain"]["predicted_speedup"] == measured["predicted_speedup"]
-    assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == speed.ROWS  # the full tree was timed
+    assert (
+        kinds["tree 24:4:6"]["predicted_speedup"] > 0
+        and kinds["chain"]["predicted_speedup"] == measured["predicted_speedup"]
+    )
+    # the full tree was timed
+    assert "25" in measured["more_verify_seconds"] and len(measured["verify_seconds"]) == speed.ROWS
     assert all(kinds[name]["predicted_speedup"] is None for name in ("plain", "adaptive", "lookup"))
     lines = [line for line in speed.table(measured) if "predicted" in line and "x, tau" in line]
     names = [line.split(" x ")[0].split("  ")[0] for line in lines]

@@ -30,13 +30,19 @@ def tuned(tmp_path_factory):
 def test_every_setting_is_measured_and_one_is_chosen(tuned):
     _, found = tuned
     forms = {(s["flash_attn"], s["kv_type"], tune_report.layout(s)) for s in found["settings"]}
-    layouts = {"as stored"} | ({"repacked"} if repacking_works() else set()) | ({"panels"} if why_not() is None else set())
-    assert forms == {(flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts}
+    layouts = (
+        {"as stored"} | ({"repacked"} if repacking_works() else set()) | ({"panels"} if why_not() is None else set())
+    )
+    assert forms == {
+        (flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts
+    }
     assert {s["threads"] for s in found["settings"]} == {1}
     assert sum("q8_0" in line for line in found["refused"]) == len(layouts), "heads of 8 do not fill a block"
     assert any("AMX" in line for line in found["refused"]) == ("repacked" not in layouts)
     for s in found["settings"]:
-        assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(t > 0 for t in s["target"].values())
+        assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(
+            t > 0 for t in s["target"].values()
+        )
     assert found["chosen"]["kv_type"] != "q8_0" and 1 <= found["chosen"]["draft_max"] <= tune.MOST
     assert len(found["accepted"]) == len(found["predicted"]) == tune.MOST
     text = "\n".join(tune_report.table(found))
@@ -49,7 +55,9 @@ def test_generate_takes_the_setting_over_says_so_and_options_win(tuned):
     arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10"]
     result = call(*arguments, "--compare")
     assert result.exit_code == 0
-    assert result.stderr.count("as tuned: threads") == 1 and "predicted: " in result.stderr and "measured" in result.stderr
+    assert (
+        result.stderr.count("as tuned: threads") == 1 and "predicted: " in result.stderr and "measured" in result.stderr
+    )
     assert record(call(*arguments, "--json"))["draft_max"] == found["chosen"]["draft_max"]
     assert record(call(*arguments, "--json", "--draft-max", "5"))["draft_max"] == 5
     assert record(call(*arguments, "--json", "--compare"))["predicted_speedup"] > 0
@@ -81,7 +89,10 @@ def test_a_record_is_stale_when_a_file_or_the_engine_changes(tuned, monkeypatch)
 def test_the_verdict_is_the_formula():
     rows = {1: 1.0, 2: 1.5, 3: 2.0}
     got = tune.verdict(rows, 0.05, 0.1, tune.Seen([0.5, 0.25], 0.02, 0.01))
-    assert got["by_length"] == pytest.approx([1.5 * 1.01 / 1.57, 1.75 * 1.01 / 2.17]) and (got["best"], got["speedup"]) == (0, 1.0)
+    assert got["by_length"] == pytest.approx([1.5 * 1.01 / 1.57, 1.75 * 1.01 / 2.17]) and (
+        got["best"],
+        got["speedup"],
+    ) == (0, 1.0)
     cheap = tune.verdict({1: 1.0, 2: 1.1}, 0.0, 0.0, tune.Seen([0.5], 0.0, 0.0))
     assert cheap["best"] == 1 and cheap["speedup"] == pytest.approx(1.5 / 1.1)
     costs = {"target": {"1": 1.0, "2": 1.5, "3": 2.0}, "feed": 0.05, "draft": 0.1, "own": 0.02, "own_plain": 0.01}
@@ -124,7 +135,9 @@ def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monke
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     lengths = []
     measure = step_costs.measure
-    monkeypatch.setattr(step_costs, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds))
+    monkeypatch.setattr(
+        step_costs, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds)
+    )
     result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
     assert result.exit_code == 0 and "together after 140 tokens" in result.stdout
     assert set(lengths) == {140 + step_costs.MOST + 1}

@@ -70,7 +70,9 @@ def test_the_second_turn_follows_the_model_s_own_answer():
     session = chat_session()
     first, second = counts(session, [Prompt("chat", "hello there", ("and now?",))])
     answer = session.target.said.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0]
-    text = record_text(session.target, encode(session, ["hello there"]), LAYERS, max_tokens=8, sampler=Sampler(), seed=0)
+    text = record_text(
+        session.target, encode(session, ["hello there"]), LAYERS, max_tokens=8, sampler=Sampler(), seed=0
+    )
     own = b"".join(session.target.token_to_bytes(t) for t in text.tokens[text.n_prompt :] if t != 49).decode()
     assert answer == own and len(own) > 3
     assert second["prompt_tokens"] == len(encode(session, ["hello there", own, "and now?"])) > first["prompt_tokens"]
@@ -85,7 +87,9 @@ def test_a_padded_prompt_ends_with_its_own_words_and_fills_its_length():
         tokens = padded(session, prompts, 0, length)
         assert 0.9 * length <= len(tokens) <= length
     words = "one two three\n\nfour five four"
-    assert len(padded(session, prompts, 0, len(encode(session, [f"{words}\n\nWhat is it?"])))) == len(encode(session, [f"{words}\n\nWhat is it?"]))
+    assert len(padded(session, prompts, 0, len(encode(session, [f"{words}\n\nWhat is it?"])))) == len(
+        encode(session, [f"{words}\n\nWhat is it?"])
+    )
     padded(session, prompts, 0, 100)
     assert session.target.said.endswith("\n\nWhat is it?<|im_end|>\n<|im_start|>assistant\n")
     with pytest.raises(UsageError, match="--context 300: the other prompts hold too little"):
@@ -136,7 +140,12 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     target_file, post = cli_models.write_pair(folder)
     pre = cli_models.tiny.drafter(folder / "plain.gguf", layers=[2, 3, 4])
-    rows = [("math", ["What is 2 + 2?"]), ("chat", ["Hello", "And you?"]), ("chat", ["Bye"]), ("chat", ["one too many " * 12])]
+    rows = [
+        ("math", ["What is 2 + 2?"]),
+        ("chat", ["Hello", "And you?"]),
+        ("chat", ["Bye"]),
+        ("chat", ["one too many " * 12]),
+    ]
     lines = [json.dumps({"benchmark": b, "id": str(i), "turns": t}) + "\n" for i, (b, t) in enumerate(rows)]
     (folder / "p.jsonl").write_text("".join(lines))
     return {"target": target_file, "post": post, "pre": str(pre), "prompts": str(folder / "p.jsonl"), "folder": folder}
@@ -145,7 +154,18 @@ def models(tmp_path_factory):
 def bench(models, *more, drafters=("post", "pre")):
     named = [part for name in drafters for part in ("-d", models[name])]
     return call(
-        "bench", "acceptance", "-m", models["target"], *named, "-t", "1", "-n", "10", "--prompts", models["prompts"], *more
+        "bench",
+        "acceptance",
+        "-m",
+        models["target"],
+        *named,
+        "-t",
+        "1",
+        "-n",
+        "10",
+        "--prompts",
+        models["prompts"],
+        *more,
     )
 
 
@@ -156,16 +176,31 @@ def test_several_drafters_of_different_layers_share_one_text(models):
     assert (everything["prompts"], everything["turns"], everything["generated_tokens"]) == (3, 4, 40)
     assert got["baseline"] == "plain" and set(everything["ratio"]) == {"drafter"}
     for name in ("drafter", "plain"):
-        alone = result(bench(models, "--count", "2", "--draft-max", "2", "--strict", "--json", drafters=[{"drafter": "post", "plain": "pre"}[name]]))
+        alone = result(
+            bench(
+                models,
+                "--count",
+                "2",
+                "--draft-max",
+                "2",
+                "--strict",
+                "--json",
+                drafters=[{"drafter": "post", "plain": "pre"}[name]],
+            )
+        )
         assert alone["conditions"][0]["families"]["all"]["drafters"][name]["2"] == everything["drafters"][name]["2"]
         assert len(everything["drafters"][name]["4"]["accepted_by_position"]) == 4
     steps = condition["by_prompt"]["verify_steps"]["plain"]["4"]
-    assert sum(steps) == everything["drafters"]["plain"]["4"]["verify_steps"] and sum(condition["by_prompt"]["tokens"]) == 40
+    assert (
+        sum(steps) == everything["drafters"]["plain"]["4"]["verify_steps"]
+        and sum(condition["by_prompt"]["tokens"]) == 40
+    )
 
 
 def test_the_reference_and_llama_cpp_count_the_same(models):
     llama, reference = (
-        result(bench(models, "--strict", "--json", "--draft-max", "3", "--engine", engine))["conditions"] for engine in ("llama", "reference")
+        result(bench(models, "--strict", "--json", "--draft-max", "3", "--engine", engine))["conditions"]
+        for engine in ("llama", "reference")
     )
     assert llama == reference
 
@@ -229,11 +264,18 @@ def test_a_changed_setting_or_file_is_refused_in_one_line(models, tmp_path):
 
 def test_buckets_of_context_and_perturbations_are_conditions_of_one_record(models):
     got = result(bench(models, "--context", "60,90", "--perturb", "none", "--perturb", "raw", "--json"))
-    assert [(c["perturb"], c["context"]) for c in got["conditions"]] == [("none", 60), ("none", 90), ("raw", 60), ("raw", 90)]
+    assert [(c["perturb"], c["context"]) for c in got["conditions"]] == [
+        ("none", 60),
+        ("none", 90),
+        ("raw", 60),
+        ("raw", 90),
+    ]
     for condition in got["conditions"]:
         (tokens,) = {tuple(map(len, condition["by_prompt"]["prompt_tokens"]))}
         assert set(tokens) == {1}  # first turns only
-        assert all(0.9 * condition["context"] <= t[0] <= condition["context"] for t in condition["by_prompt"]["prompt_tokens"])
+        assert all(
+            0.9 * condition["context"] <= t[0] <= condition["context"] for t in condition["by_prompt"]["prompt_tokens"]
+        )
     assert "no room for --context 505" in one_line_error(bench(models, "--context", "505"), code=2)
     assert "--context '12,x'" in one_line_error(bench(models, "--context", "12,x"), code=2)
 
@@ -252,5 +294,3 @@ def test_turns_that_are_no_list_are_named(tmp_path):
 
     with pytest.raises(PromptError, match="line 1"):
         read(str(tmp_path / "p.jsonl"))
-
-

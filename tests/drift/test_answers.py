@@ -18,7 +18,13 @@ numbers = st.integers(0, 10**5)
 OPS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "x": lambda a, b: a * b}
 
 
-@given(numbers, st.sampled_from(sorted(OPS)), numbers, st.integers(-3, 3), st.sampled_from(["{} {} {} = {}", "so ${}{}{}={}.", "({} {} {} = {})"]))
+@given(
+    numbers,
+    st.sampled_from(sorted(OPS)),
+    numbers,
+    st.integers(-3, 3),
+    st.sampled_from(["{} {} {} = {}", "so ${}{}{}={}.", "({} {} {} = {})"]),
+)
 def test_a_sum_is_right_where_its_sides_are_equal(a: int, op: str, b: int, off: int, form: str) -> None:
     value = OPS[op](a, b) + off
     assert sums(form.format(a, op, b, value)) == [off == 0]
@@ -53,14 +59,28 @@ def test_the_command_counts_every_answer_by_family(tmp_path) -> None:
     model, _ = cli_models.write_pair(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
     rows = [("chat", "hi"), ("maths", "2 + 2"), ("chat", "who are you")]
-    prompts.write_text("".join(json.dumps({"benchmark": family, "id": str(i), "turns": [text]}) + "\n" for i, (family, text) in enumerate(rows)))
+    prompts.write_text(
+        "".join(
+            json.dumps({"benchmark": family, "id": str(i), "turns": [text]}) + "\n"
+            for i, (family, text) in enumerate(rows)
+        )
+    )
     arguments = ["bench", "answers", "-m", model, "-t", "1", "-n", "12", "--prompts", str(prompts)]
     result = CliRunner().invoke(main, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
-    assert [(f["family"], f["answers"]) for f in [*measured["families"], measured["all"]]] == [("chat", 2), ("maths", 1), ("all", 3)]
+    assert [(f["family"], f["answers"]) for f in [*measured["families"], measured["all"]]] == [
+        ("chat", 2),
+        ("maths", 1),
+        ("all", 3),
+    ]
     for f in measured["families"]:
-        assert 1 <= f["mean_tokens"] <= 12 and 0 <= f["ended"] <= 1 and f["parses"] <= f["code"] and f["right"] <= f["sums"]
+        assert (
+            1 <= f["mean_tokens"] <= 12
+            and 0 <= f["ended"] <= 1
+            and f["parses"] <= f["code"]
+            and f["right"] <= f["sums"]
+        )
     lines = table(measured)
     assert len(lines) == 5 and lines[-1].startswith("all ")
     one = CliRunner().invoke(main, [*arguments, "--count", "1"])

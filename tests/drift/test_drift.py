@@ -43,7 +43,8 @@ def test_even_attention_gives_each_part_its_share_of_the_rows():
     text = record(target(), PROMPT, LAYERS, max_tokens=3, sampler=GREEDY, seed=0)
     tally = measure(blind, text, text.features, depth=1)  # one token a chain, at most 2 output tokens before it
     chains = int(tally.counts["sink"][0])
-    positions = [len(PROMPT) - 1 + p for p in (0, 1)][:chains]  # true rows of each chain; the last token is never drafted
+    # true rows of each chain; the last token is never drafted
+    positions = [len(PROMPT) - 1 + p for p in (0, 1)][:chains]
     assert chains == (1 if tally.sums["accepted"][0] else 2)
     assert means(tally, "sink")[0] == pytest.approx(np.mean([1 / n for n in positions]))
     assert means(tally, "prompt")[0] == pytest.approx(np.mean([3 / n for n in positions]))
@@ -81,7 +82,12 @@ def test_states_and_shares_of_rows_worked_out_by_hand():
 def test_the_heat_map_gathers_what_is_before_its_window():
     n = WINDOW + 4
     tally = Tally(1)
-    add_rows(tally, [RowRecord(0, n - 1, np.full((1, 1, n), 1 / n), *np.ones((2, 1, 1)), np.zeros((1, 1)), np.ones((1, 1)))], n, n_prompt=2)
+    add_rows(
+        tally,
+        [RowRecord(0, n - 1, np.full((1, 1, n), 1 / n), *np.ones((2, 1, 1)), np.zeros((1, 1)), np.ones((1, 1)))],
+        n,
+        n_prompt=2,
+    )
     np.testing.assert_allclose(tally.heat[0] * n, [1, 3, *[1] * WINDOW])
 
 

@@ -29,7 +29,9 @@ def test_drafters_of_different_layers_stand_side_by_side_in_one_record(models):
     assert got["settings"] | {"target": "target.gguf", "prompts": 3, "depth": 3, "max_tokens": 12} == got["settings"]
     for one in got["drafters"]:
         assert [set(row) - {"depth", "chains"} for row in one["depths"]] == [set(FIGURES)] * 3
-        assert sum(one["depths"][1][name]["mean"] for name in ("sink", "prompt", "verified", "chain")) == pytest.approx(1)
+        assert sum(one["depths"][1][name]["mean"] for name in ("sink", "prompt", "verified", "chain")) == pytest.approx(
+            1
+        )
     # a normed state keeps its size whatever the weights, the block output of a random drafter does not
     assert abs(got["drafters"][0]["depths"][2]["growth"]["mean"] - 1) < 0.5
 
@@ -46,7 +48,22 @@ def test_acceptance_agrees_with_the_bench_that_runs_llama_cpp(models):
 
 
 def test_the_same_call_gives_the_same_record_and_another_seed_other_intervals(models):
-    args = ("drift", "-m", models["target"], "-d", models["pre"], "-t", "1", "-n", "6", "--count", "8", "--depth", "2", "--json")
+    args = (
+        "drift",
+        "-m",
+        models["target"],
+        "-d",
+        models["pre"],
+        "-t",
+        "1",
+        "-n",
+        "6",
+        "--count",
+        "8",
+        "--depth",
+        "2",
+        "--json",
+    )
     first, again, other = (record(call(*args, *seed)) for seed in ((), (), ("--seed", "9")))
     assert again == first
     a, b = (r["drafters"][0]["depths"][0]["entropy"] for r in (first, other))
@@ -59,7 +76,9 @@ def test_a_drafter_that_borrows_from_the_target_is_measured_with_the_target_s_te
     own = {**weights, "token_embd": tensors["token_embd.weight"], "output": tensors["output.weight"]}
     write_drafter(tmp_path / "own.gguf", config, own)
     args = ("-m", models["target"], *SMALL, "--json")
-    borrowed, complete = (record(call("drift", "-d", path, *args))["drafters"][0] for path in (models["shared"], tmp_path / "own.gguf"))
+    borrowed, complete = (
+        record(call("drift", "-d", path, *args))["drafters"][0] for path in (models["shared"], tmp_path / "own.gguf")
+    )
     assert borrowed["depths"] == complete["depths"]
 
 
@@ -94,7 +113,9 @@ def test_what_is_no_drafter_is_one_line(models, wrong):
 
 
 def test_two_drafters_of_one_name_are_refused(models):
-    error = one_line_error(call("drift", "-m", models["target"], "-d", models["pre"], "-d", models["pre"], *SMALL), code=2)
+    error = one_line_error(
+        call("drift", "-m", models["target"], "-d", models["pre"], "-d", models["pre"], *SMALL), code=2
+    )
     assert "same name" in error
 
 
@@ -117,7 +138,17 @@ def test_a_checkpoint_directory_measures_as_the_file_converted_from_it(tmp_path)
     formats.write_drafter_directory(tmp_path / "directory")
     convert_target(tmp_path / "hf", tmp_path / "target.gguf", "f32")
     convert_drafter(tmp_path / "directory", tmp_path / "hf", tmp_path / "file.gguf", "f32")
-    args = ("drift", "-m", tmp_path / "target.gguf", "-d", tmp_path / "directory", "-d", tmp_path / "file.gguf", *SMALL, "--json")
+    args = (
+        "drift",
+        "-m",
+        tmp_path / "target.gguf",
+        "-d",
+        tmp_path / "directory",
+        "-d",
+        tmp_path / "file.gguf",
+        *SMALL,
+        "--json",
+    )
     one, other = record(call(*args))["drafters"]
     assert (one["name"], other["name"]) == ("directory", "file")
     for row, same in zip(one["depths"], other["depths"], strict=True):

@@ -49,7 +49,9 @@ def test_the_interval_is_that_of_the_normal_law_for_many_prompts():
 
 def test_nothing_counted_is_no_number_and_one_prompt_no_interval():
     draws = drift_report.resamples(1, 0)
-    assert drift_report.intervals(np.zeros((1, 1)), np.zeros((1, 1)), draws) == [{"mean": None, "low": None, "high": None}]
+    assert drift_report.intervals(np.zeros((1, 1)), np.zeros((1, 1)), draws) == [
+        {"mean": None, "low": None, "high": None}
+    ]
     assert drift_report.intervals(np.ones((1, 1)), np.ones((1, 1)), draws) == [{"mean": 1, "low": None, "high": None}]
 
 
@@ -121,12 +123,18 @@ def test_figures_and_page_need_no_other_file_and_repeat(measured, tmp_path):
     from refspec.evaluate import drift_plots
 
     written = drift_plots.write(measured, tmp_path / "out")
-    assert {path.name for path in written} == {"drift.json", "drift.html", *(f"{name}.png" for name in drift_plots.FIGURES)}
+    assert {path.name for path in written} == {
+        "drift.json",
+        "drift.html",
+        *(f"{name}.png" for name in drift_plots.FIGURES),
+    }
     assert drift_report.read(str(written[0])) == measured
     page = (tmp_path / "out" / "drift.html").read_text("utf-8")
     assert page.count("data:image/png;base64,") == len(drift_plots.FIGURES)
     assert not re.search(r"(src|href)='(?!data:)", page) and "two <b>" not in page and "two &lt;b&gt;" in page
-    for path, again in zip(written, drift_plots.write(drift_report.read(str(written[0])), tmp_path / "again"), strict=True):
+    for path, again in zip(
+        written, drift_plots.write(drift_report.read(str(written[0])), tmp_path / "again"), strict=True
+    ):
         assert path.read_bytes() == again.read_bytes(), path.name
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
 
@@ -143,7 +151,9 @@ class Strict(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         for name, value in attributes:
-            assert name not in ("href", "srcset", "data", "action") and (name != "src" or value.startswith("data:image/png;base64,"))
+            assert name not in ("href", "srcset", "data", "action") and (
+                name != "src" or value.startswith("data:image/png;base64,")
+            )
             if name == "src":
                 self.images.append(base64.b64decode(value.partition(",")[2], validate=True))
 
@@ -186,4 +196,3 @@ def test_without_matplotlib_one_line_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "refspec: figures need matplotlib: pip install 'refspec[plot]', or leave out -o\n"
-

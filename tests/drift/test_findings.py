@@ -71,19 +71,29 @@ def test_what_strange_input_costs_is_told_for_each_side(found, tmp_path):
 
 
 def test_verdicts_follow_the_intervals(found):
-    assert found["drift"]["plain"]["growth_verdict"] == "grows" and found["drift"]["normalized"]["growth_verdict"] == "keeps"
+    assert (
+        found["drift"]["plain"]["growth_verdict"] == "grows"
+        and found["drift"]["normalized"]["growth_verdict"] == "keeps"
+    )
     assert found["drift"]["plain"]["growth"][-1]["mean"] == pytest.approx(1 + 0.5 * (K - 1))
     assert found["drift"]["attention_verdict"] == "less"
     assert [p["mean"] for p in found["drift"]["plain_less_normalized"]] == pytest.approx([0.1 * (K - 1)] * 3, abs=1e-6)
     text = findings_text.markdown(found, [])
     assert "plain drafter grows with depth" in text and "normalized drafter keeps its size" in text
     assert "Long context: the norms cost acceptance, against the paper (draft length 3, 8)." in text
-    assert "Benchmarks, own template: the norms help, and the interval reaches the paper's 1.10 (draft length 3, 8)." in text
+    assert (
+        "Benchmarks, own template: the norms help, and the interval reaches the paper's 1.10 (draft length 3, 8)."
+        in text
+    )
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
-    assert "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth costs." in text
+    assert (
+        "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth costs."
+        in text
+    )
     assert "Trained less deep, beside training to depth 3: tau at draft length 8 is normalized " in text
-    assert "Both norms over none after 0.3 million tokens and after 0.3 million" in text and "learn sooner" not in text  # no shorter here
+    # no shorter here
+    assert "Both norms over none after 0.3 million tokens and after 0.3 million" in text and "learn sooner" not in text
     assert "Growth by 1.5 at every depth costs the plain drafter more than the normalized one (draft length 8)." in text
     assert "The state grows in: plain, plain reg. It keeps its size in: normalized, post only." in text
 
@@ -113,7 +123,11 @@ def test_the_text_quotes_no_number_that_the_json_does_not_hold(tmp_path, only):
 
 def test_what_is_missing_is_said_to_be_missing(tmp_path):
     text = findings_text.markdown(findings.derive(read(write_records(tmp_path, seeds=(1,), only=("depth",)))), [])
-    assert text.count("Not measured.") == 4 and "Fewer than three seeds" in text and "Anchored attention: not measured." in text
+    assert (
+        text.count("Not measured.") == 4
+        and "Fewer than three seeds" in text
+        and "Anchored attention: not measured." in text
+    )
 
 
 def test_one_command_writes_page_numbers_and_figures_and_repeats_them(tmp_path):
@@ -123,14 +137,21 @@ def test_one_command_writes_page_numbers_and_figures_and_repeats_them(tmp_path):
         result = call("findings", "write", records, "-o", tmp_path / out)
         assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {"findings.md", "findings.json", *(f"findings-{n}.png" for n in ("drift", "ratios", "depth", "ablation"))}
+    assert names == {
+        "findings.md",
+        "findings.json",
+        *(f"findings-{n}.png" for n in ("drift", "ratios", "depth", "ablation")),
+    }
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     text = (tmp_path / "a" / "findings.md").read_text()
     assert {m for m in re.findall(r"\]\((.*?\.png)\)", text)} == {name for name in names if name.endswith(".png")}
     lesser = write_records(tmp_path / "lesser", only=("main",))
     call("findings", "write", lesser, "-o", tmp_path / "a")
-    assert not (tmp_path / "a" / "findings-depth.png").exists() and "findings-depth" not in (tmp_path / "a" / "findings.md").read_text()
+    assert (
+        not (tmp_path / "a" / "findings-depth.png").exists()
+        and "findings-depth" not in (tmp_path / "a" / "findings.md").read_text()
+    )
 
 
 def test_records_that_are_none_are_named(tmp_path):

@@ -1,4 +1,6 @@
-"""Acceptance of trees over forced text is the tree cycle's own, a tree of one path is a chain, and gains over chains are paired."""
+"""Acceptance of trees over forced text is the tree cycle's own, a tree of one path is a chain, and gains over chains
+are paired.
+"""
 
 import json
 
@@ -73,7 +75,12 @@ def test_a_tree_of_one_child_per_node_counts_as_the_chain(temperature, end):
             shape = asked_at(TreeShape(k, 1, k), sampler)
             found = acceptance.follow(drafter(seed), text, text.features, [k, shape])
             chain, tree = found[k], found[shape]
-            assert (chain.tau, chain.verify_steps, chain.judged, chain.stood) == (tree.tau, tree.verify_steps, tree.judged, tree.stood)
+            assert (chain.tau, chain.verify_steps, chain.judged, chain.stood) == (
+                tree.tau,
+                tree.verify_steps,
+                tree.judged,
+                tree.stood,
+            )
             assert sum(size * steps for size, steps in tree.tree_sizes.items()) == sum(chain.judged)
             stood += sum(tree.stood)
     assert stood > 0
@@ -125,7 +132,11 @@ def test_nothing_after_an_end_in_the_tree_is_counted():
 def test_the_drafter_is_asked_at_the_temperature_at_which_the_cycle_asks(temperature, monkeypatch):
     asked = []
     monkeypatch.setattr(acceptance, "follow", lambda model, text, features, drafts: asked.extend(drafts) or {})
-    session, sampler, prompts = Session(TreeToy(n_vocab=4, n_ctx=60, end=())), Sampler(temperature=temperature), [Prompt("x", "abc")]
+    session, sampler, prompts = (
+        Session(TreeToy(n_vocab=4, n_ctx=60, end=())),
+        Sampler(temperature=temperature),
+        [Prompt("x", "abc")],
+    )
     acceptance.measure(
         session, {"d": drafter(1)}, prompts, 0, ("none", None), layers=LAYERS, lengths=[2], max_tokens=5, sampler=sampler, seed=0, trees=SHAPES[:1]
     )  # fmt: skip
@@ -133,19 +144,37 @@ def test_the_drafter_is_asked_at_the_temperature_at_which_the_cycle_asks(tempera
 
 
 def row(tokens, chain, tree):
-    """A prompt of one turn: verify steps of drafter a's chain of 4 and of its tree of 4 nodes, half its steps' nodes missing; b has chains."""
-    a = {"2": [chain + tokens, [1] * 2, [1] * 2], "4": [chain, [chain] * 4, [1] * 4], "4:2:3": [tree, [tree] * 2, [1] * 2, 2 * tree]}
-    return {"family": "x", "id": "", "turns": [{"prompt_tokens": 5, "tokens": tokens, "counts": {"a": a, "b": {k: [30, [30], [1]] for k in ("2", "4")}}}]}
+    """A prompt of one turn:
+
+    verify steps of drafter a's chain of 4 and of its tree of 4 nodes, half its steps' nodes missing; b has chains.
+    """
+    a = {
+        "2": [chain + tokens, [1] * 2, [1] * 2],
+        "4": [chain, [chain] * 4, [1] * 4],
+        "4:2:3": [tree, [tree] * 2, [1] * 2, 2 * tree],
+    }
+    return {
+        "family": "x",
+        "id": "",
+        "turns": [
+            {"prompt_tokens": 5, "tokens": tokens, "counts": {"a": a, "b": {k: [30, [30], [1]] for k in ("2", "4")}}}
+        ],
+    }
 
 
 def test_the_gain_is_tree_by_chain_on_the_same_prompts():
     rows = [row(30, 15, 10), row(60, 30, 20), row(90, 60, 40)]  # texts differ, the tree is always half as good again
     settings = {"draft_max": [2], "trees": ["4:2:3"], "perturb": ["none"]}
-    got = acceptance_report.record({("none", None): rows}, {"a": {"trees": "llama.cpp"}, "b": {"trees": None}}, settings, "b", seed=0)
+    got = acceptance_report.record(
+        {("none", None): rows}, {"a": {"trees": "llama.cpp"}, "b": {"trees": None}}, settings, "b", seed=0
+    )
     families = got["conditions"][0]["families"]["all"]
     assert families["over_chain"] == {"a": {"4:2:3": {"mean": 1.5, "low": 1.5, "high": 1.5}}}
     assert families["drafters"]["a"]["4:2:3"]["tau"]["mean"] == pytest.approx(180 / 70, abs=1e-6)
-    assert (families["drafters"]["a"]["4:2:3"]["rows_per_step"], families["drafters"]["a"]["4"]["rows_per_step"]) == (3, 5)
+    assert (families["drafters"]["a"]["4:2:3"]["rows_per_step"], families["drafters"]["a"]["4"]["rows_per_step"]) == (
+        3,
+        5,
+    )
     assert list(families["drafters"]["b"]) == ["2", "4"] and list(families["ratio"]["a"]) == ["2", "4"]
     text = "\n".join(acceptance_report.table(got))
     assert "trees 4:2:3 (nodes:children:depth) beside chains of 4" in text and "1.50±0.00" in text
@@ -160,9 +189,17 @@ def models(tmp_path_factory):
     two_states = tiny.drafter(folder / "two.gguf", layers=[1, 3, 4])
     _, values, tensors = tiny.drafter_parts(feature_norm="per_state", feedback="post_norm", seed=3)
     own = tiny.write(folder / "own.gguf", "refspec-eagle3", values | {"refspec.head_norm": False}, tensors)
-    lines = [json.dumps({"benchmark": b, "turns": [t]}) + "\n" for b, t in (("math", "What is 2 + 2?"), ("chat", "Hello"))]
+    lines = [
+        json.dumps({"benchmark": b, "turns": [t]}) + "\n" for b, t in (("math", "What is 2 + 2?"), ("chat", "Hello"))
+    ]
     (folder / "p.jsonl").write_text("".join(lines))
-    return {"target": target_file, "drafter": post, "two": str(two_states), "own": str(own), "prompts": str(folder / "p.jsonl")}
+    return {
+        "target": target_file,
+        "drafter": post,
+        "two": str(two_states),
+        "own": str(own),
+        "prompts": str(folder / "p.jsonl"),
+    }
 
 
 def bench(models, *more, drafters=("drafter", "two")):
@@ -174,7 +211,9 @@ def bench(models, *more, drafters=("drafter", "two")):
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_the_command_counts_what_a_session_with_trees_counts(models, temperature):
     got = result(bench(models, "--strict", "--json", "--temp", temperature, "--tree", "12:4:3", "--tree", "2:1:2"))
-    assert got["settings"]["trees"] == ["12:4:3", "2:1:2"] and [d["trees"] for d in got["drafters"]] == ["llama.cpp"] * 2
+    assert (
+        got["settings"]["trees"] == ["12:4:3", "2:1:2"] and [d["trees"] for d in got["drafters"]] == ["llama.cpp"] * 2
+    )
     (condition,) = got["conditions"]
     for name in ("drafter", "two"):
         figures = condition["families"]["all"]["drafters"][name]
@@ -193,9 +232,13 @@ def test_the_command_counts_what_a_session_with_trees_counts(models, temperature
 
 
 def test_the_reference_and_llama_cpp_count_the_same_trees(models):
-    llama, reference = (result(bench(models, "--strict", "--json", "--tree", "9:3:3", "--engine", e)) for e in ("llama", "reference"))
+    llama, reference = (
+        result(bench(models, "--strict", "--json", "--tree", "9:3:3", "--engine", e)) for e in ("llama", "reference")
+    )
     assert llama["conditions"] == reference["conditions"]
-    assert {d["trees"] for d in llama["drafters"]} == {"llama.cpp"} and {d["trees"] for d in reference["drafters"]} == {"reference"}
+    assert {d["trees"] for d in llama["drafters"]} == {"llama.cpp"} and {d["trees"] for d in reference["drafters"]} == {
+        "reference"
+    }
 
 
 def test_what_cannot_grow_trees_is_measured_as_chains_and_named(models):

@@ -1,6 +1,7 @@
 """The pair that comes with the package: its files, what they say they are, and that speculation changes nothing on it.
 
-Prompts are the built-in ones. Nothing here measures time; most runs take one thread, which a busy machine does not stall.
+Prompts are the built-in ones. Nothing here measures time; most runs take one thread, which a busy machine does not
+stall.
 """
 
 from __future__ import annotations
@@ -72,7 +73,15 @@ def test_the_model_card_is_complete() -> None:
 
 
 def test_defaults_are_settings_that_load_knows() -> None:
-    assert embedded.defaults().keys() <= {"draft_max", "threads", "threads_batch", "threads_draft", "flash_attn", "lookup", "penalties"}
+    assert embedded.defaults().keys() <= {
+        "draft_max",
+        "threads",
+        "threads_batch",
+        "threads_draft",
+        "flash_attn",
+        "lookup",
+        "penalties",
+    }
     assert embedded.penalties().on
 
 
@@ -97,9 +106,14 @@ def test_the_target_is_a_chat_model_with_a_tokenizer_of_its_own() -> None:
     "name, switches, runs_in_stock",
     [(DRAFTER, ("per_state", "post_norm", "raw"), False), (DRAFTER_PRENORM, ("none", "pre_norm", "raw"), True)],
 )
-def test_inspect_resolves_the_switches_of_the_drafters(name: str, switches: tuple[str, ...], runs_in_stock: bool) -> None:
+def test_inspect_resolves_the_switches_of_the_drafters(
+    name: str, switches: tuple[str, ...], runs_in_stock: bool
+) -> None:
     about = call("inspect", str(FOLDER / name))
-    assert about["kind"] == "drafter" and about["warnings"] in ([], [w for w in about["warnings"] if "no tokenizer" in w])
+    assert about["kind"] == "drafter" and about["warnings"] in (
+        [],
+        [w for w in about["warnings"] if "no tokenizer" in w],
+    )
     assert tuple(about["flags"][key]["value"] for key in ("feature_norm", "feedback", "residual")) == switches
     assert about["architecture"] == ("eagle3" if runs_in_stock else "refspec-eagle3")
     assert ("stock llama.cpp" in about["runs_in"]) == runs_in_stock
@@ -126,7 +140,9 @@ def test_generate_with_defaults_speculates_and_reports_every_field() -> None:
     assert all(seconds > 0 for seconds in got["seconds"].values()) and got["tokens_per_second"] > 0
     assert got["tau"] > 1.5
     assert got["generated_tokens"] == pytest.approx(got["tau"] * got["verify_steps"])
-    assert len(got["accepted_by_position"]) == got["draft_max"] == embedded.defaults().get("draft_max", got["draft_max"])
+    assert (
+        len(got["accepted_by_position"]) == got["draft_max"] == embedded.defaults().get("draft_max", got["draft_max"])
+    )
     assert got["plain"]["tau"] == 1.0 and got["plain"]["seconds"]["drafter"] == 0.0
     assert got["identical"] == (got["plain"]["text"] == got["text"])
     if not got["identical"]:
@@ -191,7 +207,9 @@ def test_texts_are_the_plain_texts(how: str, law: refspec.Sampler, length: int, 
 
 
 @pytest.mark.parametrize("law", LAWS, ids=["greedy", "temperature"])
-def test_with_the_shipped_weights_every_difference_is_within_the_noise(shipped: refspec.Session, law: refspec.Sampler) -> None:
+def test_with_the_shipped_weights_every_difference_is_within_the_noise(
+    shipped: refspec.Session, law: refspec.Sampler
+) -> None:
     found = equality.check(shipped, TEXTS, law, max_tokens=TOKENS, seed=1)
     assert found.prompts == len(TEXTS) and found.tau > 1.0
     assert found.unexplained == 0, equality.describe(found)
@@ -219,9 +237,22 @@ def test_sampled_drafts_are_accepted_and_rejected(shipped: refspec.Session) -> N
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
 def test_ctrl_c_stops_the_program_with_its_text_and_statistics() -> None:
-    end = describe(FOLDER / TARGET)["tokenizer"]["eos"]["id"]  # forbidden, so that the text does not end before the signal
-    arguments = ["generate", "-t", "1", "-p", "Write a story about a lost dog.", "-n", "900", "--logit-bias", f"{end}=-inf"]
-    process = subprocess.Popen([sys.executable, "-m", "refspec", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # forbidden, so that the text does not end before the signal
+    end = describe(FOLDER / TARGET)["tokenizer"]["eos"]["id"]
+    arguments = [
+        "generate",
+        "-t",
+        "1",
+        "-p",
+        "Write a story about a lost dog.",
+        "-n",
+        "900",
+        "--logit-bias",
+        f"{end}=-inf",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refspec", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)

@@ -1,8 +1,9 @@
-"""Every way of misusing the engine that once ended the process or went wrong silently, run one after the other in one process.
+"""Every way of misusing the engine that once ended the process or went wrong silently, run one after the other in one
+process.
 
-Run as `python bad_cases.py DIRECTORY NAME...`: prints one JSON line per case as soon as it is over, so that whoever reads it
-knows which case ended the process, if one does. The cases are functions that should raise a RefspecError: bad_targets.py,
-bad_drafters.py.
+Run as `python bad_cases.py DIRECTORY NAME...`: prints one JSON line per case as soon as it is over, so that whoever
+reads it knows which case ended the process, if one does. The cases are functions that should raise a RefspecError:
+bad_targets.py, bad_drafters.py.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from refspec.llama.target import LlamaTarget
 
 CASES, case = registry()
 
-# ---- files -------------------------------------------------------------------------------------------------------------
+# ---- files
+# -------------------------------------------------------------------------------------------------------------
 
 case("missing", "CheckpointError", "nowhere.gguf")(lambda: load(tools.home / "nowhere.gguf"))
 case("directory", "CheckpointError", "")(lambda: load(tools.home))
@@ -48,12 +49,20 @@ def _() -> None:
     load(path)
 
 
-def edited(name: str, error: str, words: str, metadata: dict[str, Any], arch: str = "llama", drop: tuple[str, ...] = ()) -> None:
+def edited(
+    name: str, error: str, words: str, metadata: dict[str, Any], arch: str = "llama", drop: tuple[str, ...] = ()
+) -> None:
     """A target whose metadata is changed."""
 
     def call() -> None:
         meta, tensors = tiny.target_parts(arch)
-        run(load(tiny.write(tools.home / "x.gguf", arch, {k: v for k, v in (meta | metadata).items() if k not in drop}, tensors)))
+        run(
+            load(
+                tiny.write(
+                    tools.home / "x.gguf", arch, {k: v for k, v in (meta | metadata).items() if k not in drop}, tensors
+                )
+            )
+        )
 
     case(name, error, words)(call)
 
@@ -65,8 +74,16 @@ edited("no layers", "CheckpointError", "block_count", {"llama.block_count": 0})
 edited("too many layers", "CheckpointError", "block_count", {"llama.block_count": 100000})
 edited("heads do not divide", "CheckpointError", "head_count", {"llama.attention.head_count_kv": 3})
 edited("rope wider than a head", "CheckpointError", "rope.dimension_count", {"llama.rope.dimension_count": 16})
-edited("rope of part of a head", "CheckpointError", "rope.dimension_count", {"qwen2.rope.dimension_count": 2}, arch="qwen2")
-edited("key length without tensors", "CheckpointError", "rope.dimension_count", {"qwen2.attention.key_length": 16}, arch="qwen2")
+edited(
+    "rope of part of a head", "CheckpointError", "rope.dimension_count", {"qwen2.rope.dimension_count": 2}, arch="qwen2"
+)
+edited(
+    "key length without tensors",
+    "CheckpointError",
+    "rope.dimension_count",
+    {"qwen2.attention.key_length": 16},
+    arch="qwen2",
+)
 edited("rope scaling unknown", "CheckpointError", "rope.scaling.type", {"llama.rope.scaling.type": "x"})
 edited("experts without use", "CheckpointError", "expert_used_count", {"llama.expert_count": 8})
 edited("use without experts", "CheckpointError", "expert_used_count", {"llama.expert_used_count": 2})
@@ -101,7 +118,8 @@ weighed("target tensor missing", "CheckpointError", "cannot load", "blk.0.attn_q
 weighed("target tensor shape", "CheckpointError", "cannot load", "blk.0.attn_q.weight", lambda a: a[:-1])
 
 
-# ---- tokenizer ---------------------------------------------------------------------------------------------------------
+# ---- tokenizer
+# ---------------------------------------------------------------------------------------------------------
 
 
 def mute() -> LlamaTarget:
@@ -120,14 +138,17 @@ def _() -> None:
     load(tiny.write(tools.home / "x.gguf", "llama", meta, tensors)).tokenize("hello")
 
 
-# ---- targets -----------------------------------------------------------------------------------------------------------
+# ---- targets
+# -----------------------------------------------------------------------------------------------------------
 
 case("prompt longer than the context", "ShapeError", "context of 64")(lambda: good().decode([5] * 65))
 case("no tokens", "ShapeError", "0 tokens")(lambda: good().decode([]))
 case("id beyond the vocabulary", "ShapeError", "id 288")(lambda: good().decode([3, 288]))
 case("negative id", "ShapeError", "id -1")(lambda: good().decode([-1]))
 case("id beyond 32 bits", "ShapeError", "ids in 0..287")(lambda: good().decode([1 << 40]))
-case("all logits of more than a batch", "UsageError", "at most 16")(lambda: good(n_batch=16, n_ubatch=16).decode([5] * 17))
+case("all logits of more than a batch", "UsageError", "at most 16")(
+    lambda: good(n_batch=16, n_ubatch=16).decode([5] * 17)
+)
 case("rollback beyond", "ShapeError", "roll back")(lambda: good().rollback(1))
 case("threads 0", "UsageError", "n_threads")(lambda: good(n_threads=0))
 case("threads 513", "UsageError", "n_threads")(lambda: good(n_threads=513))

@@ -1,4 +1,7 @@
-"""Bad input never ends the process: every case of bad_cases.py raises the error it should, in one line, in a process that survives."""
+"""Bad input never ends the process:
+
+every case of bad_cases.py raises the error it should, in one line, in a process that survives.
+"""
 
 import json
 import subprocess

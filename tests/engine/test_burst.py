@@ -1,4 +1,7 @@
-"""Steps run several to a call: the text, its end and its records are those of single steps, drafted, adaptive or plain."""
+"""Steps run several to a call:
+
+the text, its end and its records are those of single steps, drafted, adaptive or plain.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +47,9 @@ class Settled(Window):
     """Knows what it knows, whatever is seen: what it decides does not depend on the clock."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(most, Costs({r: 1 + 0.12 * (r - 1) for r in range(1, most + 2)}, switch=0.2, draft=0.02, feed=0.02))
+        super().__init__(
+            most, Costs({r: 1 + 0.12 * (r - 1) for r in range(1, most + 2)}, switch=0.2, draft=0.02, feed=0.02)
+        )
         rng = np.random.default_rng(0)
         for _ in range(200):
             confidence = float(rng.random())
@@ -76,7 +81,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     inner = judge.LlamaJudge.several
 
-    def several(self: judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
+    def several(
+        self: judge.LlamaJudge, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int
+    ) -> list[Step]:
         ran = inner(self, pending, ahead, drafter, position, room)
         sizes.append(len(ran))
         return ran
@@ -95,8 +102,12 @@ def told(steps: Sequence[Step]) -> list[Any]:
 
 
 @pytest.mark.parametrize("most", [1, 2, 37, 200])
-@pytest.mark.parametrize("sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=1.5)], ids=["endless", "warm"])
-def test_a_text_that_rests_is_the_plain_text_to_its_end(tmp_path: Path, calls: list[int], most: int, sampler: Sampler) -> None:
+@pytest.mark.parametrize(
+    "sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=1.5)], ids=["endless", "warm"]
+)
+def test_a_text_that_rests_is_the_plain_text_to_its_end(
+    tmp_path: Path, calls: list[int], most: int, sampler: Sampler
+) -> None:
     pair = tiny.target(tmp_path / "target.gguf"), tiny.drafter(tmp_path / "drafter.gguf")
     with refspec.load(*pair, n_ctx=96, threads=1, strict=True) as session:
         for seed in range(6):
@@ -114,13 +125,19 @@ def test_a_text_that_rests_is_the_plain_text_to_its_end(tmp_path: Path, calls: l
     assert most < 37 or max(calls) > 1, "several steps to a call"
 
 
-def test_rows_of_a_text_that_begins_off_wait_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+def test_rows_of_a_text_that_begins_off_wait_from_its_first_step_on(
+    monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
     with refspec.load(n_ctx=160, threads=1) as session:
         drafter: Any = session.drafter
         rows: list[int] = []
         for name in ("extend", "survey"):
             inner = getattr(drafter, name)
-            monkeypatch.setattr(drafter, name, lambda tokens, features, inner=inner: (rows.append(len(tokens)), inner(tokens, features))[1])
+            monkeypatch.setattr(
+                drafter,
+                name,
+                lambda tokens, features, inner=inner: (rows.append(len(tokens)), inner(tokens, features))[1],
+            )
         for _ in range(2):
             generation = session.generate("Name three rivers.", max_tokens=20, window=Off(4), sampler=endless(session))
             assert len(list(generation)) > 9 and max(calls) > 1
@@ -136,9 +153,14 @@ def settings_of_runs() -> list[Any]:
         pytest.param({"draft_max": 3, "sampler": Sampler(penalties=embedded.penalties())}, id="penalties"),
         pytest.param({"draft_max": 3, "sampler": Sampler(penalties=breakers)}, id="breakers"),
         pytest.param({"draft_max": 6, "settled": True}, id="window"),
-        pytest.param({"draft_max": 6, "settled": True, "sampler": Sampler(temperature=0.6, penalties=breakers)}, id="window, warm, breakers"),
+        pytest.param(
+            {"draft_max": 6, "settled": True, "sampler": Sampler(temperature=0.6, penalties=breakers)},
+            id="window, warm, breakers",
+        ),
         pytest.param({"speculate": False}, id="plain"),
-        pytest.param({"speculate": False, "sampler": Sampler(temperature=1.0, penalties=breakers)}, id="plain, warm, breakers"),
+        pytest.param(
+            {"speculate": False, "sampler": Sampler(temperature=1.0, penalties=breakers)}, id="plain, warm, breakers"
+        ),
     ]
 
 
@@ -152,7 +174,9 @@ def test_every_step_is_the_one_that_would_have_been_taken_alone(
     with refspec.load(exact=exact, n_ctx=160, threads=1) as session:
 
         def run(prompt: str, max_tokens: int) -> tuple[list[Any], str]:
-            generation = session.generate(prompt, max_tokens=max_tokens, window=Settled(6) if settled else None, **options)
+            generation = session.generate(
+                prompt, max_tokens=max_tokens, window=Settled(6) if settled else None, **options
+            )
             return told([event.step for event in generation]), generation.text
 
         for i, prompt in enumerate(prompts):
@@ -175,7 +199,9 @@ def test_a_burst_that_stops_in_the_middle_goes_on_where_it_was(monkeypatch: pyte
             return inner(self, pending, ahead._replace(steps=int(rng.integers(0, 4))), *rest)
 
         monkeypatch.setattr(judge.LlamaJudge, "several", few)
-        assert told([event.step for event in session.generate("Name three rivers.", max_tokens=100, draft_max=3)]) == steps
+        assert (
+            told([event.step for event in session.generate("Name three rivers.", max_tokens=100, draft_max=3)]) == steps
+        )
 
 
 def test_a_damaged_drafter_is_named_as_by_a_single_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +210,8 @@ def test_a_damaged_drafter_is_named_as_by_a_single_step(monkeypatch: pytest.Monk
     def three(self: Any, pending: int, ahead: Ahead, *rest: Any) -> list[Step]:
         return inner(self, pending, ahead._replace(steps=min(ahead.steps, 3)), *rest)
 
-    monkeypatch.setattr(judge.LlamaJudge, "several", three)  # or a fast machine has the text before the drafter is damaged
+    # or a fast machine has the text before the drafter is damaged
+    monkeypatch.setattr(judge.LlamaJudge, "several", three)
     with refspec.load(n_ctx=160, threads=1) as session:
         drafter: Any = session.drafter
         with pytest.raises(BackendError, match=r"drafter\.gguf: the drafter's logits are not finite"):

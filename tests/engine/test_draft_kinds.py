@@ -1,4 +1,7 @@
-"""Draft models and prompt lookup on llama.cpp: what a file is, whose vocabulary it has, and that no kind changes the text."""
+"""Draft models and prompt lookup on llama.cpp:
+
+what a file is, whose vocabulary it has, and that no kind changes the text.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,10 @@ def expected(alone: LlamaTarget, text: list[int], k: int) -> list[int]:
 
 def test_the_header_says_which_kind_of_drafter_a_file_is(files):
     assert is_eagle3(files["eagle3"]) and not is_eagle3(files["model"])
-    assert capture_layers(files["eagle3"]) == tuple(tiny.LAYERS) and capture_layers(files["model"]) == capture_layers(None) == ()
+    assert (
+        capture_layers(files["eagle3"]) == tuple(tiny.LAYERS)
+        and capture_layers(files["model"]) == capture_layers(None) == ()
+    )
 
 
 def test_a_draft_model_continues_the_text_whatever_was_drafted_accepted_or_taken_back(pair):
@@ -64,7 +70,8 @@ def test_a_draft_model_continues_the_text_whatever_was_drafted_accepted_or_taken
     text = [int(IDS[0])]
     for take, k in [(5, 4), (1, 4), (0, 2), (3, 6), (2, 1)]:
         before = drafter.draft(k).tokens.tolist() if len(text) > 1 else []
-        new = before[:take] if take < 3 else IDS[len(text) : len(text) + take].tolist()  # some accepted, or something else
+        # some accepted, or something else
+        new = before[:take] if take < 3 else IDS[len(text) : len(text) + take].tolist()
         new = [*new, int(IDS[len(text)])]
         drafter.extend(np.array(new, np.int32), NONE[: len(new)])
         text += new
@@ -134,7 +141,9 @@ def test_another_vocabulary_is_refused_by_size_and_by_text(files, tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer.ggml.model is .none."):
         LlamaModelDrafter(bare, target, **STRICT)
     more = [*tokens, "one", "two"]
-    longer = {n: np.concatenate([t, t[:2]]) if n in ("token_embd.weight", "output.weight") else t for n, t in tensors.items()}
+    longer = {
+        n: np.concatenate([t, t[:2]]) if n in ("token_embd.weight", "output.weight") else t for n, t in tensors.items()
+    }
     grown = meta | {
         "tokenizer.ggml.tokens": more,
         "tokenizer.ggml.scores": [*meta["tokenizer.ggml.scores"], 0.0, 0.0],
@@ -167,7 +176,9 @@ KINDS = [("model", False), (None, True), ("model", True), ("eagle3", True)]
 @pytest.mark.parametrize("name, lookup", KINDS)
 def test_every_kind_leaves_the_text_of_a_seed_as_it_is_with_fixed_and_adaptive_windows(files, name, lookup):
     options: dict[str, Any] = {"tokens": IDS[:20].tolist(), "max_tokens": 60}
-    with refspec.load(files["target"], name and files[name], lookup=lookup, threads=1, strict=True, n_ctx=160) as session:
+    with refspec.load(
+        files["target"], name and files[name], lookup=lookup, threads=1, strict=True, n_ctx=160
+    ) as session:
         captures = name == "eagle3"
         assert bool(session.target.capture_layers) == captures
         for sampler in (Sampler(), Sampler(temperature=0.9)):
@@ -180,7 +191,9 @@ def test_every_kind_leaves_the_text_of_a_seed_as_it_is_with_fixed_and_adaptive_w
                 assert run.tokens == plain.tokens
         kinds = {(None, True): LookupDrafter, ("model", False): LlamaModelDrafter}
         assert isinstance(session.drafter, kinds.get((name, lookup), FallbackDrafter))
-        assert describe(session.drafter) == {("model", False): "model", (None, True): "lookup"}.get((name, lookup), f"{name} + lookup")
+        assert describe(session.drafter) == {("model", False): "model", (None, True): "lookup"}.get(
+            (name, lookup), f"{name} + lookup"
+        )
 
 
 def test_a_model_drafting_for_itself_is_always_right_greedy_and_sampled(files):
@@ -193,8 +206,11 @@ def test_a_model_drafting_for_itself_is_always_right_greedy_and_sampled(files):
 
 @pytest.mark.parametrize("name", ["model", None])
 def test_sampled_drafts_of_every_kind_run_adaptive_too_and_stop_where_they_must(files, name):
-    endless = Sampler(temperature=1.0, logit_bias={2: -np.inf})  # how much is drafted, and so the text, is up to the clock: it must not end by chance
-    with refspec.load(files["target"], name and files[name], lookup=name is None, threads=1, n_ctx=160, adaptive=True) as session:
+    # how much is drafted, and so the text, is up to the clock: it must not end by chance
+    endless = Sampler(temperature=1.0, logit_bias={2: -np.inf})
+    with refspec.load(
+        files["target"], name and files[name], lookup=name is None, threads=1, n_ctx=160, adaptive=True
+    ) as session:
         run = session.generate(tokens=IDS[:20].tolist(), max_tokens=80, sampler=endless, draft_sampling=True)
         list(run)
         assert len(run.tokens) == 80 and run.statistics.stop == "length"
@@ -224,9 +240,13 @@ PUNISHED = refspec.Penalties(repeat=1.3, presence=0.5, dry_multiplier=1.0, dry_a
 
 @pytest.mark.parametrize("sampling", [False, True])
 def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(files, sampling, monkeypatch):
-    monkeypatch.setattr("refspec.decoding.draft_penalties.DRAFT_SHARE", 1.0)  # half is for drafters that are less sure than their target
+    # half is for drafters that are less sure than their target
+    monkeypatch.setattr("refspec.decoding.draft_penalties.DRAFT_SHARE", 1.0)
     options: dict[str, Any] = dict(
-        tokens=IDS[:30].tolist(), max_tokens=60, seed=5, sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED)
+        tokens=IDS[:30].tolist(),
+        max_tokens=60,
+        seed=5,
+        sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED),
     )
     with refspec.load(files["target"], files["target"], strict=True, threads=1, draft_max=4, n_ctx=200) as session:
         run = session.generate(**options, draft_sampling=sampling)

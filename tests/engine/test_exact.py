@@ -1,4 +1,8 @@
-"""`--exact`: with the weights as they are, speculative text is the plain text bit for bit, and nothing is promised where kernels differ."""
+"""`--exact`:
+
+with the weights as they are, speculative text is the plain text bit for bit, and nothing is promised where kernels
+differ.
+"""
 
 import ctypes
 import platform
@@ -20,7 +24,9 @@ PROMPT = np.random.default_rng(9).integers(3, tiny.V, 20).tolist()
 ENDLESS = {2: -np.inf}  # 2 ends a text
 LAWS = [Sampler(logit_bias=ENDLESS), Sampler(temperature=0.9, top_p=0.95, logit_bias=ENDLESS)]
 CASES = [("llama", "Q8_0"), ("qwen3", "Q4_0"), ("qwen2", "F16"), ("llama", "F32")]
-seen = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only")
+seen = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="that rows of 2 to 7 round alike was seen on x86 only"
+)
 
 
 def toy(unlike: int, asked: list[int]) -> rounding.Rows:
@@ -43,7 +49,10 @@ def test_the_smallest_batch_that_computes_something_else_is_found(unlike: int, f
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     arch, quantize = request.param
-    yield tiny.target(tmp_path / "target.gguf", arch, quantize=quantize), tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize)
+    yield (
+        tiny.target(tmp_path / "target.gguf", arch, quantize=quantize),
+        tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize),
+    )
 
 
 def tokens_of(session: refspec.Session, **options: Any) -> list[int]:
@@ -68,7 +77,9 @@ def test_texts_are_the_plain_texts_to_the_end_of_the_context(pair: tuple[Path, P
 @seen
 @pytest.mark.parametrize("flash", ["off", "on"])
 def test_single_rows_round_otherwise_than_pairs_and_pairs_like_batches(tmp_path: Path, flash: str) -> None:
-    target = LlamaTarget(tiny.target(tmp_path / "target.gguf"), n_ctx=512, n_threads=2, flash_attn=flash, repack=False, pair_rows=True)
+    target = LlamaTarget(
+        tiny.target(tmp_path / "target.gguf"), n_ctx=512, n_threads=2, flash_attn=flash, repack=False, pair_rows=True
+    )
     assert target.first_unlike() is None
     looker = rounding.Looker(target.model, n_threads=2, flash_attn=flash)
     assert [len(row) for row in looker.rows([5, 6], 0)] == [4 * (tiny.N_LAYER * tiny.N_HEAD * tiny.HEAD + tiny.V)] * 2

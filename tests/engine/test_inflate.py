@@ -1,4 +1,7 @@
-"""The inflated target: the same logits, the same hidden states, the same drafter, more parameters; and what cannot be inflated."""
+"""The inflated target: the same logits, the same hidden states, the same drafter, more parameters;
+
+and what cannot be inflated.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""LlamaEagle3Drafter on tiny random pairs: rows, chains, rollback, sampling, borrowed tensors. Numbers: tests/agreement."""
+"""LlamaEagle3Drafter on tiny random pairs: rows, chains, rollback, sampling, borrowed tensors. Numbers:
+
+tests/agreement.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,7 +146,9 @@ def test_nothing_is_sampled_when_the_bias_forbids_the_draft_vocabulary(make: Mak
     assert len(draft.tokens) == 0 and draft.q_draft is not None and draft.q_draft.shape == (0, tiny.V)
 
 
-def test_a_borrowed_embedding_and_head_equal_copies_of_them(make: Make, tmp_path: Path, target: LlamaTarget, features: np.ndarray) -> None:
+def test_a_borrowed_embedding_and_head_equal_copies_of_them(
+    make: Make, tmp_path: Path, target: LlamaTarget, features: np.ndarray
+) -> None:
     borrowed = make(shared=True, width=tiny.HT, **NORMED)
     arch, meta, tensors = tiny.drafter_parts(shared=True, width=tiny.HT, **NORMED)
     _, of_target = tiny.target_parts("llama")

@@ -1,4 +1,7 @@
-"""Penalties in the engine: llama.cpp's own samplers give the same logits, and speculative text under penalties is the plain text."""
+"""Penalties in the engine:
+
+llama.cpp's own samplers give the same logits, and speculative text under penalties is the plain text.
+"""
 
 import ctypes
 from collections.abc import Iterator, Sequence
@@ -59,13 +62,18 @@ def theirs(target: LlamaTarget, p: Penalties, history: Sequence[int], logits: np
     ids=repr,
 )  # fmt: skip
 def test_llama_cpp_changes_the_same_logits(target: LlamaTarget, penalties: Penalties) -> None:
-    said = 'I said: "It was a dog. It was a dog.\nIt was a big dog. It was a dog. It was a dog, and it was a dog. It was'
+    said = (
+        'I said: "It was a dog. It was a dog.\nIt was a big dog. It was a dog. It was a dog, and it was a dog. It was'
+    )
     history = target.tokenize(said)
     logits = np.random.default_rng(0).standard_normal(target.n_vocab).astype(np.float32) * 3
     breaks = [any(text.encode() in target.token_to_bytes(t) for text in penalties.dry_breakers) for t in history]
     changed = 0
     for n in range(1, len(history) + 1):
-        mine, other = penalize(logits, history[:n], penalties, breaks[:n]), theirs(target, penalties, history[:n], logits)
+        mine, other = (
+            penalize(logits, history[:n], penalties, breaks[:n]),
+            theirs(target, penalties, history[:n], logits),
+        )
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
         changed += int(not np.array_equal(mine, logits))
     assert changed > 3, "the text must give the penalties something to do"
@@ -78,7 +86,11 @@ def finished(session: refspec.Session, sampler: Sampler, **options: bool) -> ref
     return generation
 
 
-@pytest.mark.parametrize("penalties", [COUNTED, DRY, Penalties(frequency=1.0, repeat_last_n=-1, dry_multiplier=1.0, prompt=True)], ids=["counted", "dry", "both"])
+@pytest.mark.parametrize(
+    "penalties",
+    [COUNTED, DRY, Penalties(frequency=1.0, repeat_last_n=-1, dry_multiplier=1.0, prompt=True)],
+    ids=["counted", "dry", "both"],
+)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_speculative_text_is_the_plain_text(tmp_path: Path, penalties: Penalties, temperature: float) -> None:
     pair = tiny.target(tmp_path / "target.gguf"), tiny.drafter(tmp_path / "drafter.gguf")
@@ -89,7 +101,9 @@ def test_speculative_text_is_the_plain_text(tmp_path: Path, penalties: Penalties
             fast, plain = finished(session, sampler), finished(session, sampler, speculate=False)
             assert isinstance(fast.target, PenalizedTarget) and len(fast.tokens) == 90
             assert fast.tokens == plain.tokens
-            assert finished(session, replace(sampler, penalties=Penalties())).tokens != fast.tokens, "the penalties change this text"
+            assert finished(session, replace(sampler, penalties=Penalties())).tokens != fast.tokens, (
+                "the penalties change this text"
+            )
             texts.append(plain.tokens)
     assert all(text == texts[0] for text in texts)
 

@@ -1,4 +1,7 @@
-"""LlamaTarget on tiny random models: captured states, logits, rollback, tokens, in every way llama.cpp can be asked for them."""
+"""LlamaTarget on tiny random models:
+
+captured states, logits, rollback, tokens, in every way llama.cpp can be asked for them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +43,9 @@ def states(target: LlamaTarget, logits: str = "last") -> np.ndarray:
     return target.features().copy()
 
 
-def test_staged_states_equal_the_evaluation_callback_in_c_and_in_python(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staged_states_equal_the_evaluation_callback_in_c_and_in_python(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     staged = states(make(capture_layers=tiny.LAYERS))
     by_callback = states(make(capture_layers=tiny.LAYERS, capture="callback"))
     assert staged.shape == (len(IDS), 3 * tiny.HT) and np.array_equal(staged, by_callback)
@@ -199,7 +204,9 @@ def test_time_inside_the_engine_is_counted(make: Make) -> None:
 
 @pytest.mark.parametrize("capture", ["staged", "callback"])
 @pytest.mark.parametrize("in_c", [True, False])
-def test_capturing_can_be_switched_off_and_on(make: Make, monkeypatch: pytest.MonkeyPatch, capture: str, in_c: bool) -> None:
+def test_capturing_can_be_switched_off_and_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capture: str, in_c: bool
+) -> None:
     if not in_c:
         monkeypatch.setattr(native, "lib", None)
     target = make(capture_layers=tiny.LAYERS, capture=capture)
@@ -247,10 +254,20 @@ COUNTED = Penalties(repeat=1.4, presence=0.2, frequency=0.1, repeat_last_n=9, pr
 
 @needs_c
 @pytest.mark.parametrize("pair_rows", [False, True])
-@pytest.mark.parametrize("penalties", [Penalties(), COUNTED, Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "counted", "dry"])
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})], ids=["greedy", "warm", "biased"])
+@pytest.mark.parametrize(
+    "penalties",
+    [Penalties(), COUNTED, Penalties(dry_multiplier=2.0, dry_allowed_length=1)],
+    ids=["free", "counted", "dry"],
+)
+@pytest.mark.parametrize(
+    "sampler",
+    [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})],
+    ids=["greedy", "warm", "biased"],
+)
 def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
-    at_once, parts = (under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2))
+    at_once, parts = (
+        under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2)
+    )
     judge = at_once.judge(sampler, 17)  # type: ignore[attr-defined]
     assert judge is not None
     for target in (at_once, parts):
@@ -275,10 +292,18 @@ def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties
 
 @needs_c
 @pytest.mark.parametrize("pair_rows", [False, True])
-@pytest.mark.parametrize("penalties", [Penalties(), Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "dry"])
-@pytest.mark.parametrize("sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=0.7)], ids=["endless", "warm"])
-def test_steps_run_ahead_decide_what_single_ones_decide(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
-    at_once, alone = (under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2))
+@pytest.mark.parametrize(
+    "penalties", [Penalties(), Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "dry"]
+)
+@pytest.mark.parametrize(
+    "sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=0.7)], ids=["endless", "warm"]
+)
+def test_steps_run_ahead_decide_what_single_ones_decide(
+    make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool
+) -> None:
+    at_once, alone = (
+        under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2)
+    )
     judges = [target.judge(sampler, 17) for target in (at_once, alone)]  # type: ignore[attr-defined]
     for target in (at_once, alone):
         target.decode(IDS[:5], logits="none")
@@ -287,7 +312,9 @@ def test_steps_run_ahead_decide_what_single_ones_decide(make: Make, sampler: Sam
         ran = judges[0].several(pending, Ahead(7), None, position, 1000)
         tokens = [step.tokens[0] for step in ran]
         sizes.append(len(tokens))
-        assert len(tokens) <= 7 and all(step.seconds.target > 0 and len(step.tokens) == 1 and not step.draft for step in ran)
+        assert len(tokens) <= 7 and all(
+            step.seconds.target > 0 and len(step.tokens) == 1 and not step.draft for step in ran
+        )
         if not tokens:  # one of which it is not known whether it breaks a sequence is for the cycle to run
             tokens = judges[0](pending, np.zeros(0, np.int32), position).tokens
         states = []
@@ -298,7 +325,9 @@ def test_steps_run_ahead_decide_what_single_ones_decide(make: Make, sampler: Sam
         np.testing.assert_array_equal(at_once.logits(len(tokens) - 1), alone.logits(0))
         assert at_once.n_past == alone.n_past
         ended = any(token in at_once.end_tokens for token in tokens)
-        assert not any(token in at_once.end_tokens for token in tokens[:-1]), "nothing is decided behind the end of a text"
+        assert not any(token in at_once.end_tokens for token in tokens[:-1]), (
+            "nothing is decided behind the end of a text"
+        )
         pending, position = tokens[-1], position + len(tokens)
     assert max(sizes) > 1
 

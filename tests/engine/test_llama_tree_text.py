@@ -21,7 +21,11 @@ GREEDY, WARM = Sampler(), Sampler(temperature=0.9, top_p=0.95)
 ENDLESS = Sampler(temperature=0.9, logit_bias={2: -np.inf})  # 2 ends a text
 
 
-@pytest.fixture(scope="module", params=[("llama", {}), ("qwen3", dict(feature_norm="per_state", feedback="post_norm"))], ids=lambda p: p[0])
+@pytest.fixture(
+    scope="module",
+    params=[("llama", {}), ("qwen3", dict(feature_norm="per_state", feedback="post_norm"))],
+    ids=lambda p: p[0],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder, (arch, switches) = tmp_path_factory.mktemp("pair"), request.param
     return tiny.target(folder / "target.gguf", arch), tiny.drafter(folder / "drafter.gguf", **switches)
@@ -46,7 +50,9 @@ def run(opened: refspec.Session, **options: Any) -> Any:
 
 @pytest.mark.parametrize("tree", ["1:1", "5:2:3", "12:4", "20:6:2"])
 @pytest.mark.parametrize("sampler", [GREEDY, WARM], ids=["greedy", "warm"])
-def test_text_with_trees_is_the_plain_text(pair: tuple[Path, Path], plain: refspec.Session, tree: str, sampler: Sampler) -> None:
+def test_text_with_trees_is_the_plain_text(
+    pair: tuple[Path, Path], plain: refspec.Session, tree: str, sampler: Sampler
+) -> None:
     expected = run(plain, speculate=False, sampler=sampler, seed=3, max_tokens=150)  # to the end of the context
     with session(pair, tree=tree) as opened:
         got = run(opened, sampler=sampler, seed=3, max_tokens=150)
@@ -66,12 +72,17 @@ def test_trees_and_chains_draft_the_same_when_nothing_branches(pair: tuple[Path,
 
 def test_sampled_trees_run_to_the_end_and_repeat(pair: tuple[Path, Path]) -> None:
     with session(pair, tree="10:3:4") as opened:
-        texts = [run(opened, sampler=ENDLESS, seed=seed, max_tokens=60, draft_sampling=True).tokens for seed in (1, 1, 2)]
+        texts = [
+            run(opened, sampler=ENDLESS, seed=seed, max_tokens=60, draft_sampling=True).tokens for seed in (1, 1, 2)
+        ]
     assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60
 
 
 class Knowing:
-    """Wraps the tree drafter: the plain text is a path of every tree, so that paths are accepted, at random depths and branches."""
+    """Wraps the tree drafter:
+
+    the plain text is a path of every tree, so that paths are accepted, at random depths and branches.
+    """
 
     def __init__(self, inner: Any, text: list[int]) -> None:
         self.inner, self.text, self.rng = inner, text, np.random.default_rng(0)

@@ -1,4 +1,7 @@
-"""Trees on llama.cpp: one decode of a tree computes what the paths compute one after the other, and keeping a path leaves no trace."""
+"""Trees on llama.cpp:
+
+one decode of a tree computes what the paths compute one after the other, and keeping a path leaves no trace.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +81,9 @@ def test_every_node_of_a_tree_computes_its_path(target: LlamaTreeTarget, plain: 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_after_keeping_a_path_the_cache_is_that_path(target: LlamaTreeTarget, plain: LlamaTarget, data: st.DataObject) -> None:
+def test_after_keeping_a_path_the_cache_is_that_path(
+    target: LlamaTreeTarget, plain: LlamaTarget, data: st.DataObject
+) -> None:
     target.reset()
     target.decode(IDS[:N], logits="none")
     text, draw = [int(IDS[N])], np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -112,7 +117,14 @@ def test_a_tree_that_is_not_kept_leaves_no_trace(target: LlamaTreeTarget, plain:
 def test_a_failed_tree_leaves_the_positions_held_before(target: LlamaTreeTarget, plain: LlamaTarget) -> None:
     target.reset()
     target.decode(IDS[:N], logits="none")
-    for tokens, parents in (([5, tiny.V], [-1]), ([5, -1], [-1]), ([5, 6], [0]), ([5, 6], []), ([5, 6.5], [-1]), ([5] * 10, [-1] * 9)):
+    for tokens, parents in (
+        ([5, tiny.V], [-1]),
+        ([5, -1], [-1]),
+        ([5, 6], [0]),
+        ([5, 6], []),
+        ([5, 6.5], [-1]),
+        ([5] * 10, [-1] * 9),
+    ):
         with pytest.raises(ShapeError):
             target.decode_tree(tokens, parents)
     with pytest.raises(UsageError, match="keep_path follows"):
@@ -189,7 +201,8 @@ def test_every_node_of_a_draft_tree_equals_the_reference(
     logits, h = drafter.forward_tree(tokens, parents)
     numpy = reference(path, drafted_for[1])
     expected, _, expected_h = forward_tree(numpy, tokens, parents)
-    np.testing.assert_allclose(logits[:, numpy.d2t], expected, rtol=0, atol=1e-4)  # as tests/agreement, whose chains are as long
+    # as tests/agreement, whose chains are as long
+    np.testing.assert_allclose(logits[:, numpy.d2t], expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(h, expected_h, rtol=0, atol=1e-4)
     assert np.isneginf(np.delete(logits, numpy.d2t, axis=1)).all()
 
@@ -202,7 +215,10 @@ def test_every_path_of_a_draft_tree_equals_that_path_alone(make: Make, feedback:
         along = path(PARENTS, leaf)
         alone, _ = drafter.forward_tree(np.array(TOKENS)[along], np.arange(-1, len(along) - 1))
         np.testing.assert_allclose(
-            np.where(np.isneginf(alone), 0, alone), np.where(np.isneginf(logits[along]), 0, logits[along]), rtol=0, atol=5e-5
+            np.where(np.isneginf(alone), 0, alone),
+            np.where(np.isneginf(logits[along]), 0, logits[along]),
+            rtol=0,
+            atol=5e-5,
         )
 
 
@@ -225,7 +241,10 @@ def test_a_tree_of_one_child_per_node_is_the_chain(make: Make) -> None:
     assert tree.tokens.tolist() == draft.tokens.tolist() == drafter.draft(5).tokens.tolist()
     assert tree.parents.tolist() == [-1, 0, 1, 2, 3]
     coins, sampler = np.random.default_rng(3).random(5), Sampler(temperature=1.0)
-    sampled, chain = drafter.draft_tree(TreeShape(5, 1, 5), coins=coins, sampler=sampler), drafter.draft(5, coins=coins, sampler=sampler)
+    sampled, chain = (
+        drafter.draft_tree(TreeShape(5, 1, 5), coins=coins, sampler=sampler),
+        drafter.draft(5, coins=coins, sampler=sampler),
+    )
     assert sampled.tokens.tolist() == chain.tokens.tolist()
 
 

@@ -1,4 +1,7 @@
-"""Drafters llama.cpp's graph does not compute run on refspec's own kernels: the same drafts as the reference, the same text as plain decoding."""
+"""Drafters llama.cpp's graph does not compute run on refspec's own kernels:
+
+the same drafts as the reference, the same text as plain decoding.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,9 @@ def write(path: Path, kind: str) -> Path:
         tensors["enc.output_norm.weight"] = np.ones(len(layers) * tiny.HT, np.float32)
     values = {k: v for k, v in values.items() if not k.startswith("refspec.fc_norm.")}
     if made["feature_norm"] == "per_state":
-        values |= {f"refspec.fc_norm.{i}": (1 + 0.3 * rng.standard_normal(tiny.HT)).tolist() for i in range(len(layers))}
+        values |= {
+            f"refspec.fc_norm.{i}": (1 + 0.3 * rng.standard_normal(tiny.HT)).tolist() for i in range(len(layers))
+        }
     tensors |= {name: (1 + 0.3 * rng.standard_normal(size)).astype(np.float32) for name, size in extra.items()}
     for name in biases:
         tensors[TENSORS[f"{name}.bias"]] = rng.standard_normal(len(tensors[TENSORS[name]])).astype(np.float32)
@@ -58,9 +63,15 @@ def write(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_drafts_what_the_reference_drafts(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "d.gguf", kind)
-    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT)
+    target = LlamaTarget(
+        tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT
+    )
     drafter = open_drafter(path, target, **STRICT)
-    assert isinstance(drafter, OwnEagle3Drafter) and "own C kernels" in drafter.note and "llama.cpp cannot run it: " in drafter.note
+    assert (
+        isinstance(drafter, OwnEagle3Drafter)
+        and "own C kernels" in drafter.note
+        and "llama.cpp cannot run it: " in drafter.note
+    )
     reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)
     tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
     target.decode(tokens[:-1], logits="none")
@@ -72,7 +83,9 @@ def test_it_drafts_what_the_reference_drafts(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["llama", "own"])
-def test_under_penalties_every_way_to_run_a_drafter_drafts_what_the_reference_drafts(tmp_path: Path, kernels: Any) -> None:
+def test_under_penalties_every_way_to_run_a_drafter_drafts_what_the_reference_drafts(
+    tmp_path: Path, kernels: Any
+) -> None:
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
     drafter = open_drafter(path, target, kernels=kernels, **STRICT)
@@ -83,7 +96,9 @@ def test_under_penalties_every_way_to_run_a_drafter_drafts_what_the_reference_dr
     for each in (drafter, reference):
         each.extend(tokens[1:], target.features())
         plain = each.draft(6).tokens.tolist()
-        penalties = refspec.Penalties(presence=3.0, frequency=1.0, repeat_last_n=-1, dry_multiplier=2.0, dry_allowed_length=1)
+        penalties = refspec.Penalties(
+            presence=3.0, frequency=1.0, repeat_last_n=-1, dry_multiplier=2.0, dry_allowed_length=1
+        )
         text = np.zeros(64, np.int32)
         text[: len(tokens)] = tokens
         each.penalties = made = DraftPenalties(Penalizer(penalties, target.n_vocab, len(text)), text, 5, target.n_vocab)
@@ -104,7 +119,9 @@ def test_penalties_go_with_their_text_and_a_draft_ends_where_the_text_may(tmp_pa
     tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
     buffer = np.full(len(tokens) + 3 + 8, -1, np.int32)
     text = buffer[: len(tokens) + 3]  # room for three drafted tokens; what lies behind it is somebody else's
-    penalties = DraftPenalties(Penalizer(refspec.Penalties(presence=3.0), target.n_vocab, len(text)), text, 5, target.n_vocab)
+    penalties = DraftPenalties(
+        Penalizer(refspec.Penalties(presence=3.0), target.n_vocab, len(text)), text, 5, target.n_vocab
+    )
     target.decode(tokens[:-1], logits="none")
     for _ in range(2):
         drafter.extend(tokens[1:], target.features())
@@ -131,7 +148,14 @@ def test_its_text_is_the_plain_text(tmp_path: Path, kind: str, temperature: floa
     with refspec.load(tmp_path / "t.gguf", tmp_path / "d.gguf", strict=True, threads=1, draft_max=4) as session:
         runs = []
         for speculate, sampled in ((True, False), (False, False), (True, True)):
-            run = session.generate(tokens=[1, 9, 40, 7], max_tokens=40, sampler=sampler, seed=5, speculate=speculate, draft_sampling=sampled)
+            run = session.generate(
+                tokens=[1, 9, 40, 7],
+                max_tokens=40,
+                sampler=sampler,
+                seed=5,
+                speculate=speculate,
+                draft_sampling=sampled,
+            )
             list(run)
             runs.append(run)
     assert runs[0].tokens == runs[1].tokens and len(runs[0].tokens) > 1
@@ -176,13 +200,20 @@ def test_embedding_and_head_are_the_targets_where_the_file_has_none(tmp_path: Pa
     ("values", "tensors", "kind", "words"),
     [
         ({"eagle3.target_layers": [1, 2, 9]}, {}, ShapeError, "outside 0..4"),
-        ({"eagle3.target_hidden_size": 40}, {"fc.weight": np.ones((tiny.H, 120), np.float32)}, ShapeError, "another target"),
+        (
+            {"eagle3.target_hidden_size": 40},
+            {"fc.weight": np.ones((tiny.H, 120), np.float32)},
+            ShapeError,
+            "another target",
+        ),
         ({}, {"blk.0.attn_q.bias": np.full(32, np.nan, np.float32)}, CheckpointError, "NaN"),
         ({}, {"blk.0.attn_q.bias": np.ones(31, np.float32)}, ShapeError, "attn_q.bias"),
         ({}, {"blk.0.attn_norm.bias": np.ones(24, np.float32)}, CheckpointError, "not part of this drafter"),
     ],
 )
-def test_a_damaged_or_foreign_file_is_one_line(tmp_path: Path, values: Any, tensors: Any, kind: type, words: str) -> None:
+def test_a_damaged_or_foreign_file_is_one_line(
+    tmp_path: Path, values: Any, tensors: Any, kind: type, words: str
+) -> None:
     _, base, held = tiny.drafter_parts(feedback="post_norm")
     bias = {"blk.0.attn_k.bias": np.ones(tiny.N_KV * tiny.HEAD, np.float32)}
     path = tiny.write(tmp_path / "d.gguf", "refspec-eagle3", base | values, held | bias | tensors)
@@ -193,7 +224,9 @@ def test_a_damaged_or_foreign_file_is_one_line(tmp_path: Path, values: Any, tens
     target.close()
 
 
-def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
     small = open_drafter(path, target, kernels="auto", **STRICT)
@@ -202,7 +235,8 @@ def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_larg
     assert isinstance(open_drafter(path, target, kernels="auto", n_gpu_layers=-1, **STRICT), LlamaEagle3Drafter)
     with monkeypatch.context() as patch:
         patch.setattr(native_eagle3, "functions", lambda _: None)  # a llama.cpp that does not say how it multiplies
-        assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), OwnEagle3Drafter)  # float32 needs nothing of it
+        # float32 needs nothing of it
+        assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), OwnEagle3Drafter)
         stored = tiny.drafter(tmp_path / "q.gguf", quantize="F16", feature_norm="per_state", feedback="post_norm")
         assert isinstance(open_drafter(stored, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
     monkeypatch.setattr(native_eagle3, "SMALL", 1000)
@@ -216,7 +250,9 @@ def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_larg
 def test_a_damaged_packed_type_table_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another layout of ggml's structs must end in llama.cpp doing the work, not in a jump to a wrong address."""
     assert vec_dot.functions(8) is not None
-    monkeypatch.setattr(vec_dot, "weight_type", lambda i: weight_type(i)._replace(nbytes=33) if i == 8 else weight_type(i))
+    monkeypatch.setattr(
+        vec_dot, "weight_type", lambda i: weight_type(i)._replace(nbytes=33) if i == 8 else weight_type(i)
+    )
     vec_dot.functions.cache_clear()
     vec_dot._tables.cache_clear()
     assert vec_dot.functions(8) is None and vec_dot.functions(1) is None
@@ -278,14 +314,18 @@ def test_threads_of_llama_cpp_draft_the_same_bits(tmp_path: Path) -> None:
         drafter.extend(tokens[1:], target.features())
         drafts.append(drafter.draft(5))
     for draft in drafts[1:]:
-        assert draft.tokens.tolist() == drafts[0].tokens.tolist() and np.array_equal(draft.confidence, drafts[0].confidence)
+        assert draft.tokens.tolist() == drafts[0].tokens.tolist() and np.array_equal(
+            draft.confidence, drafts[0].confidence
+        )
     target.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_as_sure_as_the_reference_and_its_rows_are_those_of_extend(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "d.gguf", kind)
-    target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT)
+    target = LlamaTarget(
+        tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT
+    )
     drafter = open_drafter(path, target, **STRICT)
     assert isinstance(drafter, OwnEagle3Drafter)
     reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)

@@ -1,4 +1,7 @@
-"""llama.cpp multiplying by refspec's kernels: the same function, and only with the weights of models that were announced."""
+"""llama.cpp multiplying by refspec's kernels:
+
+the same function, and only with the weights of models that were announced.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ from refspec.llama import api, matmul_hook, matmul_trial, weights
 from refspec.llama.amx import repacking_works, write_probe
 from refspec.llama.target import LlamaTarget
 
-pytestmark = pytest.mark.skipif(matmul_hook.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {matmul_hook.not_linked()}")
+pytestmark = pytest.mark.skipif(
+    matmul_hook.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {matmul_hook.not_linked()}"
+)
 PROMPT = np.random.default_rng(3).integers(3, tiny.V, 40).tolist()
 
 
@@ -38,11 +43,15 @@ def test_the_logits_are_those_of_llama_cpp_but_for_rounding(tmp_path: Path, quan
     assert ours.model.panels is not None and theirs.model.panels is None
     a, b = logits_of(ours, PROMPT), logits_of(theirs, PROMPT)
     assert ours.model.panels.products > 0
-    size = {"Q8_0": 0.02, "Q4_0": 0.04, "F16": 2e-3}[quantize]  # activations are rounded to 8 bits at other places once a last bit differs
+    # activations are rounded to 8 bits at other places once a last bit differs
+    size = {"Q8_0": 0.02, "Q4_0": 0.04, "F16": 2e-3}[quantize]
     assert np.abs(a - b).max() <= size * np.abs(b).max()
     before = ours.model.panels.products
     ours.model.panels.switch(False)
-    assert np.array_equal(logits_of(ours, PROMPT), logits_of(LlamaTarget(file, n_ctx=128, n_threads=2, panels=False, repack=False), PROMPT))
+    assert np.array_equal(
+        logits_of(ours, PROMPT),
+        logits_of(LlamaTarget(file, n_ctx=128, n_threads=2, panels=False, repack=False), PROMPT),
+    )
     assert ours.model.panels.products == before
     ours.model.panels.switch(True)
     assert np.array_equal(logits_of(ours, PROMPT), a)
@@ -74,7 +83,10 @@ def test_models_of_one_file_are_told_apart_and_their_places_used_again(tmp_path:
 
 @pytest.mark.parametrize("quantize", ["Q8_0", "Q4_0", "F16"])
 def test_exact_text_is_kept(tmp_path: Path, quantize: str) -> None:
-    pair = tiny.target(tmp_path / "target.gguf", quantize=quantize), tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize)
+    pair = (
+        tiny.target(tmp_path / "target.gguf", quantize=quantize),
+        tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize),
+    )
     with refspec.load(*pair, n_ctx=128, threads=2, exact=True) as session:
         assert session.target.model.panels is not None and session.bit_strict
         texts = []
@@ -133,9 +145,14 @@ def test_more_models_than_there_are_places_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "environment", "why"),
-    [("import llama_cpp", {}, "llama_cpp was imported before refspec loaded it; load a model with refspec first"), ("", {"REFSPEC_BACKEND": "numpy"}, "refspec's C module is not in use")],
+    [
+        ("import llama_cpp", {}, "llama_cpp was imported before refspec loaded it; load a model with refspec first"),
+        ("", {"REFSPEC_BACKEND": "numpy"}, "refspec's C module is not in use"),
+    ],
 )
-def test_why_not_is_said_and_everything_works(tmp_path: Path, before: str, environment: dict[str, str], why: str) -> None:
+def test_why_not_is_said_and_everything_works(
+    tmp_path: Path, before: str, environment: dict[str, str], why: str
+) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     code = f"""{before}
 import refspec
@@ -144,7 +161,9 @@ with refspec.load({str(file)!r}) as session:
     assert session.target.model.panels is None
     for _ in session.generate(tokens=[3, 4, 5], max_tokens=5): pass
 print(weights.why_not())"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == why
 
@@ -156,7 +175,9 @@ def test_the_function_handed_over_is_llama_cpps() -> None:
 
 
 @pytest.mark.parametrize(("code", "works"), [(0, True), (1, False), (-11, False)])
-def test_a_trial_in_a_child_process_decides_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, works: bool) -> None:
+def test_a_trial_in_a_child_process_decides_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, works: bool
+) -> None:
     calls: list[list[str]] = []
 
     def run(arguments: list[str], **_options: object) -> SimpleNamespace:

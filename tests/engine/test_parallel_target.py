@@ -32,7 +32,9 @@ def model(tmp_path: Path) -> Make:
     return model
 
 
-def plain(path: Path, prompt: np.ndarray, max_new: int, stop: frozenset[int], coins: np.ndarray, sampler: Sampler) -> list[int]:
+def plain(
+    path: Path, prompt: np.ndarray, max_new: int, stop: frozenset[int], coins: np.ndarray, sampler: Sampler
+) -> list[int]:
     """One text alone, one token at a time."""
     target = under(LlamaTarget(path, **F32), sampler.penalties, prompt)
     out: list[int] = []
@@ -45,12 +47,22 @@ def plain(path: Path, prompt: np.ndarray, max_new: int, stop: frozenset[int], co
         row = target.decode(out[-1:], logits="last") - 1
 
 
-def answered(path: Path, *, temperature: float = 0.0, max_new: int = 24, stop: frozenset[int] = frozenset(), penalties: Penalties | None = None, **settings: Any) -> list[list[int]]:
+def answered(
+    path: Path,
+    *,
+    temperature: float = 0.0,
+    max_new: int = 24,
+    stop: frozenset[int] = frozenset(),
+    penalties: Penalties | None = None,
+    **settings: Any,
+) -> list[list[int]]:
     target = ParallelTarget(path, **(F32 | settings))
     requests = [Request(i, p, COINS[i] if temperature else None) for i, p in enumerate(PROMPTS)]
     found = {
         a.request.key: a.tokens
-        for a in target.answers(requests, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties or Penalties())
+        for a in target.answers(
+            requests, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties or Penalties()
+        )
     }
     target.close()
     assert len(found) == len(PROMPTS)
@@ -59,12 +71,17 @@ def answered(path: Path, *, temperature: float = 0.0, max_new: int = 24, stop: f
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "lfm2"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_answers_are_those_of_plain_decoding_whatever_runs_beside_them(model: Make, arch: str, temperature: float) -> None:
+def test_answers_are_those_of_plain_decoding_whatever_runs_beside_them(
+    model: Make, arch: str, temperature: float
+) -> None:
     path, stop = model(arch), frozenset(range(0, tiny.V, 9))
     alone = [plain(path, p, 24, stop, c, Sampler(temperature)) for p, c in zip(PROMPTS, COINS, strict=True)]
     assert {len(tokens) for tokens in alone} != {24}, "no answer ended by itself: the test would not see it"
     for parallel, n_batch in ((1, 512), (3, 512), (4, 16), (len(PROMPTS) + 3, 512)):
-        assert answered(path, temperature=temperature, stop=stop, parallel=parallel, n_batch=n_batch) == alone, (parallel, n_batch)
+        assert answered(path, temperature=temperature, stop=stop, parallel=parallel, n_batch=n_batch) == alone, (
+            parallel,
+            n_batch,
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -77,12 +94,18 @@ def test_answers_are_those_of_plain_decoding_whatever_runs_beside_them(model: Ma
     ],
     ids=["dry", "dry with breakers and the prompt", "counting"],
 )
-def test_answers_under_penalties_are_those_of_plain_decoding_under_them(model: Make, penalties: Penalties, temperature: float) -> None:
+def test_answers_under_penalties_are_those_of_plain_decoding_under_them(
+    model: Make, penalties: Penalties, temperature: float
+) -> None:
     path, stop, sampler = model(), frozenset(range(0, tiny.V, 9)), Sampler(temperature, penalties=penalties)
     alone = [plain(path, p, 24, stop, c, sampler) for p, c in zip(PROMPTS, COINS, strict=True)]
-    assert alone != answered(path, temperature=temperature, stop=stop, parallel=4), "the penalties changed nothing: the test would not see them"
+    assert alone != answered(path, temperature=temperature, stop=stop, parallel=4), (
+        "the penalties changed nothing: the test would not see them"
+    )
     for parallel in (1, 4):
-        assert answered(path, temperature=temperature, stop=stop, penalties=penalties, parallel=parallel) == alone, parallel
+        assert answered(path, temperature=temperature, stop=stop, penalties=penalties, parallel=parallel) == alone, (
+            parallel
+        )
 
 
 def test_an_answer_ends_with_a_stop_token_or_at_its_length(model: Make) -> None:
@@ -97,9 +120,13 @@ def test_an_answer_ends_with_a_stop_token_or_at_its_length(model: Make) -> None:
 def test_answers_that_nobody_waits_for_leave_nothing_behind(model: Make) -> None:
     target = ParallelTarget(model(), parallel=3, **F32)
     requests = [Request(i, p, None) for i, p in enumerate(PROMPTS)]
-    whole = sorted((a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset()))
+    whole = sorted(
+        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset())
+    )
     next(target.answers(requests, max_new=20, temperature=0, stop=frozenset()))
-    again = sorted((a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset()))
+    again = sorted(
+        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset())
+    )
     assert again == whole
 
 
@@ -117,7 +144,9 @@ def test_tokens_of_a_batch_are_drawn_as_the_sampler_draws_them(temperature: floa
     assert choose(logits, coins, temperature).tolist() == expected
 
 
-@pytest.mark.parametrize("prompt", [[], [tiny.V], [-1], [1.5], [3] * 105], ids=["empty", "large", "negative", "float", "long"])
+@pytest.mark.parametrize(
+    "prompt", [[], [tiny.V], [-1], [1.5], [3] * 105], ids=["empty", "large", "negative", "float", "long"]
+)
 def test_a_prompt_that_cannot_be_run_is_one_error(model: Make, prompt: list[Any]) -> None:
     target = ParallelTarget(model(), parallel=2, **F32)
     with pytest.raises(ShapeError):

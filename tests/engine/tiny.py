@@ -1,6 +1,8 @@
-"""Tiny GGUF files for the engine tests: targets of two architectures and eagle3 drafters, random weights, written with `gguf`.
+"""Tiny GGUF files for the engine tests: targets of two architectures and eagle3 drafters, random weights, written with
+`gguf`.
 
-Written without refspec's own writer on purpose: these files are what llama.cpp defines, not what refspec would make of it.
+Written without refspec's own writer on purpose: these files are what llama.cpp defines, not what refspec would make of
+it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def write(path: Path, arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray], quantize: str = "F32") -> Path:
+def write(
+    path: Path, arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray], quantize: str = "F32"
+) -> Path:
     """One GGUF; matrices whose rows fill whole blocks become `quantize`, vectors stay as they are."""
     writer = gguf.GGUFWriter(path, arch)
     for key, value in metadata.items():
@@ -83,8 +87,13 @@ def tokenizer(n: int | None = None) -> dict[str, Any]:
     }
 
 
-def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(metadata, tensors) of a target; arch llama, qwen3 (staged capture), lfm2 (the same, hybrid), or qwen2 (by callback)."""
+def target_parts(
+    arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = True
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(metadata, tensors) of a target;
+
+    arch llama, qwen3 (staged capture), lfm2 (the same, hybrid), or qwen2 (by callback).
+    """
     rng = _rng(seed)
     meta: dict[str, Any] = {
         f"{arch}.context_length": 512, f"{arch}.embedding_length": HT, f"{arch}.block_count": N_LAYER,
@@ -96,7 +105,11 @@ def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = T
     if arch == "lfm2":
         kv = [0 if i in recurrent else N_KV for i in range(N_LAYER)]
         meta |= {"lfm2.shortconv.l_cache": 3, "lfm2.attention.head_count_kv": kv}
-    t = {"token_embd.weight": _matrix(rng, V, HT) * 4, "output_norm.weight": _norm(rng, HT), "output.weight": _matrix(rng, V, HT) * 3}
+    t = {
+        "token_embd.weight": _matrix(rng, V, HT) * 4,
+        "output_norm.weight": _norm(rng, HT),
+        "output.weight": _matrix(rng, V, HT) * 3,
+    }
     for i in range(N_LAYER):
         b = f"blk.{i}."
         t |= {
@@ -112,14 +125,19 @@ def target_parts(arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = T
             t |= {b + "attn_q_norm.weight": _norm(rng, HEAD), b + "attn_k_norm.weight": _norm(rng, HEAD)}
         if i in recurrent:
             t = {name: a for name, a in t.items() if not name.startswith(b + "attn_") or name == b + "attn_norm.weight"}
-            t |= {b + "shortconv.conv.weight": _matrix(rng, HT, 3), b + "shortconv.in_proj.weight": _matrix(rng, 3 * HT, HT)}
+            t |= {
+                b + "shortconv.conv.weight": _matrix(rng, HT, 3),
+                b + "shortconv.in_proj.weight": _matrix(rng, 3 * HT, HT),
+            }
             t[b + "shortconv.out_proj.weight"] = _matrix(rng, HT, HT)
     if arch == "lfm2":
         t["token_embd_norm.weight"] = t.pop("output_norm.weight")
     return meta, t
 
 
-def target(path: Path, arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = True, quantize: str = "F32") -> Path:
+def target(
+    path: Path, arch: str = "llama", *, seed: int = 0, with_tokenizer: bool = True, quantize: str = "F32"
+) -> Path:
     """A target GGUF."""
     return write(path, arch, *target_parts(arch, seed=seed, with_tokenizer=with_tokenizer), quantize)
 
@@ -128,7 +146,10 @@ def drafter_parts(
     *, feature_norm: str = "none", feedback: str = "pre_norm", residual: str = "raw", draft_vocab: int = D, shared: bool = False,
     width: int = H, seed: int = 1, layers: list[int] | None = None,
 ) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
-    """(architecture, metadata, tensors) of a drafter with the three switches; `shared` leaves embedding and head to the target."""
+    """(architecture, metadata, tensors) of a drafter with the three switches;
+
+    `shared` leaves embedding and head to the target.
+    """
     rng = _rng(seed)
     layers = LAYERS if layers is None else layers
     stock = feature_norm != "per_state" and feedback == "pre_norm"

@@ -1,4 +1,6 @@
-"""A teacher-forced prefix and a chain of forced tokens, by the reference, by C, and by llama.cpp, from one drafter GGUF."""
+"""A teacher-forced prefix and a chain of forced tokens, by the reference, by C, and by llama.cpp, from one drafter
+GGUF.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

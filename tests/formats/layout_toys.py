@@ -13,7 +13,13 @@ from refspec.convert.safetensors_io import write_safetensors
 from refspec.reference.config import BIASED, DrafterConfig
 
 Stored = dict[str, np.ndarray]
-SPELLED = {"fc": "fc", "output_norm": "norm", "token_embd": "embed_tokens", "output": "lm_head", "fc_norm": "input_norm"}
+SPELLED = {
+    "fc": "fc",
+    "output_norm": "norm",
+    "token_embd": "embed_tokens",
+    "output": "lm_head",
+    "fc_norm": "input_norm",
+}
 
 
 def stored_weights(c: DrafterConfig, w: Stored, block: str, prefix: str = "", t2d: bool = True) -> Stored:
@@ -102,8 +108,13 @@ WRITERS: dict[str, tuple[Callable[[DrafterConfig, Stored], tuple[dict[str, Any],
 }  # fmt: skip
 
 
-def write(path: Path, layout: str, config: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, **changes: Any) -> DrafterConfig:
-    """Write a checkpoint of `layout`; `config` and `tensors` replace what it would hold (None removes); returns what it is."""
+def write(
+    path: Path, layout: str, config: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, **changes: Any
+) -> DrafterConfig:
+    """Write a checkpoint of `layout`; `config` and `tensors` replace what it would hold (None removes);
+
+    returns what it is.
+    """
     writer, switches, _ = WRITERS[layout]
     c = drafter_config(**({"capture_layers": (2, 3, 5)} | switches | changes))
     keys, stored = writer(c, drafter_weights(c))

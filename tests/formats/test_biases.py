@@ -1,4 +1,7 @@
-"""Biases of a checkpoint: converted and exported exactly, left out where they are zero, refused where a flag denies them."""
+"""Biases of a checkpoint:
+
+converted and exported exactly, left out where they are zero, refused where a flag denies them.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +39,9 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("layout", "flags", "biases"), CASES)
-def test_a_checkpoint_with_biases_converts_exactly(tmp_path: Path, layout: str, flags: dict[str, Any], biases: tuple[str, ...]) -> None:
+def test_a_checkpoint_with_biases_converts_exactly(
+    tmp_path: Path, layout: str, flags: dict[str, Any], biases: tuple[str, ...]
+) -> None:
     c = write(tmp_path / "ckpt", layout, flags, biases=biases)
     report = convert_drafter(tmp_path / "ckpt", None, tmp_path / "d.gguf", "f32")
     assert report.arch == "refspec-eagle3" and report.resolved["biases"].value == list(biases)
@@ -47,12 +52,18 @@ def test_a_checkpoint_with_biases_converts_exactly(tmp_path: Path, layout: str, 
         expected[name] = interleave_rows(expected[name], c.head_dim)
     assert weights.keys() == expected.keys() and all(np.array_equal(weights[k], expected[k]) for k in weights)
     data = golden(c)
-    for ours, theirs in zip(chain_by_reference(tmp_path / "d.gguf", None, data), chain_in_c(tmp_path / "d.gguf", None, data), strict=True):
+    for ours, theirs in zip(
+        chain_by_reference(tmp_path / "d.gguf", None, data), chain_in_c(tmp_path / "d.gguf", None, data), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
     unturned, loaded, *_ = read_checkpoint(tmp_path / "ckpt")  # the checkpoint's own row order gives the same logits
     rows = Eagle3Drafter(unturned, loaded).forward_rows(data["prefix_tokens"], data["features"], is_target_feature=True)
-    np.testing.assert_allclose(rows.logits[-1], chain_by_reference(tmp_path / "d.gguf", None, data)[0], rtol=0, atol=ATOL)
-    assert f"biases           {', '.join(biases)}: each of these matrices adds one" in "\n".join(lines(describe(tmp_path / "d.gguf")))
+    np.testing.assert_allclose(
+        rows.logits[-1], chain_by_reference(tmp_path / "d.gguf", None, data)[0], rtol=0, atol=ATOL
+    )
+    assert f"biases           {', '.join(biases)}: each of these matrices adds one" in "\n".join(
+        lines(describe(tmp_path / "d.gguf"))
+    )
     assert describe(tmp_path / "ckpt")["flags"]["biases"] == describe(tmp_path / "d.gguf")["flags"]["biases"]
 
 
@@ -71,7 +82,9 @@ def test_a_checkpoint_with_biases_converts_exactly(tmp_path: Path, layout: str, 
         ({"attention_bias": True, "eagle_config": {"attention_bias": False}}, (), "in one place"),
     ],
 )
-def test_flags_and_tensors_that_disagree_name_both_overrides(tmp_path: Path, flags: dict[str, Any], biases: Any, words: str) -> None:
+def test_flags_and_tensors_that_disagree_name_both_overrides(
+    tmp_path: Path, flags: dict[str, Any], biases: Any, words: str
+) -> None:
     write(tmp_path / "ckpt", "SpecForge", flags, biases=biases)
     with pytest.raises(CheckpointError) as caught:
         convert_drafter(tmp_path / "ckpt", None, tmp_path / "d.gguf", overrides={"layer_ids": [2, 3, 5]})
@@ -106,13 +119,22 @@ def test_biases_and_zero_biases_come_back_bit_exact(tmp_path: Path, zero: tuple[
     spelled = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
     names = [f"layers.0.self_attn.{spelled[name]}.bias" for name in zero]
     held = read_safetensors(tmp_path / "ckpt" / "model.safetensors")
-    write(tmp_path / "ckpt", "speculators", None, {n: np.zeros_like(held[n].load()) for n in names}, biases=biases, qk_norm=qk_norm)
+    write(
+        tmp_path / "ckpt",
+        "speculators",
+        None,
+        {n: np.zeros_like(held[n].load()) for n in names},
+        biases=biases,
+        qk_norm=qk_norm,
+    )
     with_flags(tmp_path / "ckpt", attention_bias=True, **({} if qk_norm else {"mlp_bias": True}))
     report = convert_drafter(tmp_path / "ckpt", None, tmp_path / "d.gguf", "f32")
     assert sum("only zeros" in note for note in report.notes) == len(zero)
     export_drafter(tmp_path / "d.gguf", tmp_path / "out", "speculators", dtype="F32")
     before, after = (read_safetensors(tmp_path / d / "model.safetensors") for d in ("ckpt", "out"))
-    assert before.keys() == after.keys() and all(before[k].load().tobytes() == after[k].load().tobytes() for k in before)
+    assert before.keys() == after.keys() and all(
+        before[k].load().tobytes() == after[k].load().tobytes() for k in before
+    )
     layer = json.loads((tmp_path / "out" / "config.json").read_text())["transformer_layer_config"]
     assert layer["attention_bias"] is True and layer.get("mlp_bias") is (None if qk_norm else True)
     assert read_checkpoint(tmp_path / "out")[0] == read_checkpoint(tmp_path / "ckpt")[0]
@@ -120,7 +142,12 @@ def test_biases_and_zero_biases_come_back_bit_exact(tmp_path: Path, zero: tuple[
 
 
 def test_a_drafter_whose_biases_are_all_zero_is_one_stock_llama_cpp_runs(tmp_path: Path) -> None:
-    c = write(tmp_path / "ckpt", "SpecForge", {"mlp_bias": True}, {f"midlayer.mlp.{n}_proj.bias": np.zeros(s, np.float32) for n, s in (("gate", 64), ("up", 64), ("down", 32))})
+    c = write(
+        tmp_path / "ckpt",
+        "SpecForge",
+        {"mlp_bias": True},
+        {f"midlayer.mlp.{n}_proj.bias": np.zeros(s, np.float32) for n, s in (("gate", 64), ("up", 64), ("down", 32))},
+    )
     report = convert_drafter(tmp_path / "ckpt", None, tmp_path / "d.gguf", "f32")
     assert report.arch == "eagle3" and c.biases == ()
     assert read_gguf_header(tmp_path / "d.gguf").metadata["refspec.zero_biases"] == list(MLP)
@@ -136,7 +163,9 @@ def test_layouts_without_biases_refuse_by_name(tmp_path: Path, layout: str) -> N
 
 
 @pytest.mark.parametrize("biases", [("fc",), ("output",), ATTENTION[:3], BIASED], ids="-".join)
-def test_biases_fold_to_nearly_the_same_logits_on_the_rows_they_were_folded_for(tmp_path: Path, biases: tuple[str, ...]) -> None:
+def test_biases_fold_to_nearly_the_same_logits_on_the_rows_they_were_folded_for(
+    tmp_path: Path, biases: tuple[str, ...]
+) -> None:
     c = write(tmp_path, "SpecForge", {"attention_bias": None, "mlp_bias": None}, biases=biases)
     w = drafter_weights(c)
     data = golden(c)

@@ -21,7 +21,9 @@ LOGITS = 1e-4  # float32 engine against float64 arithmetic, 6 layers
 
 
 def load(path: Path) -> Any:
-    """In llama-cpp-python's own class, which would take AMX kernels that may crash (`refspec/llama/amx.py`) and has no option against it."""
+    """In llama-cpp-python's own class, which would take AMX kernels that may crash (`refspec/llama/amx.py`) and has no
+    option against it.
+    """
     default = llama_cpp.llama_cpp.llama_model_default_params
 
     def as_stored() -> Any:
@@ -216,7 +218,14 @@ def test_an_unknown_outtype_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_the_recommended_sampling_goes_there_and_back(pair: Any, tmp_path: Path) -> None:
     folder = write_target_directory(tmp_path / "hf", pair[1], pair[2])
-    said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 1, "repetition_penalty": 1.05, "eos_token_id": 3}
+    said = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": 1,
+        "repetition_penalty": 1.05,
+        "eos_token_id": 3,
+    }
     (folder / "generation_config.json").write_text(json.dumps(said))
     report = convert_target(folder, tmp_path / "t.gguf", "f32")
     assert "temperature 0.6, top_k 20, top_p 1, repeat_penalty 1.05" in str(report.resolved["recommended sampling"])

@@ -51,7 +51,9 @@ def test_a_checkpoint_comes_back_bit_exact_with_every_flag(tmp_path: Path, name:
         assert after.pop("d2t").any() == np.False_ and after.pop("t2d").all()
     assert before.keys() == after.keys()
     assert all(before[k].tobytes() == after[k].tobytes() for k in before)
-    kinds = [{n: t.dtype for n, t in read_safetensors(p / "model.safetensors").items()} for p in (source, tmp_path / "out")]
+    kinds = [
+        {n: t.dtype for n, t in read_safetensors(p / "model.safetensors").items()} for p in (source, tmp_path / "out")
+    ]
     assert all(kinds[0][k] == kinds[1][k] for k in before)
     first, *_ = read_checkpoint(source, None, given)
     again, *_ = read_checkpoint(tmp_path / "out", None)
@@ -85,7 +87,11 @@ def test_specforge_and_back_needs_no_override(tmp_path: Path, feature_norm: str,
     write_drafter(tmp_path / "d.gguf", c, drafter_weights(c))
     done = export_drafter(tmp_path / "d.gguf", tmp_path / "out", "specforge")
     again, *_ = read_checkpoint(tmp_path / "out")
-    assert again.feedback == c.feedback and again.feature_norm == c.feature_norm and again.capture_layers == c.capture_layers
+    assert (
+        again.feedback == c.feedback
+        and again.feature_norm == c.feature_norm
+        and again.capture_layers == c.capture_layers
+    )
     assert any("#879" in n for n in done.notes) == (feedback == "post_norm")
 
 
@@ -104,7 +110,9 @@ def test_specforge_and_back_needs_no_override(tmp_path: Path, feature_norm: str,
         ("eagle", {}, "head_dim = 16"),
     ],
 )
-def test_a_switch_a_layout_cannot_express_is_named(tmp_path: Path, layout: str, changes: dict[str, Any], words: str) -> None:
+def test_a_switch_a_layout_cannot_express_is_named(
+    tmp_path: Path, layout: str, changes: dict[str, Any], words: str
+) -> None:
     plain = {"feature_norm": "none", "feedback": "pre_norm"} | changes
     c = drafter_config(**plain)
     write_drafter(tmp_path / "d.gguf", c, drafter_weights(c))
@@ -181,7 +189,9 @@ def scaled(folder: Path, scaling: dict[str, Any]) -> Path:
     return source
 
 
-@pytest.mark.parametrize("scaling", [LLAMA3, YARN, YARN | {"truncate": False}, {"rope_type": "linear", "factor": 4.0}, *UNUSUAL])
+@pytest.mark.parametrize(
+    "scaling", [LLAMA3, YARN, YARN | {"truncate": False}, {"rope_type": "linear", "factor": 4.0}, *UNUSUAL]
+)
 @pytest.mark.parametrize("layout", ["speculators", "specforge"])
 def test_every_rope_scaling_comes_back_as_it_was_stated(tmp_path: Path, layout: str, scaling: dict[str, Any]) -> None:
     source = scaled(tmp_path / "draft", scaling)
@@ -194,7 +204,9 @@ def test_every_rope_scaling_comes_back_as_it_was_stated(tmp_path: Path, layout: 
 
 
 @pytest.mark.parametrize("scaling", [LLAMA3, YARN, {"rope_type": "linear", "factor": 4.0}])
-def test_the_usual_scalings_are_found_in_a_file_that_does_not_state_them(tmp_path: Path, scaling: dict[str, Any]) -> None:
+def test_the_usual_scalings_are_found_in_a_file_that_does_not_state_them(
+    tmp_path: Path, scaling: dict[str, Any]
+) -> None:
     config, weights, *_ = read_checkpoint(scaled(tmp_path / "draft", scaling))
     write_drafter(tmp_path / "d.gguf", config, weights)
     export_drafter(tmp_path / "d.gguf", tmp_path / "out", "speculators")
@@ -202,7 +214,17 @@ def test_the_usual_scalings_are_found_in_a_file_that_does_not_state_them(tmp_pat
     assert again == config and np.array_equal(weights["rope_freqs"], two["rope_freqs"])
 
 
-@pytest.mark.parametrize("said", ["[]", "null", "{", "7", json.dumps(LLAMA3 | {"factor": 4.0}), json.dumps(LLAMA3 | {"low_freq_factor": float("nan")})])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[]",
+        "null",
+        "{",
+        "7",
+        json.dumps(LLAMA3 | {"factor": 4.0}),
+        json.dumps(LLAMA3 | {"low_freq_factor": float("nan")}),
+    ],
+)
 def test_a_stated_scaling_that_makes_other_divisors_is_refused(tmp_path: Path, said: str) -> None:
     config, weights, *_ = read_checkpoint(scaled(tmp_path / "draft", LLAMA3))
     write_drafter(tmp_path / "d.gguf", config, weights, metadata={"refspec.rope_scaling": said})

@@ -1,4 +1,6 @@
-"""What `refspec export` writes is read by the real speculators classes, tensors and flags, beside a target it exported too."""
+"""What `refspec export` writes is read by the real speculators classes, tensors and flags, beside a target it exported
+too.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +43,18 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
      ("raw", True, None, BIASED[1:4])],
 )  # fmt: skip
 def test_speculators_loads_every_exported_drafter(
-    tmp_path: Path, verifier: Path, feature_norm: str, feedback: str, residual: str, qk_norm: bool, scaling: str | None, biases: tuple[str, ...]
+    tmp_path: Path,
+    verifier: Path,
+    feature_norm: str,
+    feedback: str,
+    residual: str,
+    qk_norm: bool,
+    scaling: str | None,
+    biases: tuple[str, ...],
 ) -> None:
-    c = drafter_config(hidden_size=64, feature_norm=feature_norm, feedback=feedback, residual=residual, qk_norm=qk_norm, biases=biases)
+    c = drafter_config(
+        hidden_size=64, feature_norm=feature_norm, feedback=feedback, residual=residual, qk_norm=qk_norm, biases=biases
+    )
     weights, metadata = drafter_weights(c), {}
     if scaling:
         rope = rope_settings({"rope_theta": 1e4, "rope_scaling": SCALINGS[scaling]}, c.head_dim, "x")

@@ -1,4 +1,7 @@
-"""Stock llama.cpp loads the drafters it computes exactly and loudly refuses all others: the unmodified library is asked."""
+"""Stock llama.cpp loads the drafters it computes exactly and loudly refuses all others:
+
+the unmodified library is asked.
+"""
 
 import subprocess
 import sys

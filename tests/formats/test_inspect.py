@@ -47,7 +47,11 @@ def test_a_drafter_is_described_with_every_flag_and_its_source(tmp_path: Path) -
     }  # fmt: skip
     assert about["flags"]["feedback"]["source"].startswith("config.json norm_output = true")
     assert about["draft_vocabulary"]["tokens"] == 160 and about["draft_vocabulary"]["of"] == 600
-    assert about["runs_in"][0] == "refspec (as drafter, -d)" and "EAGLE 3.1" in about["runs_in"][1] and len(about["not_stock_because"]) == 2
+    assert (
+        about["runs_in"][0] == "refspec (as drafter, -d)"
+        and "EAGLE 3.1" in about["runs_in"][1]
+        and len(about["not_stock_because"]) == 2
+    )
     text = "\n".join(lines(json.loads(json.dumps(about))))
     assert "EAGLE 3.1, norm_output" in text and "160 of 600 (26.7 %)" in text and "no tokenizer inside" in text
 

@@ -29,7 +29,15 @@ def test_a_directory_says_the_same_as_the_gguf_made_of_it(tmp_path: Path) -> Non
     folder = write_drafter_directory(tmp_path / "draft")
     convert_drafter(folder, None, tmp_path / "d.gguf", "f32")
     ours, theirs = describe(folder), describe(tmp_path / "d.gguf")
-    for key in ("kind", "sizes", "capture_layers", "draft_vocabulary", "flags", "taken_from_target", "not_stock_because"):
+    for key in (
+        "kind",
+        "sizes",
+        "capture_layers",
+        "draft_vocabulary",
+        "flags",
+        "taken_from_target",
+        "not_stock_because",
+    ):
         assert ours[key] == theirs[key], key
     assert ours["flags"]["feedback"]["source"].startswith("config.json norm_output = true")
     assert "after refspec convert" in ours["runs_in"][0] and "EAGLE 3.1" in ours["runs_in"][1]
@@ -40,7 +48,11 @@ def test_a_directory_says_the_same_as_the_gguf_made_of_it(tmp_path: Path) -> Non
 def test_a_flag_with_two_readings_is_undecided_with_its_override() -> None:
     about = describe(ORACLES / "specforge_fc_norm_norm_output_true" / "checkpoint")
     feedback = about["flags"]["feedback"]
-    assert feedback["value"] == "undecided" and feedback["source"] == "give --feedback" and "two things" in feedback["meaning"]
+    assert (
+        feedback["value"] == "undecided"
+        and feedback["source"] == "give --feedback"
+        and "two things" in feedback["meaning"]
+    )
     assert about["capture_layers"] == [] and "layer_ids" in about["undecided"]
     assert about["runs_in"] == ["refspec (as drafter, -d, after refspec convert)"]
     assert "captured states  undecided" in text(about) and "feedback         undecided" in text(about)
@@ -67,7 +79,11 @@ def test_a_target_directory_is_described(tmp_path: Path, tied: bool) -> None:
     config = target_config(600, tie_word_embeddings=tied)
     about = describe(write_target_directory(tmp_path / "t", config, target_tensors(config)))
     assert (about["kind"], about["architecture"], about["tied_head"]) == ("target", "LlamaForCausalLM", tied)
-    assert about["sizes"]["layers"] == 6 and about["sizes"]["head_dim"] == 24 and about["default_capture_layers"] == [2, 3, 3]
+    assert (
+        about["sizes"]["layers"] == 6
+        and about["sizes"]["head_dim"] == 24
+        and about["default_capture_layers"] == [2, 3, 3]
+    )
     assert "after refspec convert" in about["runs_in"][0] and "chat template    yes" in text(about)
 
 

@@ -1,4 +1,7 @@
-"""Layouts without an oracle, RoPE scalings, sizes off the beaten track: converted exactly, or refused with the override named."""
+"""Layouts without an oracle, RoPE scalings, sizes off the beaten track:
+
+converted exactly, or refused with the override named.
+"""
 
 import json
 import math
@@ -69,8 +72,18 @@ def test_norm_output_of_a_specdrift_release_is_asked_for(tmp_path: Path) -> None
     ("layout", "config", "tensors", "words"),
     [
         ("ModelOpt", {"wheel_size": 3}, {}, "--ignore wheel_size"),
-        ("ModelOpt", {"eagle_config": {"next_layer_regular": True, "use_aux_hidden_state": False}}, {}, "use_aux_hidden_state"),
-        ("ModelOpt", {"eagle_config": {"next_layer_regular": True, "eh_proj_before_attn": True}}, {}, "eh_proj_before_attn"),
+        (
+            "ModelOpt",
+            {"eagle_config": {"next_layer_regular": True, "use_aux_hidden_state": False}},
+            {},
+            "use_aux_hidden_state",
+        ),
+        (
+            "ModelOpt",
+            {"eagle_config": {"next_layer_regular": True, "eh_proj_before_attn": True}},
+            {},
+            "eh_proj_before_attn",
+        ),
         ("ModelOpt", {"eagle_config": {"next_layer_regular": True, "spin": 1}}, {}, "eagle_config.spin"),
         ("ModelOpt", {}, {"norm.weight": None}, "--head-norm"),
         ("ModelOpt", {"norm_output": True}, {}, "--feedback"),
@@ -138,7 +151,9 @@ def test_rope_scalings_run_alike_in_numpy_c_and_llama_cpp(tmp_path: Path, name: 
     assert again.rope_style is RopeStyle.HALF_SPLIT
     drafter = Eagle3Drafter(again, weights)  # the checkpoint's own row order gives the same logits
     rows = drafter.forward_rows(data["prefix_tokens"], data["features"], is_target_feature=True)
-    np.testing.assert_allclose(rows.logits[-1], chain_by_reference(tmp_path / "d.gguf", None, data)[0], rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        rows.logits[-1], chain_by_reference(tmp_path / "d.gguf", None, data)[0], rtol=0, atol=ATOL
+    )
 
 
 def test_yarn_multiplies_scores_by_the_square_of_its_factor(tmp_path: Path) -> None:
@@ -171,7 +186,13 @@ def test_yarn_divisors_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(head_dim=24), dict(hidden_size=48), dict(target_hidden_size=32), dict(draft_vocab_size=600), dict(n_kv_heads=4)],
+    [
+        dict(head_dim=24),
+        dict(hidden_size=48),
+        dict(target_hidden_size=32),
+        dict(draft_vocab_size=600),
+        dict(n_kv_heads=4),
+    ],
     ids=str,
 )
 def test_sizes_of_every_proportion_convert_and_run_alike(tmp_path: Path, changes: dict[str, int]) -> None:
@@ -194,8 +215,12 @@ def test_a_head_pruned_with_offsets_for_ids_is_noticed(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "bad")
 
 
-@pytest.mark.parametrize(("theta", "scaling", "words"), [(500000.0, None, "--rope-theta 10000"), (500000.0, "linear", "ignores")])
-def test_the_rope_base_safeai_trained_with_is_asked_for(tmp_path: Path, theta: float, scaling: str | None, words: str) -> None:
+@pytest.mark.parametrize(
+    ("theta", "scaling", "words"), [(500000.0, None, "--rope-theta 10000"), (500000.0, "linear", "ignores")]
+)
+def test_the_rope_base_safeai_trained_with_is_asked_for(
+    tmp_path: Path, theta: float, scaling: str | None, words: str
+) -> None:
     keys: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "rope_theta": theta, "eagle_config": None}
     write(tmp_path, "SpecForge", keys | ({"rope_scaling": SCALINGS[scaling]} if scaling else {}))
     overrides = {"layer_ids": [2, 3, 5]}
@@ -218,7 +243,9 @@ def test_the_rope_base_safeai_trained_with_is_asked_for(tmp_path: Path, theta: f
     draft=st.sampled_from([1, 37, 600]),
     outtype=st.sampled_from(["f32", "bf16", "f16", "q8_0"]),
 )
-def test_any_drafter_comes_back_from_its_gguf(tmp_path: Path, layout: str, heads: tuple[int, int], draft: int, outtype: str, **changes: Any) -> None:
+def test_any_drafter_comes_back_from_its_gguf(
+    tmp_path: Path, layout: str, heads: tuple[int, int], draft: int, outtype: str, **changes: Any
+) -> None:
     changes |= {"n_heads": heads[0], "n_kv_heads": heads[1], "draft_vocab_size": draft}
     c = write(tmp_path / "c", layout, **changes)
     convert_drafter(tmp_path / "c", None, tmp_path / "d.gguf", outtype)
@@ -235,5 +262,8 @@ def test_any_drafter_comes_back_from_its_gguf(tmp_path: Path, layout: str, heads
 def test_a_whole_model_is_told_from_a_drafter() -> None:
     """Somebody named the target's directory: `--ignore` for each of its tensors would be bad advice."""
     stored = [f"model.layers.{i}.input_layernorm.weight" for i in range(3)] + ["model.norm.weight"]
-    with pytest.raises(CheckpointError, match=r"here: 'model\.layers\.1\.input_layernorm\.weight' is of a second layer.*name the drafter's directory"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"here: 'model\.layers\.1\.input_layernorm\.weight' is of a second layer.*name the drafter's directory",
+    ):
         drafter_names(stored, "here")

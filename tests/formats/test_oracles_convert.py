@@ -1,4 +1,5 @@
-"""Every checkpoint a trainer's own code wrote converts, and its own torch forward comes back out of NumPy, C and llama.cpp.
+"""Every checkpoint a trainer's own code wrote converts, and its own torch forward comes back out of NumPy, C and
+llama.cpp.
 
 Random weights; ATOL: 1e-4 absolute, on logits up to about 50, float32 on every side.
 """
@@ -63,7 +64,18 @@ def test_what_was_resolved_is_printed_and_stored(tmp_path: Path) -> None:
     report = convert_drafter(source, None, tmp_path / "d.gguf", "f32", given)
     stored = read_gguf_header(tmp_path / "d.gguf").metadata
     text = "\n".join(report.lines())
-    for name in ("layout", "files", "feature_norm", "feedback", "residual", "head_norm", "capture_layers", "rope", "d2t", "draft_vocab"):
+    for name in (
+        "layout",
+        "files",
+        "feature_norm",
+        "feedback",
+        "residual",
+        "head_norm",
+        "capture_layers",
+        "rope",
+        "d2t",
+        "draft_vocab",
+    ):
         assert name in text and report.resolved[name].source in stored[f"refspec.provenance.{name}"]
     assert stored["refspec.provenance.feedback"] == "pre_norm; override --feedback"
 

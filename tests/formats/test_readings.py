@@ -23,11 +23,16 @@ TRUE: dict[str, Any] = {"capture_layers": (2, 6, 9), "vocab_size": 60, "draft_vo
 
 
 def states(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A residual stream [n, boundaries, Ht]: each boundary is the one before and something more, as a target's layers are."""
+    """A residual stream [n, boundaries, Ht]:
+
+    each boundary is the one before and something more, as a target's layers are.
+    """
     return np.cumsum(rng.standard_normal((n, len(RECORDED), 64)), axis=1).astype(np.float32)
 
 
-def recordings(c: DrafterConfig, w: dict[str, np.ndarray], late: int, *, greedy: bool, count: int = 4, length: int = 30) -> list[Recording]:
+def recordings(
+    c: DrafterConfig, w: dict[str, np.ndarray], late: int, *, greedy: bool, count: int = 4, length: int = 30
+) -> list[Recording]:
     drafter = Eagle3Drafter(c, w, ops)
     columns = [RECORDED.index(b) for b in c.capture_layers]
     out = []
@@ -93,7 +98,9 @@ def test_rows_paired_with_the_state_before_are_found() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("switches", [{}, {"feedback": "pre_norm", "residual": "normed"}, {"head_norm": False}], ids=str)
+@pytest.mark.parametrize(
+    "switches", [{}, {"feedback": "pre_norm", "residual": "normed"}, {"head_norm": False}], ids=str
+)
 def test_the_true_reading_is_not_accused(switches: dict[str, Any], seed: int) -> None:
     truth = drafter_config(**(TRUE | switches))
     found = judge(truth, truth, seed=seed)
@@ -114,7 +121,17 @@ def test_little_time_means_fewer_texts_and_no_crash() -> None:
     truth = drafter_config(**TRUE)
     w = drafter_weights(truth)
     sampled, greedy = (recordings(truth, w, 0, greedy=g) for g in (False, True))
-    found = compare(truth, w, RECORDED, sampled, greedy, readings(truth, N_LAYER), depth=DEPTH, seconds=0.0, progress=lambda line: None)
+    found = compare(
+        truth,
+        w,
+        RECORDED,
+        sampled,
+        greedy,
+        readings(truth, N_LAYER),
+        depth=DEPTH,
+        seconds=0.0,
+        progress=lambda line: None,
+    )
     assert found and not any(c.better for c in found)
 
 
@@ -122,8 +139,10 @@ def test_a_small_gain_is_not_named_and_neither_is_one_of_a_drafter_that_drafts_n
     reading = Reading("--residual raw", "", {})
     assert not Compared(reading, Gain(-3.0, -2.9, 0.05), Gain(2.0, 2.0, 0.1)).better
     assert Compared(reading, Gain(-3.0, -2.8, 0.05), Gain(2.0, 2.0, 0.1)).better
-    assert not Compared(reading, Gain(-3.0, -2.8, 0.05), Gain(2.0, 1.9, 0.1)).better  # fewer drafts are no better reading
-    assert not Compared(reading, Gain(-9.0, -8.0, 0.05), Gain(0.0, 0.1, 0.01)).better  # untrained: chance has many shapes
+    # fewer drafts are no better reading
+    assert not Compared(reading, Gain(-3.0, -2.8, 0.05), Gain(2.0, 1.9, 0.1)).better
+    # untrained: chance has many shapes
+    assert not Compared(reading, Gain(-9.0, -8.0, 0.05), Gain(0.0, 0.1, 0.01)).better
 
 
 def test_a_reading_beside_the_usual_mistakes_is_worth_a_note_only() -> None:
@@ -144,6 +163,6 @@ def test_replayed_drafts_of_the_true_reading_are_its_own_text() -> None:
     (greedy,) = recordings(truth, w, 0, greedy=True, count=1)
     columns = [RECORDED.index(b) for b in truth.capture_layers]
     counts = accepted(Eagle3Drafter(truth, w, ops), [greedy], columns, DEPTH, 1 << 30)
-    assert counts[:: DEPTH][:5].tolist() == [DEPTH] * 5  # the places the text was made at
+    assert counts[::DEPTH][:5].tolist() == [DEPTH] * 5  # the places the text was made at
     assert len(accepted(Eagle3Drafter(truth, w, ops), [greedy], columns, DEPTH, 7)) <= 7
     assert (scores(Eagle3Drafter(truth, w, ops), [greedy], columns) <= 0).all()

@@ -23,7 +23,12 @@ def half(tmp_path: Path) -> Path:
         "d2t": ("i64", np.arange(9)),
     }
     tensors = [TensorOut(n, a.shape, kind, lambda a=a: a) for n, (kind, a) in arrays.items()]
-    return write_gguf(tmp_path / "half.gguf", "llama", {"general.name": "half", "general.file_type": 1, "llama.block_count": 3}, tensors)
+    return write_gguf(
+        tmp_path / "half.gguf",
+        "llama",
+        {"general.name": "half", "general.file_type": 1, "llama.block_count": 3},
+        tensors,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -83,11 +88,16 @@ def test_a_file_is_written_where_the_user_says_and_says_what_it_is(half: Path, t
     sizes: list[int] = []
     out = write_as(info, tmp_path / "small.gguf", "q8_0", lambda nbytes, total: sizes.append(nbytes))
     made = read_gguf_header(out)
-    assert (made.tensors["a.weight"].type, made.tensors["a_norm.weight"].type, made.tensors["d2t"].type) == ("Q8_0", "F32", "I64")
+    assert (made.tensors["a.weight"].type, made.tensors["a_norm.weight"].type, made.tensors["d2t"].type) == (
+        "Q8_0",
+        "F32",
+        "I64",
+    )
     assert sum(sizes) == sum(t.nbytes for t in made.tensors.values())
     assert (info.metadata["general.file_type"], made.metadata["general.file_type"]) == (1, 7)
     error = np.abs(read_tensor(made, "a.weight") - read_tensor(info, "a.weight"))
-    assert 0 < error.max() <= np.abs(read_tensor(info, "a.weight")).max() / 127  # half a step of the largest block, and its scale in F16
+    # half a step of the largest block, and its scale in F16
+    assert 0 < error.max() <= np.abs(read_tensor(info, "a.weight")).max() / 127
     with pytest.raises(UsageError, match="q9_9"):
         write_as(info, tmp_path / "other.gguf", "q9_9")
     assert not (tmp_path / "other.gguf").exists()

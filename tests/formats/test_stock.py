@@ -46,7 +46,9 @@ def test_norms_of_states_of_constant_magnitude_fold_exactly() -> None:
     w = drafter_weights(c)
     tokens, features = rows(c, even=True)
     for config, weights in candidates(c, w, calibrate(c, w, tokens, features)).values():
-        np.testing.assert_allclose(logits(config, weights, tokens, features), logits(c, w, tokens, features), rtol=0, atol=ATOL)
+        np.testing.assert_allclose(
+            logits(config, weights, tokens, features), logits(c, w, tokens, features), rtol=0, atol=ATOL
+        )
 
 
 @pytest.mark.parametrize("residual", ["raw", "normed"])
@@ -54,7 +56,9 @@ def test_a_final_norm_without_gains_moves_to_the_state_exactly_for_chained_rows(
     c = drafter_config(feature_norm="none", residual=residual)
     w = drafter_weights(c) | {"output_norm": np.ones(c.hidden_size, np.float32)}
     tokens, features = rows(c, 1, even=False)
-    name, (config, weights) = list(candidates(c, w, calibrate(c, w, tokens, features)).items())[1 if residual == "normed" else 2]
+    name, (config, weights) = list(candidates(c, w, calibrate(c, w, tokens, features)).items())[
+        1 if residual == "normed" else 2
+    ]
     assert "moved to the state" in name and config.residual.value == "normed"
     h = np.random.default_rng(5).standard_normal((1, c.hidden_size)).astype(np.float32) * 7
     n = h / np.sqrt((h**2).mean() + c.rms_eps)

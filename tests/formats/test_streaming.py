@@ -29,7 +29,10 @@ def test_memory_does_not_grow_with_the_matrices(tmp_path: Path, dtype: str, outt
     tracemalloc.stop()
     assert peak < 12e6
     _, read = read_drafter(tmp_path / "d.gguf")
-    tolerance = max({"BF16": 2**-8, "F16": 2**-10, "F32": 0.0}[dtype], 0) + {"f32": 0.0, "f16": 2**-10, "bf16": 2**-8, "q8_0": 2**-6}[outtype]
+    tolerance = (
+        max({"BF16": 2**-8, "F16": 2**-10, "F32": 0.0}[dtype], 0)
+        + {"f32": 0.0, "f16": 2**-10, "bf16": 2**-8, "q8_0": 2**-6}[outtype]
+    )
     for name in ("token_embd", "attn_q", "fc"):
         expected = interleave_rows(w[name], c.head_dim) if name == "attn_q" else w[name]
         assert np.abs(read[name] - expected).max() <= tolerance * np.abs(expected).max(), name
@@ -57,7 +60,9 @@ def test_progress_adds_up_to_the_whole(tmp_path: Path) -> None:
     assert sum(n for n, _ in seen) == seen[0][1] == seen[-1][1]
 
 
-@pytest.mark.parametrize(("dtype", "outtype"), [("BF16", "bf16"), ("BF16", "f16"), ("F16", "f16"), ("F32", "f32"), ("F32", "bf16")])
+@pytest.mark.parametrize(
+    ("dtype", "outtype"), [("BF16", "bf16"), ("BF16", "f16"), ("F16", "f16"), ("F32", "f32"), ("F32", "bf16")]
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e5])
 def test_values_no_type_can_hold_are_refused(tmp_path: Path, dtype: str, outtype: str, value: float) -> None:
     c = write(tmp_path / "c", "SpecForge")

@@ -1,4 +1,7 @@
-"""torch.save files are read without PyTorch and without executing anything; whatever else a pickle holds is refused by name."""
+"""torch.save files are read without PyTorch and without executing anything;
+
+whatever else a pickle holds is refused by name.
+"""
 
 import builtins
 import io
@@ -31,7 +34,9 @@ class Attack:
         return self.call
 
 
-def write_zip(path: Path, pkl: bytes, data: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> Path:
+def write_zip(
+    path: Path, pkl: bytes, data: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED
+) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pkl)
         for key, raw in (data or {}).items():
@@ -170,7 +175,9 @@ def test_damaged_files_are_refused_or_read_never_worse(tmp_path: Path, data: st.
 
 
 @pytest.mark.parametrize("offset", [2**63 + 7, 2**40])
-def test_an_entry_that_begins_outside_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+def test_an_entry_that_begins_outside_the_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(ORACLE.read_bytes())
     listed = zipfile.ZipFile.infolist

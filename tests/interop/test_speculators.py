@@ -1,7 +1,8 @@
-"""Checkpoints that the speculators library builds and saves itself convert, and its own torch forward comes back to 1e-4.
+"""Checkpoints that the speculators library builds and saves itself convert, and its own torch forward comes back to
+1e-4.
 
-Every combination of flags its configuration accepts, Llama and Qwen3 blocks, float32, a prefix and depths 1 to 6, through
-NumPy, C and llama.cpp. Skipped with a reason where the library (and torch, transformers) is not installed.
+Every combination of flags its configuration accepts, Llama and Qwen3 blocks, float32, a prefix and depths 1 to 6,
+through NumPy, C and llama.cpp. Skipped with a reason where the library (and torch, transformers) is not installed.
 """
 
 import os
@@ -35,7 +36,9 @@ NORMS = {"none": {}, "concat": {"norm_before_fc": True}, "per_state": {"fc_norm"
 COMBINATIONS = list(product(["llama", "qwen3"], NORMS, [False, True], [False, True], [DRAFT, VOCAB]))
 
 
-def build(kind: str, norm: str, before_residual: bool, norm_output: bool, draft: int, seed: int = 0, **layer: Any) -> Any:
+def build(
+    kind: str, norm: str, before_residual: bool, norm_output: bool, draft: int, seed: int = 0, **layer: Any
+) -> Any:
     """A random model of the library, in float32, its weights representable in bfloat16."""
     torch.manual_seed(seed)
     block = (LlamaConfig if kind == "llama" else Qwen3Config)(**({
@@ -68,9 +71,14 @@ def build(kind: str, norm: str, before_residual: bool, norm_output: bool, draft:
 def forward(model: Any) -> dict[str, np.ndarray]:
     """The library's training-time test over ROWS + DEPTH rows; row ROWS - 1 of each step is a prefix and a chain."""
     rng = np.random.default_rng(4)
-    tokens, features = rng.integers(0, VOCAB, ROWS + DEPTH), rng.standard_normal((ROWS + DEPTH, 3 * WIDTH)).astype(np.float32)
+    tokens, features = (
+        rng.integers(0, VOCAB, ROWS + DEPTH),
+        rng.standard_normal((ROWS + DEPTH, 3 * WIDTH)).astype(np.float32),
+    )
     seen: list[np.ndarray] = []
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, out: seen.append(out[0, ROWS - 1].detach().numpy()))
+    hook = model.lm_head.register_forward_hook(
+        lambda module, inputs, out: seen.append(out[0, ROWS - 1].detach().numpy())
+    )
     with torch.no_grad():
         model(
             hidden_states=torch.from_numpy(features)[None], input_ids=torch.from_numpy(tokens)[None],
@@ -118,7 +126,9 @@ def test_every_rope_scaling(tmp_path: Path, rope: str) -> None:
     compare(tmp_path, build("llama", "per_state", True, True, DRAFT, rope_parameters=ROPES[rope]), False)
 
 
-@pytest.mark.parametrize("layer", [{"head_dim": 32}, {"num_key_value_heads": 4}, {"num_attention_heads": 2, "head_dim": 48}], ids=str)
+@pytest.mark.parametrize(
+    "layer", [{"head_dim": 32}, {"num_key_value_heads": 4}, {"num_attention_heads": 2, "head_dim": 48}], ids=str
+)
 def test_every_proportion(tmp_path: Path, layer: dict[str, int]) -> None:
     compare(tmp_path, build("llama", "per_state", False, True, DRAFT, **layer), False)
 

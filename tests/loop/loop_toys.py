@@ -1,7 +1,8 @@
-"""A target whose logits are a pure function of its rows, and drafters of every temper, for the tests of the decode cycle.
+"""A target whose logits are a pure function of its rows, and drafters of every temper, for the tests of the decode
+cycle.
 
-The toy target computes from what its cache holds at this moment, so a wrong rollback changes the text; every drafter checks that the
-cycle feeds it each row exactly once, with the token and the feature that belong together.
+The toy target computes from what its cache holds at this moment, so a wrong rollback changes the text; every drafter
+checks that the cycle feeds it each row exactly once, with the token and the feature that belong together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What is expected of a text before it begins: what texts like it gained, by length and by how sure the drafter is of its prompt."""
+"""What is expected of a text before it begins:
+
+what texts like it gained, by length and by how sure the drafter is of its prompt.
+"""
 
 import math
 
@@ -61,7 +64,11 @@ def test_only_the_first_steps_of_a_text_count_and_old_texts_are_forgotten() -> N
     assert alike.usual < -0.15
 
 
-@given(st.lists(st.tuples(st.integers(0, 9000), st.one_of(st.just(math.nan), st.floats(-9, 0)), st.floats(-2, 3)), max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9000), st.one_of(st.just(math.nan), st.floats(-9, 0)), st.floats(-2, 3)), max_size=30
+    )
+)
 def test_what_is_expected_is_within_what_was_seen(texts: list[tuple[int, float, float]]) -> None:
     alike = Alike()
     for held, sureness, gain in texts:
@@ -153,7 +160,9 @@ class Surveyed(Perfect):
 
 
 @pytest.mark.parametrize("wrap", [lambda d: d, FallbackDrafter], ids=["bare", "lookup"])
-@pytest.mark.parametrize(("rows", "told"), [(2, None), (7, None), (8, -8.0), (15, -15.0), (30, -16.0), (600, -16.0), (512 + 5, None)])
+@pytest.mark.parametrize(
+    ("rows", "told"), [(2, None), (7, None), (8, -8.0), (15, -15.0), (30, -16.0), (600, -16.0), (512 + 5, None)]
+)
 def test_a_window_is_told_how_sure_the_drafter_is_of_the_end_of_a_prompt(rows, told, wrap):
     target = ToyTarget(n_ctx=700, end=())
     window, heard = Window(4), []

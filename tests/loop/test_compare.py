@@ -1,4 +1,7 @@
-"""The comparison with plain decoding: it finds the first difference, and tells the engine's rounding from an error of ours."""
+"""The comparison with plain decoding:
+
+it finds the first difference, and tells the engine's rounding from an error of ours.
+"""
 
 import numpy as np
 import pytest

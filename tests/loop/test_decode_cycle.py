@@ -21,7 +21,9 @@ samplers = st.builds(
     min_p=st.sampled_from([0.0, 0.1]),
     logit_bias=st.sampled_from([{}, {2: 1.5}, {1: -np.inf}]),
 )
-targets = st.builds(ToyTarget, n_ctx=st.integers(3, 24), salt=st.integers(0, 1000), sharpness=st.sampled_from([0.0, 1.0, 4.0]))
+targets = st.builds(
+    ToyTarget, n_ctx=st.integers(3, 24), salt=st.integers(0, 1000), sharpness=st.sampled_from([0.0, 1.0, 4.0])
+)
 prompts = st.lists(st.integers(0, 6), min_size=1, max_size=3)
 
 
@@ -97,7 +99,9 @@ def test_an_end_token_inside_a_draft_ends_the_text_there_without_a_bonus_token()
     assert plain[-1] in target.end_tokens and len(plain) > 2
     steps, text = run(target, Perfect(target), [1], draft_max=50, max_tokens=100)
     assert text == plain
-    assert list(steps[-1].draft) == list(steps[-1].tokens), "nothing is drafted past the end and nothing is decided past it"
+    assert list(steps[-1].draft) == list(steps[-1].tokens), (
+        "nothing is drafted past the end and nothing is decided past it"
+    )
 
 
 def test_zero_tokens_run_nothing():
@@ -111,7 +115,10 @@ def test_every_coin_of_a_run_decides_at_most_once(monkeypatch, sampling):
     target = ToyTarget(end=(), n_ctx=100, sharpness=1.0)
     used = []
     monkeypatch.setattr("refspec.speculate.coins", lambda seed, position, n, stream: _labels(position, n, stream))
-    monkeypatch.setattr("refspec.speculate.verify_deterministic", lambda rows, draft, sampler, coins: _recording(used)(rows, draft, coins))
+    monkeypatch.setattr(
+        "refspec.speculate.verify_deterministic",
+        lambda rows, draft, sampler, coins: _recording(used)(rows, draft, coins),
+    )
     monkeypatch.setattr("refspec.speculate.MatchRule", lambda sampler: _recording(used))
     monkeypatch.setattr("refspec.speculate.verify_rejection", _recording_rejection(used))
     drafter = Noisy(target)

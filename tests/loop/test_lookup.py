@@ -122,7 +122,11 @@ def test_the_fallback_looks_up_exactly_where_the_trained_drafter_is_unsure_and_t
 
     unsure, sure = made(1.0), made(0.0)
     assert unsure.draft(3).tokens.tolist() == [3, 1, 2] and unsure.from_lookup and unsure.lookups == 1
-    assert lookups(unsure) == 1 and lookups(DeferredDrafter(unsure, lambda: False)) == 1 and lookups(unsure.trained) == lookups(None) == 0
+    assert (
+        lookups(unsure) == 1
+        and lookups(DeferredDrafter(unsure, lambda: False)) == 1
+        and lookups(unsure.trained) == lookups(None) == 0
+    )
     own = sure.draft(3).tokens.tolist()
     assert not sure.from_lookup and own == sure.trained.draft(3).tokens.tolist()
     unsure.lookup.reset()  # a text without repetition: the trained draft after all, with its own coins

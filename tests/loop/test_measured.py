@@ -19,7 +19,9 @@ def text(session: Session, **options) -> list[int]:
     return run.tokens
 
 
-def test_an_adaptive_session_knows_the_cost_of_every_length_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adaptive_session_knows_the_cost_of_every_length_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(step_costs, "BUDGET", 1e9)  # whatever this machine is doing
     session = adaptive()
     session.generate(tokens=[1, 2, 3])
@@ -69,11 +71,20 @@ def test_twice_as_slow_for_all_is_twice_the_cost() -> None:
 
 def test_single_rows_are_run_until_they_are_settled_and_small_sizes_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     session, times = adaptive(), iter(range(10**6))
-    monkeypatch.setattr(step_costs, "seconds_in", lambda model, call: (call(), 0.5 if next(times) == 1 else 0.001)[1])  # the second run is disturbed
+    # the second run is disturbed
+    monkeypatch.setattr(step_costs, "seconds_in", lambda model, call: (call(), 0.5 if next(times) == 1 else 0.001)[1])
     monkeypatch.setattr(step_costs, "ALONE", 0.01)
     text = step_costs.text_for(session.target)
     list(prefill(session.target, session.drafter, text[:21]))
-    found, switches = step_costs.time_rows(session.target, session.drafter, text[20:], 20, [(1, 2), (1,)], samples=4, drafted=lambda r: r - 1, each_round=lambda features: None)
+    found, switches = step_costs.time_rows(
+        session.target,
+        session.drafter,
+        text[20:],
+        20,
+        [(1, 2), (1,)],
+        samples=4,
+        drafted=lambda r: r - 1,
+        each_round=lambda features: None,
+    )
     assert {r: len(runs) for r, runs in found.items()} == {1: 10, 2: 4} and 0.5 not in found[1]
     assert len(switches) == 3
-

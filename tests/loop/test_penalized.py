@@ -1,4 +1,7 @@
-"""A target under penalties is one more target: its rows are a function of what they hold, and the cycle keeps its law and its text."""
+"""A target under penalties is one more target:
+
+its rows are a function of what they hold, and the cycle keeps its law and its text.
+"""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -44,7 +47,9 @@ def test_a_row_depends_on_the_rows_up_to_it_only(penalties, batches):
         start = target.n_past
         assert target.decode(tokens, logits="all") == len(tokens)
         for i in range(len(tokens)):
-            np.testing.assert_array_equal(target.logits(i), expected(inner, inner.rows[: start + i + 1], penalties, first))
+            np.testing.assert_array_equal(
+                target.logits(i), expected(inner, inner.rows[: start + i + 1], penalties, first)
+            )
         target.rollback(max(target.n_past - back, start + 1))
 
 
@@ -96,7 +101,12 @@ def test_the_text_of_a_seed_is_the_plain_one(temper, penalties, temperature):
         drafter = temper(inner)
         target = under(inner, penalties, [1, 2, 1])
         list(prefill(target, drafter, [1, 2, 1]))
-        options = {"sampler": Sampler(temperature=temperature, penalties=penalties), "seed": 7, "max_tokens": 25, "draft_max": draft_max}
+        options = {
+            "sampler": Sampler(temperature=temperature, penalties=penalties),
+            "seed": 7,
+            "max_tokens": 25,
+            "draft_max": draft_max,
+        }
         texts.append([t for step in speculate(target, drafter, 1, **options) for t in step.tokens])
     assert len(texts[0]) == 25 and texts[0] == texts[1] == texts[2]
     plain = ToyTarget(end=())
@@ -127,7 +137,9 @@ CASES = {
 def test_sampled_drafts_emit_exactly_the_penalized_law(monkeypatch, case, n, k):
     penalties, punished = CASES[case]
     inner, sampler = Even(n_vocab=2, end=()), Sampler(temperature=1.0, penalties=penalties)
-    law = law_of_texts(monkeypatch, lambda: sampled(under(inner, penalties, PROMPT), Halves(inner), sampler=sampler, n=n, k=k))
+    law = law_of_texts(
+        monkeypatch, lambda: sampled(under(inner, penalties, PROMPT), Halves(inner), sampler=sampler, n=n, k=k)
+    )
     assert len(law) == 2**n and sum(law.values()) == 1
     for text, probability in law.items():
         wanted = Fraction(1)

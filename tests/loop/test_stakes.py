@@ -14,7 +14,9 @@ COSTS = st.lists(st.floats(0.1, 9.0), min_size=2, max_size=9)
 
 
 @given(COSTS, st.floats(0.1, 5.0), st.lists(st.booleans(), min_size=1, max_size=30), st.data())
-def test_what_stakes_show_is_the_best_of_the_lengths(cost: list[float], plain: float, stood: list[bool], data: st.DataObject) -> None:
+def test_what_stakes_show_is_the_best_of_the_lengths(
+    cost: list[float], plain: float, stood: list[bool], data: st.DataObject
+) -> None:
     depth = data.draw(st.lists(st.floats(0, 1), min_size=len(cost) - 1, max_size=len(cost) - 1))
     stakes = Stakes()
     for one in stood:
@@ -41,7 +43,9 @@ def test_where_no_more_may_be_drafted_a_stake_shows_what_it_gains(stood: list[bo
 
 
 @given(COSTS, st.floats(0.1, 5.0), st.integers(0, 9), st.integers(0, 9), st.data())
-def test_more_than_one_token_is_staked_only_where_one_loses_and_more_gain(cost: list[float], plain: float, n: int, a: int, data: st.DataObject) -> None:
+def test_more_than_one_token_is_staked_only_where_one_loses_and_more_gain(
+    cost: list[float], plain: float, n: int, a: int, data: st.DataObject
+) -> None:
     depth = data.draw(st.lists(st.floats(0, 1), min_size=len(cost) - 1, max_size=len(cost) - 1))
     a, gains = min(a, n), []
     p = (a + GUESSED * depth[0]) / (n + GUESSED)
@@ -54,7 +58,9 @@ def test_more_than_one_token_is_staked_only_where_one_loses_and_more_gain(cost: 
     if length == 1:
         assert gains[0] > -1e-9 or max(gains) < 1e-9
     else:
-        assert gains[0] < 1e-9 and gains[length - 1] > -1e-9 and gains[length - 1] == pytest.approx(max(gains), abs=1e-9)
+        assert (
+            gains[0] < 1e-9 and gains[length - 1] > -1e-9 and gains[length - 1] == pytest.approx(max(gains), abs=1e-9)
+        )
 
 
 def test_a_try_begins_without_stakes() -> None:
@@ -71,7 +77,8 @@ def test_a_text_is_found_which_gains_by_long_drafts_only() -> None:
     machine, drafter = Machine(rows, draft=0.02), flat(0.85)
     window = Window(MOST, Costs(dict(enumerate(rows[1:], 1)), draft=0.02, feed=0.05))
     adaptive, one, three = (
-        sum(tokens_per_second(policy, machine, drafter, 96, seed) for seed in range(6)) / 6 for policy in (window, Fixed(1), Fixed(3))
+        sum(tokens_per_second(policy, machine, drafter, 96, seed) for seed in range(6)) / 6
+        for policy in (window, Fixed(1), Fixed(3))
     )
     plain = sum(tokens_per_second(Fixed(0), machine, drafter, 96, seed) for seed in range(6)) / 6
     assert 0.93 < one / plain < 1.03 and three / plain > 1.35

@@ -58,7 +58,9 @@ def with_trees(temper: type) -> type:
                 return [self.guess(text + path(found, node)) for node in nodes]
 
             if coins is None:
-                return grow(lambda found, nodes: [top_probs(x, shape.top_k) for x in guesses(found, nodes)], shape, more)
+                return grow(
+                    lambda found, nodes: [top_probs(x, shape.top_k) for x in guesses(found, nodes)], shape, more
+                )
             given = iter(coins)
             laws: Any = lambda found, nodes: [p_target(x, sampler) for x in guesses(found, nodes)]  # noqa: E731
             return grow_sampled(laws, shape, lambda q: invert_cdf(q, float(next(given))))
@@ -121,7 +123,14 @@ def test_sampled_trees_keep_the_caches_true_and_stop_where_they_must(
 
 
 @settings(max_examples=60, deadline=None)
-@given(targets, prompts, samplers, st.sampled_from(list(zip(TEMPERS, GROWERS, strict=True))), st.integers(1, 5), st.booleans())
+@given(
+    targets,
+    prompts,
+    samplers,
+    st.sampled_from(list(zip(TEMPERS, GROWERS, strict=True))),
+    st.integers(1, 5),
+    st.booleans(),
+)
 def test_a_tree_of_one_child_per_node_is_the_cycle_of_chains(
     target: Any, prompt: list[int], sampler: Sampler, tempers: tuple[Any, Any], k: int, sampling: bool
 ) -> None:
@@ -195,7 +204,9 @@ def test_every_coin_of_a_run_decides_at_most_once(monkeypatch: pytest.MonkeyPatc
     assert len(drafts) == (len([s for s in steps if s.nodes]) if sampling else 0)
     decided = [step.position + i for step in steps for i in range(len(step.tokens))]
     assert decided == list(range(60)), "each position is judged to its end in one cycle, so its coins decide once"
-    assert {s for s in positions if s not in drafts} <= ({ACCEPT, RESIDUAL, SIBLING + 1, SIBLING + 2} if sampling else {0})
+    assert {s for s in positions if s not in drafts} <= (
+        {ACCEPT, RESIDUAL, SIBLING + 1, SIBLING + 2} if sampling else {0}
+    )
 
 
 class TreeQuarters(ToyTreeTarget, Quarters):
@@ -211,7 +222,13 @@ def law_of_texts(monkeypatch: pytest.MonkeyPatch, target: Any, n: int, shape: Tr
         monkeypatch.setattr(module, "coins", tape.coins)
         drafter = with_trees(Halves)(target)
         list(prefill(target, drafter, PROMPT))
-        options: Any = {"sampler": Sampler(temperature=1.0), "seed": 0, "max_tokens": n, "shape": shape, "draft_sampling": True}
+        options: Any = {
+            "sampler": Sampler(temperature=1.0),
+            "seed": 0,
+            "max_tokens": n,
+            "shape": shape,
+            "draft_sampling": True,
+        }
         text = [t for step in speculate_tree(target, drafter, PROMPT[-1], **options) for t in step.tokens]
         law[tuple(text)] += Fraction(1, int(np.prod(tape.sizes, dtype=object)))
         branch = tape.branch

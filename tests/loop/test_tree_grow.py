@@ -1,4 +1,7 @@
-"""Growing a tree: the nodes are those of EAGLE-2's rule, and the drafter is asked for no level that could not change them."""
+"""Growing a tree:
+
+the nodes are those of EAGLE-2's rule, and the drafter is asked for no level that could not change them.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -54,13 +57,17 @@ def by_definition(guesses: Guesses, shape: TreeShape) -> set[tuple[int, ...]]:
     return set(sorted(found, key=lambda path: (-values[path], len(path), found.index(path)))[: shape.nodes])
 
 
-shapes = st.builds(TreeShape, st.integers(1, 12), st.integers(1, 4), st.integers(1, 5), floor=st.sampled_from([0.0, 0.05, 0.3]))
+shapes = st.builds(
+    TreeShape, st.integers(1, 12), st.integers(1, 4), st.integers(1, 5), floor=st.sampled_from([0.0, 0.05, 0.3])
+)
 
 
 @given(shapes, st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 1.0]))
 def test_what_is_not_expanded_would_have_changed_nothing(shape: TreeShape, seed: int, certain: float) -> None:
     tree = grow(Guesses(seed, certain), shape)
-    assert {tuple(tree.tokens[tree.path(i)].tolist()) for i in range(len(tree.tokens))} == by_definition(Guesses(seed, certain), shape)
+    assert {tuple(tree.tokens[tree.path(i)].tolist()) for i in range(len(tree.tokens))} == by_definition(
+        Guesses(seed, certain), shape
+    )
 
 
 @given(shapes, st.integers(0, 10**6), st.integers(1, 5))
@@ -73,18 +80,26 @@ def test_growing_that_is_ended_leaves_the_tree_of_so_many_levels(shape: TreeShap
 
     guesses = Guesses(seed)
     tree, expected = grow(guesses, shape, more), grow(Guesses(seed), shape._replace(depth=min(shape.depth, levels)))
-    assert all(np.array_equal(a, b) for a, b in zip(tree[:3], expected[:3], strict=True)) and len(guesses.asked) <= levels
+    assert (
+        all(np.array_equal(a, b) for a, b in zip(tree[:3], expected[:3], strict=True)) and len(guesses.asked) <= levels
+    )
     assert [part.height for part in seen] == list(range(1, len(seen) + 1)) and len(seen) <= min(shape.depth - 1, levels)
 
 
 @given(shapes, st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0.0, 0.5]))
-def test_what_is_replayed_of_a_recorded_tree_is_what_would_have_been_grown(shape: TreeShape, seed: int, levels: int, certain: float) -> None:
+def test_what_is_replayed_of_a_recorded_tree_is_what_would_have_been_grown(
+    shape: TreeShape, seed: int, levels: int, certain: float
+) -> None:
     class Patience(tree_replay.AlwaysTree):
         def more(self, tree: Tree) -> bool:
             return tree.height < levels
 
     shape = shape._replace(top_k=min(shape.top_k, 3))  # then the limit is more than there can be
-    whole, guesses, policy = grow(Guesses(seed, certain), shape._replace(nodes=NODES_LIMIT, floor=0.0)), Guesses(seed, certain), Patience(shape.nodes)
+    whole, guesses, policy = (
+        grow(Guesses(seed, certain), shape._replace(nodes=NODES_LIMIT, floor=0.0)),
+        Guesses(seed, certain),
+        Patience(shape.nodes),
+    )
     expected = grow(guesses, shape, policy.more)
     part, asked = tree_replay.grown(whole, shape.nodes, shape.floor, policy)
     assert sorted(zip(*named(part), strict=True)) == sorted(zip(*named(expected), strict=True))

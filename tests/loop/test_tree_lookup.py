@@ -1,4 +1,7 @@
-"""Lookup in draft trees: the text stays the plain text, the most valuable nodes are kept, and what is counted is what happened."""
+"""Lookup in draft trees:
+
+the text stays the plain text, the most valuable nodes are kept, and what is counted is what happened.
+"""
 
 from typing import Any
 
@@ -62,7 +65,9 @@ def test_a_text_that_repeats_is_followed_to_the_depth_of_the_tree() -> None:
     shape = TreeShape(8, 3, 6)
     alone = tau(with_trees(Adversarial)(target), shape)
     assert alone == 1.0 and tau(Watched(with_trees(Adversarial)(target)), shape) > 5
-    assert tau(Watched(with_trees(Perfect)(target)), shape) >= tau(with_trees(Perfect)(target), shape) > 6, "lookup takes nothing from a drafter that is right"
+    assert tau(Watched(with_trees(Perfect)(target)), shape) >= tau(with_trees(Perfect)(target), shape) > 6, (
+        "lookup takes nothing from a drafter that is right"
+    )
 
 
 def test_where_the_text_never_repeats_the_tree_is_the_trained_drafters() -> None:
@@ -73,7 +78,9 @@ def test_where_the_text_never_repeats_the_tree_is_the_trained_drafters() -> None
         list(prefill(target, drafter, [1, 7, 8, 9, 10]))
         grown.append(drafter.draft_tree(TreeShape(6, 3, 3)))
         assert not wrapped or drafter.lookup.matched == 0
-    assert grown[0].tokens.tolist() == grown[1].tokens.tolist() and grown[0].parents.tolist() == grown[1].parents.tolist()
+    assert (
+        grown[0].tokens.tolist() == grown[1].tokens.tolist() and grown[0].parents.tolist() == grown[1].parents.tolist()
+    )
 
 
 @st.composite
@@ -115,13 +122,17 @@ def test_chances_are_counted_from_what_the_text_did() -> None:
     target = Periodic(end=(), n_ctx=300)
     drafter = Watched(with_trees(Adversarial)(target))
     before = drafter.chances(4, 3)
-    assert before == pytest.approx([4 / 6, (4 / 6) ** 2, (4 / 6) ** 3]), "the guess n / (n + 2) before anything was seen"
+    assert before == pytest.approx([4 / 6, (4 / 6) ** 2, (4 / 6) ** 3]), (
+        "the guess n / (n + 2) before anything was seen"
+    )
     run(target, drafter, [1, 2], shape=TreeShape(8, 3, 4), max_tokens=150)
     assert all(chance > 0.85 for chance in drafter.chances(4, 3))
     drafter._counts.clear()
     list(prefill(target, drafter, [1, 5, 2]))
     drafter._said = (2, [5, 6, 7])
-    drafter.extend(np.array([5, 2, 7], np.int32), np.array([feature([1, 5, 2, *more]) for more in ([], [5], [5, 2])], np.float32))
+    drafter.extend(
+        np.array([5, 2, 7], np.int32), np.array([feature([1, 5, 2, *more]) for more in ([], [5], [5, 2])], np.float32)
+    )
     assert drafter._counts == {(2, True): (1.0, 1.0), (2, False): (1.0, 0.0)}, "what follows a wrong token says nothing"
 
 

@@ -58,7 +58,16 @@ class Whim(TreeWindow):
 
 
 @settings(max_examples=120, deadline=None)
-@given(targets, prompts, samplers, st.sampled_from(GROWERS), shapes, st.integers(1, 30), st.integers(0, 2**40), st.booleans())
+@given(
+    targets,
+    prompts,
+    samplers,
+    st.sampled_from(GROWERS),
+    shapes,
+    st.integers(1, 30),
+    st.integers(0, 2**40),
+    st.booleans(),
+)
 def test_no_choice_of_nodes_shows_in_the_text(
     target: Any, prompt: list[int], sampler: Sampler, temper: Any, shape: TreeShape, n: int, seed: int, whim: bool
 ) -> None:
@@ -99,11 +108,15 @@ def test_a_session_chooses_nodes_where_it_is_adaptive_and_keeps_what_it_learned(
 
 
 # A cycle made of numbers: a tree's confidences and how likely its nodes really stand are given, time is simulated.
-Bush = Callable[[random.Random], tuple[Tree, list[float]]]  # a grown tree, and the chance of each node given that its parent stands
+# a grown tree, and the chance of each node given that its parent stands
+Bush = Callable[[random.Random], tuple[Tree, list[float]]]
 
 
 def bush(confidence: list[float], true: list[float], depth: int) -> Bush:
-    """A chain of `depth` first children, each with siblings: `confidence` and `true` chances of the children, likeliest first."""
+    """A chain of `depth` first children, each with siblings:
+
+    `confidence` and `true` chances of the children, likeliest first.
+    """
 
     def grown(dice: random.Random) -> tuple[Tree, list[float]]:
         tokens, parents, said, really, above = [], [], [], [], -1
@@ -120,7 +133,16 @@ def bush(confidence: list[float], true: list[float], depth: int) -> Bush:
     return grown
 
 
-def simulate(window: Any, rows: Callable[[int], float], grown: Bush, tokens: int, *, level: float, switch: float = 0.0, seed: int = 1) -> tuple[float, list[int]]:
+def simulate(
+    window: Any,
+    rows: Callable[[int], float],
+    grown: Bush,
+    tokens: int,
+    *,
+    level: float,
+    switch: float = 0.0,
+    seed: int = 1,
+) -> tuple[float, list[int]]:
     """Plain tokens that deciding `tokens` tokens took, and the nodes of every step."""
     dice = random.Random(seed)
     window.begin()
@@ -134,7 +156,10 @@ def simulate(window: Any, rows: Callable[[int], float], grown: Bush, tokens: int
         if room:
             whole, really, levels = level_by_level(window, tree, really)
             tree = window.keep(whole)
-            at = [next(i for i in range(len(whole.tokens)) if whole.path(i) and same(whole, i, tree, j)) for j in range(len(tree.tokens))]
+            at = [
+                next(i for i in range(len(whole.tokens)) if whole.path(i) and same(whole, i, tree, j))
+                for j in range(len(tree.tokens))
+            ]
             really = [really[i] for i in at]
         path: list[int] = []
         node = -1
@@ -152,7 +177,10 @@ def simulate(window: Any, rows: Callable[[int], float], grown: Bush, tokens: int
         target = rows(n + 1) + (switch if before not in (0, n + 1) else 0.0)
         drafter = 0.05 + level * max(levels - 1, 0) if room else 0.0
         seconds += target + drafter + 0.02
-        window.learn(Step(decided, [0] * len(path), len(path), [0] * (len(path) + 1), Seconds(target, drafter, 0.02), nodes=n), path)
+        window.learn(
+            Step(decided, [0] * len(path), len(path), [0] * (len(path) + 1), Seconds(target, drafter, 0.02), nodes=n),
+            path,
+        )
         decided, before = decided + len(path) + 1, n + 1
         sizes.append(n)
     return seconds / (rows(1) + 0.02) * tokens / decided, sizes
@@ -220,7 +248,9 @@ def test_where_a_change_of_size_is_dear_sizes_stay() -> None:
     wide = bush([0.7, 0.15, 0.05], [0.7, 0.15, 0.05], 4)
     changes = []
     for switch in (0.0, 1.0):
-        _, sizes = simulate(known(rows, draft=0.05, feed=0.05, switch=switch), rows, wide, 4000, level=0.05, switch=switch)
+        _, sizes = simulate(
+            known(rows, draft=0.05, feed=0.05, switch=switch), rows, wide, 4000, level=0.05, switch=switch
+        )
         changes.append(np.mean(np.diff(sizes) != 0))
     assert changes[1] <= changes[0] + 0.01 and changes[1] < 0.1
 
@@ -241,7 +271,9 @@ def test_no_level_is_grown_after_one_of_which_nothing_would_be_verified() -> Non
 
 @pytest.mark.parametrize("level", [0.02, 0.1])
 def test_levels_are_grown_for_what_is_verified(level: float) -> None:
-    """Where several rows are dear and the drafter is sure of itself, trees stay low, though the drafter's claims would pay for deep ones."""
+    """Where several rows are dear and the drafter is sure of itself, trees stay low, though the drafter's claims would
+    pay for deep ones.
+    """
     rows = lambda r: 1 + 0.4 * (r - 1)  # noqa: E731
     spent = {}
     for asked in (True, False):

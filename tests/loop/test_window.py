@@ -56,7 +56,11 @@ def test_whatever_window_is_chosen_the_text_of_a_seed_is_the_plain_one(whim, tem
     target = ToyTarget(n_ctx=n_ctx, end=end, sharpness=2.0)
     session = Session(target, temper(target), draft_max=6)
     options = {"tokens": [1, 2, 3], "sampler": Sampler(temperature=temperature), "seed": seed, "max_tokens": 50}
-    runs = [session.generate(window=Whim(whim), **options), session.generate(adaptive=True, **options), session.generate(speculate=False, **options)]
+    runs = [
+        session.generate(window=Whim(whim), **options),
+        session.generate(adaptive=True, **options),
+        session.generate(speculate=False, **options),
+    ]
     texts = []
     for run in runs:
         session.current = run
@@ -94,7 +98,9 @@ class Moody(Halves):
 def test_a_window_that_looks_at_confidence_and_at_the_past_keeps_the_law_of_sampled_drafts(monkeypatch, salt):
     target = Quarters(n_vocab=2, end=(), salt=salt)
     n, sampler = 3, Sampler(temperature=1.0)
-    law = law_of_texts(monkeypatch, lambda: sampled(target, Moody(target), sampler=sampler, n=n, k=2, window=Shrinking()), FineTape)
+    law = law_of_texts(
+        monkeypatch, lambda: sampled(target, Moody(target), sampler=sampler, n=n, k=2, window=Shrinking()), FineTape
+    )
     assert len(law) == 2**n and sum(law.values()) == 1
     for text, probability in law.items():
         expected = Fraction(1)
@@ -125,8 +131,8 @@ drafters = st.one_of(
     st.lists(st.floats(0.2, 0.95), min_size=2, max_size=5).map(lambda a: flat(*sorted(a, reverse=True))),
 )  # fmt: skip
 TOKENS = 8000
-# Of the best fixed length, on any curve hypothesis makes up; everyday ones are below. What is lost is experiments (1 %), the watch (1.5 %)
-# and the beginning; without `tune` there is more to learn.
+# Of the best fixed length, on any curve hypothesis makes up; everyday ones are below. What is lost is experiments (1
+# %), the watch (1.5 %) and the beginning; without `tune` there is more to learn.
 TUNED, UNTUNED, PLAIN = 0.95, 0.90, 0.97
 
 
@@ -134,7 +140,9 @@ TUNED, UNTUNED, PLAIN = 0.95, 0.90, 0.97
 @given(machines, drafters, st.integers(0, 9))
 def test_the_window_is_near_the_best_fixed_length_and_never_below_plain_decoding(machine, drafter, seed):
     best, plain = best_fixed(machine, drafter, TOKENS, seed)
-    known = Costs({r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed)
+    known = Costs(
+        {r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed
+    )
     for costs, share in ((known, TUNED), (None, UNTUNED)):
         got = tokens_per_second(Window(MOST, costs), machine, drafter, TOKENS, seed)
         assert got >= PLAIN * plain and got >= share * best
@@ -169,8 +177,12 @@ def test_many_texts_cost_no_more_than_twice_the_watch(length):
     assert 0 < (took - plain) / machine.rows[1] <= RESERVE + 2 * WATCH * decided + 9
 
 
-@pytest.mark.parametrize(("usual", "reserve", "tries"), [(0.3, STAKE, True), (-0.3, RESERVE, False), (0.3, STAKE - 0.01, False)])
-def test_a_new_text_gets_a_try_where_speculation_usually_pays_and_can_be_afforded(usual: float, reserve: float, tries: bool):
+@pytest.mark.parametrize(
+    ("usual", "reserve", "tries"), [(0.3, STAKE, True), (-0.3, RESERVE, False), (0.3, STAKE - 0.01, False)]
+)
+def test_a_new_text_gets_a_try_where_speculation_usually_pays_and_can_be_afforded(
+    usual: float, reserve: float, tries: bool
+):
     window = Window(MOST, Costs({r: float(r) for r in range(1, MOST + 2)}))
     for _ in range(FIRST):  # this text began like the others
         window.speculated(usual + 1, 1.0)
@@ -257,7 +269,13 @@ def test_a_window_that_stakes_one_token_does_not_reckon_with_going_back_to_three
             window.belief.see(0.9, depth, True)
     window.begin()
     window._refresh()
-    assert window._home >= 3 and window.careful and window.plan(MOST) == 1 and not window.stop(0, 0.9) and window.keep(1) == 1
+    assert (
+        window._home >= 3
+        and window.careful
+        and window.plan(MOST) == 1
+        and not window.stop(0, 0.9)
+        and window.keep(1) == 1
+    )
     window._gain = 9.0
     assert window.plan(MOST) >= 3
 
@@ -268,7 +286,9 @@ def test_a_change_of_batch_size_that_is_dear_makes_windows_rare_changes():
         window, sizes = Window(MOST), []
         learn = window.learn
         window.learn = lambda step, learn=learn, sizes=sizes: (sizes.append(len(step.draft)), learn(step))
-        tokens_per_second(window, Machine([0, 1, 1.1, 1.3, 1.4, 1.9, 2, 2.1, 2.2, 2.6], switch=switch), sure(0.6), 4000, 3)
+        tokens_per_second(
+            window, Machine([0, 1, 1.1, 1.3, 1.4, 1.9, 2, 2.1, 2.2, 2.6], switch=switch), sure(0.6), 4000, 3
+        )
         late = sizes[len(sizes) // 2 :]
         changes.append(sum(a != b for a, b in pairwise(late)) / len(late))
     assert changes[1] < changes[0] / 2
@@ -290,7 +310,9 @@ def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
     costs, before = Costs(), 0
     for i in range(400):
         k = (0, 0, 3, 3, 3, 1)[i % 6]
-        costs.learn(k, before, (1.0, 1.2, 0.0, 1.5)[k] + (0.4 if before != k + 1 else 0.0), 0.05 + 0.1 * max(k - 1, 0), 0.02)
+        costs.learn(
+            k, before, (1.0, 1.2, 0.0, 1.5)[k] + (0.4 if before != k + 1 else 0.0), 0.05 + 0.1 * max(k - 1, 0), 0.02
+        )
         before = k + 1
     assert costs.target(1) == pytest.approx(1.0, rel=0.05) and costs.target(4) == pytest.approx(1.5, rel=0.05)
     assert costs.switch == pytest.approx(0.4, abs=0.1)
@@ -299,7 +321,9 @@ def test_costs_tell_the_price_of_a_change_of_size_from_the_price_of_the_rows():
     assert costs.target(6) > costs.target(4) and costs.step(4) > costs.step(3)
 
 
-LONG = Machine([0, 1, 1.35, 1.58, 1.94, 2.26, 2.6, 2.9, 3.2, 3.5], attention=0.00075, switch=0.4, draft=0.02, feed=0.06, other=0.03)
+LONG = Machine(
+    [0, 1, 1.35, 1.58, 1.94, 2.26, 2.6, 2.9, 3.2, 3.5], attention=0.00075, switch=0.4, draft=0.02, feed=0.06, other=0.03
+)
 
 
 @pytest.mark.parametrize("disturbed", [0, 1, 2])
@@ -328,7 +352,10 @@ def test_costs_tell_a_longer_context_from_a_slower_machine():
 
 
 def test_a_cache_that_is_read_once_for_all_rows_is_not_taken_for_a_slower_machine():
-    """Short prompts verify three rows, long ones decode plainly: three rows after a long prompt must not be thought of as dearer than they are."""
+    """Short prompts verify three rows, long ones decode plainly:
+
+    three rows after a long prompt must not be thought of as dearer than they are.
+    """
 
     def seconds(rows, context):
         return LONG.rows[rows] + (0.0005 + 0.0002 * rows) * (context - 128)
@@ -339,7 +366,9 @@ def test_a_cache_that_is_read_once_for_all_rows_is_not_taken_for_a_slower_machin
         k = (0, 1, 2, 2, 1, 1)[i // 4 % 6]
         costs.learn(k, before, seconds(k + 1, costs.context), 0.08, 0.03)
         before = k + 1
-    assert 0.0003 < costs.cache * costs.drift < 0.0006 and costs.attention * costs.drift < 0.0003, "most of it is found where it is"
+    assert 0.0003 < costs.cache * costs.drift < 0.0006 and costs.attention * costs.drift < 0.0003, (
+        "most of it is found where it is"
+    )
     for context, k in ((60, 2), (900, 0)):
         costs.context = context
         for _ in range(300):
@@ -356,13 +385,27 @@ def test_an_experiment_with_a_long_draft_does_not_turn_a_text_off():
     assert window._gain == gain and not window.off and window.reserve < reserve
 
 
-def test_plain_steps_that_were_taken_for_too_dear_are_looked_at_and_speculation_is_left(monkeypatch: pytest.MonkeyPatch):
-    """A window that always drafts never runs one row alone: it would believe for good what was measured when the machine was disturbed."""
+def test_plain_steps_that_were_taken_for_too_dear_are_looked_at_and_speculation_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A window that always drafts never runs one row alone:
+
+    it would believe for good what was measured when the machine was disturbed.
+    """
     machine, drafter = Machine([0, 1, 1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.3, 3.7], switch=0.4, draft=0.04), flat(0.2, 0.1)
 
     def share() -> float:
         rows = {r: machine.rows[r] for r in range(1, MOST + 2)} | {1: 1.4}
-        return tokens_per_second(Window(MOST, Costs(rows, switch=machine.switch, draft=machine.draft, feed=machine.feed)), machine, drafter, TOKENS, 0) * 1.02
+        return (
+            tokens_per_second(
+                Window(MOST, Costs(rows, switch=machine.switch, draft=machine.draft, feed=machine.feed)),
+                machine,
+                drafter,
+                TOKENS,
+                0,
+            )
+            * 1.02
+        )
 
     looked = share()
     monkeypatch.setattr(windows, "LOOK", TOKENS)
@@ -385,7 +428,15 @@ def test_looks_at_plain_steps_become_rare_where_they_show_nothing_new():
 
 def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
     machine = Machine([0, 1, 1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.3, 3.7], switch=0.4, draft=0.04)
-    window = Window(MOST, Costs({r: machine.rows[r] for r in range(1, MOST + 2)}, switch=machine.switch, draft=machine.draft, feed=machine.feed))
+    window = Window(
+        MOST,
+        Costs(
+            {r: machine.rows[r] for r in range(1, MOST + 2)},
+            switch=machine.switch,
+            draft=machine.draft,
+            feed=machine.feed,
+        ),
+    )
     lengths = lengths_of(window, machine, flat(0.7, 0.3), 3 * TOKENS)  # length 1 gains 1.1x, length 8 loses half
     assert lengths[8] == lengths[7] == 0 and lengths[1] > TOKENS
 
@@ -393,7 +444,10 @@ def test_a_known_length_that_is_far_from_the_best_is_not_tried_again():
 def test_a_length_that_is_far_from_the_best_as_soon_as_it_is_seen_is_tried_once():
     machine = Machine([0, 1, 1.0, 1.1, 1.2, 1.9, 2.1, 2.3, 2.5, 2.7], switch=0.04, draft=0.01)  # four rows go together
     lengths = lengths_of(Window(MOST), machine, flat(0.7, 0.5), TOKENS)
-    assert all(1 <= lengths[k] < windows.KNOWN for k in (4, 5, 6, 7, 8)) and lengths[3] + lengths[2] + lengths[1] > TOKENS // 4
+    assert (
+        all(1 <= lengths[k] < windows.KNOWN for k in (4, 5, 6, 7, 8))
+        and lengths[3] + lengths[2] + lengths[1] > TOKENS // 4
+    )
 
 
 def test_a_look_is_a_burst_of_plain_steps_and_is_paid_for_by_the_text():
@@ -458,7 +512,10 @@ def test_a_context_that_costs_nothing_is_not_believed_to():
 
 
 def test_of_long_and_short_contexts_in_turn_each_gets_what_pays_there():
-    """After 60 positions drafts of 2 pay a tenth, after 700 no length does: what is learned of one must not be believed of the other."""
+    """After 60 positions drafts of 2 pay a tenth, after 700 no length does:
+
+    what is learned of one must not be believed of the other.
+    """
     known = Costs({r: LONG.rows[r] for r in range(1, MOST + 2)}, switch=LONG.switch, draft=LONG.draft, feed=LONG.feed)
     window, drafter, took = Window(MOST, known), sure(0.55, 2.5), Counter()
     for turn in range(240):
@@ -528,7 +585,9 @@ def test_a_record_of_tune_is_where_costs_begin():
     record = {"target": {"1": 1.0, "2": 1.2}, "switch": 0.3, "feed": 0.1, "draft": 0.05}
     measured, tuned = Costs.of(record), Costs.of(record | {"own": 0.04, "own_plain": 0.02})
     assert tuned.step(1) == pytest.approx(1.2 + 0.1 + 0.04) and tuned.plain() == pytest.approx(1.02)
-    assert measured.step(1) == pytest.approx(1.2 + 0.1) and measured.plain() == 1.0, "learned as it runs, where nothing was run before"
+    assert measured.step(1) == pytest.approx(1.2 + 0.1) and measured.plain() == 1.0, (
+        "learned as it runs, where nothing was run before"
+    )
     tuned.learn(1, 2, 1.2, 0.1, 0.08)
     assert 0.04 < tuned.other[True] < 0.08 and tuned.other[False] == 0.02
     assert Costs.of(None).rows == {}

@@ -1,4 +1,7 @@
-"""What a window has learned outlasts the process: it goes on as it would have, and what cannot be read is learned again."""
+"""What a window has learned outlasts the process:
+
+it goes on as it would have, and what cannot be read is learned again.
+"""
 
 import json
 import math
@@ -46,14 +49,18 @@ def test_what_was_kept_is_what_is_found(memory: Memory, window: Window | TreeWin
     found = memory.find(type(window), window.most)
     assert type(found) is type(window) and found is not window
     assert json.dumps(found.state()) == json.dumps(window.state()), "to the bit"
-    assert set(found.costs.seen) == set(window.costs.seen) and not any(found.costs.seen.values()), "but what steps cost is a guess"
+    assert set(found.costs.seen) == set(window.costs.seen) and not any(found.costs.seen.values()), (
+        "but what steps cost is a guess"
+    )
     assert found.texts == window.texts > 0
 
 
 def test_a_window_that_goes_on_pays_for_finding_out_once() -> None:
     state, first_texts = json.dumps(learned().state()), range(20, 30)
     new = [tokens_per_second(Window(MOST), MACHINE, sure(0.7), 60, seed) for seed in first_texts]
-    kept = [tokens_per_second(Window.resumed(MOST, json.loads(state)), MACHINE, sure(0.7), 60, seed) for seed in first_texts]
+    kept = [
+        tokens_per_second(Window.resumed(MOST, json.loads(state)), MACHINE, sure(0.7), 60, seed) for seed in first_texts
+    ]
     assert mean(kept) > 1.07 * mean(new)
 
 
@@ -134,7 +141,9 @@ def test_a_file_of_something_else_is_no_window(memory: Memory, text: str) -> Non
     assert memory.find(Window, MOST) is None
 
 
-def test_where_nothing_can_be_written_nothing_is_kept(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_written_nothing_is_kept(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "file"))
     elsewhere = Memory(tmp_path / "target.gguf", tmp_path / "drafter.gguf", {})

@@ -1,4 +1,7 @@
-"""A decode cycle made of numbers: what steps cost and how likely draft tokens stand is given, time is simulated, nothing is measured."""
+"""A decode cycle made of numbers:
+
+what steps cost and how likely draft tokens stand is given, time is simulated, nothing is measured.
+"""
 
 import math
 import random
@@ -10,8 +13,8 @@ MOST = 8
 
 
 class Machine:
-    """`rows[r]` seconds of a target run over r rows after AFTER positions, what each position more costs a row, the drafter's and refspec's
-    shares, the price of changing the batch size."""
+    """`rows[r]` seconds of a target run over r rows after AFTER positions, what each position more costs a row, the
+    drafter's and refspec's shares, the price of changing the batch size."""
 
     def __init__(self, rows, *, attention=0.0, switch=0.0, draft=0.1, feed=0.05, other=0.02, noise=0.05):
         self.rows, self.switch, self.draft, self.feed, self.other, self.noise = rows, switch, draft, feed, other, noise
@@ -91,7 +94,9 @@ def tokens_per_second(policy, machine, drafter, tokens, seed, held=AFTER):
         while accepted < drafted and dice.random() < shares[accepted]:
             accepted += 1
         rows = drafted + 1
-        target = (machine.target(rows, held + decided) + machine.switch * (before != rows)) * math.exp(machine.noise * dice.gauss(0, 1))
+        target = (machine.target(rows, held + decided) + machine.switch * (before != rows)) * math.exp(
+            machine.noise * dice.gauss(0, 1)
+        )
         in_drafter = 0.0 if idle else machine.feed + machine.draft * max(asked - 1, 0)
         spent = Seconds(target, in_drafter, machine.other)
         policy.learn(Step(decided, range(drafted), accepted, range(accepted + 1), spent))

@@ -1,4 +1,7 @@
-"""rs_capture for tests: the struct filled from Python, its errors turned into exceptions. The engine has its own, on llama.cpp."""
+"""rs_capture for tests: the struct filled from Python, its errors turned into exceptions.
+
+The engine has its own, on llama.cpp.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class CaptureFunctions(NamedTuple):
 
 
 class EvalCapture:
-    """Copies tensors of a graph by name while it runs; `callback` and `user_data` are what the engine gives to the context."""
+    """Copies tensors of a graph by name while it runs;
+
+    `callback` and `user_data` are what the engine gives to the context.
+    """
 
     ERRORS = (
         "",
@@ -67,7 +73,10 @@ class EvalCapture:
         lib.rs_capture_reset(self._struct)
 
     def states(self, rows: int) -> list[np.ndarray]:
-        """The captured states of a decode of `rows` rows: n_states views [T, W], valid until reset. Raises CaptureError."""
+        """The captured states of a decode of `rows` rows: n_states views [T, W], valid until reset.
+
+        Raises CaptureError.
+        """
         if error := self._struct.error:
             what = self.ERRORS[error].format(capacity=self.capacity, width=self.width)
             raise CaptureError(f"{self.names[self._struct.error_state]!r} {what}")

@@ -1,10 +1,11 @@
-"""Runs the tests of the C code on a copy of it built with address and undefined-behaviour sanitizers; not a test itself.
+"""Runs the tests of the C code on a copy of it built with address and undefined-behaviour sanitizers; not a test
+itself.
 
     python tests/native/sanitize.py            # exit status 0: every test passed and no sanitizer said anything
 
 Any report fails the run, also one from a child process. Before the tests, two planted errors must be caught: a silent
-sanitizer would otherwise look like clean code. Where the compiler has no sanitizer runtime that Python can preload (it is
-looked for on Linux only), the run says so and exits with 0.
+sanitizer would otherwise look like clean code. Where the compiler has no sanitizer runtime that Python can preload (it
+is looked for on Linux only), the run says so and exits with 0.
 """
 
 from __future__ import annotations

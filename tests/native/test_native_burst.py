@@ -32,14 +32,21 @@ class Pair:
         return np.array(native.ffi.unpack(self.judge.target.features, rows * N * HT), np.float32).reshape(rows, N * HT)
 
 
-def burst(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window: Any = None, lend: bool = True, **limits: float) -> list[Any]:
+def burst(
+    pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window: Any = None, lend: bool = True, **limits: float
+) -> list[Any]:
     """[(drafted, accepted, tokens)] of the steps that C ran."""
     ffi, b = native.ffi, native.ffi.new("rs_burst *")
-    arrays = [ffi.new(f"{kind}[]", size) for kind, size in (("rs_step", steps), ("int32_t", steps * draft + 1), ("int32_t", steps * (draft + 1)))]
+    arrays = [
+        ffi.new(f"{kind}[]", size)
+        for kind, size in (("rs_step", steps), ("int32_t", steps * draft + 1), ("int32_t", steps * (draft + 1)))
+    ]
     arrays.append(ffi.new("float[]", draft + 1))
     b.judge, b.chain, b.window = pair.judge, pair.chain.c if lend else ffi.NULL, window or ffi.NULL
     b.steps, b.draft, b.n_ctx, b.seconds = steps, draft, n_ctx, 60.0
-    account = {"plain": 1.0, "reserve": 1e9, "allowance": 1e9, "careful": -1e9} | {name: limits.pop(name) for name in ("plain", "reserve", "allowance", "careful") if name in limits}
+    account = {"plain": 1.0, "reserve": 1e9, "allowance": 1e9, "careful": -1e9} | {
+        name: limits.pop(name) for name in ("plain", "reserve", "allowance", "careful") if name in limits
+    }
     for name, value in account.items():
         setattr(b.account, name, value)
     b.ran, b.drafted, b.tokens, b.confidence = arrays
@@ -50,7 +57,10 @@ def burst(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window: Any
     for i in range(done):
         s = b.ran[i]
         assert 0 <= s.target <= s.total and 0 <= s.drafter <= s.total
-        drafted, tokens = list(arrays[1])[i * draft :][: s.drafted], list(arrays[2])[i * (draft + 1) :][: s.accepted + 1]
+        drafted, tokens = (
+            list(arrays[1])[i * draft :][: s.drafted],
+            list(arrays[2])[i * (draft + 1) :][: s.accepted + 1],
+        )
         out.append((drafted, s.accepted, tokens))
     return out
 
@@ -64,7 +74,8 @@ def one_by_one(pair: Pair, steps: int, draft: int, room: int, n_ctx: int, window
         pair.chain.restart()
         assert pair.chain.draft(tokens, confidence, first) == native.lib.RS_OK
         drafted = tokens.tolist()
-        asked = next((i + 1 for i, token in enumerate(drafted) if pair.ends[token]), k)  # nothing is drafted behind the end of a text
+        # nothing is drafted behind the end of a text
+        asked = next((i + 1 for i, token in enumerate(drafted) if pair.ends[token]), k)
         stops: list[bool] = []
         drafted = drafted[:asked]
         if window is not None and k:
@@ -137,14 +148,17 @@ def test_a_drafter_that_is_damaged_ends_a_burst_before_its_step() -> None:
 def test_states_that_are_not_finite_take_the_step_back() -> None:
     pair = Pair(1)
     pair.fake.inputs[:] = np.nan
-    assert burst(pair, STEPS, 2, 50, 20) == [] and len(pair.fake.sent) == 1 and pair.judge.stage == native.lib.RS_KEEPING
+    assert (
+        burst(pair, STEPS, 2, 50, 20) == [] and len(pair.fake.sent) == 1 and pair.judge.stage == native.lib.RS_KEEPING
+    )
 
 
 def test_no_step_is_begun_when_the_time_or_the_allowance_is_used_up() -> None:
     window = experienced(0, 2)._c
     assert len(burst(Pair(2), STEPS, 2, 50, 20, seconds=1e-9)) <= 1
     assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=-1e9)) == 1
-    assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, reserve=0.0, plain=1e-12)) == 1  # steps that cost all there is
+    # steps that cost all there is
+    assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c, reserve=0.0, plain=1e-12)) == 1
     assert len(burst(Pair(2), STEPS, 2, 50, 20, window.c)) == STEPS <= ROOM
 
 
@@ -155,5 +169,6 @@ def test_a_step_drafts_one_token_while_little_may_be_lost() -> None:
     assert max(len(drafted) for drafted, *_ in free) == 2 and max(len(drafted) for drafted, *_ in held) == 1
     (poor,) = burst(Pair(2), 1, 2, 50, 20, window.c, reserve=0.0, careful=0.5)
     assert len(poor[0]) <= 1
-    earned = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=0.0, careful=0.5, plain=1e9)  # steps that cost nothing
+    # steps that cost nothing
+    earned = burst(Pair(2), STEPS, 2, 50, 20, window.c, allowance=0.0, careful=0.5, plain=1e9)
     assert len(earned[0][0]) <= 1 and max(len(drafted) for drafted, *_ in earned[1:]) == 2

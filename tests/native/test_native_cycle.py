@@ -1,4 +1,7 @@
-"""The calls of a decode cycle in C, run on a made-up llama.cpp: its functions are Python ones that keep what they were sent."""
+"""The calls of a decode cycle in C, run on a made-up llama.cpp:
+
+its functions are Python ones that keep what they were sent.
+"""
 
 import ctypes
 from typing import Any
@@ -73,7 +76,9 @@ class FakeLlama:
 class Chain:
     """An rs_chain on a fake, with everything it points to."""
 
-    def __init__(self, fake: FakeLlama, fc_norm: np.ndarray | None = None, output_norm: np.ndarray | None = None) -> None:
+    def __init__(
+        self, fake: FakeLlama, fc_norm: np.ndarray | None = None, output_norm: np.ndarray | None = None
+    ) -> None:
         ffi = native.ffi
         self.fake, self.c = fake, ffi.new("rs_chain *")
         for field, address in zip(("encode", "decode", "logits_ith", "states"), fake.addresses()[:4], strict=True):
@@ -149,7 +154,11 @@ def test_bad_rows_are_refused_before_anything_runs() -> None:
     poisoned[1, 2] = np.nan
     assert chain.extend([1, V], FEATURES[:2], 0) == chain.extend([-1], FEATURES[:1], 0) == lib.RS_BAD_TOKEN
     assert chain.extend([1, 2, 3], poisoned, 0) == lib.RS_NOT_FINITE
-    assert chain.extend([1] * (ROOM + 1), np.zeros((ROOM + 1, N * HT)), 0) == chain.extend([], FEATURES[:0], 0) == lib.RS_BAD_CONFIG
+    assert (
+        chain.extend([1] * (ROOM + 1), np.zeros((ROOM + 1, N * HT)), 0)
+        == chain.extend([], FEATURES[:0], 0)
+        == lib.RS_BAD_CONFIG
+    )
     assert fake.sent == []
 
 
@@ -175,7 +184,11 @@ def target_on(fake: FakeLlama) -> tuple[Any, ...]:
     addresses = fake.addresses()
     for field, address in (("decode", addresses[1]), ("logits_ith", addresses[2]), ("layer_input", addresses[4])):
         setattr(c, field, ffi.cast(ffi.typeof(getattr(c, field)), address))
-    tokens, positions, layers = ffi.new("int32_t[]", [3, 5, 8, 0, 0, 0]), ffi.new("int32_t[]", ROOM), ffi.new("uint32_t[]", [1, 0])
+    tokens, positions, layers = (
+        ffi.new("int32_t[]", [3, 5, 8, 0, 0, 0]),
+        ffi.new("int32_t[]", ROOM),
+        ffi.new("uint32_t[]", [1, 0]),
+    )
     features = ffi.new("float[]", ROOM * 2 * HT)
     c.batch.token, c.batch.pos, c.layers, c.features = tokens, positions, layers, features
     c.n_states, c.width, c.vocab, c.capacity = 2, HT, V, ROOM
@@ -200,7 +213,11 @@ def test_a_target_run_refuses_a_newest_row_that_decides_nothing(poison: float) -
 
 def test_a_target_run_checks_its_size_and_keeps_the_code_of_a_failure() -> None:
     kept = target_on(fake := FakeLlama(fail_at=0))
-    assert native.lib.rs_target_run(kept[0], 0, 0) == native.lib.rs_target_run(kept[0], ROOM + 1, 0) == native.lib.RS_BAD_CONFIG
+    assert (
+        native.lib.rs_target_run(kept[0], 0, 0)
+        == native.lib.rs_target_run(kept[0], ROOM + 1, 0)
+        == native.lib.RS_BAD_CONFIG
+    )
     assert native.lib.rs_target_run(kept[0], 1, 0) == native.lib.RS_ENGINE and kept[0].code == 7 and len(fake.sent) == 1
 
 
@@ -217,7 +234,10 @@ def judge_on(fake: FakeLlama, removes: bool = True, pair_rows: bool = False) -> 
     c, sampler = ffi.new("rs_judge *"), native.c_sampler(Sampler())
     c.target, c.remove = target, ffi.cast(ffi.typeof(c.remove), ctypes.cast(kind, P).value)
     c.sampler, c.pair_rows = sampler[0], pair_rows
-    space = [ffi.new(f"{name}[]", size) for name, size in (("float *", ROOM), ("double", ROOM), ("double", V), ("int32_t", V), ("int32_t", ROOM))]
+    space = [
+        ffi.new(f"{name}[]", size)
+        for name, size in (("float *", ROOM), ("double", ROOM), ("double", V), ("int32_t", V), ("int32_t", ROOM))
+    ]
     c.rows, c.coins, c.p, c.order, c.tokens = space
     return c, removed, (target, kept, kind, sampler, space)
 

@@ -1,4 +1,7 @@
-"""rs_eagle3_step beyond agreement: bounds, switches it refuses, and rows that may be run again. Agreement: tests/agreement."""
+"""rs_eagle3_step beyond agreement: bounds, switches it refuses, and rows that may be run again. Agreement:
+
+tests/agreement.
+"""
 
 import ctypes
 
@@ -81,7 +84,10 @@ def test_the_c_check_refuses_switches_and_sizes_it_does_not_know(field: str, val
 
 
 def chain(capacity: int, packed: bool = False) -> Eagle3Chain:
-    """CONFIG's drafter as a chain; `packed` sends every product through functions of the caller's, which do what C would."""
+    """CONFIG's drafter as a chain;
+
+    `packed` sends every product through functions of the caller's, which do what C would.
+    """
     if not packed:
         return Eagle3Chain(CONFIG, WEIGHTS, capacity)
     address = lambda function: int(native.ffi.cast("uintptr_t", function))  # noqa: E731
@@ -102,7 +108,8 @@ def DOT(n, out, _, row, __, packed, ___, ____) -> None:  # type: ignore[no-untyp
 
 @native.ffi.callback("void(float *, void *, int64_t)")
 def PACK(x, packed, n) -> None:  # type: ignore[no-untyped-def]
-    native.ffi.memmove(packed, np.ascontiguousarray(values(x, n)[::-1]), 4 * n)  # another order, so that an unpacked input would show
+    # another order, so that an unpacked input would show
+    native.ffi.memmove(packed, np.ascontiguousarray(values(x, n)[::-1]), 4 * n)
 
 
 @native.ffi.callback("void(void *, float *, int64_t)")
@@ -176,7 +183,9 @@ def test_a_team_shares_a_large_matrix_and_changes_no_bit(gives: int, packed: boo
                 0, float(np.dot(*(np.frombuffer(native.ffi.buffer(p, 4 * n), np.float32) for p in (row, x))))
             ),
         )
-        matrices = {"output": PackedMatrix(weights["output"].view(np.uint8), int(native.ffi.cast("uintptr_t", dot)), 0, 0)}
+        matrices = {
+            "output": PackedMatrix(weights["output"].view(np.uint8), int(native.ffi.cast("uintptr_t", dot)), 0, 0)
+        }
     fake = FakeTeam(gives)
     alone, shared = (Eagle3Rows(config, weights, 2, matrices, team) for team in (None, fake.team(3)))
     feature = np.random.default_rng(5).standard_normal(config.n_states * config.target_hidden_size).astype(np.float32)

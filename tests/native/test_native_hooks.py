@@ -1,4 +1,7 @@
-"""Feature gathering, and the evaluation callback run on a made-up ggml: tensors are small integers, their data NumPy arrays."""
+"""Feature gathering, and the evaluation callback run on a made-up ggml:
+
+tensors are small integers, their data NumPy arrays.
+"""
 
 import ctypes
 

@@ -34,7 +34,9 @@ def product(of: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.n
 @pytest.mark.parametrize("kind", packed_matmul.KINDS)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 19), st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_every_instruction_set_gives_the_bits_of_the_reference(kind: int, rows: int, n: int, blocks: int, seed: int) -> None:
+def test_every_instruction_set_gives_the_bits_of_the_reference(
+    kind: int, rows: int, n: int, blocks: int, seed: int
+) -> None:
     blocks *= 173 if kind == packed_matmul.F16 else 1  # up to two stretches of 512
     weights, inputs = weights_of(kind, rows, blocks, seed=seed), inputs_of(kind, n, blocks, seed=seed + 1)
     expected = packed_matmul.product(kind, weights, inputs)
@@ -59,7 +61,9 @@ def test_codes_at_their_limits_overflow_nowhere(kind: int, extreme: int) -> None
             at, size = (2, 32) if packed_matmul.KINDS[kind][2] == 8 else (4, 256)
             blocks = inputs.reshape(9, 3, -1)
             blocks[..., at : at + size] = np.int8(sign).view(np.uint8)
-            blocks[..., at + size :] = np.full((9, 3, (blocks.shape[2] - at - size) // 2), 16 * sign, np.int16).view(np.uint8)
+            blocks[..., at + size :] = np.full((9, 3, (blocks.shape[2] - at - size) // 2), 16 * sign, np.int16).view(
+                np.uint8
+            )
         expected = packed_matmul.product(kind, weights, inputs)
         assert np.isfinite(expected).all()
         for of in HERE:
@@ -75,6 +79,9 @@ def test_many_rows() -> None:
 
 def test_what_is_not_here_is_refused() -> None:
     out, nothing = ffi.new("float[1]"), ffi.new("uint8_t[64]")
-    assert lib.rs_matmul_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG  # F32 is not laid out
-    assert lib.rs_matmul_product(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    # F32 is not laid out
+    assert lib.rs_matmul_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    assert (
+        lib.rs_matmul_product(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    )
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)

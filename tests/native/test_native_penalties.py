@@ -20,7 +20,12 @@ penalties = st.builds(
 histories = st.lists(st.integers(0, V - 1), max_size=60) | st.lists(st.integers(0, 1), max_size=60)
 
 
-@given(penalties, st.lists(histories, min_size=1, max_size=4), st.lists(some | st.just(-np.inf), min_size=V, max_size=V), st.none() | st.sets(st.integers(0, V - 1)))
+@given(
+    penalties,
+    st.lists(histories, min_size=1, max_size=4),
+    st.lists(some | st.just(-np.inf), min_size=V, max_size=V),
+    st.none() | st.sets(st.integers(0, V - 1)),
+)
 def test_c_gives_the_same_bits_call_after_call(p, texts, logits, breakers):
     row = np.array(logits, np.float32)
     breaks = None if breakers is None else np.array([1 if t in breakers else -1 for t in range(V)], np.int8)

@@ -20,7 +20,14 @@ def experienced(seed: int, most: int) -> Window:
     """A window that knows something of costs and of how often which confidence is right."""
     rng = np.random.default_rng(seed)
     rows = 1 + np.concatenate([[0], np.cumsum(rng.exponential(rng.choice([0.05, 0.3]), most))])
-    window = Window(most, Costs({r + 1: float(t) for r, t in enumerate(rows)}, switch=float(rng.exponential(0.2)), draft=float(rng.uniform(0, 0.2))))
+    window = Window(
+        most,
+        Costs(
+            {r + 1: float(t) for r, t in enumerate(rows)},
+            switch=float(rng.exponential(0.2)),
+            draft=float(rng.uniform(0, 0.2)),
+        ),
+    )
     for _ in range(int(rng.integers(0, 300))):
         confidence = float(rng.choice([rng.random(), rng.beta(3, 1), math.nan], p=[0.4, 0.5, 0.1]))
         window.belief.see(confidence, int(rng.integers(0, most)), bool(rng.random() < rng.choice([0.2, 0.7, 0.95])))
@@ -50,7 +57,12 @@ def test_c_ends_cuts_and_learns_of_a_draft_as_the_window_does(seed, most, data):
         accepted = data.draw(st.integers(0, kept))
         window.belief.learn(window._confidences, kept, accepted, window._refused)
         twin.learn(confidences[: len(stops)], any(stops), kept, accepted)
-        for name, held in (("bins", window.belief.bins), ("cells", window.belief.cells), ("depths", window.belief.depths), ("surplus", window._surplus)):
+        for name, held in (
+            ("bins", window.belief.bins),
+            ("cells", window.belief.cells),
+            ("depths", window.belief.depths),
+            ("surplus", window._surplus),
+        ):
             assert list(twin._arrays[name]) == held.tolist(), name
 
 
@@ -83,10 +95,14 @@ def test_c_reads_stakes_as_the_account_does(seed, most, stood, plain):
 def test_c_counts_a_step_as_the_window_does(before, drafted, accepted, allowance):
     window = experienced(5, 3)
     window._gain, window.reserve, window._room = allowance - window.allowed + window._gain, 20.0, 3
-    c = native.ffi.new("rs_account *", {"plain": window._plain, "reserve": 20.0, "allowance": window.allowed, "careful": CAREFUL})
+    c = native.ffi.new(
+        "rs_account *", {"plain": window._plain, "reserve": 20.0, "allowance": window.allowed, "careful": CAREFUL}
+    )
     assert native.lib.rs_account_careful(c) == window.careful == (allowance < CAREFUL)
     window._gain /= KEEP  # C lets nothing decay
     window._count(drafted, before, accepted + 1, window._takes(before, drafted), cold=False, forced=False)
     going = native.lib.rs_account_count(c, window._c.c, before, drafted, accepted + 1)
-    assert c.reserve == pytest.approx(window.reserve, abs=1e-12) and c.allowance == pytest.approx(window.allowed, abs=1e-12)
+    assert c.reserve == pytest.approx(window.reserve, abs=1e-12) and c.allowance == pytest.approx(
+        window.allowed, abs=1e-12
+    )
     assert going != window.off

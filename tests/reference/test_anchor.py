@@ -38,7 +38,9 @@ def test_the_odds_of_true_rows_grow_by_its_exponential_in_the_first_chained_row(
     drafter = small_drafter(config)
     (_, *plain), _ = probed(drafter, config)
     (_, *with_bonus), _ = probed(drafter.varied(anchor=2.0), config)
-    odds = [row[0].attention[:, 0, :TRUE].sum(-1) / row[0].attention[:, 0, TRUE:].sum(-1) for row in (plain, with_bonus)]
+    odds = [
+        row[0].attention[:, 0, :TRUE].sum(-1) / row[0].attention[:, 0, TRUE:].sum(-1) for row in (plain, with_bonus)
+    ]
     np.testing.assert_allclose(odds[1] / odds[0], np.exp(2.0), rtol=1e-4)
     for row in with_bonus:
         np.testing.assert_allclose(row.attention.sum(-1), 1, atol=1e-6)

@@ -39,11 +39,15 @@ def chain(drafter: Eagle3Drafter, tokens: np.ndarray, state: np.ndarray) -> list
 def test_every_combination_agrees_with_the_plain_float64_forward(
     feature_norm: Any, feedback: Any, residual: Any, head_norm: bool, qk_norm: bool, style: RopeStyle
 ) -> None:
-    switches = dict(feature_norm=feature_norm, feedback=feedback, residual=residual, head_norm=head_norm, qk_norm=qk_norm)
+    switches = dict(
+        feature_norm=feature_norm, feedback=feedback, residual=residual, head_norm=head_norm, qk_norm=qk_norm
+    )
     assert_agrees_with_the_plain_forward(small_config(**switches, rope_style=style))
 
 
-@pytest.mark.parametrize("biases", [BIASED, ("attn_q", "attn_k", "attn_v"), *((name,) for name in BIASED)], ids="-".join)
+@pytest.mark.parametrize(
+    "biases", [BIASED, ("attn_q", "attn_k", "attn_v"), *((name,) for name in BIASED)], ids="-".join
+)
 @pytest.mark.parametrize("switches", [{}, EVERYTHING_ON, {"rope_attention_factor": 1.25}], ids=["plain", "all", "yarn"])
 def test_biases_agree_with_the_plain_float64_forward(biases: tuple[str, ...], switches: dict[str, Any]) -> None:
     config = small_config(biases=biases[::-1], **switches)

@@ -1,4 +1,7 @@
-"""Trees of the reference drafter: each node computes what a chain forced onto its path computes, and growth keeps what is best."""
+"""Trees of the reference drafter:
+
+each node computes what a chain forced onto its path computes, and growth keeps what is best.
+"""
 
 from itertools import product
 from typing import Any
@@ -69,7 +72,8 @@ def test_every_path_of_a_tree_equals_the_chain_forced_onto_it(switches: Any, bac
 
 @pytest.mark.parametrize("experiment", [{"anchor": 1.5}, {"grow": 1.4}])
 def test_a_tree_with_an_experiment_equals_chains_with_it(experiment: dict[str, float]) -> None:
-    plain = primed(small_config(feature_norm="none", feedback="pre_norm", residual="raw"))  # where the size of a state matters
+    # where the size of a state matters
+    plain = primed(small_config(feature_norm="none", feedback="pre_norm", residual="raw"))
     drafter = plain.varied(**experiment)
     drafter.extend(*small_rows(drafter.config, N))
     logits, _, _ = forward_tree(drafter, TOKENS, PARENTS)
@@ -111,7 +115,9 @@ def test_a_sampled_tree_of_one_child_per_node_is_the_sampled_chain(k: int) -> No
 
 
 def every_node(drafter: Eagle3Drafter, depth: int, top_k: int) -> dict[tuple[int, ...], float]:
-    """Cumulative draft probability of every path of at most `depth` tokens within the top_k of each node, by forced chains."""
+    """Cumulative draft probability of every path of at most `depth` tokens within the top_k of each node, by forced
+    chains.
+    """
     values = {(): 1.0}
     for length in range(depth):
         for tokens in [t for t in values if len(t) == length]:
@@ -157,7 +163,12 @@ def test_ties_go_to_the_smaller_depth_and_the_lower_token() -> None:
     drafter = Eagle3Drafter(config, weights)
     drafter.extend(*small_rows(config, N))
     tree = drafter.draft_tree(TreeShape(4, 3, 4))
-    assert tree.tokens.tolist() == [*drafter.d2t[:3].tolist(), int(drafter.d2t[0])] and tree.parents.tolist() == [-1, -1, -1, 0]
+    assert tree.tokens.tolist() == [*drafter.d2t[:3].tolist(), int(drafter.d2t[0])] and tree.parents.tolist() == [
+        -1,
+        -1,
+        -1,
+        0,
+    ]
 
 
 def test_a_certain_drafter_makes_a_chain_and_not_a_bush() -> None:
@@ -172,7 +183,9 @@ def test_a_certain_drafter_makes_a_chain_and_not_a_bush() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.sampled_from([1.0, 0.6, 0.2]))
-def test_sampled_trees_come_from_the_laws_they_carry(nodes: int, top_k: int, depth: int, seed: int, top_p: float) -> None:
+def test_sampled_trees_come_from_the_laws_they_carry(
+    nodes: int, top_k: int, depth: int, seed: int, top_p: float
+) -> None:
     coins, sampler = np.random.default_rng(seed).random(nodes), Sampler(temperature=1.0, top_p=top_p)
     drafter = primed()
     tree = drafter.draft_tree(TreeShape(nodes, top_k, depth), coins=coins, sampler=sampler)
@@ -192,7 +205,9 @@ def test_sampled_trees_come_from_the_laws_they_carry(nodes: int, top_k: int, dep
 
 
 def test_a_deep_sampled_tree_uses_all_its_nodes() -> None:
-    tree = primed().draft_tree(TreeShape(12, 3, 4), coins=np.random.default_rng(0).random(12), sampler=Sampler(temperature=1.0))
+    tree = primed().draft_tree(
+        TreeShape(12, 3, 4), coins=np.random.default_rng(0).random(12), sampler=Sampler(temperature=1.0)
+    )
     assert len(tree.tokens) == 12 and tree.height == 4
 
 
@@ -240,7 +255,9 @@ def test_a_shape_is_read_from_text(text: str, shape: tuple[int, ...]) -> None:
     assert TreeShape.parse(text) == TreeShape(*shape)
 
 
-@pytest.mark.parametrize("text", ["", "a", "3:", "1:2:3:4", "0", "-3", "3:0", "65", "999", "99999999999999999999", "3.5", "\u0663"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "3:", "1:2:3:4", "0", "-3", "3:0", "65", "999", "99999999999999999999", "3.5", "\u0663"]
+)
 def test_a_wrong_shape_is_one_line(text: str) -> None:
     with pytest.raises(UsageError, match=r"^tree: [^\n]*$"):
         TreeShape.parse(text)

@@ -24,7 +24,9 @@ def size(state):
 
 
 def test_states_get_the_size_asked_for_and_keep_their_direction():
-    states = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32) * np.array([[1], [10], [1e-3], [0]], np.float32)
+    states = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32) * np.array(
+        [[1], [10], [1e-3], [0]], np.float32
+    )
     out = resized(states, np.array([2.0, 3.0, 5.0, 7.0]))
     np.testing.assert_allclose([size(row) for row in out], [2, 3, 5, 0], rtol=1e-6)
     for a, b in zip(states[:3], out[:3], strict=True):
@@ -37,7 +39,9 @@ def test_every_chained_row_starts_from_a_state_of_that_size(switches, factor):
     drafter = small_drafter(small_config(**switches))
     (true, *chain), _ = probed(drafter.varied(grow=factor))
     first = size(true.state_out[-1])
-    np.testing.assert_allclose([size(row.state_in) for row in chain], [first * factor**i for i in range(DEPTH)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [size(row.state_in) for row in chain], [first * factor**i for i in range(DEPTH)], rtol=1e-5
+    )
     (true_too, one, *_), _ = probed(drafter)
     np.testing.assert_array_equal(true.state_out, true_too.state_out)
     np.testing.assert_allclose(chain[0].state_in, one.state_in, rtol=1e-6)  # the first has its own size

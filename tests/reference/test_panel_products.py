@@ -34,7 +34,10 @@ def test_a_product_is_that_of_the_unpacked_numbers(kind: int) -> None:
         at = 2 if packed_matmul.KINDS[kind][2] == 8 else 4
         blocks = given.reshape(3, 4, -1)
         d = np.ascontiguousarray(blocks[..., :at]).view(np.float16 if at == 2 else np.float32).astype(np.float64)
-        w, x = dequantize(raw, GGMLQuantizationType(kind)).astype(np.float64), (d * blocks[..., at : at + packed_matmul.KINDS[kind][0]].view(np.int8)).reshape(3, -1)
+        w, x = (
+            dequantize(raw, GGMLQuantizationType(kind)).astype(np.float64),
+            (d * blocks[..., at : at + packed_matmul.KINDS[kind][0]].view(np.int8)).reshape(3, -1),
+        )
     exact = x @ w.T
     assert np.abs(packed_matmul.product(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
 
@@ -49,4 +52,8 @@ def test_a_row_has_the_bits_it_has_alone(kind: int) -> None:
 
 def test_rows_of_different_widths_are_refused() -> None:
     with pytest.raises(ShapeError, match="not of one width"):
-        packed_matmul.product(packed_matmul.Q8_0, weights_of(packed_matmul.Q8_0, 2, 3, seed=0), inputs_of(packed_matmul.Q8_0, 2, 2, seed=0))
+        packed_matmul.product(
+            packed_matmul.Q8_0,
+            weights_of(packed_matmul.Q8_0, 2, 3, seed=0),
+            inputs_of(packed_matmul.Q8_0, 2, 2, seed=0),
+        )

@@ -38,7 +38,9 @@ def test_what_would_go_on_is_found_back_to_the_newest_breaker(history, allowed, 
     penalties = Penalties(dry_multiplier=1, dry_allowed_length=allowed, dry_last_n=last)
     breaks = [t in breakers for t in history]
     near = 0 if last < 0 else max(len(history) - last, 0)
-    assert continuations(np.array(history, np.int64), penalties, breaks) == stretches(history[near:], allowed, breaks[near:])
+    assert continuations(np.array(history, np.int64), penalties, breaks) == stretches(
+        history[near:], allowed, breaks[near:]
+    )
 
 
 @given(texts, st.integers(-1, 12))
@@ -64,12 +66,20 @@ def test_dry_grows_with_the_stretch_and_leaves_the_input_alone():
 
 
 def test_a_forbidden_token_stays_forbidden():
-    out = penalize(np.array([-np.inf, 1.0], np.float32), [0, 0, 0, 0], Penalties(repeat=1.3, presence=1, dry_multiplier=1, dry_allowed_length=1))
+    out = penalize(
+        np.array([-np.inf, 1.0], np.float32),
+        [0, 0, 0, 0],
+        Penalties(repeat=1.3, presence=1, dry_multiplier=1, dry_allowed_length=1),
+    )
     assert out[0] == -np.inf and out[1] == 1
 
 
 def test_off_is_off():
-    assert not Penalties().on and not Penalties(repeat=1.2, repeat_last_n=0).on and not Penalties(dry_multiplier=1, dry_last_n=0).on
+    assert (
+        not Penalties().on
+        and not Penalties(repeat=1.2, repeat_last_n=0).on
+        and not Penalties(dry_multiplier=1, dry_last_n=0).on
+    )
     logits = np.array([1.0, -2.0], np.float32)
     assert penalize(logits, [0, 1, 0, 1, 0], Penalties()).tolist() == logits.tolist()
 
@@ -87,7 +97,9 @@ def test_settings_that_cannot_be_are_named(wrong):
 
 
 def test_a_share_of_the_penalties_takes_that_share_from_a_logit():
-    whole = Penalties(repeat=1.44, presence=0.6, frequency=0.2, dry_multiplier=0.8, dry_allowed_length=1, dry_breakers=())
+    whole = Penalties(
+        repeat=1.44, presence=0.6, frequency=0.2, dry_multiplier=0.8, dry_allowed_length=1, dry_breakers=()
+    )
     half = whole.times(0.5)
     assert (half.repeat, half.presence, half.frequency, half.dry_multiplier) == (pytest.approx(1.2), 0.3, 0.1, 0.4)
     assert half.dry_base == whole.dry_base and whole.times(1.0) == whole and not whole.times(0.0).on

@@ -45,8 +45,12 @@ def torch_twin(config: DrafterConfig, weights: Weights) -> Eagle3:
 
 
 @torch.no_grad()
-def forced_chain(twin: Eagle3, tokens: np.ndarray, features: np.ndarray, forced: list[int], depth: int) -> list[ChainStep]:
-    """The training code's chain of `depth` steps from the last of the rows (tokens [T], features [T, n_states*Ht]) along `forced`."""
+def forced_chain(
+    twin: Eagle3, tokens: np.ndarray, features: np.ndarray, forced: list[int], depth: int
+) -> list[ChainStep]:
+    """The training code's chain of `depth` steps from the last of the rows (tokens [T], features [T, n_states*Ht])
+    along `forced`.
+    """
     t = len(tokens)
     ids = torch.tensor([[0, *tokens.tolist(), *forced, 0, 0][: t + depth]])
     states = list(torch.from_numpy(np.array(features))[None].chunk(len(twin.config.capture_layers), -1))

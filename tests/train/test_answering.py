@@ -65,7 +65,9 @@ def test_answers_are_those_of_the_plain_forward_pass(exact, data, target_run):
     stop = frozenset(range(0, 320, 17))  # often enough that texts end at different steps
     for parallel in (4, 64):
         target = TorchAnswers(target_run, n_ctx=64, device="cpu", parallel=parallel)
-        found = {a.request.key: a.tokens for a in target.answers(asked, max_new=MAX_NEW, temperature=TEMPERATURE, stop=stop)}
+        found = {
+            a.request.key: a.tokens for a in target.answers(asked, max_new=MAX_NEW, temperature=TEMPERATURE, stop=stop)
+        }
         assert found == {r.key: written_out(target.model, r, stop, bos) for r in asked}
     assert len({len(tokens) for tokens in found.values()}) > 3 and MAX_NEW in map(len, found.values())
 
@@ -110,7 +112,9 @@ def test_what_a_folder_cannot_do_is_said(corpus, data, target_run, tmp_path):
         regenerate(other, target_run, tmp_path / "out", tokens=100, max_new=8, device="cpu")
 
     def refused(*options):
-        run = CliRunner().invoke(main, ["train", "regenerate", "--data", str(data), "-o", str(tmp_path / "x"), "--tokens", "9", *options])
+        run = CliRunner().invoke(
+            main, ["train", "regenerate", "--data", str(data), "-o", str(tmp_path / "x"), "--tokens", "9", *options]
+        )
         assert run.exit_code == 2 and not (tmp_path / "x").exists()
         return run.output
 

@@ -35,7 +35,9 @@ def weights(run):
 
 
 def test_every_weight_lies_where_the_share_says(target_run, tuned, tmp_path):
-    run = CliRunner().invoke(main, ["train", "average", str(target_run), str(tuned), "-o", str(tmp_path / "m"), "--share", "0.25"])
+    run = CliRunner().invoke(
+        main, ["train", "average", str(target_run), str(tuned), "-o", str(tmp_path / "m"), "--share", "0.25"]
+    )
     assert run.exit_code == 0, run.output
     before, after, made = weights(target_run), weights(tuned), weights(tmp_path / "m")
     assert made.keys() == before.keys() and any((before[name] != after[name]).any() for name in made)

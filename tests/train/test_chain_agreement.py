@@ -1,4 +1,7 @@
-"""NumPy reference, training code and llama.cpp: the same states, the same drafts, the same acceptance, from depth 1 to 8."""
+"""NumPy reference, training code and llama.cpp:
+
+the same states, the same drafts, the same acceptance, from depth 1 to 8.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ STRICT = {"kv_type": "f32", "flash_attn": "off", "n_threads": 1}
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
     """A tiny target, 30 tokens and the states of their rows."""
-    target = LlamaTarget(tiny.target(tmp_path_factory.mktemp("target") / "t.gguf"), n_ctx=64, capture_layers=tiny.LAYERS, **STRICT)
+    target = LlamaTarget(
+        tiny.target(tmp_path_factory.mktemp("target") / "t.gguf"), n_ctx=64, capture_layers=tiny.LAYERS, **STRICT
+    )
     ids = np.random.default_rng(4).integers(3, tiny.V, 31)
     target.decode(ids[:-1], logits="none")
     yield target, ids[1:], target.features().copy()
@@ -70,13 +75,18 @@ def test_state_magnitudes_and_drafts_are_one_over_the_chain(feature_norm, feedba
     np.testing.assert_allclose(by_llama[:DEPTH], by_reference[:DEPTH], rtol=1e-4)
     np.testing.assert_allclose(by_training, by_reference[:DEPTH], rtol=1e-4)
     own = [float(row.attention[:, -1, len(tokens) :].sum(-1).mean()) for row in rows[:DEPTH]]
-    np.testing.assert_allclose([float(step.own_mass) for step in steps], own, atol=1e-5)  # what the regularizer weighs is what drift measures
+    # what the regularizer weighs is what drift measures
+    np.testing.assert_allclose([float(step.own_mass) for step in steps], own, atol=1e-5)
 
 
 @pytest.mark.skipif(not (embedded.folder() / embedded.TARGET).exists(), reason="refspec/models/target.gguf is absent")
 def test_acceptance_over_the_embedded_target_s_text_is_one_for_all_three():
     target, drafters, _ = load_pairs(None, [], threads=1, strict=True, engine="llama")
-    names = {path: embedded.path(path) for path in (embedded.DRAFTER, embedded.DRAFTER_PRENORM) if (embedded.folder() / path).exists()}
+    names = {
+        path: embedded.path(path)
+        for path in (embedded.DRAFTER, embedded.DRAFTER_PRENORM)
+        if (embedded.folder() / path).exists()
+    }
     with Session(target) as session:
         prompt = session.encode("Tom has 5 apples and buys 7 more. How many apples does he have now?")
         text = record(target, prompt, target.capture_layers, max_tokens=24, sampler=Sampler(), seed=0)
@@ -88,5 +98,3 @@ def test_acceptance_over_the_embedded_target_s_text_is_one_for_all_three():
             assert len({(s.verify_steps, tuple(s.judged), tuple(s.stood)) for s in found}) == 1, name
             assert found[0].stood[0] > 0 and len(found[0].judged) == DEPTH
             llama.close()
-
-

@@ -1,4 +1,7 @@
-"""The queue of trainings: plans are checked before they run, a killed queue goes on, the regularizer does what it says."""
+"""The queue of trainings:
+
+plans are checked before they run, a killed queue goes on, the regularizer does what it says.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,16 @@ def test_the_committed_plan_has_three_seeds_for_everything_and_the_main_comparis
         seeds.setdefault((job.run, job.depth), set()).add(job.seed)
         assert job.steps <= plan.jobs[0].steps
     assert all(len(found) == 3 for found in seeds.values())
-    switches = {tuple(v.get(k) for k in ("feature_norm", "feedback", "residual", "attention_reg")) for job in plan.jobs for v in job.variants.values()}
-    single = {("none", "post_norm", "raw", None), ("per_state", "pre_norm", "raw", None), ("none", "pre_norm", "normed", None)}
+    switches = {
+        tuple(v.get(k) for k in ("feature_norm", "feedback", "residual", "attention_reg"))
+        for job in plan.jobs
+        for v in job.variants.values()
+    }
+    single = {
+        ("none", "post_norm", "raw", None),
+        ("per_state", "pre_norm", "raw", None),
+        ("none", "pre_norm", "normed", None),
+    }
     assert single <= switches and {depth for _, depth in seeds} == {1, 3, 5, 7}
 
 
@@ -147,7 +158,12 @@ def test_a_dry_run_times_every_depth_and_trains_nothing(tmp_path, data, target_r
 def test_the_regularizer_adds_its_weight_times_the_attention_on_own_tokens(data, target_run):
     def made(reg):
         return Training(
-            data, target_run, {"a": drafter_for(target_run, 200, (1, 2, 4), attention_reg=reg, **PLAIN)}, depth=3, seed=1, threads=1
+            data,
+            target_run,
+            {"a": drafter_for(target_run, 200, (1, 2, 4), attention_reg=reg, **PLAIN)},
+            depth=3,
+            seed=1,
+            threads=1,
         )
 
     plain, weighted = made(0.0), made(0.5)
@@ -183,7 +199,15 @@ def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
     measure = [
         {"name": "drift", "kind": "drift", "count": 2, "max_tokens": 8, "depth": 3},
         {"name": "standard", "kind": "acceptance", "count": 2, "draft_max": "2,4", "max_tokens": 8},
-        {"name": "anchor", "kind": "acceptance", "runs": ["main"], "anchor": [1], "count": 1, "draft_max": "2", "max_tokens": 8},
+        {
+            "name": "anchor",
+            "kind": "acceptance",
+            "runs": ["main"],
+            "anchor": [1],
+            "count": 1,
+            "draft_max": "2",
+            "max_tokens": 8,
+        },
     ]
     runs = [TOY["runs"][1] | {"depths": [2], "seeds": [1]}, TOY["runs"][0]]
     plan, out, records = written(tmp_path, runs=runs, measure=measure), tmp_path / "grid", tmp_path / "docs" / "records"
@@ -196,19 +220,47 @@ def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
 
     job = grid.run_jobs
     job(read_plan(plan)._replace(jobs=read_plan(plan).jobs[:1]), data, target_run, out, tell=lambda _: None, threads=1)
-    arguments = ("measure", plan, out, "--target", target_run / "target.gguf", "--prompts", tmp_path / "p.txt", "-o", records, "-t", 1)
+    arguments = (
+        "measure",
+        plan,
+        out,
+        "--target",
+        target_run / "target.gguf",
+        "--prompts",
+        tmp_path / "p.txt",
+        "-o",
+        records,
+        "-t",
+        1,
+    )
     assert "1 of 2 jobs are trained" in findings(*arguments)
     names = {"job.json", "drift.json", "standard.json", "anchor.json"}
     assert {path.name for path in (records / "main-ttt2-seed1").iterdir()} == names
     assert call(plan, data, target_run, out, "--no-estimate").exit_code == 0
     again = findings(*arguments)
-    assert "late-ttt2-seed1: standard" in again and "main-ttt2-seed1: standard" not in again and "late-ttt2-seed1: anchor" not in again
+    assert (
+        "late-ttt2-seed1: standard" in again
+        and "main-ttt2-seed1: standard" not in again
+        and "late-ttt2-seed1: anchor" not in again
+    )
     findings("write", records, "-o", tmp_path / "docs")
     text = (tmp_path / "docs" / "findings.md").read_text()
-    assert "bonus 1, on the normalized drafter" in text and "Fewer than three seeds" in text and "| main | 2 | 1 | 1 | 0.0 |" in text
+    assert (
+        "bonus 1, on the normalized drafter" in text
+        and "Fewer than three seeds" in text
+        and "| main | 2 | 1 | 1 | 0.0 |" in text
+    )
     derived = json.loads((tmp_path / "docs" / "findings.json").read_text())
     assert derived["ratios"]["standard"]["4"]["all"]["prompts"] == 2
-    wrong = CliRunner().invoke(main, ["findings", "measure", str(written(tmp_path, measure=[{"name": "x", "kind": "speed"}])), *map(str, arguments[2:])])
+    wrong = CliRunner().invoke(
+        main,
+        [
+            "findings",
+            "measure",
+            str(written(tmp_path, measure=[{"name": "x", "kind": "speed"}])),
+            *map(str, arguments[2:]),
+        ],
+    )
     assert wrong.exit_code == 2 and "kind, drift or acceptance" in wrong.stderr
 
 

@@ -1,4 +1,7 @@
-"""A data set of the target's own answers: the source's prompts, the source's format, the same whatever was killed in between."""
+"""A data set of the target's own answers:
+
+the source's prompts, the source's format, the same whatever was killed in between.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ from refspec.train.tokenizer import BOS, EOS, TURN_END, load_tokenizer  # noqa: 
 
 TOKENS, MAX_NEW = 12000, 24
 # Hot enough that a target of four training steps ends some answers by itself.
-HOW = dict(tokens=TOKENS, temperature=3.0, greedy_share=0.3, max_new=MAX_NEW, max_prompt=400, seed=5, parallel=8, threads=1)
+HOW = dict(
+    tokens=TOKENS, temperature=3.0, greedy_share=0.3, max_new=MAX_NEW, max_prompt=400, seed=5, parallel=8, threads=1
+)
 
 
 @pytest.fixture(scope="session")

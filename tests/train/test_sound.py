@@ -32,7 +32,9 @@ def folder(data, tmp_path):
     end = tokenizer.token_to_id(TURN_END)
     tokens, mask, kept = [], [], []
     for answer, verdict in [*ANSWERS.items(), ("was cut", "cut")]:
-        ids, mine = encode_conversation(tokenizer, [{"role": "user", "content": "say"}, {"role": "assistant", "content": answer}])
+        ids, mine = encode_conversation(
+            tokenizer, [{"role": "user", "content": "say"}, {"role": "assistant", "content": answer}]
+        )
         if verdict == "cut":
             at = ids.index(end, mine.index(1))
             ids, mine = ids[:at], mine[:at]

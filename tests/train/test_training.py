@@ -71,7 +71,9 @@ def test_a_run_is_not_resumed_with_other_options(data, target_run):
 
 def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("refspec.train.target.run_steps", lambda out, identity, model, *_, **__: started.append(model) or {})
+    monkeypatch.setattr(
+        "refspec.train.target.run_steps", lambda out, identity, model, *_, **__: started.append(model) or {}
+    )
     train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=target_run / "hf")
     for name, value in weights(target_run).items():
         assert torch.equal(value, started[0].state_dict()[name]), name
@@ -84,7 +86,10 @@ def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypat
 
 
 def begun(target_run, **larger):
-    """A target with larger sizes that starts from the run's weights, after a backward pass; it computes what the run's target computes."""
+    """A target with larger sizes that starts from the run's weights, after a backward pass;
+
+    it computes what the run's target computes.
+    """
     torch.manual_seed(7)
     model = Target(dataclasses.replace(CONFIG, **larger))
     start_target(model, target_run / "hf")
@@ -111,7 +116,9 @@ def test_a_deeper_target_begins_as_the_same_function_and_its_new_layers_learn(ta
         start_target(Target(dataclasses.replace(CONFIG, n_layers=CONFIG.n_layers - 1)), target_run / "hf")
 
 
-def test_the_last_part_of_a_run_reads_other_data_in_batches_of_any_size(corpus, data, target_run, tmp_path, monkeypatch):
+def test_the_last_part_of_a_run_reads_other_data_in_batches_of_any_size(
+    corpus, data, target_run, tmp_path, monkeypatch
+):
     finish, read, sizes = tmp_path / "finish", [], []
     prepare(corpus, finish, vocab_size=320, seed=1, val_every=4, tokenizer_file=data / "tokenizer.json")
 
@@ -136,7 +143,16 @@ def test_the_last_part_of_a_run_reads_other_data_in_batches_of_any_size(corpus, 
     with pytest.raises(UsageError, match="--batch-tokens 1500 is no multiple of 1024"):
         train_target(data, tmp_path / "no", steps=8, batch_tokens=1500, **how)
     with pytest.raises(UsageError, match="--batch-tokens 1500 is no multiple of 1024"):
-        train_drafters(data, target_run, tmp_path / "no", {"a": drafter_for(target_run, 200, (1, 2, 4))}, steps=1, depth=1, seed=1, batch_tokens=1500)
+        train_drafters(
+            data,
+            target_run,
+            tmp_path / "no",
+            {"a": drafter_for(target_run, 200, (1, 2, 4))},
+            steps=1,
+            depth=1,
+            seed=1,
+            batch_tokens=1500,
+        )
     other = tmp_path / "other"
     prepare(corpus, other, vocab_size=280, seed=1, val_every=4)
     with pytest.raises(UsageError, match="its tokenizer is not that of"):
@@ -159,7 +175,11 @@ def test_several_folders_are_read_in_turn(corpus, data, tmp_path, monkeypatch):
     monkeypatch.setattr("refspec.train.target.Batches", Noted)
     how = {"config": CONFIG, "seed": 3, "threads": 1, "device": "cpu"}
     train_target([data, more], tmp_path / "run", steps=3, **how)
-    assert [r for r in read if r[1] == "train"] == [(data.name, "train", 0), ("more", "train", 0), (data.name, "train", 1)]
+    assert [r for r in read if r[1] == "train"] == [
+        (data.name, "train", 0),
+        ("more", "train", 0),
+        (data.name, "train", 1),
+    ]
     assert {r[0] for r in read if r[1] == "val"} == {data.name}
     with pytest.raises(CheckpointError, match="this run was started with data="):
         train_target([data, data], tmp_path / "run", steps=3, **how)
@@ -185,7 +205,9 @@ def test_weight_decay_is_that_of_the_blocks_matrices():
 def test_plain_text_is_read_without_what_a_benchmark_has(corpus, data, tmp_path):
     said = "one two three four five six seven eight nine ten eleven twelve thirteen"
     texts, bench, out = tmp_path / "t.jsonl", tmp_path / "b.jsonl", tmp_path / "out"
-    texts.write_text(json.dumps({"text": f"The cat runs.\n\nHe said: {said.upper()}, and more.\n\nThe dog sees a tree."}) + "\n")
+    texts.write_text(
+        json.dumps({"text": f"The cat runs.\n\nHe said: {said.upper()}, and more.\n\nThe dog sees a tree."}) + "\n"
+    )
     bench.write_text(json.dumps({"turns": [f"Say {said}!"]}) + "\n")
     made = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--tokenizer", str(data / "tokenizer.json"),
                                      "--texts", str(texts), "--without", str(bench)])  # fmt: skip
@@ -197,7 +219,8 @@ def test_plain_text_is_read_without_what_a_benchmark_has(corpus, data, tmp_path)
     assert not mask[at : at + len(kept)].any()
     plain = tmp_path / "plain"
     prepare(corpus, plain, vocab_size=320, seed=1, tokenizer_file=data / "tokenizer.json")
-    np.testing.assert_array_equal(np.load(out / "val.tokens.npy"), np.load(plain / "val.tokens.npy"))  # the held-out text is the same
+    # the held-out text is the same
+    np.testing.assert_array_equal(np.load(out / "val.tokens.npy"), np.load(plain / "val.tokens.npy"))
     refused = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--without", str(bench)])
     assert refused.exit_code == 2 and "--without does nothing without --texts" in refused.stderr
 
@@ -350,7 +373,15 @@ def test_drafters_can_start_from_an_earlier_run(data, target_run, drafter_run):
     for name, value in begun.together.named_parameters():
         assert torch.equal(value, earlier[name]), name
     # With fewer draft tokens each row of the head is still its token's.
-    fewer = Training(data, target_run, {"post_norm": drafter_for(target_run, 150, (1, 2, 4))}, depth=2, seed=5, threads=1, init=drafter_run[0])
+    fewer = Training(
+        data,
+        target_run,
+        {"post_norm": drafter_for(target_run, 150, (1, 2, 4))},
+        depth=2,
+        seed=5,
+        threads=1,
+        init=drafter_run[0],
+    )
     ids, head = earlier["post_norm.draft_ids"].tolist(), fewer.drafters["post_norm"].head.weight
     for row, token in enumerate(fewer.drafters["post_norm"].draft_ids.tolist()):
         assert torch.equal(head[row], earlier["post_norm.head.weight"][ids.index(token)])
@@ -377,7 +408,15 @@ def test_drafters_can_start_from_exports(data, target_run, drafter_run, tmp_path
 
 def test_a_wider_drafter_starts_as_the_same_function(data, target_run, drafter_run):
     def begun(ffn):
-        return Training(data, target_run, {"post_norm": drafter_for(target_run, 200, (1, 2, 4), ffn=ffn)}, depth=2, seed=5, threads=1, init=drafter_run[0])
+        return Training(
+            data,
+            target_run,
+            {"post_norm": drafter_for(target_run, 200, (1, 2, 4), ffn=ffn)},
+            depth=2,
+            seed=5,
+            threads=1,
+            init=drafter_run[0],
+        )
 
     same, wider = begun(None), begun(CONFIG.intermediate_size + 24)
     assert wider.drafters["post_norm"].down.weight.shape[1] == CONFIG.intermediate_size + 24
@@ -393,7 +432,13 @@ def test_a_wider_drafter_starts_as_the_same_function(data, target_run, drafter_r
 def test_the_law_to_learn_is_that_of_the_teachers_temperature(data, target_run):
     def lesson(temperature):
         training = Training(
-            data, target_run, {"post_norm": drafter_for(target_run, 200, (1, 2, 4))}, depth=2, seed=5, threads=1, teacher_temp=temperature
+            data,
+            target_run,
+            {"post_norm": drafter_for(target_run, 200, (1, 2, 4))},
+            depth=2,
+            seed=5,
+            threads=1,
+            teacher_temp=temperature,
         )
         tokens, mask = training.batches[0]
         return training.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
@@ -431,7 +476,9 @@ def test_float32_muon_takes_the_steps_of_torch_s():
             optimizer.step()
         steps[kind] = [m.detach() - b for m, b in zip(matrices, before, strict=True)]
     for ours, theirs in zip(steps[Float32Muon], steps[torch.optim.Muon], strict=True):
-        assert (ours - theirs).norm() < 5 * 2**-8 * theirs.norm(), "bf16's rounding in each of its five iterations, and nothing else"
+        assert (ours - theirs).norm() < 5 * 2**-8 * theirs.norm(), (
+            "bf16's rounding in each of its five iterations, and nothing else"
+        )
 
 
 @pytest.mark.parametrize("pays", [False, True])

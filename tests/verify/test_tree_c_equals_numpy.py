@@ -44,7 +44,9 @@ def test_verdicts_on_trees_are_equal(compiled_trees: TreeBackend, case: Case, da
     shift = np.round(rng.normal(size=(rows, len(row))) * rng.choice([0.0, 0.3, 3.0]), 1)
     logits = (row + shift).astype(np.float32)  # [N+1, V]
     coins = rng.random(rows)
-    assert compiled_trees.deterministic(logits, tree, sampler, coins) == NUMPY.deterministic(logits, tree, sampler, coins)
+    assert compiled_trees.deterministic(logits, tree, sampler, coins) == NUMPY.deterministic(
+        logits, tree, sampler, coins
+    )
     laws = [0.5 * p_target(r, sampler) + 0.5 * rng.dirichlet(np.ones(len(row))) for r in logits]
     drawn = redrawn(tree, [q / np.cumsum(q)[-1] for q in laws], rng)
     logits = logits[: len(drawn.tokens) + 1]

@@ -37,7 +37,10 @@ def test_control_the_right_rule_passes_where_the_wrong_ones_fail(trees: TreeBack
 
 
 def test_control_top_k_children_judged_by_rejection_are_caught(trees: TreeBackend) -> None:
-    """What a published example does: the likeliest tokens of q, accepted with min(1, p/q) as if they had been drawn from it."""
+    """What a published example does:
+
+    the likeliest tokens of q, accepted with min(1, p/q) as if they had been drawn from it.
+    """
 
     def likeliest(draw: Draw) -> Tree:
         q = DRAFTER.q(())
@@ -47,7 +50,10 @@ def test_control_top_k_children_judged_by_rejection_are_caught(trees: TreeBacken
 
 
 def test_control_a_tree_pruned_by_what_was_drawn_is_caught(trees: TreeBackend) -> None:
-    """Why grow_sampled decides the number of children first: keeping a drawn child only if it is likely is a biased draw."""
+    """Why grow_sampled decides the number of children first:
+
+    keeping a drawn child only if it is likely is a biased draw.
+    """
 
     def pruned(draw: Draw) -> Tree:
         tree = two(draw)

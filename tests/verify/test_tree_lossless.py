@@ -58,7 +58,10 @@ def test_match_rule_accepts_a_candidate_set_with_its_probability(
 
 
 def coin_per_sibling(logits: Any, tree: Tree, sampler: Sampler, accept: Any, rest: Any) -> TreeVerdict:
-    """EAGLE-2's statement of the set rule: each sibling is accepted with what p has left for it, and then struck out of p."""
+    """EAGLE-2's statement of the set rule:
+
+    each sibling is accepted with what p has left for it, and then struck out of p.
+    """
     node, verdict = ROOT, TreeVerdict([], [])
     while True:
         p = p_target(logits[node + 1], sampler)
@@ -70,7 +73,9 @@ def coin_per_sibling(logits: Any, tree: Tree, sampler: Sampler, accept: Any, res
             p[tree.tokens[child]] = 0.0
             p = p / p.sum()
         if followed == ROOT:
-            return TreeVerdict(verdict.path, [*verdict.tokens, int(np.searchsorted(np.cumsum(p), rest[level], side="right"))])
+            return TreeVerdict(
+                verdict.path, [*verdict.tokens, int(np.searchsorted(np.cumsum(p), rest[level], side="right"))]
+            )
         verdict = TreeVerdict([*verdict.path, followed], [*verdict.tokens, int(tree.tokens[followed])])
         node = followed
 
@@ -97,7 +102,19 @@ def test_one_coin_per_position_is_the_set_rule_with_a_coin_per_sibling(
 # --- trees drawn without replacement ---
 
 # (vocabulary, children of the root, of each node after it): each draw is followed to every token, so these stay small
-SIZES = [(2, 1, 0), (2, 2, 0), (3, 2, 0), (3, 3, 0), (4, 2, 0), (4, 3, 0), (2, 2, 1), (3, 1, 2), (2, 1, 2), (2, 2, 2), (3, 2, 1)]
+SIZES = [
+    (2, 1, 0),
+    (2, 2, 0),
+    (3, 2, 0),
+    (3, 3, 0),
+    (4, 2, 0),
+    (4, 3, 0),
+    (2, 2, 1),
+    (3, 1, 2),
+    (2, 1, 2),
+    (2, 2, 2),
+    (3, 2, 1),
+]
 
 
 @fewer
@@ -130,7 +147,9 @@ def test_recursive_rejection_of_two_siblings_and_three_levels(trees: TreeBackend
 
 
 @fewer
-@given(data=st.data(), vocab=st.integers(2, 3), nodes=st.integers(1, 3), top_k=st.integers(1, 3), depth=st.integers(1, 3))
+@given(
+    data=st.data(), vocab=st.integers(2, 3), nodes=st.integers(1, 3), top_k=st.integers(1, 3), depth=st.integers(1, 3)
+)
 def test_trees_grown_by_grow_sampled_emit_exactly_p_target(
     trees: TreeBackend, data: st.DataObject, vocab: int, nodes: int, top_k: int, depth: int
 ) -> None:
@@ -245,7 +264,10 @@ def test_a_tree_that_is_a_chain_is_judged_as_the_chain(
     u, v = draw.random(k), draw.random(k + 1)
     for verdict, of_chain in (
         (trees.deterministic(logits, chain(draft), sampler, v), verify_deterministic(logits, draft, sampler, v)),
-        (trees.rejection(logits, chain(draft, laws), sampler, u[:, None], v), verify_rejection(logits, draft, laws, sampler, u, v)),
+        (
+            trees.rejection(logits, chain(draft, laws), sampler, u[:, None], v),
+            verify_rejection(logits, draft, laws, sampler, u, v),
+        ),
     ):
         assert (verdict.accepted, verdict.tokens) == (of_chain.accepted, of_chain.tokens)
         assert verdict.path == list(range(verdict.accepted))

@@ -1,4 +1,5 @@
-"""The tree rules behind one set of names: NumPy, native/tree.c by ctypes with its status codes, and the extension as users run it.
+"""The tree rules behind one set of names: NumPy, native/tree.c by ctypes with its status codes, and the extension as
+users run it.
 
 As verify_backends.py, which this builds on.
 """

@@ -1,4 +1,7 @@
-"""The exact law of one verify step of a tree: every coin of the judging by lattice cells, every draw of a sampled tree by its weight."""
+"""The exact law of one verify step of a tree:
+
+every coin of the judging by lattice cells, every draw of a sampled tree by its weight.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +26,8 @@ def tokens_of(tree: Tree, node: int) -> Tokens:
 
 
 def tree_rows(target: ToyModel, history: Tokens, tree: Tree) -> np.ndarray:
-    return np.stack([target.logits(history + tokens_of(tree, node)) for node in range(ROOT, len(tree.tokens))])  # [N+1, V]
+    # [N+1, V]
+    return np.stack([target.logits(history + tokens_of(tree, node)) for node in range(ROOT, len(tree.tokens))])
 
 
 def checked(verdict: TreeVerdict, tree: Tree) -> Tokens:
@@ -119,7 +123,11 @@ def thresholds(logits: np.ndarray, tree: Tree, sampler: Sampler) -> list[list[fl
 
 
 def rejection_tree_step(
-    verify: Callable[..., TreeVerdict], target: ToyModel, grow: Callable[[Draw], Tree], sampler: Sampler, history: Tokens = ()
+    verify: Callable[..., TreeVerdict],
+    target: ToyModel,
+    grow: Callable[[Draw], Tree],
+    sampler: Sampler,
+    history: Tokens = (),
 ) -> Law:
     """The law of the tokens of one verify_tree_rejection step over everything that can be drawn."""
     law: Law = {}

@@ -1,8 +1,9 @@
 """The implementations under test behind one set of names.
 
-`numpy` is refspec.reference.sampling and refspec.reference.verify. `c` is native/sampling.c compiled here (with ops.c) into a temporary directory
-and loaded with ctypes: it needs a C compiler but no extension, and shows status codes (`CError`) that the extension
-turns into Python errors. `extension` is refspec.native when the C module is built, as users run it.
+`numpy` is refspec.reference.sampling and refspec.reference.verify. `c` is native/sampling.c compiled here (with ops.c)
+into a temporary directory and loaded with ctypes: it needs a C compiler but no extension, and shows status codes
+(`CError`) that the extension turns into Python errors. `extension` is refspec.native when the C module is built, as
+users run it.
 """
 
 import ctypes
