@@ -147,9 +147,9 @@ def load(
         "lookup": lookup,
         "kernels": drafter_kernels,
     }
+    panels = _panels(panels, repack, gpu_layers, why_not, bool(chosen.get("panels", True)))
     if repack and not repacking_works():
         raise BackendError(REFUSED)
-    panels = _panels(panels, repack, gpu_layers, why_not, bool(chosen.get("panels", True)))
     capture, repack = open_pair.capture_layers(drafter), chosen.get("repack") if repack is None else repack
     repack = True if repack is None else repack
     target = open_pair.make_target(

@@ -20,7 +20,7 @@ AMX = b"CPU : AVX512_VNNI = 1 | AMX_INT8 = 1 | REPACK = 1 | "
 def with_amx(monkeypatch, tmp_path):
     """A library that says it has AMX kernels, nothing known about them yet."""
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(amx.lib, "system_info", lambda: AMX)
+    monkeypatch.setattr(amx.api, "system_info", lambda: AMX)
     amx.repacking_works.cache_clear()
     yield tmp_path / "cache"
     amx.repacking_works.cache_clear()
@@ -40,7 +40,7 @@ def child(monkeypatch, code: int) -> list[list[str]]:
 
 
 def test_a_library_without_amx_is_not_tried(monkeypatch):
-    monkeypatch.setattr(amx.lib, "system_info", lambda: b"CPU : AVX2 = 1 | REPACK = 1 | ")
+    monkeypatch.setattr(amx.api, "system_info", lambda: b"CPU : AVX2 = 1 | REPACK = 1 | ")
     monkeypatch.setattr(amx.subprocess, "run", lambda *a, **k: pytest.fail("a child was started"))
     amx.repacking_works.cache_clear()
     assert amx.repacking_works()
@@ -70,8 +70,8 @@ def test_where_it_crashes_weights_stay_as_stored_and_asking_for_more_is_one_line
     meta, tensors = tiny.target_parts()
     file = tiny.write(tmp_path / "target.gguf", "llama", meta, tensors, "Q8_0")
     asked: list[bool] = []
-    original = amx.lib.model_params
-    monkeypatch.setattr(amx.lib, "model_params", lambda **o: asked.append(o["repack"]) or original(**o))
+    original = amx.api.model_params
+    monkeypatch.setattr(amx.api, "model_params", lambda **o: asked.append(o["repack"]) or original(**o))
     with refspec.load(file) as session:
         assert session.encode("abc", raw=True)
     assert asked == [False]
@@ -86,6 +86,6 @@ def test_the_file_that_is_tried_runs_with_weights_as_stored(tmp_path):
     amx._run(str(file), repack=False)
 
 
-@pytest.mark.skipif(b"AMX_INT8 = 1" in amx.lib.system_info(), reason="this llama.cpp has AMX kernels, which may crash")
+@pytest.mark.skipif(b"AMX_INT8 = 1" in amx.api.system_info(), reason="this llama.cpp has AMX kernels, which may crash")
 def test_the_real_child_survives_where_no_kernel_can_crash():
     assert amx._tried()

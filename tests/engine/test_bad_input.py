@@ -47,9 +47,9 @@ def test_nothing_is_printed_past_the_exceptions(outcomes: dict[str, tuple[str, s
 def test_an_unforeseen_abort_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import tiny, numpy as np; from pathlib import Path;"
-        "from refspec.engine import lib; from refspec.llama.target import LlamaTarget;"
+        "from refspec.llama import api; from refspec.llama.target import LlamaTarget;"
         "t = LlamaTarget(tiny.target(Path(sys.argv[1]) / 'x.gguf', with_tokenizer=False), n_ctx=64);"
-        "b = np.zeros(9, np.int32); lib.tokenize(t.model.vocab, b'abc', 3, b.ctypes.data, 9, False, False)"
+        "b = np.zeros(9, np.int32); api.tokenize(t.model.vocab, b'abc', 3, b.ctypes.data, 9, False, False)"
     )
     here = Path(__file__).parent
     process = subprocess.run([sys.executable, "-c", code, tmp_path, here], capture_output=True, text=True, timeout=60)

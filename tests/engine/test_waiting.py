@@ -10,7 +10,7 @@ import pytest
 
 from refspec.llama import api
 
-ASK = "import os; from refspec.engine import lib; print(os.environ.get('GOMP_SPINCOUNT'))"
+ASK = "import os; from refspec.llama import api; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
 def loaded(**said: str) -> subprocess.CompletedProcess[str]:
