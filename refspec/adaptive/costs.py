@@ -229,12 +229,6 @@ class Costs:
         for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):
             self._drafter[i] = self._drafter[i] * (1 - SLOWEST) + value
 
-    def as_dict(self) -> dict[str, Any]:
-        """What is known, for records."""
-        feed, draft = self.drafter
-        rows = {str(r): self.target(r) for r in sorted(self.rows)}
-        return {"after": self.context, "target": rows, "switch": self.switch, "draft": draft, "feed": feed}
-
     def state(self) -> dict[str, Any]:
         """All that is known, for `resumed`."""
         return {name: getattr(self, name) for name in NUMBERS} | {
@@ -273,12 +267,9 @@ class Costs:
         """What a record of `tune` or `step_costs.measure` says, or nothing known."""
         if not record:
             return cls()
-        rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
-        costs = cls(
-            rows,
-            after=int(record.get("after", AFTER)),
-            **{name: float(record[name]) for name in ("switch", "draft", "feed")},
-        )
+        rows = {int(r): float(t) for r, t in record["target"].items()}
+        terms = {name: float(record[name]) for name in ("switch", "draft", "feed")}
+        costs = cls(rows, after=int(record.get("after", AFTER)), **terms)
         if "own" in record:  # `tune` has generated
             costs.other = {True: float(record["own"]), False: float(record["own_plain"])}
         return costs
