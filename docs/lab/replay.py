@@ -23,8 +23,8 @@ from lab import tree_replay
 from lab.sweep import PLAIN, family_of, summary, table_of
 
 from refspec.adaptive.costs import Costs
-from refspec.adaptive.policy import Window
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.policy import ChainPolicy
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.decoding.cycle import NO_DRAFT, drafting_under, feed, start_drafter
 from refspec.decoding.drafter import TreeDrafter
 from refspec.decoding.penalized_target import under
@@ -175,8 +175,9 @@ class Always:
     def waiting(self) -> bool:
         return not self.length
 
-    def plan(self, room: int) -> int:
-        return min(self.length, room)
+    def plan(self, room: int) -> Always:
+        self.draft = min(self.length, room)
+        return self
 
     def stop(self, i: int, confidence: float) -> bool:
         return False
@@ -184,31 +185,31 @@ class Always:
     def keep(self, drafted: int) -> int:
         return drafted
 
-    def learn(self, step: Step) -> None:
+    def learn(self, plan: Always, step: Step) -> None:
         pass
 
 
 def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0) -> tuple[float, int]:
-    """(time in plain tokens, verify steps) that a text takes where a policy with the methods of `Window` chooses."""
+    """(time in plain tokens, verify steps) that a text takes where a policy like `ChainPolicy` chooses."""
     policy.begin(text.held)
     policy.expect(text.sureness)
     spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
     while position < len(text.tokens):
         confidences = text.confidences[position]
-        k = policy.plan(min(len(confidences), len(text.tokens) - position - 1))
+        plan = policy.plan(min(len(confidences), len(text.tokens) - position - 1))
         asked = drafted = 0
-        while drafted < k:
+        while drafted < plan.draft:
             asked += 1
-            if policy.stop(drafted, confidences[drafted]):
+            if plan.stop(drafted, confidences[drafted]):
                 break
             drafted += 1
-        drafted = policy.keep(drafted) if asked else 0
+        drafted = plan.keep(drafted) if asked else 0
         accepted = min(text.right[position], drafted)
         tokens = text.tokens[position : position + accepted + 1]
         fed = bool(asked) or not policy.waiting()
         seconds = machine.seconds(drafted + 1, before, asked, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)
-        policy.learn(Step(position, [0] * drafted, accepted, tokens, seconds))
+        policy.learn(plan, Step(position, [0] * drafted, accepted, tokens, seconds))
         spent, steps, before, position = spent + seconds.total, steps + 1, drafted + 1, position + len(tokens)
     return spent, steps
 
@@ -243,11 +244,11 @@ def measure(
         policies: dict[str, Any] = (
             {PLAIN: Always(0)}
             | {f"chain {k}": Always(k) for k in lengths}
-            | {"adaptive": Window(most, machine.costs())}
+            | {"adaptive": ChainPolicy(most, machine.costs())}
         )
         if shape is not None:
             policies |= dict(
-                zip(names, (tree_replay.AlwaysTree(shape.nodes), TreeWindow(shape.nodes, machine.costs())), strict=True)
+                zip(names, (tree_replay.AlwaysTree(shape.nodes), TreePolicy(shape.nodes, machine.costs())), strict=True)
             )
         for name, policy in policies.items():
             dice = random.Random(f"{seed} {session} {name}")

@@ -23,7 +23,7 @@ class AlwaysTree:
     """The policy of trees as large as they may be."""
 
     def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+        self.most, self.floor = nodes, 0.0
 
     def begin(self, held: int = 0) -> None:
         pass
@@ -34,11 +34,9 @@ class AlwaysTree:
     def waiting(self) -> bool:
         return False
 
-    def plan(self, room: int) -> int:
-        return min(self.nodes, room)
-
-    def floor(self) -> float:
-        return 0.0
+    def plan(self, room: int) -> AlwaysTree:
+        self.nodes = min(self.most, room)
+        return self
 
     def more(self, tree: Tree) -> bool:
         return True
@@ -46,11 +44,11 @@ class AlwaysTree:
     def keep(self, tree: Tree) -> Tree:
         return tree
 
-    def learn(self, step: Step, path: Sequence[int]) -> None:
+    def learn(self, plan: AlwaysTree, step: Step, path: Sequence[int]) -> None:
         pass
 
 
-def grown(whole: Tree, nodes: int, floor: float, policy: Any) -> tuple[Tree, int]:
+def grown(whole: Tree, nodes: int, floor: float, plan: Any) -> tuple[Tree, int]:
     """What a policy would have grown of a tree, and the levels that the drafter would have been asked for;
 
     see `tree_grow.grow`.
@@ -66,7 +64,7 @@ def grown(whole: Tree, nodes: int, floor: float, policy: Any) -> tuple[Tree, int
         tree = whole.keep(sorted(best))
         beaten = values[best[-1]] if len(best) == nodes else -1.0
         frontier = any(depths[i] == level and values[i] > beaten for i in best)
-        if not frontier or level >= max(depths) or not policy.more(tree):
+        if not frontier or level >= max(depths) or not plan.more(tree):
             return tree, level
         level += 1
 
@@ -83,23 +81,23 @@ def stood(tree: Tree, tokens: Sequence[int]) -> list[int]:
 
 
 def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0) -> tuple[float, int]:
-    """(time in plain tokens, verify steps) that a text takes where a policy with the methods of `TreeWindow` chooses."""
+    """(time in plain tokens, verify steps) that a text takes where a policy like `TreePolicy` chooses."""
     policy.begin(text.held)
     policy.expect(text.sureness)
     spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
     while position < len(text.tokens):
         whole = text.trees[position] if position < len(text.trees) else empty_tree()
-        room = policy.plan(len(whole.tokens))
-        tree, levels = grown(whole, room, policy.floor(), policy) if room else (empty_tree(), 0)
-        tree = policy.keep(tree)
+        plan = policy.plan(len(whole.tokens))
+        tree, levels = grown(whole, plan.nodes, plan.floor, plan) if plan.nodes else (empty_tree(), 0)
+        tree = plan.keep(tree)
         path = stood(tree, text.tokens[position:])
         tokens = text.tokens[position : position + len(path) + 1]
         fed = bool(levels) or not policy.waiting()
         rows = len(tree.tokens) + 1
         seconds = machine.seconds(rows, before, levels, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)
-        policy.learn(
-            Step(position, [0] * len(path), len(path), tokens, seconds, nodes=len(tree.tokens), depth=tree.height), path
-        )
+        nodes, depth = len(tree.tokens), tree.height
+        step = Step(position, [0] * len(path), len(path), tokens, seconds, nodes=nodes, depth=depth)
+        policy.learn(plan, step, path)
         spent, steps, before, position = spent + seconds.total, steps + 1, rows, position + len(tokens)
     return spent, steps

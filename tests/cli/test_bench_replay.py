@@ -13,8 +13,8 @@ from lab.cli_replay import rows_of
 import refspec
 from refspec import embedded
 from refspec.adaptive.costs import Costs
-from refspec.adaptive.policy import Window
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.policy import ChainPolicy
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.errors import UsageError
 from refspec.evaluate.prompts import Prompt
 from refspec.reference.penalties import Penalties
@@ -55,7 +55,7 @@ def test_trees_take_the_steps_that_the_decode_cycle_takes():
             spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(6), MACHINE, random.Random(0))
             assert run.tokens == text.tokens and steps == run.statistics.verify_steps > 1
             chain, _ = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
-            chosen, _ = tree_replay.replay(text, TreeWindow(6, MACHINE.costs()), MACHINE, random.Random(0))
+            chosen, _ = tree_replay.replay(text, TreePolicy(6, MACHINE.costs()), MACHINE, random.Random(0))
             assert chosen < spent and chosen < 1.3 * chain  # rows are dear
 
 
@@ -87,7 +87,7 @@ def test_a_window_knows_no_more_than_it_would_have_been_told():
             [[0.7] * min(8, 299 - i) for i in range(300)],
             [min(right, 299 - i) for i in range(300)],
         )
-        window = Window(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
+        window = ChainPolicy(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
         spent, steps = replay.replay(text, window, MACHINE, random.Random(0))
         assert window.off == off and (steps < 120 if not off else 0.95 * 300 < spent < 1.05 * 300)
 
