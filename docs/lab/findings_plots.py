@@ -1,4 +1,4 @@
-"""Figures of docs/findings.md, drawn from the derived numbers of `docs/lab/findings.py` alone."""
+"""Figures of docs/findings.md, drawn from the derived numbers of `docs/lab/findings_numbers.py` alone."""
 
 from __future__ import annotations
 
@@ -172,14 +172,18 @@ def ablation(found: Mapping[str, Any]) -> Figure | None:
     panels[0].set_yticks(range(len(variants)), [name.replace("_", " ") for name in variants])
     panels[0].invert_yaxis()
     figure.suptitle(
-        "Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention regularizer)"
+        "Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention "
+        "regularizer)"
     )
     return figure
 
 
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
-    "drift": drift, "ratios": ratios, "depth": depth, "ablation": ablation
-}  # fmt: skip
+    "drift": drift,
+    "ratios": ratios,
+    "depth": depth,
+    "ablation": ablation,
+}
 
 
 def write(found: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lab.sweep import AGAIN, PLAIN
-
 from refspec.errors import UsageError
 
 try:

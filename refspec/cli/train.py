@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -123,136 +122,58 @@ def data(
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
 
-@train.command()
-@click.argument("answers", metavar="DIR", type=folder)
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-def repetition(answers: Path, split: str, as_json: bool) -> None:
-    """Measure how much the answers in DIR repeat themselves, a folder like that of `train data`.
-
-    \b
-        answers      how many
-        mean_tokens  their mean length, end of turn included
-        ended        share that end by themselves, the others were cut off
-        seq_rep_4    mean over answers of 1 - distinct / all 4-grams
-        looping      share that repeat a stretch of 12 tokens word for word
-        repeated     share of all their tokens inside such a stretch
-    """
-    from lab.repetition import measure, read_packed
-
-    from refspec.train.tokenizer import TURN_END, load_tokenizer
-
-    turn_end = load_tokenizer(answers / "tokenizer.json").token_to_id(TURN_END)
-    found = measure(*read_packed(answers, split), turn_end)
-    if not found.answers:
-        raise UsageError(f"{answers}: {split} holds no answer (no token whose mask is 1)")
-    figures = {k: round(v, 4) for k, v in found._asdict().items() if v == v}
-    click.echo(json.dumps(figures)) if as_json else _print(figures)
-
-
-@train.command()
-@click.option(
-    "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
+target_options = options(
+    data_option,
+    run_options,
+    click.option("--layers", type=click.IntRange(4), default=14, show_default=True),
+    click.option("--width", type=click.IntRange(32), default=192, show_default=True),
+    click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64."),
+    click.option("--ffn", type=click.IntRange(32), default=512, show_default=True),
+    click.option(
+        "--init",
+        type=folder,
+        help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
+    ),
+    click.option(
+        "--rows",
+        type=click.Choice(["cut", "whole"]),
+        default="cut",
+        show_default=True,
+        help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
+        "conversations.",
+    ),
+    click.option(
+        "--weight-decay",
+        type=click.FloatRange(0),
+        default=0.01,
+        show_default=True,
+        help="Of the matrices; more of it where the same text is seen many times.",
+    ),
+    click.option(
+        "--finish",
+        type=folder,
+        help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
+    ),
+    click.option(
+        "--finish-from",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.6,
+        show_default=True,
+        help="Share of the steps after which --finish is read.",
+    ),
 )
-@click.option("-o", "--out", type=folder, required=True, help="Folder for the data set of those that are sound.")
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-def sound(data: Path, out: Path, as_json: bool) -> None:
-    """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.
-
-    \b
-        refspec train regenerate --data runs/data -m runs/target -o runs/own --tokens 2000000
-        refspec train sound --data runs/own -o runs/sound
-        refspec train target --init runs/target/hf --data runs/data --data runs/sound -o runs/better --lr-scale 0.3 ...
-
-    \b
-    A document is kept unless one of its answers
-        cut      did not end by itself
-        empty    says nothing
-        repeats  has a stretch of 12 tokens twice
-        sums     states a sum that is wrong
-        python   has a fenced block of Python that does not parse
-    """
-    from lab.sound import sound as make
-
-    made = make(data, out)
-    if as_json:
-        click.echo(json.dumps(made))
-        return
-    for split, found in made.items():
-        left = ", ".join(f"{count} {name}" for name, count in found.items() if name != "kept")
-        click.echo(f"{split}: {found['kept']} of {sum(found.values())} documents kept; left out: {left}")
 
 
 @train.command()
-@click.argument("before", type=folder)
-@click.argument("after", type=folder)
-@click.option("-o", "--out", type=folder, required=True, help="Run folder to write.")
-@click.option(
-    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
-)
-@click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0.")
-def average(before: Path, after: Path, out: Path, share: float, outtype: str) -> None:
-    """Write the mean of a target's weights before and after a short training; exports OUT/hf and OUT/target.gguf.
-
-    \b
-        refspec train target --init runs/target/hf ... -o runs/tuned
-        refspec train average runs/target runs/tuned -o runs/between
-
-    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short
-    training takes from the rest of the model, and the noise of its small batches, shrink more than what it was for.
-    """
-    from lab.average import average as make
-
-    make(before, after, out, share=share, outtype=outtype)
-    click.echo(f"wrote {out / 'hf'} and {out / 'target.gguf'}: {1 - share:g} of {before}, {share:g} of {after}")
-
-
-@train.command()
-@data_option
-@run_options
-@click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
-@click.option("--width", type=click.IntRange(32), default=192, show_default=True)
-@click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
-@click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
-@click.option(
-    "--init",
-    type=folder,
-    help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
-)
-@click.option(
-    "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
-    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
-)  # fmt: skip
-@click.option(
-    "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
-    help="Of the matrices; more of it where the same text is seen many times.",
-)  # fmt: skip
-@click.option(
-    "--finish",
-    type=folder,
-    help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
-)
-@click.option(
-    "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
-    help="Share of the steps after which --finish is read.",
-)  # fmt: skip
-@click.option(
-    "--unlikely", type=folder,
-    help="Folder of the model's own answers, like that of `train data`: tokens that repeat their answer are made less likely.",
-)  # fmt: skip
-@click.option(
-    "--unlikely-weight", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True,
-    help="Weight of that term beside the cross-entropy, in the steps that have it.",
-)  # fmt: skip
-@click.option(
-    "--unlikely-every", type=click.IntRange(1), default=4, show_default=True, help="Every how many steps it is added."
-)
-def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
+@target_options
+def target(**o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
+    run_target(**o)
+
+
+def run_target(*, data: tuple[Path, ...], layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
+    """Train and print what `target_options` ask for; other keywords go to `train_target`."""
     given = click.get_current_context().get_parameter_source
-    for name in ("unlikely_weight", "unlikely_every"):
-        if o["unlikely"] is None and given(name) is not ParameterSource.DEFAULT:
-            raise UsageError(f"--{name.replace('_', '-')} does nothing without --unlikely DIR")
     if o["finish"] is None and given("finish_from") is not ParameterSource.DEFAULT:
         raise UsageError("--finish-from does nothing without --finish DIR")
     from refspec.train.model import TargetConfig
@@ -263,7 +184,7 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
         vocab_size=load_tokenizer(data[0] / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
         n_heads=heads, intermediate_size=ffn,
     )  # fmt: skip
-    _print(train_target(_one_or_more(data), out, config=config, **o))
+    _print(train_target(_one_or_more(data), config=config, **o))
 
 
 @train.command()

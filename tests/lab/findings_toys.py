@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from lab.findings_records import JOB
 
+from lab.findings_records import JOB
 from refspec.evaluate import acceptance_report, drift_report
 from refspec.evaluate.drift import FIGURES, Tally
 
@@ -61,9 +61,15 @@ def acceptance_record(names, ratios, seed, *, conditions=(("none", None),), leng
             turn = {"prompt_tokens": 9, "tokens": 200 + p, "counts": counts}
             rows[condition].append({"family": ("math", "chat")[p % 2], "id": str(p), "turns": [turn]})
     settings = {
-        "target": "t.gguf", "prompt_file": "p.jsonl", "prompts": P, "max_tokens": 20, "temp": 0.0, "draft_max": list(lengths),
-        "perturb": ["none"], "context": [],
-    }  # fmt: skip
+        "target": "t.gguf",
+        "prompt_file": "p.jsonl",
+        "prompts": P,
+        "max_tokens": 20,
+        "temp": 0.0,
+        "draft_max": list(lengths),
+        "perturb": ["none"],
+        "context": [],
+    }
     return acceptance_report.record(rows, about or {n: VARIANTS[n] for n in names}, settings, names[-1], 0)
 
 

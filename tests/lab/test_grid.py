@@ -13,12 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 
-from click.testing import CliRunner  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from lab_command import call as run  # noqa: E402
+
 from lab import grid  # noqa: E402
 from lab.plan import read_plan  # noqa: E402
-
-from refspec.cli import main  # noqa: E402
 from refspec.errors import UsageError  # noqa: E402
 from refspec.gguf.io import read_drafter  # noqa: E402
 from refspec.train import precision  # noqa: E402
@@ -27,13 +26,14 @@ from refspec.train.drafters import Training, drafter_for, train_drafters  # noqa
 
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm"}
 TOY = {
-    "draft_vocab": 200, "capture_layers": [1, 2, 4],
+    "draft_vocab": 200,
+    "capture_layers": [1, 2, 4],
     "variants": {"normalized": {}, "plain": PLAIN, "reg": {**PLAIN, "attention_reg": 0.5}},
     "runs": [
         {"name": "late", "rank": 2, "variants": ["plain", "reg"], "depths": [2], "seeds": [1], "steps": 1},
         {"name": "main", "rank": 1, "variants": ["normalized", "plain"], "depths": [1, 2], "seeds": [1, 2], "steps": 1},
     ],
-}  # fmt: skip
+}
 
 
 def written(folder, **changes):
@@ -43,8 +43,7 @@ def written(folder, **changes):
 
 
 def call(plan, data, target_run, out, *more):
-    arguments = ["train", "grid", plan, "--data", data, "--target", target_run, "-o", out, "-t", "1", *more]
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+    return run("grid", plan, "--data", data, "--target", target_run, "-o", out, "-t", "1", *more)
 
 
 def test_jobs_come_by_rank_then_seed_then_depth(tmp_path):
@@ -214,7 +213,7 @@ def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
     (tmp_path / "p.txt").write_text("the cat sees\na dog runs home\nreturn a tree\n")
 
     def findings(*more):
-        result = CliRunner().invoke(main, ["findings", *map(str, more)])
+        result = run("findings", *more)
         assert result.exit_code == 0, result.output
         return result.stderr
 
@@ -252,29 +251,21 @@ def test_from_plan_to_findings_at_toy_size(tmp_path, data, target_run):
     )
     derived = json.loads((tmp_path / "docs" / "findings.json").read_text())
     assert derived["ratios"]["standard"]["4"]["all"]["prompts"] == 2
-    wrong = CliRunner().invoke(
-        main,
-        [
-            "findings",
-            "measure",
-            str(written(tmp_path, measure=[{"name": "x", "kind": "speed"}])),
-            *map(str, arguments[2:]),
-        ],
-    )
+    unknown = written(tmp_path, measure=[{"name": "x", "kind": "speed"}])
+    wrong = run("findings", "measure", unknown, *arguments[2:])
     assert wrong.exit_code == 2 and "kind, drift or acceptance" in wrong.stderr
 
 
 def test_records_of_another_training_are_not_mixed(tmp_path, data, target_run):
-    from lab.cli_findings import _copy_job
-
+    from lab.findings import copy_job
     from refspec.errors import CheckpointError
 
     made, kept = tmp_path / "grid", tmp_path / "records"
     made.mkdir()
     (made / "job.json").write_text('{"seed": 1}')
     (made / "done.json").write_text('{"figures": {"loss": 1.5}}')
-    _copy_job(made, kept)
-    _copy_job(made, kept)
+    copy_job(made, kept)
+    copy_job(made, kept)
     (made / "done.json").write_text('{"figures": {"loss": 1.25}}')
     with pytest.raises(CheckpointError, match="another training"):
-        _copy_job(made, kept)
+        copy_job(made, kept)

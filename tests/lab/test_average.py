@@ -12,11 +12,10 @@ pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 load_file = pytest.importorskip("safetensors.numpy", reason="training needs the `train` extra (safetensors)").load_file
 
-from click.testing import CliRunner  # noqa: E402
-from lab.average import average  # noqa: E402
+from lab_command import call  # noqa: E402
 from toy_training import CONFIG  # noqa: E402
 
-from refspec.cli import main  # noqa: E402
+from lab.average import average  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
 from refspec.gguf.io import read_gguf_header  # noqa: E402
 from refspec.train.data import prepare  # noqa: E402
@@ -35,9 +34,7 @@ def weights(run):
 
 
 def test_every_weight_lies_where_the_share_says(target_run, tuned, tmp_path):
-    run = CliRunner().invoke(
-        main, ["train", "average", str(target_run), str(tuned), "-o", str(tmp_path / "m"), "--share", "0.25"]
-    )
+    run = call("average", target_run, tuned, "-o", tmp_path / "m", "--share", "0.25")
     assert run.exit_code == 0, run.output
     before, after, made = weights(target_run), weights(tuned), weights(tmp_path / "m")
     assert made.keys() == before.keys() and any((before[name] != after[name]).any() for name in made)

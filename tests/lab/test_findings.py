@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from drift_toys import cli_models
+from cli_models import one_line_error
 from findings_toys import K, P, acceptance_record, write_records
-from lab import findings, findings_text
+from lab_command import call
+
+from lab import findings_numbers as findings
+from lab import findings_text
 from lab.findings_records import PLAIN, read
-
 from refspec.errors import CheckpointError
-
-call, one_line_error = cli_models.call, cli_models.one_line_error
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_verdicts_follow_the_intervals(found):
     assert "stays below the paper's 2.00" in text
     assert "weight 0.25" in text and "bonus 2, on the plain drafter" in text
     assert (
-        "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth costs."
-        in text
+        "Holding the plain drafter's state at its first size gains at draft length 3, 8: so much is what its growth "
+        "costs." in text
     )
     assert "Trained less deep, beside training to depth 3: tau at draft length 8 is normalized " in text
     # no shorter here

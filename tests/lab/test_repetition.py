@@ -10,10 +10,9 @@ import pytest
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
-from click.testing import CliRunner
-from lab.repetition import SPAN, answers, measure, read_packed, repeats
+from lab_command import call
 
-from refspec.cli import main
+from lab.repetition import SPAN, answers, measure, read_packed, repeats
 from refspec.errors import UsageError
 from refspec.train.tokenizer import TURN_END, load_tokenizer
 
@@ -116,14 +115,14 @@ def test_the_measure_is_the_mean_over_answers():
 
 
 def test_the_command_prints_what_it_measured(data):
-    result = CliRunner().invoke(main, ["train", "repetition", str(data), "--split", "val", "--json"])
+    result = call("repetition", data, "--split", "val", "--json")
     assert result.exit_code == 0, result.output
     tokens, mask = read_packed(data, "val")
     turn_end = load_tokenizer(data / "tokenizer.json").token_to_id(TURN_END)
     wanted = measure(tokens, mask, turn_end)
     assert json.loads(result.stdout) == {k: round(v, 4) for k, v in wanted._asdict().items()}
     assert wanted.answers == 125 and wanted.ended == 1
-    plain = CliRunner().invoke(main, ["train", "repetition", str(data), "--split", "val"])
+    plain = call("repetition", data, "--split", "val")
     assert plain.stdout.splitlines()[0] == "answers: 125"
 
 
@@ -139,5 +138,5 @@ def test_a_folder_that_is_not_one_is_refused_in_one_line(tmp_path, data):
     with pytest.raises(UsageError, match=r"tokens \(4,\) and mask \(3,\)"):
         read_packed(tmp_path, "train")
     np.save(tmp_path / "train.mask.npy", np.zeros(4, np.uint8))
-    result = CliRunner().invoke(main, ["train", "repetition", str(tmp_path)])
+    result = call("repetition", tmp_path)
     assert result.exit_code == 2 and "holds no answer" in result.stderr and result.stderr.count("\n") == 1

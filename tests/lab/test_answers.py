@@ -1,4 +1,4 @@
-"""`bench answers`: what the rules read in a text, and the command on a tiny target."""
+"""`answers`: what the rules read in a text, and the command on a tiny target."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 from fractions import Fraction
 
 import pytest
-from click.testing import CliRunner
-from drift_toys import cli_models
+from cli_models import write_pair
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.answers import parses, sums, table
+from lab_command import call
 
-from refspec.cli import main
+from lab.answers import parses, sums, table
 
 numbers = st.integers(0, 10**5)
 OPS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "x": lambda a, b: a * b}
@@ -38,25 +37,48 @@ def test_decimals_are_held_to_the_digits_stated(a: int, b: int, digits: int) -> 
     assert sums(f"{a} / {b} = {float(wrong):.{digits}f}") == [False]
 
 
-@pytest.mark.parametrize("text, found", [
-    ("3 + 4 + 5 = 12", [True]), ("2 + 3 * 4 = 14", [True]), ("2 + 3 * 4 = 20", [False]), ("1,200 - 200 = 1,000", [True]), ("4 - 9 = -5", [True]),
-    ("6 / 0 = 0", [False]), ("7 / 2 = 3", [False]), ("x + 3 = 5", []), ("a = 5, 4 = 4", []), ("3 + 4 = 5 + 2", []), ("v1 + 2 = 3", []), ("", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("3 + 4 + 5 = 12", [True]),
+        ("2 + 3 * 4 = 14", [True]),
+        ("2 + 3 * 4 = 20", [False]),
+        ("1,200 - 200 = 1,000", [True]),
+        ("4 - 9 = -5", [True]),
+        ("6 / 0 = 0", [False]),
+        ("7 / 2 = 3", [False]),
+        ("x + 3 = 5", []),
+        ("a = 5, 4 = 4", []),
+        ("3 + 4 = 5 + 2", []),
+        ("v1 + 2 = 3", []),
+        ("", []),
+    ],
+)
 def test_what_counts_as_a_sum(text: str, found: list[bool]) -> None:
     assert sums(text) == found
 
 
-@pytest.mark.parametrize("text, found", [
-    ("```python\ndef f():\n    return 1\n```", True), ("```\nx = 1\n```", True), ("```python\ndef f(:\n```", False), ("no code", None),
-    ("```python\nx = (1 +", False), ("```python\nx = 1", True), ("```python\nx\n```\n```python\ny y\n```", False), ("```bash\nls -l\n```", None),
-    ("```python\n" + "(" * 5000, False), ("```python\nx = '\0'\n```", False),
-])  # fmt: skip
-def test_python_is_what_stands_in_fences_and_all_of_it_must_parse(text: str, found: bool | None) -> None:
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("```python\ndef f():\n    return 1\n```", True),
+        ("```\nx = 1\n```", True),
+        ("```python\ndef f(:\n```", False),
+        ("no code", None),
+        ("```python\nx = (1 +", False),
+        ("```python\nx = 1", True),
+        ("```python\nx\n```\n```python\ny y\n```", False),
+        ("```bash\nls -l\n```", None),
+        ("```python\n" + "(" * 5000, False),
+        ("```python\nx = '\0'\n```", False),
+    ],
+)
+def test_python_is_what_is_in_fences_and_all_of_it_must_parse(text: str, found: bool | None) -> None:
     assert parses(text) is found
 
 
 def test_the_command_counts_every_answer_by_family(tmp_path) -> None:
-    model, _ = cli_models.write_pair(tmp_path)
+    model, _ = write_pair(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
     rows = [("chat", "hi"), ("maths", "2 + 2"), ("chat", "who are you")]
     prompts.write_text(
@@ -65,8 +87,8 @@ def test_the_command_counts_every_answer_by_family(tmp_path) -> None:
             for i, (family, text) in enumerate(rows)
         )
     )
-    arguments = ["bench", "answers", "-m", model, "-t", "1", "-n", "12", "--prompts", str(prompts)]
-    result = CliRunner().invoke(main, [*arguments, "--json"])
+    arguments = ["answers", "-m", model, "-t", "1", "-n", "12", "--prompts", str(prompts)]
+    result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
     assert [(f["family"], f["answers"]) for f in [*measured["families"], measured["all"]]] == [
@@ -83,5 +105,5 @@ def test_the_command_counts_every_answer_by_family(tmp_path) -> None:
         )
     lines = table(measured)
     assert len(lines) == 5 and lines[-1].startswith("all ")
-    one = CliRunner().invoke(main, [*arguments, "--count", "1"])
+    one = call(*arguments, "--count", "1")
     assert one.exit_code == 0 and "maths" in one.stdout

@@ -10,19 +10,24 @@ import pytest
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 pytest.importorskip("torch", reason="training needs the `train` extra (torch)")
 
-from click.testing import CliRunner
-from lab.sound import sound
+from lab_command import call
 
-from refspec.cli import main
+from lab.sound import sound
 from refspec.errors import UsageError
 from refspec.train.data import encode_conversation
 from refspec.train.tokenizer import TURN_END, load_tokenizer
 
 LOOP = "the cat sees a tree the dog runs home the cat sees "
 ANSWERS = {
-    "a plain one": "kept", "2 + 3 = 5, so 5 * 4 = 20": "kept", "```python\nx = 1\n```": "kept", "the same the same": "kept",
-    "": "empty", LOOP * 6: "repeats", "2 + 3 = 6": "sums", "```python\ndef f(x:\n```": "python",
-}  # fmt: skip
+    "a plain one": "kept",
+    "2 + 3 = 5, so 5 * 4 = 20": "kept",
+    "```python\nx = 1\n```": "kept",
+    "the same the same": "kept",
+    "": "empty",
+    LOOP * 6: "repeats",
+    "2 + 3 = 6": "sums",
+    "```python\ndef f(x:\n```": "python",
+}
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_each_rule_leaves_out_what_breaks_it_and_nothing_else(folder, tmp_path):
 
 
 def test_the_command_says_what_it_left_out(folder, tmp_path):
-    run = CliRunner().invoke(main, ["train", "sound", "--data", str(folder[0]), "-o", str(tmp_path / "sound")])
+    run = call("sound", "--data", folder[0], "-o", tmp_path / "sound")
     assert run.exit_code == 0, run.output
     assert "train: 4 of 9 documents kept; left out: 1 cut, 1 empty, 1 repeats, 1 sums, 1 python" in run.output
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from lab.inflate import KEY, inflate, parameters
 
 import refspec
+from lab.inflate import KEY, inflate, parameters
 from refspec.errors import UsageError
 from refspec.gguf.io import read_gguf_header
 from refspec.llama.target import LlamaTarget

@@ -1,4 +1,4 @@
-"""`bench replay`: recorded drafts in computed time say what the decode cycle would have done, and the same each time."""
+"""`replay`: recorded drafts in computed time say what the decode cycle would have done, and the same each time."""
 
 import json
 import platform
@@ -6,15 +6,19 @@ import random
 
 import numpy as np
 import pytest
-from cli_models import call
-from lab import replay, tree_replay
-from lab.cli_replay import rows_of
+from lab_command import call
 
 import refspec
+from lab import replay
+from lab.computed import Fixed, Machine
+from lab.computed import replay as run_chain
+from lab.computed import replay_tree as run_tree
+from lab.recorded import Recorded, record
+from lab.replay import rows_of
 from refspec import embedded
 from refspec.adaptive.costs import Costs
-from refspec.adaptive.policy import Window
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.policy import ChainPolicy
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.errors import UsageError
 from refspec.evaluate.prompts import Prompt
 from refspec.reference.penalties import Penalties
@@ -25,7 +29,7 @@ PROMPTS = [
     Prompt(family, family, text)
     for family, text in (("sums", "What is 12 + 30?"), ("code", "Write a Python function that adds two numbers."))
 ]
-MACHINE = replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, draft=0.02)
+MACHINE = Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, draft=0.02)
 
 
 @pytest.mark.skipif(
@@ -35,51 +39,53 @@ MACHINE = replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, dra
 def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
     sampler = Sampler(penalties=penalties)
     with refspec.load(exact=True, n_ctx=160, threads=1) as session:
-        texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=sampler)
-        assert [text.family for text in texts] == ["sums", "code"] and all(text.sureness < 0 for text in texts)
+        texts = record(session, PROMPTS, 4, max_tokens=40, sampler=sampler)
+        assert [text.family for text in texts] == ["sums", "code"] and all(
+            text.mean_log_probability < 0 for text in texts
+        )
         for text, prompt in zip(texts, PROMPTS, strict=True):
             for k in (1, 2, 4):
                 run = session.generate(prompt.text, max_tokens=40, sampler=sampler, draft_max=k, adaptive=False)
                 list(run)
-                _, steps = replay.replay(text, replay.Always(k), MACHINE, random.Random(0))
+                _, steps = run_chain(text, Fixed(k), MACHINE, random.Random(0))
                 assert run.tokens == text.tokens and steps == run.statistics.verify_steps
 
 
 def test_trees_take_the_steps_that_the_decode_cycle_takes():
     shape = TreeShape(6, 3, 4)
     with refspec.load(strict=True, n_ctx=160, threads=1, tree=shape) as session:
-        texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
+        texts = record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
         for text, prompt in zip(texts, PROMPTS, strict=True):
             run = session.generate(prompt.text, max_tokens=40, sampler=Sampler(), adaptive=False)
             list(run)
-            spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(6), MACHINE, random.Random(0))
+            spent, steps = run_tree(text, Fixed(6), MACHINE, random.Random(0))
             assert run.tokens == text.tokens and steps == run.statistics.verify_steps > 1
-            chain, _ = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
-            chosen, _ = tree_replay.replay(text, TreeWindow(6, MACHINE.costs()), MACHINE, random.Random(0))
+            chain, _ = run_chain(text, Fixed(2), MACHINE, random.Random(0))
+            chosen, _ = run_tree(text, TreePolicy(6, MACHINE.costs()), MACHINE, random.Random(0))
             assert chosen < spent and chosen < 1.3 * chain  # rows are dear
 
 
 def test_what_a_tree_takes_is_what_its_rows_and_levels_cost():
     two = chain([4, 5])._replace(confidence=np.array([0.9, 0.8], np.float32))
-    text = replay.Recorded("x", 50, -1.0, [4, 5, 6, 7], [[]] * 4, [0] * 4, [two, two, two])
-    spent, steps = tree_replay.replay(text, tree_replay.AlwaysTree(2), MACHINE, random.Random(0))
+    text = Recorded("x", 50, -1.0, [4, 5, 6, 7], [[]] * 4, [0] * 4, [two, two, two])
+    spent, steps = run_tree(text, Fixed(2), MACHINE, random.Random(0))
     assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.0 + 0.4 + 0.005 + 0.04)
 
 
 def test_what_a_text_takes_is_what_its_steps_cost():
-    text = replay.Recorded("x", 50, -1.0, [3, 4, 5, 6, 7], [[0.9, 0.8]] * 3 + [[0.9]] + [[]], [2, 0, 0, 1, 0])
-    plain, steps = replay.replay(text, replay.Always(0), MACHINE, random.Random(0))
+    text = Recorded("x", 50, -1.0, [3, 4, 5, 6, 7], [[0.9, 0.8]] * 3 + [[0.9]] + [[]], [2, 0, 0, 1, 0])
+    plain, steps = run_chain(text, Fixed(0), MACHINE, random.Random(0))
     assert steps == 5 and plain == pytest.approx(5 * (1 + MACHINE.own_plain))
     # Three tokens by two right ones, then one right and the bonus beyond the end: drafts are never past the last token
     # wanted.
-    spent, steps = replay.replay(text, replay.Always(2), MACHINE, random.Random(0))
+    spent, steps = run_chain(text, Fixed(2), MACHINE, random.Random(0))
     assert steps == 2 and spent == pytest.approx(1.6 + 0.04 + 0.02 + 0.03 + 1.3 + 0.4 + 0.04 + 0.03)
 
 
-def test_a_window_knows_no_more_than_it_would_have_been_told():
+def test_a_policy_knows_no_more_than_it_would_have_been_told():
     """With drafts that are always right it drafts much, with ones that never are it is turned off."""
     for right, off in ((8, False), (0, True)):
-        text = replay.Recorded(
+        text = Recorded(
             "x",
             50,
             -1.0,
@@ -87,13 +93,13 @@ def test_a_window_knows_no_more_than_it_would_have_been_told():
             [[0.7] * min(8, 299 - i) for i in range(300)],
             [min(right, 299 - i) for i in range(300)],
         )
-        window = Window(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
-        spent, steps = replay.replay(text, window, MACHINE, random.Random(0))
-        assert window.off == off and (steps < 120 if not off else 0.95 * 300 < spent < 1.05 * 300)
+        policy = ChainPolicy(8, Costs({r + 1: t for r, t in enumerate(MACHINE.rows)}, switch=MACHINE.switch))
+        spent, steps = run_chain(text, policy, MACHINE, random.Random(0))
+        assert policy.off == off and (steps < 120 if not off else 0.95 * 300 < spent < 1.05 * 300)
 
 
 def arguments(*more):
-    return ["bench", "replay", "-t", "1", "-n", "24", "--count", "4", "--sessions", "2", "--draft-max", "1,2", *more]
+    return ["replay", "-t", "1", "-n", "24", "--count", "4", "--sessions", "2", "--draft-max", "1,2", *more]
 
 
 def test_the_same_numbers_come_out_each_time_and_the_table_says_what_they_are():
@@ -172,9 +178,18 @@ def test_without_rows_this_machine_is_measured():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--rows", "1"), "at least two times"), (("--rows", "1,x"), "at least two times"), (("--rows", "1,-1"), "above 0"), (("--rows", "1,nan"), "above 0"),
-     (("--switch", "1"), "go with --rows"), (("--adaptive",), "leave the option out"), (("--draft-max", "9"), "with --rows"), (("--tree", "9"), "with --rows"), (("--tree", "x"), "three counts")],
-)  # fmt: skip
+    [
+        (("--rows", "1"), "at least two times"),
+        (("--rows", "1,x"), "at least two times"),
+        (("--rows", "1,-1"), "above 0"),
+        (("--rows", "1,nan"), "above 0"),
+        (("--switch", "1"), "go with --rows"),
+        (("--adaptive",), "leave the option out"),
+        (("--draft-max", "9"), "with --rows"),
+        (("--tree", "9"), "with --rows"),
+        (("--tree", "x"), "three counts"),
+    ],
+)
 def test_what_cannot_be_replayed_is_one_line(options, words):
     result = call(*arguments(*options))
     assert result.exit_code != 0 and words in result.stderr and "Traceback" not in result.output

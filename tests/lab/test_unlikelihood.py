@@ -11,12 +11,11 @@ torch = pytest.importorskip("torch", reason="training needs the `train` extra (t
 pytest.importorskip("tokenizers", reason="training needs the `train` extra (tokenizers)")
 pytest.importorskip("safetensors", reason="training needs the `train` extra (safetensors)")
 
-from click.testing import CliRunner  # noqa: E402
-from lab.repetition import repeats  # noqa: E402
-from lab.unlikelihood import OwnRepeats, unlikelihood  # noqa: E402
+from lab_command import call  # noqa: E402
 from toy_training import CONFIG  # noqa: E402
 
-from refspec.cli import main  # noqa: E402
+from lab.repetition import repeats  # noqa: E402
+from lab.unlikelihood import OwnRepeats, UnlikelyRepeats, unlikelihood  # noqa: E402
 from refspec.errors import CheckpointError, UsageError  # noqa: E402
 from refspec.train.data import encode_conversation  # noqa: E402
 from refspec.train.model import document_mask  # noqa: E402
@@ -113,7 +112,8 @@ def test_the_term_makes_the_loop_less_likely_than_the_same_training_without_it(
     looping, data, target_run, tmp_path, small_steps
 ):
     how = {"config": CONFIG, "steps": 20, "seed": 3, "threads": 1, "init": target_run / "hf"}
-    train_target(data, tmp_path / "with", **how, unlikely=looping, unlikely_weight=4.0, unlikely_every=2)
+    extra = UnlikelyRepeats(looping, data, seed=3, weight=4.0, every=2, batch_tokens=1024)
+    train_target(data, tmp_path / "with", **how, extra_loss=extra)
     train_target(data, tmp_path / "without", **how)
     batch, at = map(torch.from_numpy, OwnRepeats(looping, data / "tokenizer.json", length=256, rows=4, seed=9)[0])
     bos = load_tokenizer(data / "tokenizer.json").token_to_id(BOS)
@@ -125,21 +125,25 @@ def test_the_term_makes_the_loop_less_likely_than_the_same_training_without_it(
     assert means["with"] < 0.8 * means["without"]
     logs = {n: [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in means}
     first = logs["with"][0]
-    assert first["loss"] == pytest.approx(first["cross_entropy"] + 4 * first["unlikely"], abs=3e-4)
+    assert first["loss"] == pytest.approx(first["cross_entropy"] + first["extra_loss"], abs=3e-4)
     assert set(logs["with"][1]["validation"]) == {"val_loss"}
-    assert not {"cross_entropy", "unlikely"} & logs["without"][0].keys()
+    assert not {"cross_entropy", "extra_loss"} & logs["without"][0].keys()
 
 
-def test_a_run_is_resumed_only_with_its_own_option(looping, data, target_run, tmp_path, small_steps):
+def test_a_run_is_resumed_only_with_its_own_term(looping, data, target_run, tmp_path, small_steps):
     how = {"config": CONFIG, "steps": 2, "seed": 3, "threads": 1}
-    figures = train_target(data, tmp_path, **how, unlikely=looping, unlikely_every=1)
-    assert train_target(data, tmp_path, **how, unlikely=looping, unlikely_every=1) == figures
+
+    def extra(**changes):
+        return UnlikelyRepeats(looping, data, seed=3, batch_tokens=1024, **changes)
+
+    figures = train_target(data, tmp_path, **how, extra_loss=extra(every=1))
+    assert train_target(data, tmp_path, **how, extra_loss=extra(every=1)) == figures
     with pytest.raises(CheckpointError, match=r"unlikely_weight=0\.5, now 0\.25"):
-        train_target(data, tmp_path, **how, unlikely=looping, unlikely_every=1, unlikely_weight=0.25)
+        train_target(data, tmp_path, **how, extra_loss=extra(every=1, weight=0.25))
     with pytest.raises(CheckpointError, match=r"unlikely='.*', now None"):
         train_target(data, tmp_path, **how)
     with pytest.raises(CheckpointError, match="unlikely=None, now"):
-        train_target(data, target_run, **how | {"steps": 4}, unlikely=looping)
+        train_target(data, target_run, **how | {"steps": 4}, extra_loss=extra())
 
 
 def test_own_text_that_cannot_serve_is_refused_in_one_line(looping, data, tmp_path):
@@ -157,10 +161,13 @@ def test_own_text_that_cannot_serve_is_refused_in_one_line(looping, data, tmp_pa
     refused(other, "not the one of")
 
 
-def test_the_weight_alone_is_refused(data, tmp_path):
-    for name, value in (("--unlikely-weight", "1"), ("--unlikely-every", "2")):
-        arguments = ["train", "target", "--data", str(data), "-o", str(tmp_path / "o"), "--steps", "1", name, value]
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 2
-        assert f"{name} does nothing without --unlikely" in result.stderr
-        assert not (tmp_path / "o").exists()
+def test_the_command_trains_with_the_term_and_takes_the_options_of_train_target(looping, data, tmp_path):
+    sizes = ["--layers", 4, "--width", 32, "--heads", 1, "--ffn", 32, "-t", 1, "--batch-tokens", 2048]
+    common = ["unlikelihood", "--data", data, "-o", tmp_path / "o", "--steps", 1, *sizes]
+    run = call(*common, "--unlikely", looping, "--unlikely-every", 1)
+    assert run.exit_code == 0, run.output
+    assert "val_loss: " in run.stdout and (tmp_path / "o" / "target.gguf").is_file()
+    missing = call(*common)
+    assert missing.exit_code == 2 and "--unlikely" in missing.stderr
+    alone = call(*common, "--unlikely", looping, "--finish-from", 0.5)
+    assert alone.exit_code == 2 and "--finish-from does nothing without --finish" in alone.stderr
