@@ -34,7 +34,7 @@ def average(first: Path, second: Path, out: Path, *, share: float = 0.5, outtype
         raise UsageError(f"--share {share} is outside 0..1")
     folders = [hf_directory(run) for run in (first, second)]
     if out.resolve() in [p.resolve() for p in (first, second, *folders)]:
-        raise UsageError(f"--out {out} is one of the two; name another folder")
+        raise UsageError(f"--output {out} is one of the two; name another folder")
     states = []
     for each in folders:
         if not (each / WEIGHTS).is_file():
@@ -74,7 +74,7 @@ def average(first: Path, second: Path, out: Path, *, share: float = 0.5, outtype
 @click.command("average")
 @click.argument("before", type=folder)
 @click.argument("after", type=folder)
-@click.option("-o", "--out", type=folder, required=True, help="Run folder to write.")
+@click.option("-o", "--output", "out", type=folder, required=True, help="Run folder to write.")
 @click.option(
     "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
 )

@@ -55,7 +55,7 @@ def command() -> None:
 @click.option(
     "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in ones."
 )
-@click.option("-o", "--out", type=folder, required=True, help="Folder of the records, one folder a job.")
+@click.option("-o", "--output", "out", type=folder, required=True, help="Folder of the records, one folder a job.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target and the drafters.")
 def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path, threads: int | None) -> None:
     """Record what PLAN says under `measure` for each finished job of GRID; a record that is there is not made again."""
@@ -83,7 +83,13 @@ def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path,
 @command.command()
 @click.argument("records", type=folder)
 @click.option(
-    "-o", "--out", type=folder, default=Path("docs"), show_default=True, help="Folder of findings.md and its figures."
+    "-o",
+    "--output",
+    "out",
+    type=folder,
+    default=Path("docs"),
+    show_default=True,
+    help="Folder of findings.md and its figures.",
 )
 def write(records: Path, out: Path) -> None:
     """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""
@@ -166,5 +172,5 @@ def copy_job(grid: Path, out: Path) -> None:
     about["validation"] = json.loads((grid / "done.json").read_text("utf-8"))["figures"]
     file = out / "job.json"
     if file.exists() and json.loads(file.read_text("utf-8")) != about:
-        raise CheckpointError(f"{file}: the records beside it are of another training; name another --out")
+        raise CheckpointError(f"{file}: the records beside it are of another training; name another --output")
     file.write_text(json.dumps(about, indent=1) + "\n", "utf-8")

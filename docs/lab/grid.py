@@ -168,12 +168,12 @@ def _same(folder: Path, about: dict[str, Any]) -> None:
     try:
         found = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file}: {error}; remove the folder, or name another --out") from None
+        raise CheckpointError(f"{file}: {error}; remove the folder, or name another --output") from None
     for key, value in about.items():
         if found.get(key) != value:
             raise UsageError(
                 f"{file}: was begun with {key} = {json.dumps(found.get(key))[:120]}, now {json.dumps(value)[:120]}; "
-                "name another --out"
+                "name another --output"
             )
 
 
@@ -190,7 +190,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     "--data", type=folder, required=True, multiple=True, help="Folder made by `train data`; several are read in turn."
 )
 @click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
-@click.option("-o", "--out", type=folder, required=True, help="Folder of the jobs' run folders.")
+@click.option("-o", "--output", "out", type=folder, required=True, help="Folder of the jobs' run folders.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads.")
 @click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler).")
 @click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUFs: f32 f16 bf16 q8_0 q4_0.")

@@ -36,7 +36,7 @@ def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
     Raises UsageError (folders, nothing left), CheckpointError (tokenizer).
     """
     if out.resolve() == source.resolve():
-        raise UsageError(f"--out {out} is --data itself; name another folder")
+        raise UsageError(f"--output {out} is --data itself; name another folder")
     tokenizer = load_tokenizer(source / "tokenizer.json")
     bos, end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(TURN_END)
     if bos is None or end is None:
@@ -97,7 +97,9 @@ def _wrong(tokenizer, answer: np.ndarray, again: np.ndarray, end: int) -> str | 
 @click.option(
     "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
 )
-@click.option("-o", "--out", type=folder, required=True, help="Folder for the data set of those that are sound.")
+@click.option(
+    "-o", "--output", "out", type=folder, required=True, help="Folder for the data set of those that are sound."
+)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 def command(data: Path, out: Path, as_json: bool) -> None:
     """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lab.repetition import SPAN, read_packed, repeats
-from refspec.cli.train import folder, run_target, target_options
+from refspec.cli.train import folder
+from refspec.cli.train import target as train_target
 from refspec.errors import UsageError
 from refspec.train.packing import WholeDocuments
 from refspec.train.target import TOKENS_PER_STEP, LogitsOf
@@ -89,8 +90,7 @@ class UnlikelyRepeats:
         return self.weight * unlikelihood(logits, tokens[:, 1:][marks].to(logits.device)).mean()
 
 
-@click.command("unlikelihood")
-@target_options
+@click.command("unlikelihood", params=list(train_target.params))
 @click.option(
     "--unlikely",
     type=folder,
@@ -123,4 +123,5 @@ def command(unlikely: Path, unlikely_weight: float, unlikely_every: int, **o: An
         every=unlikely_every,
         batch_tokens=o["batch_tokens"],
     )
-    run_target(extra_loss=extra, **o)
+    assert train_target.callback is not None
+    train_target.callback(extra_loss=extra, **o)

@@ -122,57 +122,37 @@ def data(
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
 
-target_options = options(
-    data_option,
-    run_options,
-    click.option("--layers", type=click.IntRange(4), default=14, show_default=True),
-    click.option("--width", type=click.IntRange(32), default=192, show_default=True),
-    click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64."),
-    click.option("--ffn", type=click.IntRange(32), default=512, show_default=True),
-    click.option(
-        "--init",
-        type=folder,
-        help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
-    ),
-    click.option(
-        "--rows",
-        type=click.Choice(["cut", "whole"]),
-        default="cut",
-        show_default=True,
-        help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
-        "conversations.",
-    ),
-    click.option(
-        "--weight-decay",
-        type=click.FloatRange(0),
-        default=0.01,
-        show_default=True,
-        help="Of the matrices; more of it where the same text is seen many times.",
-    ),
-    click.option(
-        "--finish",
-        type=folder,
-        help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
-    ),
-    click.option(
-        "--finish-from",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.6,
-        show_default=True,
-        help="Share of the steps after which --finish is read.",
-    ),
-)
-
-
 @train.command()
-@target_options
-def target(**o: Any) -> None:
+@data_option
+@run_options
+@click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
+@click.option("--width", type=click.IntRange(32), default=192, show_default=True)
+@click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
+@click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
+@click.option(
+    "--init",
+    type=folder,
+    help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
+)
+@click.option(
+    "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
+    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
+)  # fmt: skip
+@click.option(
+    "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
+    help="Of the matrices; more of it where the same text is seen many times.",
+)  # fmt: skip
+@click.option(
+    "--finish",
+    type=folder,
+    help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
+)
+@click.option(
+    "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
+    help="Share of the steps after which --finish is read.",
+)  # fmt: skip
+def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
     """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
-    run_target(**o)
-
-
-def run_target(*, data: tuple[Path, ...], layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
-    """Train and print what `target_options` ask for; other keywords go to `train_target`."""
     given = click.get_current_context().get_parameter_source
     if o["finish"] is None and given("finish_from") is not ParameterSource.DEFAULT:
         raise UsageError("--finish-from does nothing without --finish DIR")
@@ -184,7 +164,7 @@ def run_target(*, data: tuple[Path, ...], layers: int, width: int, heads: int, f
         vocab_size=load_tokenizer(data[0] / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
         n_heads=heads, intermediate_size=ffn,
     )  # fmt: skip
-    _print(train_target(_one_or_more(data), config=config, **o))
+    _print(train_target(_one_or_more(data), out, config=config, **o))
 
 
 @train.command()
