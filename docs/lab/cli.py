@@ -7,8 +7,7 @@ import lab.cli_convert_speed
 import lab.cli_findings
 import lab.cli_grid
 import lab.cli_inflate
-import lab.cli_replay
-import lab.cli_sweep  # noqa: F401
+import lab.cli_replay  # noqa: F401
 from lab.group import lab as main
 
 __all__ = ["main"]

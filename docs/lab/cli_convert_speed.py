@@ -7,9 +7,8 @@ import json
 import click
 
 from lab.group import lab
-from refspec.cli.group import note
+from refspec.cli.group import OUTTYPES, note
 from refspec.cli.measure import json_option
-from refspec.cli.stock import OUTTYPES
 
 
 @lab.command("convert-speed")

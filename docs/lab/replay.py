@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from lab import tree_replay
-from lab.sweep import PLAIN, family_of, summary, table_of
 
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import Window
@@ -31,7 +30,10 @@ from refspec.decoding.penalized_target import under
 from refspec.decoding.tree_cycle import asked_at, cut_after_end
 from refspec.evaluate import drift
 from refspec.evaluate.acceptance import room_for
+from refspec.evaluate.kinds import PLAIN
 from refspec.evaluate.prompts import Prompt, fit
+from refspec.evaluate.speed import family_of
+from refspec.evaluate.speed_report import summary, table_of
 from refspec.reference.metrics import Seconds, Step
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import NODES_LIMIT, Tree, TreeShape, empty_tree
