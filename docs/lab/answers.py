@@ -25,6 +25,7 @@ import click
 import numpy as np
 
 from lab import repetition
+from refspec.cli.command import Command
 from refspec.cli.group import load, model_options
 from refspec.cli.measure import json_option, prompt_options
 from refspec.cli.penalties import changed, penalty_options
@@ -160,7 +161,7 @@ def table(m: dict[str, Any]) -> list[str]:
     return out
 
 
-@click.command("answers")
+@click.command("answers", cls=Command)
 @model_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=256, show_default=True, help="Tokens per answer.")

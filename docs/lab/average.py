@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from refspec.cli.command import Command
+from refspec.cli.group import output_option
 from refspec.cli.train import folder
 from refspec.convert import convert_target
 from refspec.errors import CheckpointError, UsageError
@@ -71,10 +73,10 @@ def average(first: Path, second: Path, out: Path, *, share: float = 0.5, outtype
     convert_target(hf, out / "target.gguf", outtype)
 
 
-@click.command("average")
+@click.command("average", cls=Command)
 @click.argument("before", type=folder)
 @click.argument("after", type=folder)
-@click.option("-o", "--output", "out", type=folder, required=True, help="Run folder to write.")
+@output_option("DIR", "Run folder to write.", type=folder)
 @click.option(
     "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
 )

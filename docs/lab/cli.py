@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from refspec.cli.group import Refspec
+from refspec.cli.command import Refspec
 from refspec.errors import UsageError
 
 COMMANDS = {

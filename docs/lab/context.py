@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from refspec.cli.command import Command
 from refspec.cli.group import model_options
 from refspec.cli.measure import drafting, json_option
 from refspec.cli.pairs import whole_numbers
@@ -111,7 +112,7 @@ def table(m: dict[str, Any]) -> list[str]:
     return out + foreign_line(m)
 
 
-@click.command("context")
+@click.command("context", cls=Command)
 @model_options
 @click.option(
     "--after", default="128,512,900", show_default=True, metavar="N[,N...]", help="Tokens of context to measure after."

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-from refspec.cli.group import note
+from refspec.cli.command import Command, note
 from refspec.cli.measure import json_option
 from refspec.errors import RefspecError, UsageError
 
@@ -218,7 +218,7 @@ def table(m: dict[str, Any]) -> list[str]:
     ]
 
 
-@click.command("convert-speed")
+@click.command("convert-speed", cls=Command)
 @click.option(
     "--size",
     type=click.FloatRange(0.001),

@@ -14,7 +14,8 @@ from lab.findings_records import read
 from lab.plan import read_plan
 from refspec.cli import acceptance as acceptance_command
 from refspec.cli import drift as drift_command
-from refspec.cli.group import note
+from refspec.cli.command import Group, note
+from refspec.cli.group import output_option
 from refspec.errors import CheckpointError, UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
@@ -36,7 +37,7 @@ DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "fa
 NEITHER = {"name", "kind", "runs"}
 
 
-@click.group("findings")
+@click.group("findings", cls=Group)
 def command() -> None:
     """From trained drafters to docs/findings.md.
 
@@ -55,7 +56,7 @@ def command() -> None:
 @click.option(
     "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in ones."
 )
-@click.option("-o", "--output", "out", type=folder, required=True, help="Folder of the records, one folder a job.")
+@output_option("DIR", "Folder of the records, one folder a job.", type=folder)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target and the drafters.")
 def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path, threads: int | None) -> None:
     """Record what PLAN says under `measure` for each finished job of GRID; a record that is there is not made again."""
@@ -82,14 +83,13 @@ def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path,
 
 @command.command()
 @click.argument("records", type=folder)
-@click.option(
-    "-o",
-    "--output",
-    "out",
+@output_option(
+    "DIR",
+    "Folder of findings.md and its figures.",
+    required=False,
     type=folder,
     default=Path("docs"),
     show_default=True,
-    help="Folder of findings.md and its figures.",
 )
 def write(records: Path, out: Path) -> None:
     """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from lab.findings_records import JOB
 from lab.plan import Job, Plan, read_plan
-from refspec.cli.group import note
+from refspec.cli.command import Command, note
+from refspec.cli.group import output_option
 from refspec.cli.train import device_option, folder
 from refspec.errors import CheckpointError, UsageError
 from refspec.evaluate.journal import fingerprint
@@ -184,13 +185,13 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-@click.command("grid")
+@click.command("grid", cls=Command)
 @click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--data", type=folder, required=True, multiple=True, help="Folder made by `train data`; several are read in turn."
 )
 @click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
-@click.option("-o", "--output", "out", type=folder, required=True, help="Folder of the jobs' run folders.")
+@output_option("DIR", "Folder of the jobs' run folders.", type=folder)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads.")
 @click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler).")
 @click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUFs: f32 f16 bf16 q8_0 q4_0.")

@@ -19,7 +19,8 @@ from typing import Any
 import click
 import numpy as np
 
-from refspec.cli.group import bytes_bar, check_names_file
+from refspec.cli.command import Command
+from refspec.cli.group import bytes_bar, check_names_file, output_option
 from refspec.cli.measure import json_option
 from refspec.errors import UsageError
 from refspec.gguf.blocks import Progress
@@ -122,9 +123,9 @@ def _tensor(info: GgufInfo, source: str, name: str, hidden: int, feed: int, *, i
     return TensorOut(name, tuple(shape), t.type.lower(), load)
 
 
-@click.command("inflate")
+@click.command("inflate", cls=Command)
 @click.argument("target", metavar="TARGET")
-@click.option("-o", "--output", "out", required=True, metavar="GGUF", help="The file to write.")
+@output_option("GGUF", "The file to write.")
 @click.option("--params", required=True, metavar="N", help="Parameters to reach, such as 300M or 1B.")
 @click.option(
     "--layers", type=click.IntRange(1), help="Layers of the result; twice as many as TARGET has if not given."

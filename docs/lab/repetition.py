@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
+from refspec.cli.command import Command
 from refspec.errors import UsageError
 
 # A repeat is a stretch of this many tokens. Welleck et al. 2019 take 4, of a large vocabulary. With 4096 entries and a
@@ -120,7 +121,7 @@ def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-@click.command("repetition")
+@click.command("repetition", cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")

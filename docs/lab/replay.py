@@ -22,16 +22,19 @@ import click
 
 from lab.computed import Fixed, Machine, replay, replay_tree
 from lab.recorded import Recorded, record
-from lab.sweep import PLAIN, family_of, summary, table_of
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy
-from refspec.cli.group import model_options, note, tree_option
+from refspec.cli.command import Command, note
+from refspec.cli.group import model_options, tree_option
 from refspec.cli.measure import drafting, figure_of, figure_option, json_option, prompt_options
 from refspec.cli.pairs import whole_numbers
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
 from refspec.evaluate.acceptance import first_of_each
+from refspec.evaluate.kinds import PLAIN
 from refspec.evaluate.prompts import read
+from refspec.evaluate.speed import family_of
+from refspec.evaluate.speed_report import summary, table_of
 from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import TreeShape
@@ -127,7 +130,7 @@ def table(m: dict[str, Any]) -> list[str]:
     ]
 
 
-@click.command("replay")
+@click.command("replay", cls=Command)
 @model_options
 @prompt_options
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per output.")

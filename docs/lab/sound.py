@@ -21,6 +21,8 @@ import numpy as np
 
 from lab.answers import parses, sums
 from lab.repetition import answers, read_packed, repeats
+from refspec.cli.command import Command
+from refspec.cli.group import output_option
 from refspec.cli.train import folder
 from refspec.errors import CheckpointError, UsageError
 from refspec.train.tokenizer import BOS, TURN_END, load_tokenizer
@@ -93,13 +95,11 @@ def _wrong(tokenizer, answer: np.ndarray, again: np.ndarray, end: int) -> str | 
     return "python" if parses(text) is False else None
 
 
-@click.command("sound")
+@click.command("sound", cls=Command)
 @click.option(
     "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
 )
-@click.option(
-    "-o", "--output", "out", type=folder, required=True, help="Folder for the data set of those that are sound."
-)
+@output_option("DIR", "Folder for the data set of those that are sound.", type=folder)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 def command(data: Path, out: Path, as_json: bool) -> None:
     """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.

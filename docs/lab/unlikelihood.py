@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lab.repetition import SPAN, read_packed, repeats
+from refspec.cli.command import Command
 from refspec.cli.train import folder
 from refspec.cli.train import target as train_target
 from refspec.errors import UsageError
@@ -90,7 +91,7 @@ class UnlikelyRepeats:
         return self.weight * unlikelihood(logits, tokens[:, 1:][marks].to(logits.device)).mean()
 
 
-@click.command("unlikelihood", params=list(train_target.params))
+@click.command("unlikelihood", cls=Command, params=list(train_target.params))
 @click.option(
     "--unlikely",
     type=folder,

@@ -8,15 +8,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from refspec.cli.group import main, options
+from refspec.cli.command import options
+from refspec.cli.group import main, output_option
 from refspec.errors import UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it is trained."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where it is trained.",
 )  # fmt: skip
 run_options = options(
-    click.option("-o", "--out", type=folder, required=True, help="Run folder: checkpoints, log, exports."),
+    output_option("DIR", "Run folder: checkpoints, log, exports.", type=folder),
     click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option(
@@ -63,7 +65,7 @@ def train() -> None:
         needed = ["tokenizers", "tqdm"]
     missing = [name for name in needed if not _installed(name)]
     if missing:
-        raise UsageError(f"training needs {', '.join(missing)}: pip install 'refspec[train]'")
+        raise UsageError(f"training needs {', '.join(missing)}; from a checkout: `.venv/bin/pip install -e '.[train]'`")
 
 
 def _installed(name: str) -> bool:
@@ -74,12 +76,13 @@ def _installed(name: str) -> bool:
 
 @train.command()
 @click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--out", type=folder, required=True, help="Folder for tokenizer.json and token arrays.")
+@output_option("DIR", "Folder for tokenizer.json and token arrays.", type=folder)
 @click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--mix", type=click.Choice(["broad", "chat", "tasks", "epochs"]), default="broad", show_default=True,
-    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of a training, epochs where that is seen many times.",
+    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of "
+    "a training, epochs where that is seen many times.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", "tokenizer_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -103,7 +106,11 @@ def data(
     texts: Path | None,
     without: Path | None,
 ) -> None:
-    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
+    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations.
+
+    \b
+        refspec train data CORPUS.jsonl -o runs/data
+    """
     from refspec.train.data import MIXES, prepare
 
     if without is not None and texts is None:
@@ -136,7 +143,8 @@ def data(
 )
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
-    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
+    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
+    "conversations.",
 )  # fmt: skip
 @click.option(
     "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
@@ -152,7 +160,13 @@ def data(
     help="Share of the steps after which --finish is read.",
 )  # fmt: skip
 def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
-    """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
+    """Train a Llama-architecture chat model.
+
+    \b
+        refspec train target --data runs/data -o runs/target --steps 3800
+
+    Exports OUT/hf and OUT/target.gguf.
+    """
     given = click.get_current_context().get_parameter_source
     if o["finish"] is None and given("finish_from") is not ParameterSource.DEFAULT:
         raise UsageError("--finish-from does nothing without --finish DIR")
@@ -174,7 +188,8 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
     "target_run",
     type=folder,
     required=True,
-    help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.",
+    help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a "
+    "GGUF.",
 )
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
@@ -190,12 +205,14 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 )  # fmt: skip
 @click.option(
     "--teacher-temp", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-    help="Temperature of the target's law that is learned; below 1 its first choice counts more, which is what greedy drafts are judged by.",
+    help="Temperature of the target's distribution that is learned; below 1 its first choice counts more, which is "
+    "what greedy drafts are judged by.",
 )  # fmt: skip
 @click.option("--ffn", type=click.IntRange(32), help="Feed-forward channels; the target's if not given.")
 @click.option(
     "--init", type=folder,
-    help="Drafters of the same names and sizes to start from, --ffn may be larger: their run folder, or one with exports NAME/ in the speculators layout.",
+    help="Drafters of the same names and sizes to start from, --ffn may be larger: their run folder, or one with "
+    "exports NAME/ in the speculators layout.",
 )  # fmt: skip
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option(
@@ -218,7 +235,13 @@ def drafter(
     out: Path,
     **o: Any,
 ) -> None:
-    """Train an EAGLE-3 drafter by training-time test; exports OUT/NAME (speculators layout) and OUT/NAME.gguf."""  # fmt: skip
+    """Train an EAGLE-3 drafter by training-time test.
+
+    \b
+        refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200
+
+    Exports OUT/NAME (speculators layout) and OUT/NAME.gguf.
+    """
     from refspec.train.drafters import drafter_for, train_drafters
 
     try:

@@ -1,4 +1,4 @@
-"""The figure of a sweep or a replay: what every way to draft gains, by family of prompts."""
+"""The figure of `refspec bench`: what every way to draft gains, by family of prompts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.sweep import AGAIN, PLAIN
 from refspec.errors import UsageError
+from refspec.evaluate.kinds import AGAIN, PLAIN
 
 try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 except ImportError:
-    raise UsageError("figures need matplotlib: pip install 'refspec[plot]', or leave out --figure") from None
+    raise UsageError("figures need matplotlib: `pip install matplotlib`, or leave out --figure") from None
 
 SHADES = ("#bdbdbd", "#969696", "#737373", "#525252", "#252525")  # of fixed lengths, the longer the darker
 CHOSEN, TREES, OTHERS = "#0072b2", "#009e73", "#d55e00"  # adaptive, trees, llama.cpp's own driver
