@@ -13,7 +13,7 @@ from refspec.errors import UsageError
 try:
     from matplotlib.figure import Figure
 except ImportError:
-    raise UsageError("figures need matplotlib: pip install 'refspec[plot]'") from None
+    raise UsageError("figures need matplotlib: `pip install matplotlib`") from None
 
 SIDES = {"normalized": ("#0072b2", "o", "normalized (EAGLE 3.1)"), "plain": ("#d55e00", "s", "plain (EAGLE-3)")}
 SHADES = ("#bdd7e7", "#6baed6", "#2171b5", "#08306b", "#000000")
@@ -55,7 +55,7 @@ def drift(found: Mapping[str, Any]) -> Figure | None:
 def ratios(found: Mapping[str, Any]) -> Figure | None:
     """Tau normalized / plain with intervals, beside what the paper reports."""
     rows: list[tuple[str, dict[str, Any], float | None]] = []
-    titles = {"standard": "benchmarks", "sampled": "sampled text", "perturb": "template", "context": "context"}
+    titles = {"standard": "benchmarks", "sampled": "sampled output", "perturb": "template", "context": "context"}
     for name, by_length in sorted(found["ratios"].items(), key=lambda item: [*titles, item[0]].index(item[0])):
         for group in next(iter(by_length.values())):
             label = f"{titles.get(name, name)}: {group}" + (
