@@ -4,7 +4,7 @@ Not a judge of what answers say. The figures are those a small model can be comp
 
 - ended, looping, seq_rep_4: `repetition.py`.
 - Python: of the answers with a fenced block of code (```python, or ``` alone), those whose blocks all parse. Nothing is
-  run. A block that was cut off at the last token is read as it stands.
+  run. A block that was cut off at the last token is read as it is.
 - sums: of the stretches `number op number ... = number` in an answer, those that are right, to the digits stated.
 - concludes: answers that state a result (`the answer is`, `boxed`, `####`).
 """
@@ -46,7 +46,7 @@ _CONCLUDES = re.compile(r"\banswer\b|\\boxed|####", re.IGNORECASE)
 
 
 def sums(text: str) -> list[bool]:
-    """Whether each stretch `a op b ... = c` of a text is right; a division by zero is not."""
+    """Whether each stretch `a op b ... = c` is right; a division by zero is not."""
     return [_right(left, right) for left, right in _SUM.findall(text)]
 
 
@@ -70,7 +70,7 @@ def _right(left: str, right: str) -> bool:
 
 
 def parses(text: str) -> bool | None:
-    """Whether every fenced block of Python in a text parses; None without one."""
+    """Whether every fenced block of Python parses; None without one."""
     blocks = _BLOCK.findall(text)
     if not blocks:
         return None
@@ -117,7 +117,7 @@ def measure(
 
 
 def _figures(name: str, rows: Sequence[tuple[str, list[int], str, bool]]) -> dict[str, Any]:
-    # As packed text has it: each answer a run of ones, a zero between two.
+    # As in packed data: each answer a run of ones, a zero between two.
     tokens = np.concatenate([np.array([*ids, 0], np.int64) for _, ids, _, _ in rows])
     mask = np.concatenate([np.array([1] * len(ids) + [0], np.uint8) for _, ids, _, _ in rows])
     found = repetition.measure(tokens, mask, turn_end=-1)
@@ -143,7 +143,7 @@ def _share(hits: Sequence[bool]) -> float | None:
 
 
 def table(m: dict[str, Any]) -> list[str]:
-    """The numbers of `measure` as lines of text."""
+    """The numbers of `measure` in lines."""
     rows = [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]
     name = max(len(f["family"]) for f in rows)
     out = [

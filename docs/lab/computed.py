@@ -93,14 +93,16 @@ class Fixed:
         pass
 
 
-def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0) -> tuple[float, int]:
+def replay(
+    output: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0
+) -> tuple[float, int]:
     """(time in plain tokens, verify steps) that an output takes where a policy like `ChainPolicy` chooses."""
-    policy.begin(text.held)
-    policy.expect(text.mean_log_probability)
+    policy.begin(output.held)
+    policy.expect(output.mean_log_probability)
     spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
-    while position < len(text.tokens):
-        confidences = text.confidences[position]
-        plan = policy.plan(min(len(confidences), len(text.tokens) - position - 1))
+    while position < len(output.tokens):
+        confidences = output.confidences[position]
+        plan = policy.plan(min(len(confidences), len(output.tokens) - position - 1))
         asked = drafted = 0
         while drafted < plan.draft:
             asked += 1
@@ -108,8 +110,8 @@ def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, n
                 break
             drafted += 1
         drafted = plan.keep(drafted) if asked else 0
-        accepted = min(text.right[position], drafted)
-        tokens = text.tokens[position : position + accepted + 1]
+        accepted = min(output.right[position], drafted)
+        tokens = output.tokens[position : position + accepted + 1]
         fed = bool(asked) or not policy.waiting()
         seconds = machine.seconds(drafted + 1, before, asked, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)
@@ -151,19 +153,19 @@ def accepted_path(tree: Tree, tokens: Sequence[int]) -> list[int]:
 
 
 def replay_tree(
-    text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0
+    output: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0
 ) -> tuple[float, int]:
     """(time in plain tokens, verify steps) that an output takes where a policy like `TreePolicy` chooses."""
-    policy.begin(text.held)
-    policy.expect(text.mean_log_probability)
+    policy.begin(output.held)
+    policy.expect(output.mean_log_probability)
     spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
-    while position < len(text.tokens):
-        whole = text.trees[position] if position < len(text.trees) else empty_tree()
+    while position < len(output.tokens):
+        whole = output.trees[position] if position < len(output.trees) else empty_tree()
         plan = policy.plan(len(whole.tokens))
         tree, levels = grown(whole, plan) if plan.nodes else (empty_tree(), 0)
         tree = plan.keep(tree)
-        path = accepted_path(tree, text.tokens[position:])
-        tokens = text.tokens[position : position + len(path) + 1]
+        path = accepted_path(tree, output.tokens[position:])
+        tokens = output.tokens[position : position + len(path) + 1]
         fed, nodes = bool(levels) or not policy.waiting(), len(tree.tokens)
         seconds = machine.seconds(nodes + 1, before, levels, fed, waited, math.exp(noise * dice.gauss(0, 1)))
         waited = 0 if fed else waited + len(tokens)

@@ -1,13 +1,13 @@
-"""`python docs/lab context`: what steps cost after a long prompt, for plain decoding and for speculation.
+"""`python docs/lab context`: what a token costs after a long prompt, for plain decoding and for speculation.
 
-Not a benchmark of text: acceptance is counted once, on short prompts, and held, so that what grows with the context is
-cost alone (what long prompts do to acceptance is `bench acceptance --context`). With costs c(r) of r rows after n
-tokens, and the drafter's per cycle,
+Acceptance is counted once, on short prompts, and held, so that only cost grows with the context (what long prompts do
+to acceptance is `refspec acceptance --context`). With costs c(r) of r tokens together after n tokens of context, and
+the drafter's per step,
 
     seconds per token of draft length k  =  (c(k+1) + feed + draft (k - 1)) / tau(k),    plain decoding: c(1)
 
-as `evaluate/tune.py` has it. Attention's part of a row grows with n, weights are read once for all rows: so rows come
-to cost more beside one another the longer the text is, and shorter drafts become better.
+as in `evaluate/tune.py`. Weights are read once for all tokens of a step, attention is computed for each and grows with
+n. So several tokens cost more beside one after a longer prompt, and shorter drafts become better.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from refspec.session import Session
 from refspec.tuning import step_costs
 
 ROUNDS = 3
-SHOWN = (2, 4, 8)  # rows of the table's cost curve
+SHOWN = (2, 4, 8)  # tokens together, of the table's cost curve
 
 
 def measure(
@@ -75,14 +75,14 @@ def measure(
 
 
 def table(m: dict[str, Any]) -> list[str]:
-    """The numbers of `measure` as lines of text."""
+    """The numbers of `measure` in lines."""
     kept = m["lengths"][0]["kept"]
     out = [
         f"{m['model']}: milliseconds per token after a prompt, acceptance held at that of short prompts; x: growth "
         "since the first line",
         f"{'after':>8}{'plain':>10}{'x':>7}{f'draft {kept}':>12}{'x':>7}"
         + f"{'best length':>14}{'':>9}{'x':>7}{'speedup':>9}"
-        + "".join(f"{f'{r} rows':>8}" for r in SHOWN)
+        + "".join(f"{f'{r} tok.':>8}" for r in SHOWN)
         + "  feed + draft 2",
     ]
     for n in m["lengths"]:
@@ -94,7 +94,7 @@ def table(m: dict[str, Any]) -> list[str]:
             line + "".join(f"{rows[r] / rows[1]:8.2f}" for r in SHOWN) + f"{(n['feed'] + n['draft']) / rows[1]:16.2f}"
         )
     out.append(
-        "rows: cost of verifying so many together, one token = 1; feed + draft 2: the drafter's part of a step that "
+        "tok.: cost of verifying so many together, one token = 1; feed + draft 2: the drafter's part of a step that "
         "drafts two tokens"
     )
     out.append("accepted by position  " + " ".join(f"{share:.2f}" for share in m["accepted"]))

@@ -120,7 +120,7 @@ def estimate_hours(
             steps = job.steps - _steps_done(out / job.name)
             variants = len(job.variants)
             seconds = steps * (lesson + variants * step)
-            # a validation makes its lessons anew for every variant and runs them forward only, a third of a step
+            # a validation computes its lessons for every variant and runs them forward only, a third of a step
             seconds += steps / VALIDATE_EVERY * VALIDATION_BATCHES * variants * (lesson + step / 3)
         hours.append((job.name, seconds / 3600))
     return hours, sum(h for _, h in hours)

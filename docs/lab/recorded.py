@@ -67,17 +67,17 @@ def record(
         confidences: list[list[float]] = []
         right: list[int] = []
         trees: list[Tree] = []
-        for row in range(n - 1, len(text) - 1):
+        for at in range(n - 1, len(text) - 1):
             if minded is not None:
-                minded.begin(int(text[row]), row)
-            draft = drafter.draft(min(most, len(text) - 1 - row)) if drafter.n_rows else NO_DRAFT
-            agree = [a == b for a, b in zip(draft.tokens.tolist(), text[row + 1 :].tolist(), strict=False)]
+                minded.begin(int(text[at]), at)
+            draft = drafter.draft(min(most, len(text) - 1 - at)) if drafter.n_rows else NO_DRAFT
+            agree = [a == b for a, b in zip(draft.tokens.tolist(), text[at + 1 :].tolist(), strict=False)]
             right.append(agree.index(False) if False in agree else len(agree))
             confidences.append([float(c) for c in draft.confidence])
-            if session.tree is not None and row + 2 < len(text):
-                room = len(text) - 2 - row
+            if session.tree is not None and at + 2 < len(text):
+                room = len(text) - 2 - at
                 trees.append(tree_of(cast(TreeDrafter, drafter), session.tree, room, sampler, target.end_tokens))
-            drafter.extend(text[row + 1 : row + 2], decoded.features[row : row + 1])
+            drafter.extend(text[at + 1 : at + 2], decoded.features[at : at + 1])
         found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right, trees))
         progress()
     return found

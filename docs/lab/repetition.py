@@ -55,7 +55,7 @@ def _again(tokens: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np
 
 
 def repeats(tokens: np.ndarray, mask: np.ndarray, n: int = SPAN) -> np.ndarray:
-    """bool [T]: the tokens of every stretch of `n` that stood, token for token, earlier in the same answer.
+    """bool [T]: the tokens of every stretch of `n` that came, token for token, earlier in the same answer.
 
     `tokens` int [T] and `mask` [T] as packed by `data.prepare`. All tokens of the later stretch are marked, not only
     the one that completes it: the first are the decision to repeat. The two may overlap, so a loop of period p is

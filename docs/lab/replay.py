@@ -113,7 +113,7 @@ TERMS = {
 
 
 def table(m: dict[str, Any]) -> list[str]:
-    """The numbers of `measure` as lines of text."""
+    """The numbers of `measure` in lines."""
     machine = m["machine"]
     costs = " ".join(f"{t:.2f}" for t in machine["rows"])
     terms = ", ".join(f"{words} {machine[name]:.3f}" for name, words in TERMS.items())
@@ -233,7 +233,7 @@ def command(
 
 
 def rows_of(text: str, most: int) -> tuple[float, ...]:
-    """[most] times by rows, the first 1, from numbers separated by commas; what is missing goes on as the last two do.
+    """[most] times by tokens together, the first 1, from numbers with commas; missing ones go on as the last two do.
 
     UsageError for others.
     """
