@@ -109,10 +109,7 @@ def _drift(main: Sequence[Recorded]) -> dict[str, Any] | None:
 
 
 def curves(recorded: Iterable[Recorded], switches: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Each figure of drift by depth: mean, lowest and highest over seeds;
-
-    the growth at the last depth with its verdict.
-    """
+    """Each figure of drift by depth: mean, lowest and highest over seeds. Growth at the last depth has a verdict."""
     found = [
         next(d for d in r.records["drift"]["drafters"] if d["name"] == name)
         for r in recorded
@@ -157,10 +154,7 @@ def _difference(r: Recorded, figure: str) -> dict[str, float | None] | None:
 
 
 def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau normalized / plain by draft length for every acceptance record:
-
-    by family, perturbation, and length of the context.
-    """
+    """Tau normalized / plain of every acceptance record by draft length, and by family, perturbation or context."""
     out: dict[str, Any] = {}
     for name in sorted(
         {name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT}
@@ -193,10 +187,7 @@ def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
 
 
 def _hurt(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """What strange input costs each side:
-
-    tau under foreign templates over the own one's, and at the longest context over the shortest's.
-    """
+    """What strange input costs each side: tau under foreign templates over the own, at the longest context over shortest."""
     out: dict[str, Any] = {}
     for name in ("perturb", "context"):
         having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
@@ -240,10 +231,7 @@ def steps(
     k: int,
     wanted: Callable[[dict[str, Any], int], bool] = lambda c, i: True,
 ) -> Floats:
-    """Tokens and verify steps of each prompt over the wanted conditions: [P, 2];
-
-    a drafter by its switches or its name.
-    """
+    """Tokens and verify steps of each prompt over the wanted conditions: [P, 2]. A drafter by its switches or name."""
     found = drafter if isinstance(drafter, str) else r.variant(drafter)
     totals: dict[tuple[str, str, int], list[float]] = {}
     for condition in r.records[name]["conditions"]:
@@ -257,10 +245,7 @@ def steps(
 
 
 def ratio(pairs: Sequence[tuple[Floats, Floats]], rng: np.random.Generator) -> dict[str, Any]:
-    """Mean over seeds of tau(other) / tau(base), pairs of (base, other) [P, 2] as `steps` gives them;
-
-    seeds and prompts resampled.
-    """
+    """Mean over seeds of tau(other) / tau(base) with its interval; pairs of (base, other) [P, 2] are from `steps`."""
     return _over_seeds(
         [np.stack([base, other]) for base, other in pairs],
         lambda sums: (sums[1, 0] / sums[1, 1]) / (sums[0, 0] / sums[0, 1]),
@@ -322,7 +307,7 @@ def _by_depth(recorded: Sequence[Recorded]) -> dict[int, list[Recorded]]:
 
 
 def _depth_kept(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau of each side trained to a shallower depth over that of the deepest, by seed, at the longest draft length:
+    """Tau of each side trained less deep over that of the deepest, by seed, at the longest draft length.
 
     {length, deepest, of}.
     """

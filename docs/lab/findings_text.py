@@ -281,10 +281,7 @@ def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> l
 
 
 def _grow(experiments: Mapping[str, Any]) -> list[str]:
-    """Trained drafters whose state is resized on its way back, nothing else changed:
-
-    a cause, where curves only go together.
-    """
+    """Trained drafters whose state is resized before it is fed back: a cause, where curves only go together."""
     if not experiments:
         return [MISSING]
     out = [
@@ -374,10 +371,7 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
 
 
 def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str]:
-    """Both norms over none, after the ablation's short training and after the main comparison's long one;
-
-    the `longest` draft length only.
-    """
+    """Both norms over none after the ablation's short training and the main one's; of the `longest` length only."""
     scale = {r["run"]: r for r in found["runs"] if r["run"] in ("main", "ablation")}
     short: Mapping[str, Value] = next(
         (e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {}

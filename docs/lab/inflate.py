@@ -99,10 +99,7 @@ def inflate(
 
 
 def _tensor(info: GgufInfo, source: str, name: str, hidden: int, feed: int, *, identity: bool) -> TensorOut:
-    """One tensor of the inflated file:
-
-    padded with zeros where it meets the feed-forward width, zero where an identity layer ends.
-    """
+    """A tensor padded with zeros where it meets the feed-forward width, zero where an identity layer ends."""
     t = info.tensors[source]
     shape = list(t.shape)
     axis = 0 if source.endswith(_GATES) else 1 if source.endswith(_DOWN) else None

@@ -102,10 +102,7 @@ def measure(tokens: np.ndarray, mask: np.ndarray, turn_end: int) -> Repetition:
 
 
 def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask of a folder in the format of `data.prepare`;
-
-    UsageError where they are missing or do not belong together.
-    """
+    """Tokens and mask of a folder as `data.prepare` writes it; UsageError where they do not belong together."""
     found = []
     for part in ("tokens", "mask"):
         file = folder / f"{split}.{part}.npy"

@@ -1,7 +1,4 @@
-"""Records of a toy grid with answers that are known:
-
-the plain drafter grows and needs a fixed share more verify steps.
-"""
+"""Records of a toy grid with known answers: the plain drafter grows and needs a fixed share more verify steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The queue of trainings:
-
-plans are checked before they run, a killed queue goes on, the regularizer does what it says.
-"""
+"""The queue of trainings: plans are checked, a killed queue goes on, the regularizer does what it says."""
 
 from __future__ import annotations
 

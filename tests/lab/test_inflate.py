@@ -1,7 +1,4 @@
-"""The inflated target: the same logits, the same hidden states, the same drafter, more parameters;
-
-and what cannot be inflated.
-"""
+"""The inflated target has the same logits, hidden states and drafter, and more parameters; what cannot be inflated."""
 
 from typing import Any
 
