@@ -187,7 +187,7 @@ def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any
 
 
 def _hurt(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """What strange input costs each side: tau under foreign templates over the own, at the longest context over shortest."""
+    """What strange input costs: tau under foreign templates over the own, at the longest context over the shortest."""
     out: dict[str, Any] = {}
     for name in ("perturb", "context"):
         having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
