@@ -1,4 +1,4 @@
-"""`bench speed` compares every way to draft on one target, and llama.cpp's own program where it is given."""
+"""`refspec bench` beside llama.cpp's own program: how it is called, and how its output is read."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 from cli_models import call, tiny, write_pair
 
 from refspec.errors import BackendError
-from refspec.evaluate import rivals, speed
+from refspec.evaluate import rivals, speed_report
 from refspec.llama.amx import repacking_works
 
 OUTPUT = """encoded   24 tokens in    0.010 seconds, speed: 2400.000 t/s
@@ -36,76 +36,14 @@ def program(folder, body):
     return folder
 
 
-def test_every_kind_is_run_as_often_as_plain_decoding_and_says_whether_its_text_differs(pair):
-    arguments = [
-        "bench",
-        "speed",
-        "-m",
-        pair[0],
-        "-d",
-        pair[1],
-        "-t",
-        "1",
-        "-n",
-        "24",
-        "--repeat",
-        "2",
-        "--count",
-        "1",
-        "--strict",
-    ]
-    result = call(*arguments, "--json", "--draft-max", "2")
-    assert result.exit_code == 0, result.output
-    measured = json.loads(result.stdout)
-    assert list(measured["kinds"]) == ["plain", "chain", "adaptive", "lookup", "chain + lookup"]
-    for name, kind in measured["kinds"].items():
-        assert kind["identical"] is True, name
-        assert kind["tokens_per_second"] > 0 and kind["speedup_range"][0] <= kind["speedup"] <= kind["speedup_range"][1]
-    assert measured["kinds"]["plain"]["speedup"] == 1.0 and sum(measured["kinds"]["plain"]["windows"][1:]) == 0
-    assert measured["kinds"]["chain"]["speedup"] == measured["speedup"]
-    assert measured["llama_cpp"] is None and measured["inflated"] is None
-    text = "\n".join(speed.table(measured))
-    for name in measured["kinds"]:
-        assert f"\n{name:16} " in text
-
-
-def test_a_draft_model_is_benchmarked_like_any_drafter(pair, tmp_path):
-    small = tiny.target(tmp_path / "small.gguf", "qwen3", seed=4)
-    result = call(
-        "bench", "speed", "-m", pair[0], "-d", small, "-t", "1", "-n", "24", "--repeat", "1", "--count", "1", "--json"
-    )
-    assert result.exit_code == 0, result.output
-    assert list(json.loads(result.stdout)["kinds"]) == ["plain", "chain", "adaptive", "lookup"]
-    counted = call(
-        "bench",
-        "acceptance",
-        "-m",
-        pair[0],
-        "-d",
-        pair[1],
-        "-d",
-        small,
-        "--lookup",
-        "-t",
-        "1",
-        "-n",
-        "24",
-        "--count",
-        "1",
-        "--json",
-    )
-    assert counted.exit_code == 0, counted.output
-    assert [d["name"] for d in json.loads(counted.stdout)["drafters"]] == ["drafter", "small", "lookup"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
 def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_settings(pair, tmp_path):
     log = tmp_path / "calls.txt"
-    body = f"open({str(log)!r}, 'a').write(repr((sys.argv[1:], open(sys.argv[sys.argv.index('-f') + 1]).read())) + chr(10))\nprint({OUTPUT!r})"
+    call_made = "repr((sys.argv[1:], open(sys.argv[sys.argv.index('-f') + 1]).read())) + chr(10)"
+    body = f"open({str(log)!r}, 'a').write({call_made})\nprint({OUTPUT!r})"
     folder = program(tmp_path / "bin", body)
     arguments = [
         "bench",
-        "speed",
         "-m",
         pair[0],
         "-d",
@@ -122,8 +60,9 @@ def test_llama_cpps_own_program_is_run_on_the_same_prompts_with_the_same_setting
         "3",
     ]
     measured = json.loads(call(*arguments, "--llama-cpp-bin", folder, "--json").stdout)
-    assert measured["llama_cpp"]["tokens_per_second"] == pytest.approx(300)
-    assert "llama.cpp's own" in "\n".join(speed.table(measured))
+    own = measured["kinds"]["llama.cpp 3"]
+    assert own["tokens_per_second"] == pytest.approx(300) and "tau" not in own
+    assert "\nllama.cpp 3" in "\n".join(speed_report.table(measured))
     calls = [eval(line) for line in log.read_text().splitlines()]
     assert len(calls) == 2
     both = call(
@@ -166,7 +105,7 @@ def test_the_program_holds_the_weights_as_refspec_does(pair, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
 def test_what_cannot_be_compared_is_one_line(pair, tmp_path):
-    common = ["bench", "speed", "-m", pair[0], "-t", "1", "-n", "8", "--repeat", "1", "--count", "1", "--llama-cpp-bin"]
+    common = ["bench", "-m", pair[0], "-t", "1", "-n", "8", "--repeat", "1", "--count", "1", "--llama-cpp-bin"]
     result = call(*common, tmp_path, "-d", pair[2])
     assert result.exit_code == 2 and "no such program" in result.stderr
     folder = program(tmp_path / "bin", "sys.exit('cannot load')")
@@ -183,7 +122,10 @@ def test_what_cannot_be_compared_is_one_line(pair, tmp_path):
 @pytest.mark.parametrize(("silent", "told"), [(0, 1), (2, 3), (9, rivals.TRIES)])
 def test_a_run_whose_log_was_lost_is_run_again(pair, tmp_path, silent, told):
     count = tmp_path / "count"
-    body = f"with open({str(count)!r}, 'a') as f: f.write('x')\nif len(open({str(count)!r}).read()) > {silent}: print({OUTPUT!r})"
+    body = (
+        f"with open({str(count)!r}, 'a') as f: f.write('x')\n"
+        f"if len(open({str(count)!r}).read()) > {silent}: print({OUTPUT!r})"
+    )
     rival = rivals.Rival(program(tmp_path / "bin", body), pair[0], pair[2])
     settings = {"max_tokens": 8, "draft_max": 2, "n_ctx": 64}
     if silent < told:
