@@ -1,6 +1,6 @@
-"""A decode cycle made of numbers:
+"""A decode cycle made of numbers: what steps cost and how likely draft tokens are accepted is given.
 
-what steps cost and how likely draft tokens stand is given, time is simulated, nothing is measured.
+Time is simulated, nothing is measured.
 """
 
 import math
@@ -13,8 +13,10 @@ MOST = 8
 
 
 class Machine:
-    """`rows[r]` seconds of a target run over r rows after AFTER positions, what each position more costs a row, the
-    drafter's and refspec's shares, the price of changing the batch size."""
+    """`rows[r]` seconds of a target run over r tokens after AFTER positions, and what each position more costs a token.
+
+    The drafter's and refspec's seconds, and the price of changing the batch size.
+    """
 
     def __init__(self, rows, *, attention=0.0, switch=0.0, draft=0.1, feed=0.05, other=0.02, noise=0.05):
         self.rows, self.switch, self.draft, self.feed, self.other, self.noise = rows, switch, draft, feed, other, noise
@@ -24,8 +26,14 @@ class Machine:
         return self.rows[rows] + self.attention * rows * (context - AFTER)
 
 
+# after long prompts several tokens are much dearer beside one
+LONG = Machine(
+    [0, 1, 1.35, 1.58, 1.94, 2.26, 2.6, 2.9, 3.2, 3.5], attention=0.00075, switch=0.4, draft=0.02, feed=0.06, other=0.03
+)
+
+
 class Fixed:
-    """Always the same length: the policies to beat."""
+    """Always the same length: the policies to beat, and their own plans."""
 
     off = False
 
@@ -36,7 +44,8 @@ class Fixed:
         self.off = self.k == 0
 
     def plan(self, room):
-        return min(self.k, room)
+        self.draft = min(self.k, room)
+        return self
 
     def stop(self, i, confidence):
         return False
@@ -44,12 +53,12 @@ class Fixed:
     def keep(self, drafted):
         return drafted
 
-    def learn(self, step):
+    def learn(self, plan, step):
         pass
 
 
 def flat(*shares):
-    """A drafter without confidence whose i-th token stands with the i-th probability (the last one from there on)."""
+    """A drafter without confidence whose i-th token is accepted with the i-th probability, or the last."""
     return lambda i, dice: (math.nan, shares[min(i, len(shares) - 1)])
 
 
@@ -80,16 +89,16 @@ def tokens_per_second(policy, machine, drafter, tokens, seed, held=AFTER):
     policy.begin(held)
     seconds, decided, before = 0.0, 0, 0
     while decided < tokens:
-        k = policy.plan(MOST)
+        plan = policy.plan(MOST)
         idle = policy.off
         shares, asked = [], 0
-        while len(shares) < k:
+        while len(shares) < plan.draft:
             confidence, share = drafter(len(shares), dice)
             asked += 1
-            if policy.stop(len(shares), confidence):
+            if plan.stop(len(shares), confidence):
                 break
             shares.append(share)
-        drafted = policy.keep(len(shares))
+        drafted = plan.keep(len(shares))
         accepted = 0
         while accepted < drafted and dice.random() < shares[accepted]:
             accepted += 1
@@ -99,7 +108,7 @@ def tokens_per_second(policy, machine, drafter, tokens, seed, held=AFTER):
         )
         in_drafter = 0.0 if idle else machine.feed + machine.draft * max(asked - 1, 0)
         spent = Seconds(target, in_drafter, machine.other)
-        policy.learn(Step(decided, range(drafted), accepted, range(accepted + 1), spent))
+        policy.learn(plan, Step(decided, range(drafted), accepted, range(accepted + 1), spent))
         before = rows
         decided += accepted + 1
         seconds += spent.total
