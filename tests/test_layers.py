@@ -33,7 +33,7 @@ OWNERS = {
     "llama_cpp": ("refspec/llama/api.py",),
     "gguf": ("refspec/gguf/io.py", "refspec/gguf/types.py"),
     "refspec._native": ("refspec/native/module.py",),
-    "matplotlib": ("refspec/evaluate/drift_plots.py",),
+    "matplotlib": ("refspec/evaluate/drift_plots.py", "refspec/evaluate/speed_plots.py"),
     "torch": ("refspec/train/",),
     "tokenizers": ("refspec/train/",),
     "safetensors": ("refspec/train/",),

@@ -75,7 +75,7 @@ class OwnEagle3Drafter:
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
         self.note = (
-            f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+            f"drafter ({held / 1e6:.0f} MB) runs inside refspec, {_threads(shared)}, {_why(config)}"
         )
 
     @property
@@ -246,7 +246,7 @@ class NumpyEagle3Drafter(Eagle3Drafter):
         super().__init__(config, weights)
         self.path = info.path
         held = sum(array.nbytes for array in self.weights.values())
-        self.note = f"{info.path.name} runs on NumPy, slowly, {held / 1e6:.0f} MB as float32: the C module is not built; {_why(config)}"
+        self.note = f"drafter ({held / 1e6:.0f} MB) runs on NumPy, slowly: refspec's C module is not built"
 
 
 def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:
@@ -263,9 +263,9 @@ def _threads(shared: native.Team | None) -> str:
 def _why(config: DrafterConfig) -> str:
     reasons = meta.graph_reasons(config)
     return (
-        f"llama.cpp cannot run it: {'; '.join(reasons)}"
+        f"as llama.cpp cannot run it: {'; '.join(reasons)}"
         if reasons
-        else "it is so small that calls of llama.cpp would take longer"
+        else "which is faster for its size"
     )
 
 

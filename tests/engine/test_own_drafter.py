@@ -69,7 +69,7 @@ def test_it_drafts_what_the_reference_drafts(tmp_path: Path, kind: str) -> None:
     drafter = open_drafter(path, target, **STRICT)
     assert (
         isinstance(drafter, OwnEagle3Drafter)
-        and "own C kernels" in drafter.note
+        and "runs inside refspec" in drafter.note
         and "llama.cpp cannot run it: " in drafter.note
     )
     reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)
