@@ -389,7 +389,7 @@ class Session:
         if drafter is not None and wants_window:
             window = self._window(draft_max) if window is None else window
             window.begin(len(encoded) - 1)
-            drafter, options["window"] = self._deferring(drafter, window), window
+            drafter, options["policy"] = self._deferring(drafter, window), window
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
         self.current = Generation(self, encoded, drafter, options)

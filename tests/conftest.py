@@ -1,6 +1,6 @@
 """For every test: recast models go to a temporary cache, never to the user's;
 
-the laboratory (docs/lab) can be imported.
+the laboratory (docs/lab) and the toys of the decode cycle (tests/decoding/loop_toys.py) can be imported.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "decoding"))  # loop_toys
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,8 @@
 """How many tokens to draft, chosen every step: the length that decides most tokens per second here and now.
 
 A policy without models or clocks: it is told what steps cost and accepted (`learn`), asked how many tokens to draft at
-most (`plan`), asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). Or it
-lends C what it knows for several steps (`ahead`, native/window.c) and is told what came of them (`went`). It never sees
-a coin, so whatever it chooses the text stays lossless, and in the one-coin mode the same.
+most (`plan`), asked before each of them whether to go on (`stop`), and where to cut what was drafted (`keep`). It never
+sees a coin, so whatever it chooses the text stays lossless, and in the one-coin mode the same.
 
 With L the rate of tokens to beat (the better of plain decoding and the steps so far), a step of length k is worth
 tokens - L seconds, which a renewal process maximizes exactly when L is its best rate. Token i + 1 is drafted while the
@@ -29,15 +28,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any, NamedTuple
 
-from refspec.adaptive.acceptance_model import EDGES
 from refspec.adaptive.base import DISTURBED, DOUBTED, TRIAL, Policy
-from refspec.adaptive.budget import CAREFUL, FULL
+from refspec.adaptive.budget import FULL
 from refspec.adaptive.costs import Costs
-from refspec.decoding.burst import Ahead, Purse
-from refspec.native.window import NativeWindow
 from refspec.reference.metrics import Step
 
 EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
@@ -88,14 +83,6 @@ class Window(Policy):
         self._gains: list[float] = []  # tokens expected for one of chance, by the best continuation
         # of token i at 2 i: times asked about it, and the average gain of having asked
         self._surplus = array("d", bytes(16 * most))
-        self._c = NativeWindow(
-            most,
-            EDGES,
-            bins=self.belief.bins,
-            cells=self.belief.cells,
-            depths=self.belief.depths,
-            surplus=self._surplus,
-        )
         self._known: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
         self._cost: list[float] = []
         self._home, self._guess, self._trial, self._room = 0, 1, TRIAL, most
@@ -114,7 +101,7 @@ class Window(Policy):
         surplus, tried = [float(x) for x in state["surplus"]], [int(n) for n in state["tried"]]
         if (len(surplus), len(tried)) != (len(self._surplus), self.most + 1):
             raise ValueError("this window was another one")
-        for i, value in enumerate(surplus):  # in place: C reads and writes it too
+        for i, value in enumerate(surplus):
             self._surplus[i] = value
         if not new_costs:
             self._tried = tried
@@ -153,71 +140,6 @@ class Window(Policy):
         self._limits, self._gains = self._for(room, self._before)
         self._planned = self._forced_length(room) or min(self._worth_asking(room), self._hopeful(room))
         return self._planned
-
-    def ahead(self) -> Ahead | None:
-        """Steps that may be run without asking; `went` follows. None where the next one has to be planned by itself.
-
-        Asking is dear where a step takes a millisecond or two. While off these are steps of plain decoding, else C ends
-        drafts as `stop` and `keep` would, and learns what came of them.
-        """
-        self._running = True
-        if self.off:
-            # else what the change of size costs is to be looked at
-            steps = self.off_for() if self._before in (0, 1) else 0
-            return Ahead(steps) if steps > 1 else None
-        if self._c.c is None or self._trial or self._looks or not self.costs.comparable:
-            return None
-        if self._age >= REFRESH or not self._cost or self._untold:
-            self._refresh()
-        self._room = self._longest
-        if self._look_due():
-            looks, self._looks = self._looks, 0
-            return Ahead(looks)
-        if self._least_tried(self._room):
-            return None
-        account = Purse(self._plain, self.reserve, self.allowed, CAREFUL, *self.stakes)
-        return Ahead(REFRESH - self._age, self._worth_asking(self.most), self._before, self._c.c, account)
-
-    def went(self, steps: Sequence[Step], around: float) -> None:
-        """Take in the steps that were run ahead, each of which took refspec `around` seconds more than it says."""
-        last = steps[-1]
-        # rows of the step before each, and of the last
-        before = [self._before, *(len(step.draft) + 1 for step in steps)]
-        self._woke, self._forced = False, False
-        tokens = [token for step in steps for token in step.tokens]
-        self.say(tokens)
-        if self.off:
-            self._planned, self._cold, look = 0, max(self._cold - len(steps), 0), True
-            self.watched(len(tokens))
-            self._unseen = 0
-        else:
-            self._planned = 1
-            self._unseen += len(steps)
-            for step, rows in zip(steps, before, strict=False):
-                k = len(step.draft)
-                look = not self._is_cold(k)
-                if step.asked:
-                    self._count(k, rows, len(step.tokens), step.seconds.total + around, cold=not look, forced=False)
-        self._before = before.pop()
-        if look:
-            kind = len(last.draft), last.asked, before[-1]
-            alike = [
-                step.seconds
-                for step, rows in zip(steps, before, strict=True)
-                if (len(step.draft), step.asked, rows) == kind
-            ]
-            target, drafter = (median(seconds[i] for seconds in alike) for i in (0, 1))
-            self.costs.context = self._held + last.position
-            self.costs.learn(
-                len(last.draft), before[-1], target, drafter if last.asked else None, None, max(last.asked - 1, 0)
-            )
-        for drafted in (False, True):
-            own = [step.seconds.other + around for step in steps if bool(step.draft) == drafted]
-            if own:
-                self.costs.learn_own(drafted, sum(own) / len(own), len(own))
-        self._explore = min(self._explore + EXPLORE * (last.position + len(last.tokens) - steps[0].position), SAVED)
-        self._age += len(steps)
-        self._steps += len(steps)
 
     def stop(self, i: int, confidence: float) -> bool:
         """Whether to draft no token i (0 = first), its likeliest candidate having this probability; see `base.Stop`."""
@@ -361,9 +283,6 @@ class Window(Policy):
         if self._worth(best) > MOVE * self._worth(self._home):
             self._home = best
         self._rate = self._rate_with(self._value[best], self._cost[best] / self._plain) / self._plain
-        self._c.know(
-            self._cost, self._depth, home=self._home, rate=self._rate, change=self.costs.switch, row=self._draft
-        )
 
     def _cost_after(self, before: int, k: int) -> float:
         """What a step takes and the way back will cost; what cannot be drafted now is not gone back to."""

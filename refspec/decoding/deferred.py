@@ -13,8 +13,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Lent
-from refspec.decoding.drafter import Drafter, Lends, TreeDrafter
+from refspec.decoding.drafter import Drafter, TreeDrafter
 from refspec.decoding.wrapped import WrappedDrafter
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
@@ -90,18 +89,6 @@ class DeferredDrafter(WrappedDrafter):
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()
         return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler, more=more)
-
-    def lend(self) -> Lent | None:
-        """Append what waits, then lend `inner`, if it can be lent."""
-        if not isinstance(self.inner, Lends):
-            return None
-        self._flush()
-        return self.inner.lend()
-
-    def given(self, rows: int, seconds: float) -> None:
-        """`inner` was given rows."""
-        assert isinstance(self.inner, Lends)
-        self.inner.given(rows, seconds)
 
     def rollback(self, n_rows: int) -> None:
         """Append what waits, then keep the first n_rows true rows."""

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Lent
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -90,6 +89,13 @@ class Surveys(Protocol):
     """A drafter that can tell cheaply how sure it is of a text that is already there."""
 
     def survey(self, tokens: Ids, features: Array) -> float:
+        """Append true rows as `extend` does;
+
+        the mean log probability of the likeliest token after each of them, nan where it cannot tell.
+        """
+
+
+def survey(self, tokens: Ids, features: Array) -> float:
         """Append true rows as `extend` does;
 
         the mean log probability of the likeliest token after each of them, nan where it cannot tell.

@@ -62,7 +62,7 @@ class Generation(Iterator[Event]):
     def _run(self) -> Iterator[Event]:
         target, statistics, session = self.target, self.statistics, self._session
         began = perf_counter()
-        window = cast("Window | None", self._options.get("window"))
+        window = cast("Window | None", self._options.get("policy"))
         for _ in prefill(target, self._drafter, self.prompt, expect=None if window is None else window.expect):
             if self._stopping:
                 statistics.stop = "interrupted"

@@ -12,34 +12,23 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Ahead, Lent
 from refspec.native.penalties import Penalizer
-from refspec.reference.metrics import Step
+from refspec.reference.draft import Draft
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.verify import Verdict
 
 
-class Judge(Protocol):
-    """Verify steps of a chain in one call each, or several, drafts included, in one."""
+class Verifier(Protocol):
+    """Verify steps of a chain."""
 
-    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-        """Run the pending token and draft [k] and decide from output position `position` on;
-
-        rows that do not stand are taken back.
-        """
-
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
-        """Up to `ahead.steps` steps, of which none begins after AT_ONCE seconds; they decide `room` tokens at most.
-
-        The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all
-        steps. Ends after a token that ends the text, and before a step that would fail: if it is the first, none was
-        run, and taken alone it says why.
+    def step(self, pending: int, draft: Draft, position: int) -> Verdict:
+        """Run the pending token and the draft, decide from output position `position` on, and take back the positions
+        of what was not accepted.
         """
 
 
-# What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that
-# counts.
+# What changes logits, the token of every position (a verifier keeps them up to date), and the first one that counts.
 Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 
 
@@ -68,7 +57,7 @@ class Target(Protocol):
 
     @property
     def end_tokens(self) -> Container[int]:
-        """Tokens that end the text."""
+        """Tokens that end an output."""
 
     @property
     def add_bos(self) -> bool:
@@ -100,14 +89,11 @@ class Target(Protocol):
 
 
 @runtime_checkable
-class Judges(Protocol):
+class Verifies(Protocol):
     """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
 
-    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function;
-
-        None where it cannot.
-        """
+    def verifier(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Verifier | None:
+        """The twin of `verifier.MatchVerifier` in one call, with penalties of its own if given; None where it cannot."""
 
 
 class TreeTarget(Target, Protocol):

@@ -56,7 +56,7 @@ class Eagle3Rows:
         folded = fold_rope_attention(config, weights)
         self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in folded.items() if k != "d2t"}
         identity = np.arange(config.draft_vocab_size)
-        self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
+        self.d2t: Ids = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
         self.penalties: LogitsChange | None = None
