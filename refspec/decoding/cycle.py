@@ -47,8 +47,8 @@ def prefill(
     """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per
     chunk.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows (`base.Surveys`), unless there are too few or
-    it cannot tell.
+    `expect` is told how sure the drafter is along the last SURVEYED rows (`drafter.Surveys`), unless there are too few
+    or it cannot tell.
     """
     target.reset()
     if drafter is not None:
@@ -72,9 +72,8 @@ def start_drafter(drafter: Drafter, first: int) -> None:
 
 
 def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float], None] | None = None) -> None:
-    """Append true rows;
-
-    `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too few.
+    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too
+    few.
     """
     last = min(SURVEYED, len(tokens))
     if expect is None or last < SURVEYED // 2:

@@ -1,8 +1,8 @@
 """DeferredDrafter: rows wait while speculation is off, and run together when it is tried again.
 
 Off, plain decoding must cost what it costs without a drafter, so rows are copied and queued instead of run. The newest
-BACKLOG rows are kept: a drafter that missed older ones drafts from a text with a gap, which can cost acceptance and
-nothing else.
+BACKLOG rows are kept: a drafter that missed older ones drafts from a sequence with a gap, which can cost acceptance
+and nothing else.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ BACKLOG = 256  # rows
 
 
 class DeferredDrafter(WrappedDrafter):
-    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so;
-
-    otherwise row by row as `inner` does.
+    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner`
+    does.
     """
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)
         self.waiting = waiting
-        # Rows that wait, oldest first, in buffers that are never made anew: a step that decodes plainly should cost no
-        # more than that.
+        # Rows that wait, oldest first, in buffers that are made once: a step that decodes plainly should cost no more
+        # than that.
         self._tokens = np.empty(2 * BACKLOG, np.int32)
         self._features: Array = np.empty((0, 0), np.float32)  # [2 * BACKLOG, W] once a row has come
         self._queued = 0

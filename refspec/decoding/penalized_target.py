@@ -86,7 +86,7 @@ class PenalizedTarget:
         self._tokens[self._start : self._start + len(path)] = path
 
     def logits(self, i: int) -> Array:
-        """Penalized logits [V] of row i of the last decode: a new array, or what a verifier has penalized where it lay."""
+        """Penalized logits [V] of token i of the last decode: a new array, or what a verifier penalized in place."""
         row = self.inner.logits(i)
         if self._verified:
             return row
@@ -99,10 +99,7 @@ class PenalizedTarget:
 
     @property
     def text(self) -> npt.NDArray[np.int32]:
-        """Tokens by position [n_ctx + 2]: those of the rows held, and of the rows of the last decode;
-
-        a drafter may write behind them.
-        """
+        """Tokens by position [n_ctx + 2]: those held, and those of the last decode; a drafter may write behind them."""
         return self._tokens
 
     @property
@@ -157,5 +154,6 @@ def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
         raise UsageError(
-            "the sampler has penalties and the target applies none; give penalized_target.under(target, penalties, prompt)"
+            "the sampler has penalties and the target applies none; give"
+            " penalized_target.under(target, penalties, prompt)"
         )

@@ -1,7 +1,7 @@
 """What the decode cycle needs from a target model.
 
-Not an implementation. Rows are positions: a target holds the KV of rows 0..n_past-1, `decode` appends to them,
-`rollback` drops the last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captured boundaries.
+Not an implementation. A target holds the KV of positions 0..n_past-1; `decode` appends to them, `rollback` drops the
+last ones. Legend: T tokens of one decode, V vocabulary, Ht width, n_states captured boundaries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Target(Protocol):
 
     @property
     def n_ctx(self) -> int:
-        """Rows the cache can hold."""
+        """Positions the cache can hold."""
 
     @property
     def n_vocab(self) -> int:
@@ -47,7 +47,7 @@ class Target(Protocol):
 
     @property
     def n_past(self) -> int:
-        """Rows the cache holds."""
+        """Positions the cache holds."""
 
     capturing: bool  # whether decodes keep the hidden states that `features` returns
 
@@ -64,22 +64,22 @@ class Target(Protocol):
         """Whether the tokenizer puts the BOS token in front."""
 
     def decode(self, tokens: Ids | Sequence[int], *, logits: str = "all") -> int:
-        """Append T rows, with logits of "all", "last" or "none" of them; returns T."""
+        """Append T tokens, with logits of "all", the "last" or "none" of them; returns T."""
 
     def logits(self, i: int) -> Array:
-        """Logits [V] of row i of the last decode, valid until the next one."""
+        """Logits [V] of token i of the last decode, valid until the next one."""
 
     def features(self) -> Array:
         """Captured states [T, n_states*Ht] of the last decode, valid until the next one."""
 
     def rollback(self, n: int) -> None:
-        """Keep rows 0..n-1."""
+        """Keep positions 0..n-1."""
 
     def reset(self) -> None:
-        """Forget every row."""
+        """Forget every position."""
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Tokens of a text, with the tokenizer's own BOS when `add_special`."""
+        """Tokens of a string, with the tokenizer's own BOS when `add_special`."""
 
     def token_to_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Bytes a token prints as; control tokens print as nothing unless `special`."""
@@ -90,27 +90,25 @@ class Target(Protocol):
 
 @runtime_checkable
 class Verifies(Protocol):
-    """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
+    """A target that can do a verify step in one call, for drafts fixed in advance."""
 
     def verifier(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Verifier | None:
-        """The twin of `verifier.MatchVerifier` in one call, with penalties of its own if given; None where it cannot."""
+        """The twin of `verifier.MatchVerifier`, with penalties of its own if given; None where it cannot."""
 
 
 class TreeTarget(Target, Protocol):
-    """A target that can also judge several continuations at once."""
+    """A target that can also verify several continuations at once."""
 
     @property
     def max_nodes(self) -> int:
         """The most nodes a tree may have here."""
 
     def decode_tree(self, tokens: Ids | Sequence[int], parents: Ids | Sequence[int]) -> int:
-        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token;
-
-        logits and features of all N+1 rows.
+        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token; logits and features of
+        all N+1.
         """
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Append the pending token and these nodes, a path from the root, to the rows held;
-
-        the other nodes are forgotten.
+        """Append the pending token and these nodes, a path from the root, to the positions held; the other nodes are
+        forgotten.
         """

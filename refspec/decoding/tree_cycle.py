@@ -136,7 +136,7 @@ class _OneCoin:
 
 
 class _SampledTrees:
-    """Trees drawn without replacement and judged by recursive rejection; no coin is used twice (see `verifier.py`)."""
+    """Trees drawn without replacement and verified by recursive rejection; no coin is used twice."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.cycle = sampler, seed, 0

@@ -1,7 +1,7 @@
 """Verify steps of a chain in Python, and which of them a run takes: chosen once, before its first step.
 
-`MatchVerifier` is for drafts fixed in advance, `RejectionVerifier` for drafts sampled with `DraftCoins`. A target may do the
-first one's work in one call of C (`target.Verifies`).
+`MatchVerifier` is for drafts fixed in advance, `RejectionVerifier` for drafts sampled with `DraftCoins`. A target may
+do the first one's work in one call of C (`target.Verifies`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class MatchVerifier:
 
 
 class RejectionVerifier:
-    """Drafts sampled from q and judged by rejection: more is accepted at high temperature, and outputs keep the
+    """Drafts sampled from q, verified by rejection: more is accepted at high temperature, and outputs keep the
     target's distribution.
 
-    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is judged, and resampled, in one cycle
-    only: there the position makes the coin fresh.
+    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is verified, and resampled, in one
+    step only: there the position makes the coin fresh.
     """
 
     def __init__(self, target: Target, sampler: Sampler, seed: int) -> None:
@@ -73,13 +73,13 @@ class RejectionVerifier:
 
 
 class DraftCoins:
-    """Coins to sample drafts with. A position may be drafted in several cycles (what follows a rejection is
-    discarded), so each cycle has a stream of its own.
+    """Coins to sample drafts with. A position may be drafted in several steps (what follows a rejection is discarded),
+    so each step has a stream of its own.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.cycle = seed, 0
+        self.seed, self.step = seed, 0
 
     def __call__(self, k: int, position: int) -> npt.NDArray[np.float64]:
-        self.cycle += 1
-        return coins(self.seed, position, k, DRAFT + self.cycle)
+        self.step += 1
+        return coins(self.seed, position, k, DRAFT + self.step)

@@ -115,7 +115,7 @@ class DecodedRows:
         """Logits [V] of token i of the last decode: a view into llama.cpp's buffer."""
         if not self._first <= i < self.n:
             raise ShapeError(
-                f"{self.context.path}: token {i} of the last decode has no logits; tokens {self._first}..{self.n - 1} do"
+                f"{self.context.path}: token {i} of the last decode has no logits; {self._first}..{self.n - 1} have"
             )
         if self._logits is None and self.native is not None:
             self._logits = self._views.at(self.native.logits(), self.n, self.n_vocab)

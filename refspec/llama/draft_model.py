@@ -70,7 +70,8 @@ class LlamaModelDrafter(ChainDrafter):
             or api.model_is_diffusion(handle)
         ):
             raise BackendError(
-                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with a plain KV cache"
+                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with"
+                " a plain KV cache"
             )
         self.context = Context(
             self.model, n_ctx=min(target.n_ctx + MARGIN, max(self.model.n_ctx_train, 2)), n_batch=BATCH, n_ubatch=BATCH,
@@ -153,8 +154,8 @@ class LlamaModelDrafter(ChainDrafter):
         return len(self._text) <= self.n_ctx
 
     def _catch_up(self, outputs: str) -> None:
-        """Drop what the cache holds beyond the decided tokens, then run what it lacks; with outputs "last", the last row's
-        logits.
+        """Drop what the cache holds beyond the decided tokens, then run what it lacks, with the last row's logits for
+        outputs "last".
         """
         held, text, same = self._held, self._text, self._agreed
         while same < min(len(held), len(text)) and held[same] == text[same]:

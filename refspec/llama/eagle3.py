@@ -5,7 +5,8 @@ host sees: the captured features before ENCODE (`fc_norm`), and the returned sta
 (`output_norm`). So the same graph runs EAGLE-3 and EAGLE 3.1. A norm over the concatenation is in the graph itself
 (`norm_before_fc`).
 
-Rows and alignment: `base.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states, V vocabulary.
+Rows and alignment: `decoding/drafter.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ class LlamaEagle3Drafter(ChainDrafter):
             held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
         )
         settings: dict[str, Any] = {
-            "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
-            "flash_attn": flash_attn, "lender": target.context if borrows else None,
+            "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
+            "kv_type": kv_type, "flash_attn": flash_attn, "lender": target.context if borrows else None,
         }  # fmt: skip
         self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, n_seq_max=n_seq_max, **settings)
-        # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one
+        # ENCODE in a context of its own: llama.cpp builds a new graph whenever a context's call differs from the one
         # before.
         self._encoder = Context(self.model, n_ctx=rows, **settings)
         api.set_nextn(self.context.handle, True, True)

@@ -98,7 +98,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 states = self._run(found, level)
                 if len(states) < len(level):
                     raise ShapeError(
-                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows do not fit into the drafter's context"
+                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the drafter's context"
                     )
                 h[level] = states
                 for node in level:
@@ -182,7 +182,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         return h
 
     def _branch(self, found: Sequence[Found], nodes: Sequence[int]) -> None:
-        """A sequence for each of `nodes`, equal to its parent's: the first child takes it over, the others get copies."""
+        """A sequence for each node, equal to its parent's: the first child takes it over, the others get copies."""
         parents = {found[node].parent for node in nodes}
         free = [s for s in range(self.top_k) if s not in {self._sequence[parent] for parent in parents}]
         taken: set[int] = set()

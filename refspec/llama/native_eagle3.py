@@ -66,6 +66,7 @@ class NativeEagle3Drafter(ChainDrafter):
         self.d2t = None if ids is None else ids.astype(np.int64)  # [D]
         self.draft_ids: Ids = np.arange(config.vocab_size) if self.d2t is None else self.d2t
         self.choose = native
+        self._feature_width = config.n_states * config.target_hidden_size
         self._token, self._confidence = np.empty(1, np.int32), np.empty(1, np.float32)  # where C leaves a choice
         self._drafted = 0  # rows drafted after the last true one
         self.n_rows = 0
@@ -99,20 +100,21 @@ class NativeEagle3Drafter(ChainDrafter):
 
     def survey(self, tokens: Ids, features: Array) -> float:
         """The same, and the mean log probability of the likeliest token after each of these rows; nan without a row."""
-        sureness = math.nan
+        mean = math.nan
 
         def survey(ids: npt.NDArray[np.int32], features: Array, first: int) -> int:
-            nonlocal sureness
-            status, sureness = self._chain.survey(ids, features, first)
+            nonlocal mean
+            status, mean = self._chain.survey(ids, features, first)
             return status
 
         self._append(tokens, features, survey)
-        return sureness
+        return mean
 
     def _append(self, tokens: Ids, features: Array, run: Callable[[npt.NDArray[np.int32], Array, int], int]) -> None:
-        n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
-        if features.shape != (n, width):
-            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
+        n = len(tokens)
+        if features.shape != (n, self._feature_width):
+            wanted = [n, self._feature_width]
+            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need {wanted}")
         if not n:
             return
         ids = _int32(tokens)
@@ -224,7 +226,10 @@ class NumpyEagle3Drafter(Eagle3Drafter):
         super().__init__(config, weights)
         self.path = info.path
         held = sum(array.nbytes for array in self.weights.values())
-        self.note = f"{info.path.name} runs on NumPy, slowly, {held / 1e6:.0f} MB as float32: the C module is not built; {_why(config)}"
+        self.note = (
+            f"{info.path.name} runs on NumPy, slowly, {held / 1e6:.0f} MB as float32: the C module is not built;"
+            f" {_why(config)}"
+        )
 
 
 def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:

@@ -61,7 +61,7 @@ class LlamaTarget:
 
         capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as
         with any drafter (None: with one that captures). `panels` has refspec's kernels multiply where they can
-        (`llama/matmul_hook.py`), `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on
+        (`llama/matmul_hook.py`), `repack` lets llama.cpp repack quantized weights. Verify batches run on
         n_threads_batch. Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError
         (llama.cpp refused).
         """
@@ -109,14 +109,16 @@ class LlamaTarget:
         if recurrent and rewind and api.context_n_rs_seq(self.context.handle) == 0:
             self.close()
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it without a drafter"
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it"
+                " without a drafter"
             )
         if self._capture is not None:
             self._capture.attach(self.context.handle)
         self.n_ctx = self.context.n_ctx - self.pair_rows  # the second row of the last position needs a place, too
         self._batch = RowBatch(self.context.n_batch)
         self._rows = DecodedRows(
-            self.context, self._batch, self._capture, self._views, states=len(self.capture_layers), width=self.hidden_size, vocab=self.n_vocab
+            self.context, self._batch, self._capture, self._views, states=len(self.capture_layers),
+            width=self.hidden_size, vocab=self.n_vocab,
         )  # fmt: skip
         if possible() and not isinstance(self._capture, CallbackCapture):
             self._rows.native = NativeTarget(
@@ -244,8 +246,8 @@ class LlamaTarget:
         self.context.alive()
         if not self.context.keep(n):
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back {self.n_past - n} tokens;"
-                " run it without speculation"
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back"
+                f" {self.n_past - n} tokens; run it without speculation"
             )
         self._rows.n_past = n
 
@@ -254,7 +256,7 @@ class LlamaTarget:
         self._rows.reset()
 
     def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of a text (bytes that are not UTF-8 become U+FFFD); BackendError when the file has no tokenizer."""
+        """Token ids of a string (what is not UTF-8 becomes U+FFFD); BackendError when the file has no tokenizer."""
         return self.model.tokenize(text, add_special, parse_special)
 
     def token_to_bytes(self, token: int, *, special: bool = False) -> bytes:

@@ -27,9 +27,8 @@ class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
     def __init__(self, path: str | os.PathLike[str], *, leaves: int, **settings: Any) -> None:
-        """As LlamaTarget;
-
-        UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run trees.
+        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run
+        trees.
         """
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
@@ -89,9 +88,8 @@ class LlamaTreeTarget(LlamaTarget):
         return n
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Keep the pending token and `nodes`, a path from the root of the tree just run;
-
-        logits and features stay readable.
+        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay
+        readable.
         """
         if self._sequences is None:
             raise UsageError(f"{self.path}: keep_path follows decode_tree")
@@ -136,5 +134,6 @@ def check_shares(target: LlamaTarget) -> None:
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
         raise BackendError(
-            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees"
+            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not"
+            " trees"
         )

@@ -34,9 +34,8 @@ class Rows(NamedTuple):
 
 
 class Eagle3Rows:
-    """Rows of this forward pass over a KV cache;
-
-    `probe`, when set, is told attention and states of every row that runs.
+    """Rows of this forward pass over a KV cache; `probe`, when set, is told attention and states of every row that
+    runs.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Eagle3Rows:
 
     def survey(self, tokens: Ids, features: Array) -> float:
         """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out;
-
         nan without a row.
         """
         if not len(tokens):
@@ -107,9 +105,8 @@ class Eagle3Rows:
         return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
 
     def handed_on(self, states: Array, depth: int) -> Array:
-        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from:
-
-        as they are, or resized where `grow` says so.
+        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from: as they are, or resized where
+        `grow` says so.
         """
         if not self.grow or not self.n_rows:
             return states

@@ -114,7 +114,9 @@ def test_zero_tokens_run_nothing():
 def test_every_coin_of_a_run_decides_at_most_once(monkeypatch, sampling):
     target = ToyTarget(end=(), n_ctx=100, sharpness=1.0)
     used = []
-    monkeypatch.setattr("refspec.decoding.verifier.coins", lambda seed, position, n, stream: _labels(position, n, stream))
+    monkeypatch.setattr(
+        "refspec.decoding.verifier.coins", lambda seed, position, n, stream: _labels(position, n, stream)
+    )
     monkeypatch.setattr(
         "refspec.decoding.verifier.verify_deterministic",
         lambda rows, draft, sampler, coins: _recording(used)(rows, draft, coins),
