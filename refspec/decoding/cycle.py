@@ -111,7 +111,7 @@ def speculate(
     sampled = draft_sampling and drafter is not None and not sampler.greedy
     verify = verifier_for(target, sampler, seed, sampled=sampled).step
     draft_coins = DraftCoins(seed) if sampled else None
-    policy = FixedLength() if policy is None else AsPlans(policy)
+    chosen: DraftPolicy = FixedLength() if policy is None else AsPlans(policy)
     end_tokens, n_ctx, held = target.end_tokens, target.n_ctx, target.n_past
     position = 0  # index of the next output token
     stop: str | None = None
@@ -122,7 +122,7 @@ def speculate(
         # plan: never past the last token wanted or the last free position, so the output ends where plain decoding ends
         left = max_tokens - position
         room = min(draft_max, left - 1, n_ctx - held - 1) if drafter is not None and drafter.n_rows else 0
-        plan = policy.plan(room)
+        plan = chosen.plan(room)
 
         # draft
         draft = NO_DRAFT
@@ -151,7 +151,7 @@ def speculate(
         ended = perf_counter()
         seconds = Seconds(in_target, in_drafter, ended - began - in_target - in_drafter + learning)
         step = Step(position, draft.tokens.tolist(), accepted, tokens, seconds, stop)
-        policy.learn(plan, step)
+        chosen.learn(plan, step)
         learning = perf_counter() - ended
 
         yield step

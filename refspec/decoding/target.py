@@ -35,7 +35,9 @@ Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 class Target(Protocol):
     """A causal language model with a KV cache that can be rolled back."""
 
-    seconds: float  # time spent inside the model so far
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the model so far."""
 
     @property
     def n_ctx(self) -> int:

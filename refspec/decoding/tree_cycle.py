@@ -63,7 +63,7 @@ def speculate_tree(
         )
     check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
-    policy = FixedTree() if policy is None else AsPlans(policy)
+    chosen: DraftTreePolicy = FixedTree() if policy is None else AsPlans(policy)
     end_tokens, n_ctx, held = target.end_tokens, target.n_ctx, target.n_past
     position = 0  # index of the next output token
     stop: str | None = None
@@ -74,7 +74,7 @@ def speculate_tree(
         # plan: never past the last token wanted, nor more nodes than there are free positions
         left = max_tokens - position
         depth, nodes = min(shape.depth, left - 1), min(shape.nodes, target.max_nodes, n_ctx - held - 1)
-        plan = policy.plan(nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0)
+        plan = chosen.plan(nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0)
 
         # draft
         tree = empty_tree()
@@ -99,7 +99,7 @@ def speculate_tree(
         ended = perf_counter()
         seconds = Seconds(in_target, in_drafter, ended - began - in_target - in_drafter + learning)
         step = Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
-        policy.learn(plan, step, path)
+        chosen.learn(plan, step, path)
         learning = perf_counter() - ended
 
         yield step

@@ -80,7 +80,7 @@ class LlamaModelDrafter(ChainDrafter):
         self.n_ctx = self.context.n_ctx
         self._batch = RowBatch(min(BATCH, self.context.n_batch))
         self._views = Views()
-        self.vocab_size, self.width, self.d2t = target.n_vocab, self._common, None
+        self.vocab_size, self.width, self.logit_ids = target.n_vocab, self._common, None
         self.draft_ids: Ids = np.arange(self._common)
         self.choose = native
         self.seconds = 0.0  # inside llama.cpp only

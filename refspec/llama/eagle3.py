@@ -108,7 +108,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         self.n_rows = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self.vocab_size = self.width = c.vocab_size  # llama.cpp scatters the draft vocabulary over the target's
-        self.d2t = None
+        self.logit_ids = None
         self.draft_ids: Ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)
         self.choose = native
         # (depth, logits [V], h [H]) before each drafted token
@@ -259,8 +259,8 @@ class LlamaEagle3Drafter(ChainDrafter):
             c = self.config
             states = features.reshape(n, c.n_states, c.target_hidden_size)  # [T, N, Ht]
             native.gather_features(
-                [states[:, i] for i in range(c.n_states)], n, c.target_hidden_size, norms=self._fc_norm, eps=c.rms_eps,
-                out=self._features.states,
+                [states[:, i] for i in range(c.n_states)], n, c.target_hidden_size, norms=list(self._fc_norm),
+                eps=c.rms_eps, out=self._features.states,
             )  # fmt: skip
         api.forget_errors()
         handle, struct = self._encoder.handle, self._features.prepare(n, 0, "all")

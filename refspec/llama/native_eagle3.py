@@ -63,8 +63,8 @@ class NativeEagle3Drafter(ChainDrafter):
             raise CheckpointError(f"{info.path}: {error}") from None
         ids = self._chain.draft_ids
         self.vocab_size, self.width = config.vocab_size, config.draft_vocab_size
-        self.d2t = None if ids is None else ids.astype(np.int64)  # [D]
-        self.draft_ids: Ids = np.arange(config.vocab_size) if self.d2t is None else self.d2t
+        self.logit_ids = None if ids is None else ids.astype(np.int64)  # [D]
+        self.draft_ids: Ids = np.arange(config.vocab_size) if self.logit_ids is None else self.logit_ids
         self.choose = native
         self._feature_width = config.n_states * config.target_hidden_size
         self._token, self._confidence = np.empty(1, np.int32), np.empty(1, np.float32)  # where C leaves a choice

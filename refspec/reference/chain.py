@@ -51,14 +51,14 @@ class ChainDrafter:
 
     vocab_size   V
     width        D
-    d2t          [D] target id of each logit; None where they are 0..D-1
+    logit_ids    [D] target id of each logit; None where they are 0..D-1
     draft_ids    [..] target ids that may be drafted
     penalties    what chains are drafted under, if anything
     """
 
     vocab_size: int
     width: int
-    d2t: Ids | None
+    logit_ids: Ids | None
     draft_ids: Ids
     penalties: LogitsChange | None = None
     choose: Chooser
@@ -84,14 +84,14 @@ class ChainDrafter:
         best, probability = self.choose.argmax_prob(self._penalized(drafted))
         if math.isnan(probability):
             raise self.damaged()
-        return (best if self.d2t is None else int(self.d2t[best])), probability
+        return (best if self.logit_ids is None else int(self.logit_ids[best])), probability
 
     def distribution(self, drafted: Sequence[int], sampler: Sampler) -> npt.NDArray[np.float64]:
         """Probabilities [V] of the token after these; `sampler` is restricted to the draft vocabulary."""
         logits = self._penalized(drafted)
         if not math.isfinite(logits.max()):
             raise self.damaged()
-        return draft_distribution(self.choose.p_target(logits, sampler), self.d2t, self.vocab_size)
+        return draft_distribution(self.choose.p_target(logits, sampler), self.logit_ids, self.vocab_size)
 
     def damaged(self) -> BackendError:
         """The error for logits that are not finite."""
@@ -116,7 +116,7 @@ class ChainDrafter:
         k = self.begin_chain(k)
         if coins is None and stop is None and (whole := self.whole_chain(k)) is not None:
             return whole
-        narrow = None if sampler is None else restricted(sampler, self.d2t, self.width)
+        narrow = None if sampler is None else restricted(sampler, self.logit_ids, self.width)
         tokens: list[int] = []
         confidence: list[float] = []
         distributions: list[npt.NDArray[np.float64]] = []  # [k] of [V]
@@ -141,4 +141,4 @@ class ChainDrafter:
 
     def _penalized(self, drafted: Sequence[int]) -> Array:
         logits = self.logits()
-        return logits if self.penalties is None else self.penalties(logits, drafted, self.d2t)
+        return logits if self.penalties is None else self.penalties(logits, drafted, self.logit_ids)

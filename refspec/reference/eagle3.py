@@ -32,7 +32,8 @@ class Eagle3Drafter(Eagle3Rows, ChainDrafter):
     ) -> None:
         """As `Eagle3Rows`."""
         super().__init__(config, weights, ops, anchor, grow)
-        self.vocab_size, self.width, self.draft_ids = config.vocab_size, config.draft_vocab_size, self.d2t
+        self.vocab_size, self.width = config.vocab_size, config.draft_vocab_size
+        self.logit_ids = self.draft_ids = self.d2t
         self.choose = NumpyChooser(ops)
 
     def begin_chain(self, k: int) -> int:
