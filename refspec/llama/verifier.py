@@ -42,7 +42,7 @@ class LlamaVerifier:
         rows.begin(n + self.pair)
         try:
             accepted = self.in_c.step(pending, draft.tokens, start, position)
-            rows.check_native(0 if self.in_c.ran else accepted, n)
+            rows.check_native(accepted if accepted < 0 and not self.in_c.ran else 0, n)
             if accepted >= 0:
                 rows.end_native(n, start + accepted + 1)
                 return Verdict(accepted, self.in_c.decided(accepted + 1))
