@@ -45,7 +45,6 @@ class Drafter(Protocol):
         stop: Stop | None = None,
     ) -> Draft:
         """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given;
-
         `stop` may end it.
         """
 
