@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "decoding"))  # loop_toys
 
 
 @pytest.fixture(scope="session", autouse=True)

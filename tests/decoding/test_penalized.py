@@ -1,6 +1,5 @@
-"""A target under penalties is one more target:
-
-its rows are a function of what they hold, and the cycle keeps its law and its text.
+"""A target under penalties is one more target: its logits are a function of the tokens before, and the cycle keeps its
+law and its output.
 """
 
 from fractions import Fraction

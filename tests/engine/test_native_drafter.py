@@ -19,7 +19,7 @@ from refspec.gguf.io import read_gguf_header
 from refspec.gguf.types import weight_type
 from refspec.llama import native_eagle3, vec_dot
 from refspec.llama.eagle3 import LlamaEagle3Drafter
-from refspec.llama.native_eagle3 import OwnEagle3Drafter, complete_weights, open_drafter
+from refspec.llama.native_eagle3 import NativeEagle3Drafter, complete_weights, open_drafter
 from refspec.llama.openmp import team
 from refspec.llama.target import LlamaTarget
 from refspec.native.penalties import Penalizer
@@ -68,7 +68,7 @@ def test_it_drafts_what_the_reference_drafts(tmp_path: Path, kind: str) -> None:
     )
     drafter = open_drafter(path, target, **STRICT)
     assert (
-        isinstance(drafter, OwnEagle3Drafter)
+        isinstance(drafter, NativeEagle3Drafter)
         and "runs inside refspec" in drafter.note
         and "llama.cpp cannot run it: " in drafter.note
     )
@@ -185,7 +185,7 @@ def test_embedding_and_head_are_the_targets_where_the_file_has_none(tmp_path: Pa
     tensors["blk.0.attn_q.bias"] = np.ones(tiny.N_HEAD * tiny.HEAD, np.float32)
     path = tiny.write(tmp_path / "d.gguf", "refspec-eagle3", values, tensors)
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), n_ctx=64, **STRICT)
-    drafter = OwnEagle3Drafter(path, target)
+    drafter = NativeEagle3Drafter(path, target)
     config, weights = complete_weights(read_gguf_header(path), target.info)
     assert weights["output"].shape == weight_shapes(drafter.config)[0]["output"] == (tiny.V, tiny.HT)
     reference = Eagle3Drafter(config, weights, ops)
@@ -230,18 +230,18 @@ def test_auto_takes_the_own_kernels_for_a_small_drafter_and_llama_cpp_for_a_larg
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
     small = open_drafter(path, target, kernels="auto", **STRICT)
-    assert isinstance(small, OwnEagle3Drafter) and "so small" in small.note
+    assert isinstance(small, NativeEagle3Drafter) and "so small" in small.note
     assert isinstance(open_drafter(path, target, kernels="llama", **STRICT), LlamaEagle3Drafter)
     assert isinstance(open_drafter(path, target, kernels="auto", n_gpu_layers=-1, **STRICT), LlamaEagle3Drafter)
     with monkeypatch.context() as patch:
         patch.setattr(native_eagle3, "functions", lambda _: None)  # a llama.cpp that does not say how it multiplies
         # float32 needs nothing of it
-        assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), OwnEagle3Drafter)
+        assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), NativeEagle3Drafter)
         stored = tiny.drafter(tmp_path / "q.gguf", quantize="F16", feature_norm="per_state", feedback="post_norm")
         assert isinstance(open_drafter(stored, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
     monkeypatch.setattr(native_eagle3, "SMALL", 1000)
     assert isinstance(open_drafter(path, target, kernels="auto", **STRICT), LlamaEagle3Drafter)
-    assert isinstance(open_drafter(path, target, kernels="own", **STRICT), OwnEagle3Drafter)
+    assert isinstance(open_drafter(path, target, kernels="own", **STRICT), NativeEagle3Drafter)
     with pytest.raises(UsageError, match="one of auto, llama, own"):
         open_drafter(path, target, kernels="gpu", **STRICT)  # type: ignore[arg-type]
     target.close()
@@ -264,7 +264,7 @@ def test_a_damaged_packed_type_table_is_not_believed(monkeypatch: pytest.MonkeyP
 def test_a_stop_rule_ends_a_draft_before_the_token_it_refuses(tmp_path: Path) -> None:
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
-    drafter = OwnEagle3Drafter(path, target)
+    drafter = NativeEagle3Drafter(path, target)
     tokens = np.random.default_rng(3).integers(3, tiny.V, 12).astype(np.int32)
     target.decode(tokens[:-1], logits="none")
     drafter.extend(tokens[1:], target.features())
@@ -279,7 +279,7 @@ def test_a_stop_rule_ends_a_draft_before_the_token_it_refuses(tmp_path: Path) ->
 def test_a_rollback_wants_rows_before_the_next_draft(tmp_path: Path) -> None:
     path = tiny.drafter(tmp_path / "d.gguf", feature_norm="per_state", feedback="post_norm")
     target = LlamaTarget(tiny.target(tmp_path / "t.gguf"), capture_layers=tiny.LAYERS, **STRICT)
-    drafter = OwnEagle3Drafter(path, target)
+    drafter = NativeEagle3Drafter(path, target)
     assert drafter.draft(3).tokens.size == 0
     features = np.random.default_rng(1).standard_normal((4, 3 * tiny.HT)).astype(np.float32)
     drafter.extend(np.arange(4, dtype=np.int32), features)
@@ -303,7 +303,7 @@ def test_a_rollback_wants_rows_before_the_next_draft(tmp_path: Path) -> None:
 
 def test_threads_of_llama_cpp_draft_the_same_bits(tmp_path: Path) -> None:
     target = LlamaTarget(embedded.path(embedded.TARGET), capture_layers=(2, 7, 11), n_ctx=64, n_threads=2)
-    drafters = [OwnEagle3Drafter(embedded.path(embedded.DRAFTER), target, n_threads=n) for n in (1, 2, 3)]
+    drafters = [NativeEagle3Drafter(embedded.path(embedded.DRAFTER), target, n_threads=n) for n in (1, 2, 3)]
     assert "one thread" in drafters[0].note
     if team(2) is not None:
         assert "2 threads" in drafters[1].note
@@ -327,7 +327,7 @@ def test_it_is_as_sure_as_the_reference_and_its_rows_are_those_of_extend(tmp_pat
         tiny.target(tmp_path / "t.gguf"), capture_layers=from_metadata(read_gguf_header(path)).capture_layers, **STRICT
     )
     drafter = open_drafter(path, target, **STRICT)
-    assert isinstance(drafter, OwnEagle3Drafter)
+    assert isinstance(drafter, NativeEagle3Drafter)
     reference = Eagle3Drafter(*complete_weights(read_gguf_header(path), target.info), ops)
     tokens = np.random.default_rng(3).integers(0, tiny.V, 30).astype(np.int32)
     target.decode(tokens[:-1], logits="none")

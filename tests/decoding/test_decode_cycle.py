@@ -1,4 +1,4 @@
-"""The decode cycle on a toy: speculative text equals plain text, whatever drafts, and the caches stay true."""
+"""The decode cycle on a toy: speculative output equals plain output, whatever drafts, and the caches stay true."""
 
 import numpy as np
 import pytest
@@ -114,13 +114,15 @@ def test_zero_tokens_run_nothing():
 def test_every_coin_of_a_run_decides_at_most_once(monkeypatch, sampling):
     target = ToyTarget(end=(), n_ctx=100, sharpness=1.0)
     used = []
-    monkeypatch.setattr("refspec.decoding.cycle.coins", lambda seed, position, n, stream: _labels(position, n, stream))
     monkeypatch.setattr(
-        "refspec.decoding.cycle.verify_deterministic",
+        "refspec.decoding.verifier.coins", lambda seed, position, n, stream: _labels(position, n, stream)
+    )
+    monkeypatch.setattr(
+        "refspec.decoding.verifier.verify_deterministic",
         lambda rows, draft, sampler, coins: _recording(used)(rows, draft, coins),
     )
-    monkeypatch.setattr("refspec.decoding.cycle.MatchRule", lambda sampler: _recording(used))
-    monkeypatch.setattr("refspec.decoding.cycle.verify_rejection", _recording_rejection(used))
+    monkeypatch.setattr("refspec.decoding.verifier.MatchRule", lambda sampler: _recording(used))
+    monkeypatch.setattr("refspec.decoding.verifier.verify_rejection", _recording_rejection(used))
     drafter = Noisy(target)
     draft = drafter.draft
 

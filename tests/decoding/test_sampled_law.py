@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from loop_toys import Perfect, ToyTarget
 
-from refspec.decoding import cycle as module
+from refspec.decoding import verifier as module
 from refspec.decoding.cycle import prefill, speculate
 from refspec.reference.sampling import RESIDUAL, Sampler
 
