@@ -61,6 +61,11 @@ class Account:
         """Texts that are remembered."""
         return len(self._alike)
 
+    @property
+    def remembered(self) -> int:
+        """Outputs that are remembered."""
+        return self.texts
+
     def account_state(self) -> dict[str, Any]:
         """What outlasts a text, for `resume_account`."""
         return {"reserve": self.reserve, "texts": self._alike.state()}

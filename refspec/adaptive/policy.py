@@ -463,3 +463,6 @@ class Window(Policy):
     def _loss(self, k: int) -> float:
         """Tokens that a step of length k is expected to decide less than its time is worth."""
         return self._cost_after(self._before, k) * self._rate - self._value[k]
+
+
+ChainPolicy = Window

@@ -154,3 +154,6 @@ class TreeWindow(Policy):
         ):
             if parent in came_to:
                 self.belief.see(confidence, depth - 1, i in stood)
+
+
+TreePolicy = TreeWindow

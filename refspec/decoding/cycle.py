@@ -97,6 +97,7 @@ def speculate(
     draft_max: int,
     draft_sampling: bool = False,
     window: Window | None = None,
+    policy: Window | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
     stopped.
@@ -107,6 +108,7 @@ def speculate(
     (`burst.py`) several steps are run before the first of them is yielded: target and drafter are then ahead of what
     was said. Raises BackendError when the target returns logits that are not finite.
     """
+    window = policy if window is None else window
     check_under(target, sampler)
     minded = drafting_under(target, drafter)
     # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.

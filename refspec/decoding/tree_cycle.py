@@ -47,6 +47,7 @@ def speculate_tree(
     shape: TreeShape,
     draft_sampling: bool = False,
     window: TreeWindow | None = None,
+    policy: TreeWindow | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
     stopped.
@@ -56,6 +57,7 @@ def speculate_tree(
     from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a window over
     trees drawn from a law, of which no node may be dropped for what it is.
     """
+    window = policy if window is None else window
     if window is not None and draft_sampling:
         raise UsageError(
             "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
