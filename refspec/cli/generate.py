@@ -141,9 +141,7 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
         note("plain decoding: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
     if session.chat_template is None and not o["raw"]:
         note(f"{session.name} has no chat template: the prompt is used as it is")
-    if o["strict"] and not session.bit_strict:
-        note("--strict: the weights are not all F32, so batch shapes still round differently")
-    before = session.window.texts if session.window is not None else 0
+    before = session.policy.remembered if session.policy is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
         after = f", after {before} text{'s' * (before > 1)} before" if before else ""
         note(

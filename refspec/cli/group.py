@@ -198,6 +198,16 @@ def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
     """
     import refspec
 
+    repack, panels = o["repack"], o["panels"]
+    if repack and panels:
+        raise UsageError("--repack excludes --panels; leave one of them out")
+    if o["strict"] and o["exact"]:
+        raise UsageError("--strict excludes --exact; leave one of them out")
+    matmul = "refspec" if panels else "repack" if repack else "auto"
+    if matmul == "auto" and False in (panels, repack):
+        from refspec.llama.amx import repacking_works
+
+        matmul = "repack" if repack is None and repacking_works() else "stored"
     session = refspec.load(
         o["model"],
         o["drafter"],
@@ -207,29 +217,19 @@ def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
         threads_draft=o["threads_draft"],
         gpu_layers=o["gpu_layers"],
         flash_attn=o["flash_attn"],
-        strict=o["strict"],
-        exact=o["exact"],
+        reproducible="exact" if o["exact"] else "f32" if o["strict"] else None,
         draft_max=o.get("draft_max"),
         tree=o.get("tree"),
         lookup=o["lookup"],
         adaptive=None if chooses else bool(o["adaptive"]),
         kv_type=o["kv_type"],
-        repack=o["repack"],
-        panels=o["panels"],
+        matmul=matmul,
         pair_rows=o["pair_rows"],
         drafter_kernels=o["drafter_kernels"],
         tuned=not o["no_tune"],
     )
-    from refspec.llama import open_pair
-
-    for said in open_pair.notes(session.target, session.drafter):
+    for said in session.notes:
         note(said)
-    if session.tuned.record:
-        from refspec.evaluate.tune_report import settings
-
-        note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
-    elif session.tuned.why:
-        note(session.tuned.why)
     return session
 
 

@@ -8,7 +8,6 @@ run). A long backlog, a prompt, runs at once. Shape legend: T rows, V target voc
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from time import perf_counter
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from refspec import native
 from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.errors import BackendError, ShapeError
+from refspec.gguf.header import GgufSource
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import check_target
 from refspec.llama import api, weights
@@ -43,7 +43,7 @@ class LlamaModelDrafter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: GgufSource,
         target: Lender,
         *,
         n_threads: int | None = None,

@@ -11,7 +11,6 @@ Rows and alignment: `base.py`. Shape legend: T rows, H drafter width, Ht target 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -23,6 +22,7 @@ from refspec import native
 from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.errors import BackendError, ShapeError
 from refspec.gguf import drafter_meta
+from refspec.gguf.header import GgufSource
 from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api, weights
 from refspec.llama.capture import Floats, Views
@@ -46,7 +46,7 @@ class LlamaEagle3Drafter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: GgufSource,
         target: Lender,
         *,
         n_threads: int | None = None,

@@ -34,7 +34,7 @@ MACHINE = replay.Machine(rows_of("1,1.3,1.6,1.9", 9), switch=0.4, feed=0.04, dra
 @pytest.mark.parametrize("penalties", [Penalties(), embedded.penalties()], ids=["plain", "penalties"])
 def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
     sampler = Sampler(penalties=penalties)
-    with refspec.load(exact=True, n_ctx=160, threads=1) as session:
+    with refspec.load(reproducible="exact", n_ctx=160, threads=1) as session:
         texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=sampler)
         assert [text.family for text in texts] == ["sums", "code"] and all(text.sureness < 0 for text in texts)
         for text, prompt in zip(texts, PROMPTS, strict=True):
@@ -47,7 +47,7 @@ def test_fixed_lengths_take_the_steps_that_the_decode_cycle_takes(penalties):
 
 def test_trees_take_the_steps_that_the_decode_cycle_takes():
     shape = TreeShape(6, 3, 4)
-    with refspec.load(strict=True, n_ctx=160, threads=1, tree=shape) as session:
+    with refspec.load(reproducible="f32", n_ctx=160, threads=1, tree=shape) as session:
         texts = replay.record(session, PROMPTS, 4, max_tokens=40, sampler=Sampler())
         for text, prompt in zip(texts, PROMPTS, strict=True):
             run = session.generate(prompt.text, max_tokens=40, sampler=Sampler(), adaptive=False)

@@ -29,16 +29,16 @@ def tuned(tmp_path_factory):
 
 def test_every_setting_is_measured_and_one_is_chosen(tuned):
     _, found = tuned
-    forms = {(s["flash_attn"], s["kv_type"], tune_report.layout(s)) for s in found["settings"]}
+    forms = {(s["flash_attn"], s["kv_type"], s["matmul"]) for s in found["settings"]}
     layouts = (
-        {"as stored"} | ({"repacked"} if repacking_works() else set()) | ({"panels"} if why_not() is None else set())
+        {"stored"} | ({"repack"} if repacking_works() else set()) | ({"auto"} if why_not() is None else set())
     )
     assert forms == {
         (flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts
     }
     assert {s["threads"] for s in found["settings"]} == {1}
     assert sum("q8_0" in line for line in found["refused"]) == len(layouts), "heads of 8 do not fill a block"
-    assert any("AMX" in line for line in found["refused"]) == ("repacked" not in layouts)
+    assert any("AMX" in line for line in found["refused"]) == ("repack" not in layouts)
     for s in found["settings"]:
         assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(
             t > 0 for t in s["target"].values()
@@ -46,7 +46,7 @@ def test_every_setting_is_measured_and_one_is_chosen(tuned):
     assert found["chosen"]["kv_type"] != "q8_0" and 1 <= found["chosen"]["draft_max"] <= tune.MOST
     assert len(found["accepted"]) == len(found["predicted"]) == tune.MOST
     text = "\n".join(tune_report.table(found))
-    for word in ("chosen: threads", "flash attention", "accepted by position", "pay", found["file"]):
+    for word in ("chosen: threads", "flash attention", "guesses kept by position", "pay", found["file"]):
         assert word in text
 
 
@@ -110,7 +110,7 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     paired = found | {"paired": 1.27, "chosen": found["chosen"] | {"pair_rows": True}}
     store.save(*pair, paired)
-    assert "single rows in pairs" in tune_report.settings(paired["chosen"])
+    assert "single tokens in pairs" in store.described(paired["chosen"])
     assert any("1.27x as fast as llama.cpp's" in line for line in tune_report.table(paired))
     for options, wanted in (({}, True), ({"pair_rows": False}, False)):
         with refspec.load(*pair, n_ctx=160, tuned=True, **options) as session:
@@ -127,7 +127,7 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
 def test_a_target_alone_gives_costs_and_no_verdict(tuned, tmp_path):
     pair, _ = tuned
     result = call("tune", "-m", pair[0], "-c", "64", "-t", "1", "--rounds", "1")
-    assert result.exit_code == 0 and "no drafter was named" in result.stdout
+    assert result.exit_code == 0 and "no verdict without a drafter" in result.stdout
 
 
 def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monkeypatch):

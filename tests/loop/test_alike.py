@@ -169,7 +169,7 @@ def test_a_window_is_told_how_sure_the_drafter_is_of_the_end_of_a_prompt(rows, t
     expect = window.expect
     window.expect = lambda sureness: (heard.append(sureness), expect(sureness))
     session = Session(target, wrap(Surveyed(target)), draft_max=4)
-    generation = session.generate(tokens=[i % 7 for i in range(rows + 1)], max_tokens=5, window=window)
+    generation = session.generate(tokens=[i % 7 for i in range(rows + 1)], max_tokens=5, policy=window)
     heard.clear()
     list(generation)  # the toys check that each row comes once
     assert [s for s in heard if not math.isnan(s)] == ([] if told is None else [told])
@@ -180,7 +180,7 @@ def test_a_drafter_that_cannot_tell_is_asked_for_nothing():
     texts = []
     for drafter in (Perfect(target), Surveyed(target)):
         window = Window(4)
-        run = Session(target, drafter, draft_max=4).generate(tokens=[1] * 30, max_tokens=12, window=window)
+        run = Session(target, drafter, draft_max=4).generate(tokens=[1] * 30, max_tokens=12, policy=window)
         list(run)
         texts.append(run.tokens)
         assert math.isnan(window._alike._text.sureness) == (type(drafter) is Perfect)

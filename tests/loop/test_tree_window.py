@@ -95,14 +95,14 @@ def test_rows_that_wait_while_it_is_off_are_run_before_a_tree_is_grown() -> None
 def test_a_session_chooses_nodes_where_it_is_adaptive_and_keeps_what_it_learned() -> None:
     target = ToyTreeTarget(end=(), n_ctx=400)
     session = Session(target, with_trees(Perfect)(target), draft_max=6, adaptive=True, tree=TreeShape(6, 2, 4))
-    session.window = TreeWindow(6, Costs({1: 1.0, 2: 1.05, 7: 1.3}))
-    first, window = session.generate(tokens=[1, 2], max_tokens=60), session.window
+    session.policy = TreeWindow(6, Costs({1: 1.0, 2: 1.05, 7: 1.3}))
+    first, window = session.generate(tokens=[1, 2], max_tokens=60), session.policy
     for _ in first:
         pass
     second = session.generate(tokens=[1, 2], max_tokens=60)
     for _ in second:
         pass
-    assert session.window is window and first.tokens == second.tokens
+    assert session.policy is window and first.tokens == second.tokens
     with pytest.raises(UsageError, match="--adaptive or --draft-sampling"):
         list(session.generate(tokens=[1, 2], max_tokens=9, sampler=Sampler(temperature=1.0), draft_sampling=True))
 

@@ -56,14 +56,9 @@ def test_whatever_window_is_chosen_the_text_of_a_seed_is_the_plain_one(whim, tem
     target = ToyTarget(n_ctx=n_ctx, end=end, sharpness=2.0)
     session = Session(target, temper(target), draft_max=6)
     options = {"tokens": [1, 2, 3], "sampler": Sampler(temperature=temperature), "seed": seed, "max_tokens": 50}
-    runs = [
-        session.generate(window=Whim(whim), **options),
-        session.generate(adaptive=True, **options),
-        session.generate(speculate=False, **options),
-    ]
     texts = []
-    for run in runs:
-        session.current = run
+    for way in ({"policy": Whim(whim)}, {"adaptive": True}, {"speculate": False}):
+        run = session.generate(**way, **options)
         list(run)
         texts.append((run.tokens, run.statistics.stop))
     assert texts[0] == texts[1] == texts[2]
@@ -561,7 +556,7 @@ def test_the_distribution_of_windows_is_in_the_statistics():
     counts = Counter(len(step.draft) for step in steps)
     assert run.statistics.windows == [counts.get(k, 0) for k in range(len(run.statistics.windows))]
     assert sum(run.statistics.windows) == run.statistics.verify_steps == run.statistics.as_dict()["verify_steps"]
-    assert session.window is not None and session.window.most == 4
+    assert session.policy is not None and session.policy.most == 4
 
 
 def test_what_is_forgotten_is_how_much_was_seen_not_what():
