@@ -6,6 +6,7 @@ stall.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +28,7 @@ from refspec.cli import main
 from refspec.convert.inspect import describe
 from refspec.embedded import DRAFTER, DRAFTER_PRENORM, TARGET
 from refspec.evaluate import equality, prompts
+from refspec.gguf import header, io
 from refspec.gguf.io import read_gguf_header
 
 FOLDER = embedded.folder()
@@ -147,6 +150,36 @@ def test_generate_with_defaults_speculates_and_reports_every_field() -> None:
     assert got["identical"] == (got["plain"]["text"] == got["text"])
     if not got["identical"]:
         assert got["first_difference"]["within_noise"]
+
+
+def test_each_header_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(io, "parse_header", lambda path: parsed.append(path.name) or header.parse_header(path))
+    for options in ({}, {"tree": "6"}, {"drafter_kernels": "llama"}):
+        refspec.load(threads=1, tuned=False, **options).close()  # type: ignore[arg-type]
+        assert sorted(parsed) == [DRAFTER, TARGET], options
+        parsed.clear()
+
+
+def test_a_session_says_what_a_user_should_know(shipped: refspec.Session) -> None:
+    assert any(line.startswith("drafter.gguf") for line in shipped.notes) and all(shipped.notes)
+    said = CliRunner().invoke(main, ["generate", "-p", PROBLEM, "-n", "1", "-t", "1", "--no-tune"]).stderr
+    assert all(f"refspec: {line}" in said.splitlines() for line in shipped.notes)
+
+
+def test_models_are_freed_with_the_last_reference_to_them() -> None:
+    session = refspec.load(threads=1, tuned=False, adaptive=True)
+    generation = session.generate(PROBLEM, max_tokens=9)
+    next(generation)
+    weights = weakref.ref(session.target.model)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        del session
+        assert next(generation).step.tokens and weights() is not None
+        del generation
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_its_answers_are_text(shipped: refspec.Session) -> None:

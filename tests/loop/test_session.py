@@ -1,8 +1,13 @@
 """The Python API on a toy pair: prompts, events, statistics, and what ends a generation."""
 
+import gc
+import weakref
+from time import perf_counter, sleep
+
 import pytest
 from loop_toys import Noisy, Perfect, ToyTarget
 
+from refspec.decoding.lookup import LookupDrafter
 from refspec.errors import CheckpointError, PromptError, UsageError
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
@@ -149,3 +154,54 @@ def test_close_releases_drafter_and_target():
     with session() as s:
         pass
     assert s.target.closed and s.drafter.closed
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_models_are_freed_with_the_last_reference_to_them(adaptive):
+    target = ToyTarget(n_ctx=300, end=())
+    s = session(target, adaptive=adaptive, costs=lambda: {"target": {1: 1.0}, "switch": 0, "feed": 0, "draft": 0})
+    generation = s.generate("hello", raw=True)
+    next(generation)
+    kept = [weakref.ref(x) for x in (s, target, s.drafter)]
+    gc.disable()  # nothing waits for the collector of reference cycles
+    try:
+        del s, target
+        assert kept[0]() is None and kept[1]() is not None and kept[2]() is not None
+        assert next(generation).step.tokens, "a generation keeps its models alive"
+        del generation
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_generation_that_was_never_started_is_ended_by_a_later_one_too():
+    s = session()
+    first, second = s.generate("hello", raw=True), s.generate("other", raw=True)
+    with pytest.raises(UsageError, match="ended by a later one"):
+        next(first)
+    assert list(first) == [], "it has ended"
+    assert len(list(second)) > 0
+
+
+class SlowTarget(ToyTarget):
+    """Each token of a batch takes a millisecond."""
+
+    def decode(self, tokens, *, logits="all"):
+        began = perf_counter()
+        sleep(0.001 * len(tokens))
+        rows = super().decode(tokens, logits=logits)
+        self.seconds += perf_counter() - began
+        return rows
+
+
+def test_prompt_lookup_that_never_helps_is_turned_off():
+    target = SlowTarget(n_vocab=13, n_ctx=400, end=())
+    costs = {"target": {r: 0.001 * r for r in range(1, 10)}, "switch": 0.0, "feed": 0.0, "draft": 0.0}
+    s = Session(target, LookupDrafter(), draft_max=8, adaptive=True, costs=lambda: costs)
+    generation = s.generate("hello", raw=True, max_tokens=200)
+    drafted = [len(event.step.draft) for event in generation]
+    assert s.policy.off and sum(drafted[-100:]) <= 10, "plain decoding, but for a try now and then"
+    assert 0 < sum(drafted) < 0.3 * len(generation.tokens)
+    plain = s.generate("hello", raw=True, max_tokens=200, speculate=False)
+    list(plain)
+    assert generation.tokens == plain.tokens
