@@ -113,11 +113,11 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
     assert "single tokens in pairs" in store.described(paired["chosen"])
     assert any("1.27x as fast as llama.cpp's" in line for line in tune_report.table(paired))
     for options, wanted in (({}, True), ({"pair_rows": False}, False)):
-        with refspec.load(*pair, n_ctx=160, tuned=True, **options) as session:
+        with refspec.load(*pair, n_ctx=160, **options) as session:
             assert session.target.pair_rows is wanted
-            assert session.tuned.record is not None
+            assert session.tuned.record is not None and any("as tuned: threads" in line for line in session.notes)
     for tuned_, adaptive in ((True, False), (False, True)):
-        with refspec.load(*pair, n_ctx=160, tuned=tuned_, adaptive=None) as session:
+        with refspec.load(*pair, n_ctx=160, tuned=tuned_) as session:
             assert session.adaptive is adaptive, "what was measured says how much to draft"
     arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10", "--json"]
     texts = {record(call(*arguments, option))["text"] for option in ("--pair-rows", "--no-pair-rows", "--no-tune")}
@@ -135,9 +135,12 @@ def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monke
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     lengths = []
     measure = step_costs.measure
-    monkeypatch.setattr(
-        step_costs, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds)
-    )
+
+    def watched(target, drafter, text, rounds):
+        lengths.append(len(text))
+        return measure(target, drafter, text, rounds)
+
+    monkeypatch.setattr(step_costs, "measure", watched)
     result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
     assert result.exit_code == 0 and "together after 140 tokens" in result.stdout
     assert set(lengths) == {140 + step_costs.MOST + 1}
