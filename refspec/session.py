@@ -95,20 +95,22 @@ def load(
         measured, sampler = embedded.defaults(), Sampler(penalties=embedded.penalties())
         model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
     tuned = store.find(model, drafter) if drafting.tuned and not how.f32 else NOT_TUNED
-    measured |= tuned.record["chosen"] if tuned.record else {}
+    measured |= tuned.chosen
     how = how.settled(measured)
     limit = EXACT_LIMIT if how.exact else DRAFT_LIMIT
     drafting = drafting.settled(measured, drafter=drafter is not None, limit=limit)
-    files = [None if name is None else _header(name, f32=how.f32) for name in (model, drafter)]
-    target, loaded = _opened(*files, how, drafting)
-    names = (file and file.path for file in files)
-    memory = Memory(*names, _placed(target, how, drafting, tuned)) if drafting.tuned else None
+    model_file = _header(model, f32=how.f32)
+    drafter_file = None if drafter is None else _header(drafter, f32=how.f32)
+    target, loaded = _opened(model_file, drafter_file, how, drafting)
+    memory = None
+    if drafting.tuned:
+        about = _placed(target, how, drafting, tuned)
+        memory = Memory(model_file.path, drafter_file.path if drafter_file else None, about)
     session = Session(
         target, loaded, draft_max=drafting.length, draft_limit=limit, name=str(model), tree=drafting.shape,
         adaptive=bool(drafting.adaptive), sampler=sampler, tuned=tuned,
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
-        costs=(lambda record=tuned.record: record["costs"]) if tuned.record else None,
-        memory=memory,
+        costs=tuned.costs if tuned.record else None, memory=memory,
     )  # fmt: skip
     session.notes += _notes(session, how)
     return session
@@ -148,7 +150,7 @@ def _check_matmul(how: ModelOptions) -> None:
         raise BackendError(REFUSED)
 
 
-def _header(name: Name | GgufInfo, *, f32: bool) -> GgufInfo:
+def _header(name: str | os.PathLike[str], *, f32: bool) -> GgufInfo:
     """The header of a file, with `f32` of its copy with F32 weights."""
     header = read_gguf_header(name)
     return read_gguf_header(recast(header, "f32")) if f32 and not is_f32(header) else header
@@ -196,7 +198,7 @@ def _placed(target: LlamaTarget, how: ModelOptions, drafting: DraftOptions, tune
     about = asdict(how) | {"tree": str(drafting.shape), "lookup": drafting.lookup, "kernels": drafting.drafter_kernels}
     del about["n_ctx"]
     about |= {"repack": target.model.repack, "panels": target.model.panels is not None, "pair_rows": target.pair_rows}
-    return about | {"costs": tuned.record["costs"] if tuned.record else None}
+    return about | {"costs": tuned.costs()}
 
 
 def _notes(session: Session, how: ModelOptions) -> list[str]:
@@ -205,7 +207,7 @@ def _notes(session: Session, how: ModelOptions) -> list[str]:
 
     notes = open_pair.notes(session.target, session.drafter)
     if session.tuned.record:
-        chosen = store.described(session.tuned.record["chosen"])
+        chosen = store.described(session.tuned.chosen)
         notes.append(f"as tuned: {chosen} (--no-tune, or tuned=False, ignores it; options win)")
     elif session.tuned.why:
         notes.append(session.tuned.why)

@@ -26,6 +26,15 @@ class Found(NamedTuple):
     record: dict[str, Any] | None
     why: str
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that were chosen, of a record that fits."""
+        return dict(self.record["chosen"]) if self.record else {}
+
+    def costs(self) -> dict[str, Any] | None:
+        """What steps cost with them, as `adaptive.costs.Costs.of` reads it."""
+        return dict(self.record["costs"]) if self.record else None
+
 
 NOT_TUNED = Found(None, "")
 Name = str | os.PathLike[str] | None
