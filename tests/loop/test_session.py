@@ -1,13 +1,13 @@
 """The Python API on a toy pair: prompts, events, statistics, and what ends a generation."""
 
 import gc
+import math
 import weakref
-from time import perf_counter, sleep
 
 import pytest
 from loop_toys import Noisy, Perfect, ToyTarget
 
-from refspec.decoding.lookup import LookupDrafter
+from refspec.decoding import cycle, generation, lookup
 from refspec.errors import CheckpointError, PromptError, UsageError
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
@@ -183,25 +183,36 @@ def test_a_generation_that_was_never_started_is_ended_by_a_later_one_too():
     assert len(list(second)) > 0
 
 
-class SlowTarget(ToyTarget):
-    """Each token of a batch takes a millisecond."""
+class TimedTarget(ToyTarget):
+    """A clock that only its decodes move: 0.7 + 0.3 r for r tokens."""
+
+    now = 0.0
 
     def decode(self, tokens, *, logits="all"):
-        began = perf_counter()
-        sleep(0.001 * len(tokens))
-        rows = super().decode(tokens, logits=logits)
-        self.seconds += perf_counter() - began
-        return rows
+        took = 0.7 + 0.3 * len(tokens)
+        self.now, self.seconds = self.now + took, self.seconds + took
+        return super().decode(tokens, logits=logits)
 
 
-def test_prompt_lookup_that_never_helps_is_turned_off():
-    target = SlowTarget(n_vocab=13, n_ctx=400, end=())
-    costs = {"target": {r: 0.001 * r for r in range(1, 10)}, "switch": 0.0, "feed": 0.0, "draft": 0.0}
-    s = Session(target, LookupDrafter(), draft_max=8, adaptive=True, costs=lambda: costs)
-    generation = s.generate("hello", raw=True, max_tokens=200)
-    drafted = [len(event.step.draft) for event in generation]
-    assert s.policy.off and sum(drafted[-100:]) <= 10, "plain decoding, but for a try now and then"
-    assert 0 < sum(drafted) < 0.3 * len(generation.tokens)
+class Silent(lookup.LookupDrafter):
+    """Prompt lookup that gives no confidence."""
+
+    def draft(self, k, *, stop=None, **options):
+        return super().draft(k, stop=stop and (lambda i, confidence: stop(i, math.nan)), **options)
+
+
+@pytest.mark.parametrize("drafter", [lookup.LookupDrafter, Silent])
+def test_prompt_lookup_that_never_helps_is_given_up(drafter, monkeypatch):
+    target = TimedTarget(n_vocab=13, n_ctx=400, end=())
+    for module in (cycle, generation, lookup):
+        monkeypatch.setattr(module, "perf_counter", lambda: target.now)
+    costs = {"target": {r: 0.7 + 0.3 * r for r in range(1, 10)}, "switch": 0.0, "feed": 0.0, "draft": 0.0}
+    s = Session(target, drafter(), draft_max=8, adaptive=True, costs=lambda: costs)
+    run = s.generate("hello", raw=True, max_tokens=200)
+    drafted = [len(event.step.draft) for event in run]
+    spent, target.now = target.now, 0.0
     plain = s.generate("hello", raw=True, max_tokens=200, speculate=False)
     list(plain)
-    assert generation.tokens == plain.tokens
+    assert run.tokens == plain.tokens
+    assert 0 < sum(drafted) < 30 and sum(drafted[-100:]) <= 5, "plain decoding, but for a try now and then"
+    assert spent < 1.05 * target.now, "where three tokens at a time would take 1.8 times as long"
