@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,7 @@ def load(
         target, loaded, draft_max=drafting.length, draft_limit=limit, name=str(model), tree=drafting.shape,
         adaptive=bool(drafting.adaptive), sampler=sampler, tuned=tuned,
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
-        costs=tuned.costs if tuned.record else None, memory=memory,
+        memory=memory,
     )  # fmt: skip
     session.notes += _notes(session, how)
     return session
@@ -231,8 +230,8 @@ class Session:
     batch_invariant   a position's logits are the same bits in every batch of a chain, so output is reproducible
     adaptive          the draft length, or a tree's nodes, are chosen every step where `generate` does not say otherwise
     sampler           the distribution where `generate` is not given one: greedy, of the embedded pair with penalties
-    tuned             what `refspec tune` stored for this pair
-    costs             gives what steps cost here, asked before the first adaptive generation; None measures it then
+    tuned             what `refspec tune` stored for this pair; without it, what steps cost is measured before the first
+                      adaptive generation
     policy            chooses how much to draft, with all it has learned; None before the first adaptive generation
     memory            where the policy is kept for the next session
     notes             lines that a user should read
@@ -242,12 +241,11 @@ class Session:
         self, target: Target, drafter: Drafter | None = None, *, draft_max: int = DRAFT_MAX,
         draft_limit: int = DRAFT_LIMIT, name: str = "target", tree: TreeShape | None = None,
         batch_invariant: bool = False, adaptive: bool = False, sampler: Sampler = GREEDY, tuned: Found = NOT_TUNED,
-        costs: Callable[[], Mapping[str, Any] | None] | None = None, memory: Memory | None = None,
+        memory: Memory | None = None,
     ) -> None:  # fmt: skip
         self.target, self.drafter = target, drafter
         self.draft_max, self.draft_limit, self.name, self.tree = draft_max, draft_limit, name, tree
         self.batch_invariant, self.adaptive, self.sampler, self.tuned = batch_invariant, adaptive, sampler, tuned
-        self.costs = costs or partial(step_costs.measure_in_time, target, drafter)
         self.memory = memory
         self.policy: Policy | None = None
         self.notes: list[str] = []
@@ -375,7 +373,7 @@ class Session:
         if self.policy is None or self.policy.most != most:
             self._remember()
             kind: type[Policy] = ChainPolicy if self.tree is None else TreePolicy
-            known = self.costs()
+            known = self.tuned.costs() or step_costs.measure_in_time(self.target, self.drafter)
             self.policy = self.memory.find(kind, most, Costs.of(known) if known else None) if self.memory else None
             if self.policy is None:
                 self.policy = kind(most, Costs.of(known))

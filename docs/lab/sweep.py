@@ -24,16 +24,7 @@ from refspec.decoding.lookup import LookupDrafter
 from refspec.errors import UsageError
 from refspec.evaluate.acceptance import room_for
 from refspec.evaluate.prompts import Prompt, fit
-from refspec.evaluate.speed import (
-    STOCK,
-    ForeignLoad,
-    foreign_line,
-    panels_of,
-    products_of,
-    run_prompt,
-    stored_costs,
-    tree_kinds,
-)
+from refspec.evaluate.speed import STOCK, ForeignLoad, foreign_line, panels_of, products_of, run_prompt, tree_kinds
 from refspec.reference.sampling import Sampler
 from refspec.session import ADAPTIVE_MAX, GREEDY, Session
 
@@ -57,9 +48,8 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     """
     target, drafter = session.target, session.drafter
     assert drafter is not None
-    made: dict[str, Any] = {"draft_max": max(lengths), "name": session.name, "draft_limit": session.draft_limit}
-    made["costs"] = stored_costs(session)
-    chains = Session(target, drafter, **made)
+    chains = Session(target, drafter, draft_max=max(lengths), name=session.name, draft_limit=session.draft_limit)
+    chains.tuned = session.tuned
     most = min(max(ADAPTIVE_MAX, *lengths), session.draft_limit)
     found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True), AGAIN: Kind(chains, {"speculate": False})}
     if panels_of(target) is not None:
@@ -68,7 +58,10 @@ def kinds_of(session: Session, lengths: Sequence[int], *, lookup: bool) -> dict[
     if lookup:
         if isinstance(drafter, (LookupDrafter, FallbackDrafter)) or not drafter.capture_layers:
             raise UsageError("--lookup adds drafts from the text to an EAGLE-3 drafter; this drafter is none")
-        owners[" + lookup"] = Session(target, FallbackDrafter(drafter), **made)
+        owners[" + lookup"] = Session(
+            target, FallbackDrafter(drafter), draft_max=max(lengths), name=session.name, draft_limit=session.draft_limit
+        )
+        owners[" + lookup"].tuned = session.tuned
     for suffix, owner in owners.items():
         found |= {
             f"chain {k}{suffix}": Kind(owner, {"adaptive": False, "draft_max": k}, fixed=owner is chains)

@@ -117,7 +117,8 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if isinstance(trained, TreeLookupDrafter):  # measured beside the tree without it
         trained = trained.trained
     if shaped.tree is not None:  # what runs trees runs chains too
-        session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name, costs=stored_costs(shaped))
+        session = Session(shaped.target, trained, draft_max=DRAFT_MAX, name=shaped.name)
+        session.tuned = shaped.tuned
     lookup = Session(
         session.target, LookupDrafter(), draft_max=session.draft_max, name=session.name, draft_limit=session.draft_limit
     )
@@ -139,11 +140,6 @@ def kinds_of(session: Session) -> dict[str, tuple[Session, dict[str, Any]]]:
     if shaped.tree is not None:
         found |= tree_kinds(shaped, trained)
     return found
-
-
-def stored_costs(session: Session) -> Any:
-    """The costs that `tune` stored for a session's pair, for other sessions on it; None where it stored none."""
-    return session.costs if session.tuned.record else None
 
 
 def panels_of(target: Any) -> Any:
@@ -171,9 +167,8 @@ def tree_kinds(shaped: Session, trained: Any) -> dict[str, tuple[Session, dict[s
     found: dict[str, tuple[Session, dict[str, Any]]] = {}
     for adaptive in (False, True):
         for suffix, drafter in (("", trained), (" + lookup", TreeLookupDrafter(trained))):
-            made = Session(
-                shaped.target, drafter, draft_max=shaped.draft_max, name=shaped.name, tree=shaped.tree, costs=stored_costs(shaped)
-            )  # fmt: skip
+            made = Session(shaped.target, drafter, draft_max=shaped.draft_max, name=shaped.name, tree=shaped.tree)
+            made.tuned = shaped.tuned
             found[f"{'adaptive ' if adaptive else ''}tree {shaped.tree}{suffix}"] = (made, {"adaptive": adaptive})
     return found
 

@@ -62,7 +62,7 @@ def stock_reasons(config: DrafterConfig) -> list[str]:
 
 
 def graph_reasons(config: DrafterConfig) -> list[str]:
-    """Why llama.cpp's eagle3 graph cannot compute this drafter even with refspec's norms around it; empty if it can."""
+    """Why llama.cpp's eagle3 graph cannot compute this drafter even with refspec's norms around it; empty when it can."""
     reasons = []
     if not config.head_norm:
         reasons.append("it always normalizes before the output head")
@@ -140,7 +140,7 @@ def rope_divisor(info: GgufInfo) -> float:
     kind = info.optional("eagle3.rope.scaling.type", str, "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(
-            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; convert the checkpoint with refspec"
+            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; convert the checkpoint with refspec.convert"
         )
     return _decimal(info.optional("eagle3.rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
 

@@ -11,6 +11,7 @@ from refspec.decoding import cycle, generation, lookup
 from refspec.errors import CheckpointError, PromptError, UsageError
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
+from refspec.tuning.store import Found
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 EURO = [b"a", b"\xe2", b"\x82", b"\xac", b"\xff", b" ", b"!"]
@@ -159,7 +160,7 @@ def test_close_releases_drafter_and_target():
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_models_are_freed_with_the_last_reference_to_them(adaptive):
     target = ToyTarget(n_ctx=300, end=())
-    s = session(target, adaptive=adaptive, costs=lambda: {"target": {1: 1.0}, "switch": 0, "feed": 0, "draft": 0})
+    s = session(target, adaptive=adaptive)
     generation = s.generate("hello", raw=True)
     next(generation)
     kept = [weakref.ref(x) for x in (s, target, s.drafter)]
@@ -207,7 +208,7 @@ def test_prompt_lookup_that_never_helps_is_given_up(drafter, monkeypatch):
     for module in (cycle, generation, lookup):
         monkeypatch.setattr(module, "perf_counter", lambda: target.now)
     costs = {"target": {r: 0.7 + 0.3 * r for r in range(1, 10)}, "switch": 0.0, "feed": 0.0, "draft": 0.0}
-    s = Session(target, drafter(), draft_max=8, adaptive=True, costs=lambda: costs)
+    s = Session(target, drafter(), draft_max=8, adaptive=True, tuned=Found({"costs": costs}, ""))
     run = s.generate("hello", raw=True, max_tokens=200)
     drafted = [len(event.step.draft) for event in run]
     spent, target.now = target.now, 0.0
