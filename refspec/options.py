@@ -72,7 +72,7 @@ class ModelOptions:
 
     @property
     def f32(self) -> bool:
-        """Whether weights, cache and products are F32."""
+        """Whether weights, cache and matrix multiplications are F32."""
         return self.reproducible == "f32"
 
     @property

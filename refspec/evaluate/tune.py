@@ -210,10 +210,7 @@ def describe_form(form: Setting) -> str:
 
 
 def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:
-    """Predicted speedup of a run that decided `tokens` tokens with windows[k] steps of k drafted tokens;
-
-    None where unknown.
-    """
+    """Predicted speedup of `tokens` tokens decided in windows[k] steps of k drafted tokens; None if unknown."""
     costs = record["costs"]
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):

@@ -79,22 +79,22 @@ def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] |
     either, or where the context is too small.
     """
     try:
-        text = text_for(target)
+        tokens = text_for(target)
     except RefspecError:
         return None
-    one = max(min(_first_steps(target, text)), TICK)
+    one = max(min(_first_steps(target, tokens)), TICK)
     small, others = (
         (SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes)
         for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2))
     )
     small += max(SAMPLES + 1, ALONE / one)
-    left = BUDGET / one - PREFILL * len(text)
+    left = BUDGET / one - PREFILL * len(tokens)
     rounds = int(left / ((1 + SMALL_ROUNDS) * small + others))
     if rounds > 0:
-        return measure(target, drafter, text, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
+        return measure(target, drafter, tokens, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
     if left > small + others:
-        return measure(target, drafter, text, 1)
-    few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), text[-(SHORT + MOST + 1) :]
+        return measure(target, drafter, tokens, 1)
+    few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), tokens[-(SHORT + MOST + 1) :]
     return (
         measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
         if BUDGET / one - PREFILL * len(start) > few
@@ -102,14 +102,14 @@ def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] |
     )
 
 
-def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
+def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
     """Seconds of single tokens, until caches and threads are warm: the first may take three times as long."""
     target.reset()
-    target.decode(text[:1], logits="all")
+    target.decode(tokens[:1], logits="all")
     seconds: list[float] = []
-    while not seconds or (len(seconds) < min(WARM_STEPS, len(text) - 1) and sum(seconds) < min(WARM, BUDGET)):
+    while not seconds or (len(seconds) < min(WARM_STEPS, len(tokens) - 1) and sum(seconds) < min(WARM, BUDGET)):
         began = perf_counter()
-        target.decode(text[len(seconds) + 1 : len(seconds) + 2], logits="all")
+        target.decode(tokens[len(seconds) + 1 : len(seconds) + 2], logits="all")
         seconds.append(perf_counter() - began)
     return seconds
 
@@ -117,14 +117,14 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
 def measure(
     target: Target,
     drafter: Drafter | None,
-    text: Sequence[int],
+    tokens: Sequence[int],
     rounds: int,
     small: int = 0,
     *,
     sizes: Sequence[int] = range(1, MOST + 2),
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """What steps take after the positions of `text` but its last MOST + 1, in seconds, as `Costs.of` reads it.
+    """What steps take after the positions of `tokens` but its last MOST + 1, in seconds, as `Costs.of` reads it.
 
     after   positions held
     target  {size: one run of the target}
@@ -134,22 +134,22 @@ def measure(
 
     `rounds` are of all `sizes`, `small` further ones of those up to SMALL; `samples` runs of a size count in a round.
     """
-    base = len(text) - MOST - 1
+    base = len(tokens) - MOST - 1
     target.capturing = drafter is not None and bool(drafter.capture_layers)
-    for _ in prefill(target, drafter, text[: base + 1]):
+    for _ in prefill(target, drafter, tokens[: base + 1]):
         pass
     feeds: list[float] = []
     drafts: list[float] = []
 
     def drafting(features: Array) -> None:
         if drafter is not None:
-            feed, draft = _drafter_costs(drafter, text, base, features)
+            feed, draft = _drafter_costs(drafter, tokens, base, features)
             feeds.append(feed)
             drafts.append(draft)
 
     turns = [[r for r in sizes if i < rounds or r <= SMALL] for i in range(rounds + small)]
     times, switches = time_rows(
-        target, drafter, text[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting
+        target, drafter, tokens[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting
     )
     costs = {"after": base, "target": usual(times), "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
@@ -223,9 +223,9 @@ def usual(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return {r: level * t for r, t in fast.items()}
 
 
-def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Array) -> tuple[float, float]:
+def _drafter_costs(drafter: Drafter, tokens: Sequence[int], base: int, features: Array) -> tuple[float, float]:
     """(seconds to take the rows of two accepted tokens and draft one token, seconds of each further draft token)."""
-    two, drafted = np.asarray(text[base + 1 : base + 3], np.int32), 0
+    two, drafted = np.asarray(tokens[base + 1 : base + 3], np.int32), 0
 
     def draft_many() -> None:
         nonlocal drafted
