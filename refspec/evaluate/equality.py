@@ -80,7 +80,7 @@ def check(
 
 def advice(session: Session, found: Sequence[Equality]) -> list[str]:
     """What would make texts equal that differ by rounding, or nothing."""
-    if session.bit_strict or not any(e.differences for e in found):
+    if session.batch_invariant or not any(e.differences for e in found):
         return []
     return ["--exact decodes so that every row rounds alike, and no text differs"]
 

@@ -63,6 +63,9 @@ class GgufInfo:
         return self.need(key, kind) if key in self.metadata else default
 
 
+GgufSource = str | os.PathLike[str] | GgufInfo  # a file, or its header where it has been read already
+
+
 @dataclass(frozen=True)
 class RawHeader:
     """What the header says, before tensor types are resolved: `tensors` are (name, shape, type id, relative offset)."""

@@ -22,7 +22,7 @@ from refspec import native
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.blocks import DIRECT, Blocks, Progress
-from refspec.gguf.header import GgufInfo, TensorInfo, parse_header
+from refspec.gguf.header import GgufInfo, GgufSource, TensorInfo, parse_header
 from refspec.gguf.lazy import Lazy
 from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
 
@@ -70,9 +70,14 @@ class TensorOut:
         return int(np.prod(self.shape, dtype=np.int64)) // block * size
 
 
-def read_gguf_header(path: str | os.PathLike[str]) -> GgufInfo:
-    """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`."""
-    path = Path(path)
+def read_gguf_header(source: GgufSource) -> GgufInfo:
+    """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`.
+
+    A header that was read already is returned as it is.
+    """
+    if isinstance(source, GgufInfo):
+        return source
+    path = Path(source)
     raw = parse_header(path)
     tensors = {}
     for name, shape, type_id, offset in raw.tensors:
@@ -248,7 +253,7 @@ def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
     return interleave_rows(weight, head_dim)
 
 
-def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
+def read_drafter(path: GgufSource) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
     """Load a drafter GGUF as (config, weights float32, d2t int64 absolute), RoPE style interleaved as in the file.
 
     `token_embd` and `output` are absent from the weights when the file leaves them to the target. `CheckpointError` for

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refspec.errors import UsageError
 from refspec.gguf.blocks import Progress
-from refspec.gguf.header import GgufInfo
+from refspec.gguf.header import GgufInfo, GgufSource
 from refspec.gguf.io import (
     FILE_TYPES,
     TensorOut,
@@ -40,12 +40,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "refspec"
 
 
-def is_f32(path: str | os.PathLike[str]) -> bool:
+def is_f32(path: GgufSource) -> bool:
     """Whether every floating-point tensor of a GGUF file is F32."""
     return all(t.type in ("F32", "I64", "I32") for t in read_gguf_header(path).tensors.values())
 
 
-def recast(path: str | os.PathLike[str], outtype: str) -> Path:
+def recast(path: GgufSource, outtype: str) -> Path:
     """A copy of a GGUF file with its matrices as `outtype` (f32 f16 bf16 q8_0 q4_0), from the cache if it is there.
 
     F16, BF16 and quantized weights become F32 exactly. Raises CheckpointError for the file, UsageError above 4 GiB.
@@ -54,7 +54,7 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
     weights = sum(4 * _elements(t.shape) for t in info.tensors.values())
     if weights > LIMIT:
         raise UsageError(
-            f"{path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
+            f"{info.path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
             f"{LIMIT >> 30}; convert it yourself"
         )
     out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
