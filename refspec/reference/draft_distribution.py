@@ -1,4 +1,7 @@
-"""A sampler's law over a draft vocabulary: D draft ids, each of which stands for one of the target's V."""
+"""The distribution that a sampled draft token is drawn from, where draft ids differ from the target's.
+
+Legend: D draft ids, V target ids, d2t [D] the target id of each draft id.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from refspec.reference.sampling import Sampler, p_target
 
 
 def restricted(sampler: Sampler, d2t: Ids) -> Sampler:
-    """The sampler with its logit bias keyed by draft ids instead of target ids; d2t [D] are the target ids."""
+    """The sampler with its logit bias keyed by draft ids instead of target ids."""
     bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(d2t == t)}
     return replace(sampler, logit_bias=bias)
 
 
 def draft_law(logits: Array, sampler: Sampler, d2t: Ids, vocab_size: int) -> npt.NDArray[np.float64]:
-    """A restricted sampler's law of draft logits [D] as q_draft [V]: exactly zero outside the draft vocabulary."""
+    """q_draft [V] of draft logits [D] under a `restricted` sampler: exactly 0 outside the draft vocabulary."""
     q = np.zeros(vocab_size)  # [V]
     q[d2t] = p_target(logits, sampler)  # [D]
     return q

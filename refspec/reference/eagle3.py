@@ -1,5 +1,4 @@
-"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens, or grown into draft trees
-(`eagle3_tree.py`).
+"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens; draft trees are in `eagle3_tree.py`.
 
 Shape legend: T rows, k draft tokens, the rest in `config.py`.
 """
@@ -32,10 +31,7 @@ class Eagle3Drafter(Eagle3Rows):
         sampler: Sampler | None = None,
         stop: Stop | None = None,
     ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law;
-
-        `stop` may end it.
-        """
+        """Up to k draft tokens after the last true row: argmax, or drawn by coins [k]; `stop` may end them earlier."""
         check_draft_arguments(k, coins, sampler)
         self.rollback(self.n_rows)
         if sampler is not None:
@@ -60,7 +56,7 @@ class Eagle3Drafter(Eagle3Rows):
                 confidence.append(probability)
             else:
                 law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
-                if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
+                if stop is not None and stop(i, float(law.max())):  # before the coin: see `Stop`
                     break
                 laws.append(law)
                 tokens.append(invert_cdf(laws[-1], float(coins[i])))
@@ -78,9 +74,6 @@ class Eagle3Drafter(Eagle3Rows):
         sampler: Sampler | None = None,
         more: More | None = None,
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row:
-
-        see `tree_grow.grow`, with coins [nodes] `grow_sampled`.
-        """
+        """A tree of at most shape.nodes tokens after the last true row: `grow`, or by coins [nodes] `grow_sampled`."""
         check_tree_arguments(shape, coins, sampler)
         return draft_tree(self, shape, coins, sampler, more)
