@@ -1,4 +1,4 @@
-"""Rows of the EAGLE-3 drafter in C: `refspec/reference/eagle3_forward.py` over a KV cache, one row at a time or chained.
+"""Rows of the EAGLE-3 drafter in C: `refspec/reference/eagle3_forward.py` over a KV cache, one by one or chained.
 
 Not a drafter; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r, so a rollback is a step
 from an earlier row. Shape legend: see `refspec/reference/config.py`.

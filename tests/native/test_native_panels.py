@@ -23,7 +23,7 @@ def matmul(set_name: str, kind: int, weights: np.ndarray, inputs: np.ndarray) ->
     out = np.full((len(inputs), len(weights)), np.nan, np.float32)
     blocks = weights.shape[1] // packed_matmul.KINDS[kind][1]
     scratch = np.empty(lib.rs_matmul_scratch(kind, len(inputs)), np.uint8)
-    code = lib.rs_matmul_product(
+    code = lib.rs_matmul(
         ffi.from_buffer("float[]", out), ffi.from_buffer("uint8_t[]", scratch), set_name.encode(), kind,
         ffi.from_buffer("uint8_t[]", weights), ffi.from_buffer("uint8_t[]", inputs), len(inputs), len(weights), blocks,
     )  # fmt: skip
@@ -80,8 +80,8 @@ def test_many_rows() -> None:
 def test_an_unknown_type_or_instruction_set_is_refused() -> None:
     out, nothing = ffi.new("float[1]"), ffi.new("uint8_t[64]")
     # ggml_type 0 is F32, which is not packed
-    assert lib.rs_matmul_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    assert lib.rs_matmul(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert (
-        lib.rs_matmul_product(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+        lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     )
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)
