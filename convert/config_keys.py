@@ -1,8 +1,7 @@
 """Which keys a drafter's config.json may have, and which trainer wrote it.
 
-Every key is one of three kinds: read elsewhere (sizes, flags, RoPE), without influence on the forward pass, or able to
-change it in a way refspec does not compute; the last must have the value that changes nothing. Any other key is
-refused.
+A key is read elsewhere (sizes, flags, RoPE), or has no influence on the forward pass, or could change it in a way
+refspec does not compute and must then have the value that changes nothing. Any other key is refused.
 """
 
 from __future__ import annotations
@@ -137,19 +136,22 @@ NO_INFLUENCE = frozenset(
 )  # next_layer_regular: about the second layer on, and there is one
 # key -> the values that leave the forward pass as refspec computes it; None and absence always do
 MUST_BE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("use_mtp_layernorm", "eh_proj_before_attn", "use_qk_norm_after_rope", "rope_interleaved"), (False,)),
+    **dict.fromkeys(("use_mtp_layernorm", "eh_proj_before_attn", "use_qk_norm_after_rope"), (False,)),
+    "rope_interleaved": (False,),
     **dict.fromkeys(("use_aux_hidden_state", "use_input_layernorm_in_first_layer"), (True,)),
-    "hidden_act": ("silu",), "hidden_activation": ("silu",), "quantization_config": ({},), "partial_rotary_factor": (1, 1.0),
-    "parallel_draft_step": (0, 1), "model_type": ("llama", "qwen3", "qwen2", "mistral", "eagle3", "eagle", "speculator_model"),
+    "hidden_act": ("silu",), "hidden_activation": ("silu",), "quantization_config": ({},),
+    "partial_rotary_factor": (1, 1.0), "parallel_draft_step": (0, 1),
+    "model_type": ("llama", "qwen3", "qwen2", "mistral", "eagle3", "eagle", "speculator_model"),
 }  # fmt: skip
 _MODELOPT = {
-    "use_last_layernorm", "use_mtp_layernorm", "use_input_layernorm_in_first_layer", "next_layer_regular", "parallel_draft_step",
+    "use_last_layernorm", "use_mtp_layernorm", "use_input_layernorm_in_first_layer", "next_layer_regular",
+    "parallel_draft_step",
 }  # fmt: skip
 LAYOUTS = ("speculators", "TorchSpec", "ModelOpt", "NeMo Automodel", "SafeAILab", "SpecForge")
 
 
 def check_keys(config: Mapping[str, Any], where: str) -> None:
-    """Refuse every key that is unknown, or known to change the forward pass; nested objects of the trainers included."""
+    """Refuse every key that is unknown or changes the forward pass, in nested objects of the trainers too."""
     sections = [(config, "")]
     for name in ("transformer_layer_config", "eagle_config"):
         if (section := config.get(name)) is not None:
@@ -164,7 +166,8 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
                 _check_attention(section, where)
             elif key not in MUST_BE:
                 raise CheckpointError(
-                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; --ignore {key} if it does not change the model"
+                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; "
+                    f"--ignore {key} if it does not change the model"
                 )
             elif not any(type(value) is type(v) and value == v for v in MUST_BE[key]):
                 raise CheckpointError(
@@ -182,7 +185,8 @@ def _check_attention(section: Mapping[str, Any], where: str) -> None:
         and types != ["full_attention"]
     ):
         raise CheckpointError(
-            f"{where}: sliding_window = {section['sliding_window']!r} is not supported; --ignore sliding_window if it is off"
+            f"{where}: sliding_window = {section['sliding_window']!r} is not supported; "
+            "--ignore sliding_window if it is off"
         )
     if any(t != "full_attention" for t in types):
         raise CheckpointError(
@@ -200,10 +204,7 @@ def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, An
 
 
 def layout(config: Mapping[str, Any], names: Iterable[str], prefix: str) -> tuple[str, str]:
-    """Which trainer wrote the checkpoint and how that can be told;
-
-    the block's `prefix` where it is none of the known ones.
-    """
+    """Which trainer wrote the checkpoint and what shows it; the block's `prefix` where it is none of the known ones."""
     nested = config.get("eagle_config") or {}
     architectures = config.get("architectures")
     if config.get("speculators_model_type") is not None:

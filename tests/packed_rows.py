@@ -22,7 +22,7 @@ def weights_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[n
 
 
 def inputs_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    """[rows, bytes of a row] of the type that inputs are quantized to: codes of -127..127, for K types with their sums."""
+    """[rows, bytes of a row] of the type that inputs are quantized to: codes of -127..127; K types: and their sums."""
     rng, other = np.random.default_rng(seed), packed_matmul.KINDS[kind][2]
     if other == packed_matmul.F16:
         return rng.standard_normal((rows, blocks)).astype(np.float16).view(np.uint8)

@@ -1,4 +1,4 @@
-"""NumPy = C: every operation, and the drafter under every switch combination. Bounds and their reasons: tolerances.py."""
+"""NumPy = C: every operation, and the drafter under every switch combination; bounds and reasons: tolerances.py."""
 
 import numpy as np
 import pytest

@@ -81,7 +81,5 @@ def test_an_unknown_type_or_instruction_set_is_refused() -> None:
     out, nothing = ffi.new("float[1]"), ffi.new("uint8_t[64]")
     # ggml_type 0 is F32, which is not packed
     assert lib.rs_matmul(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
-    assert (
-        lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
-    )
+    assert lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)

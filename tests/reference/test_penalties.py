@@ -87,7 +87,8 @@ def test_off_is_off():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"repeat": 0}, {"repeat": math.nan}, {"presence": math.inf}, {"frequency": "1"}, {"dry_multiplier": -1}, {"dry_base": 0.9}, {"repeat_last_n": -2},
+        {"repeat": 0}, {"repeat": math.nan}, {"presence": math.inf}, {"frequency": "1"}, {"dry_multiplier": -1},
+        {"dry_base": 0.9}, {"repeat_last_n": -2},
         {"dry_allowed_length": 0}, {"dry_last_n": 1.5}, {"dry_breakers": "\n"}, {"dry_breakers": [""]},
     ],
 )  # fmt: skip
