@@ -18,7 +18,7 @@ from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.files import read_tensors
 from refspec.convert.names import drafter_names
-from refspec.convert.other_models import refuse_adapter, refuse_other_models
+from refspec.convert.other_models import refuse_adapter, refuse_by_config, refuse_by_tensors
 from refspec.convert.provenance import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
@@ -66,12 +66,14 @@ def open_checkpoint(
     where, given = str(directory / "config.json"), {k: v for k, v in (overrides or {}).items() if v is not None}
     if unknown := sorted(given.keys() - flags.OVERRIDES.keys()):
         raise UsageError(f"unknown override {unknown[0]!r}; known: {', '.join(flags.OVERRIDES)}")
-    config, stored = read_json(directory / "config.json"), read_tensors(directory)
+    config = read_json(directory / "config.json")
+    refuse_by_config(config, where)
+    stored = read_tensors(directory)
     ignored = _ignored(given, config, stored)
     config, stored = without(config, ignored), {k: t for k, t in stored.items() if k not in ignored}
     said = recorded(config, where)
     overridden, given = set(given), said | given
-    refuse_other_models(config, stored, where)
+    refuse_by_tensors(config, stored, where)
     check_keys(config, where)
     layer = config.get("transformer_layer_config") or config
     names, prefix = drafter_names(stored, str(directory))

@@ -173,7 +173,7 @@ def layer_ids(
         return readings[0], notes
     if n_layer is None:
         raise CheckpointError(f"{where}: {key} is absent; give --target (for the default layers) or --layer-ids")
-    if (default := default_layers(n_layer)) is None:
+    if not (default := default_layers(n_layer)):
         raise ShapeError(
             f"{where}: {key} is absent, and its default 2, n/2, n-3 names no three distinct layers in order for the "
             f"target's {n_layer}; give --layer-ids"
@@ -181,10 +181,12 @@ def layer_ids(
     return Resolved(default, f"absent: default 2, n/2, n-3 of the target's {n_layer} layers"), []
 
 
-def default_layers(n_layer: int) -> tuple[int, int, int] | None:
-    """The captured layers of EAGLE-3 for a target of `n_layer` layers; None for fewer than 7."""
+def default_layers(n_layer: Any) -> tuple[int, ...]:
+    """The captured layers of EAGLE-3 for a target of `n_layer` layers; empty for fewer than 7, or for no number."""
+    if type(n_layer) is not int:
+        return ()
     layers = 2, n_layer // 2, n_layer - 3
-    return layers if layers[0] < layers[1] < layers[2] else None
+    return layers if layers[0] < layers[1] < layers[2] else ()
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

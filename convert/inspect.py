@@ -89,7 +89,7 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         },
         "recommended_sampling": str(recommended(info.metadata, str(info.path))) or None,
         "tied_head": "output.weight" not in info.tensors,
-        "default_capture_layers": default_layers(n_layer) if type(n_layer) is int else None,
+        "default_capture_layers": list(default_layers(n_layer)) or None,
         "hidden_states": "staged layer inputs" if a in STAGED_ARCHS else "evaluation callback",
         "runs_in": ["refspec (as target, -m)", "stock llama.cpp"],
         "warnings": warnings,

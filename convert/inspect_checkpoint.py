@@ -113,7 +113,7 @@ def _target(
             "context": inner.get("max_position_embeddings"),
         },
         "tied_head": bool(config.get("tie_word_embeddings")) or not has_head,
-        "default_capture_layers": default_layers(n) if type(n) is int else None,
+        "default_capture_layers": list(default_layers(n)) or None,
         "hidden_states": "whatever runs it",
         "runs_in": [*runs, "vLLM, if it knows the architecture"],
         "warnings": warnings,

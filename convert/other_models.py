@@ -21,15 +21,21 @@ def refuse_adapter(directory: Path) -> None:
         )
 
 
-def refuse_other_models(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], where: str) -> None:
-    """`CheckpointError` for another kind of drafter, and for a whole model; names what it is and what runs it."""
+def refuse_by_config(config: Mapping[str, Any], where: str) -> None:
+    """`CheckpointError` for another kind of drafter that its config.json names."""
     kind = config.get("speculators_model_type")
     if kind not in (None, "eagle3"):
         raise CheckpointError(
             f"{where}: speculators_model_type = {str(kind)[:40]!r}; refspec runs 'eagle3' only, vLLM runs the others"
         )
-    if any(key.startswith("medusa_") for key in config):
-        raise CheckpointError(f"{where}: Medusa heads (medusa_*), not an EAGLE-3 drafter; vLLM runs them")
+    if config.get("model_type") == "medusa" or any(key.startswith("medusa_") for key in config):
+        raise CheckpointError(f"{where}: Medusa heads, not an EAGLE-3 drafter; vLLM runs them")
+    if config.get("model_type") == "mlp_speculator":
+        raise CheckpointError(f"{where}: an MLP speculator, not an EAGLE-3 drafter; vLLM runs it")
+
+
+def refuse_by_tensors(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], where: str) -> None:
+    """`CheckpointError` for another kind of drafter, or a whole model, that its tensors show."""
     if any("eh_proj" in name for name in stored):
         raise CheckpointError(
             f"{where}: multi-token prediction layers (MTP, tensor eh_proj), not an EAGLE-3 drafter; llama.cpp and vLLM "
