@@ -113,7 +113,8 @@ def check_tree(tree: Tree, vocabulary: int) -> None:
             raise ShapeError(f"tree: token {token} of node {i} is outside the vocabulary of {vocabulary}")
     if tree.laws is not None and len(tree.laws) != len(tokens) + 1:
         raise ShapeError(
-            f"tree: {len(tree.laws)} distributions for {len(tokens)} nodes; need one per row, None if it has no child"
+            f"tree: {len(tree.laws)} distributions for {len(tokens)} nodes; need one per row, "
+            "None for a row without children"
         )
 
 

@@ -1,10 +1,10 @@
 """Growing a draft tree: which nodes are worth a row of the target's batch.
 
-Not a drafter: the callables `Likeliest` and `Laws` ask one what may follow nodes already found, level by level. The
-value of a node is its cumulative draft probability, the product along its path: the drafter's own estimate of the
-chance that the target accepts it (EAGLE-2, Li 2024). The target samples at its own temperature, so the drafter should
-be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far more
-often than its softmax says, and a tree valued by the softmax is too broad.
+Not a drafter: the callables `Likeliest` and `Laws` ask one what may follow nodes already found, level by
+level. The value of a node is its cumulative draft probability, the product along its path: the drafter's own estimate
+of the chance that the target accepts it (EAGLE-2, Li 2024). The target samples at its own temperature, so the drafter
+should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far
+more often than its softmax says, and a tree valued by the softmax is too broad.
 
 - `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node; of each level the top_k best nodes are
   expanded; in the end the N best of all nodes found are kept. They form a subtree: a child is never worth more than its
