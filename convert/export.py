@@ -88,7 +88,7 @@ def export_drafter(
 
 
 def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entry]:
-    """Every tensor under the layout's name, to be loaded when its turn comes."""
+    """Every tensor under the layout's name, loaded when it is written."""
     required, optional = weight_shapes(config)
     shapes = required | optional
     spelled = {ours: theirs for theirs, ours in TOP.items()}

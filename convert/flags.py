@@ -45,7 +45,7 @@ def flag(config: Mapping[str, Any], key: str, where: str, layer: Mapping[str, An
 
 
 def count(config: Mapping[str, Any], where: str) -> int | None:
-    """How many captured states config.json speaks of, outside its list of layers; None if it does not."""
+    """The number of captured states in config.json, apart from its list of layers; None when absent."""
     said: dict[str, Any] = {}
     for section in (config, config.get("eagle_config") or {}):
         said |= {k: section[k] for k in ("num_aux_hidden_states", "num_capture_layers") if section.get(k) is not None}

@@ -78,7 +78,7 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
     )
     if embd is None:
-        warnings.append("no token embedding: not a text model llama.cpp can run alone")
+        warnings.append("no token embedding: llama.cpp cannot run it alone")
     return {
         "sizes": {
             "layers": n_layer, "hidden": hidden, "heads": heads,

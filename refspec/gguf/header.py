@@ -111,11 +111,11 @@ class _Cursor:
             raise self.fail(f"{what} is not UTF-8") from None
 
     def text(self, what: str) -> str:
-        # Values (token texts, above all) need not be UTF-8; surrogates keep the bytes for a later copy.
+        # Values, tokens above all, need not be UTF-8; surrogates keep the bytes for a later copy.
         return self.take(self.u64(f"the length of {what}"), what).decode("utf-8", "surrogateescape")
 
     def texts(self, n: int, what: str) -> list[str]:
-        """n texts in a row: `text` in one loop, because a vocabulary has hundreds of thousands of them."""
+        """n strings: `text` in one loop, because a vocabulary has hundreds of thousands of them."""
         out: list[bytes] = []
         data, at, room, length_at = self.data, self.at, self.size, _U64.unpack_from
         append = out.append

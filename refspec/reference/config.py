@@ -91,7 +91,7 @@ class DrafterConfig:
 
     @property
     def uses_output_norm(self) -> bool:
-        """Whether the tensor output_norm takes part at all."""
+        """Whether the tensor output_norm is used."""
         return self.head_norm or self.feedback is Feedback.POST_NORM
 
     def __post_init__(self) -> None:

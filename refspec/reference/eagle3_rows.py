@@ -57,7 +57,7 @@ class Eagle3Rows:
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
         self.penalties: LogitsChange | None = None
-        self.seconds = 0.0  # no clock here: what this takes is the caller's to measure
+        self.seconds = 0.0  # measured by the caller: there is no clock here
         self.reset()
 
     def varied(self: Self, *, anchor: float = 0.0, grow: float = 0.0) -> Self:

@@ -91,7 +91,7 @@ class Statistics:
 
     @property
     def accepted_by_position(self) -> list[float]:
-        """[K] share of steps that accepted at least i+1 draft tokens, of those that judged so many."""
+        """[K] share of steps that accepted at least i+1 draft tokens, of those that judged as many."""
         return [stood / judged for stood, judged in zip(self.stood, self.judged, strict=True)]
 
     @property
