@@ -85,7 +85,10 @@ def open_checkpoint(
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
-        raise CheckpointError(f"{where}: {states} captured states, but {n_states} captured layers; give --layer-ids")
+        raise CheckpointError(
+            f"{where}: num_aux_hidden_states or num_capture_layers is {states}, but {n_states} layers are named; "
+            "give --layer-ids"
+        )
     if fc_in % n_states:
         raise CheckpointError(
             f"{directory}: fc has {fc_in} columns, which is no multiple of {n_states} captured layers; give --layer-ids"
