@@ -92,7 +92,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= size - 8:
                 raise CheckpointError(
-                    f"{path}: not a safetensors file, or truncated (header of {length} in {size} bytes)"
+                    f"{path}: not a safetensors file, or truncated: its header would take {length} of {size} bytes"
                 )
             header = json.loads(file.read(length))
     except FileNotFoundError:
