@@ -1,7 +1,7 @@
-"""The same model with other weight types: F32 for strict runs, Q8_0 and Q4_0 to measure what they cost and gain.
+"""The same model with other weight types: F32 for reproducible runs, Q8_0 and Q4_0 to measure their cost and gain.
 
-Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache
-directory, named after the content it came from, and is made once; `write_as` writes where the user says.
+Not a converter: everything but the weight type is copied. `recast` keeps its result in the user's cache directory,
+named after the content it came from; `write_as` writes where the user says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from refspec.gguf.io import (
 )
 
 FILE_TYPE = "general.file_type"
-LIMIT = 4 << 30  # bytes; a larger file is the user's own decision, made with a converter
+LIMIT = 4 << 30  # bytes; a larger file should be the user's decision, made with a converter
 
 
 def cache_directory() -> Path:
@@ -55,7 +55,7 @@ def recast(path: GgufSource, outtype: str) -> Path:
     if weights > LIMIT:
         raise UsageError(
             f"{info.path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
-            f"{LIMIT >> 30}; convert it yourself"
+            f"{LIMIT >> 30}; convert it with llama.cpp's llama-quantize"
         )
     out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
     if out.is_file():
@@ -70,8 +70,7 @@ def recast(path: GgufSource, outtype: str) -> Path:
 
 
 def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
-    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole
-    blocks F16.
+    """Write a copy of a GGUF file to `out` with the types of `io.outtype_for`.
 
     Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
     """

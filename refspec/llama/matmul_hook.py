@@ -199,7 +199,7 @@ class Panels:
     @property
     def products(self) -> int:
         """How many llama.cpp has asked for."""
-        return int(native.lib.rs_matmul_products(self.index))
+        return int(native.lib.rs_matmul_calls(self.index))
 
 
 def announce(info: GgufInfo, before: list[Region], nbytes: int) -> Panels | None:
