@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import tree_replay
+from lab import computed
 from refspec.reference.tree import NODES_LIMIT, ROOT, Tree, TreeShape
 from refspec.reference.tree_grow import Found, grow
 
@@ -90,7 +90,9 @@ def test_growing_that_is_ended_leaves_the_tree_of_so_many_levels(shape: TreeShap
 def test_what_is_replayed_of_a_recorded_tree_is_what_would_have_been_grown(
     shape: TreeShape, seed: int, levels: int, certain: float
 ) -> None:
-    class Patience(tree_replay.AlwaysTree):
+    class Patience(computed.Fixed):
+        floor = shape.floor
+
         def more(self, tree: Tree) -> bool:
             return tree.height < levels
 
@@ -101,7 +103,7 @@ def test_what_is_replayed_of_a_recorded_tree_is_what_would_have_been_grown(
         Patience(shape.nodes),
     )
     expected = grow(guesses, shape, policy.more)
-    part, asked = tree_replay.grown(whole, shape.nodes, shape.floor, policy)
+    part, asked = computed.grown(whole, policy)
     assert sorted(zip(*named(part), strict=True)) == sorted(zip(*named(expected), strict=True))
     assert asked == len(guesses.asked)
 
