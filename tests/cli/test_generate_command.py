@@ -138,7 +138,7 @@ def test_a_run_in_words():
     s.stop = "length"
     lines = "\n".join(report.describe(s, "speculative"))
     assert "1.75 tokens per model call (tau), 4 calls" in lines
-    assert "guesses kept: first 67%, second 33%" in lines
+    assert "guesses kept: first 67 %, second 33 %" in lines
     assert "tokens guessed per call: none once, 2 3 times" in lines
     assert f"stopped after {s.generated_tokens} tokens (-n)" in lines
 
