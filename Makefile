@@ -47,6 +47,7 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy convert native
+	$(BIN)/mypy -p lab
 
 # The stamps go too, or nothing would build the C module again.
 clean:

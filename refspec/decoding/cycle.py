@@ -20,7 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.adaptive.policy import Window
+from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.prompt_prior import SURVEYED
 from refspec.decoding.burst import Ahead
 from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties, draft_penalties
@@ -96,12 +96,12 @@ def speculate(
     max_tokens: int,
     draft_max: int,
     draft_sampling: bool = False,
-    window: Window | None = None,
+    policy: ChainPolicy | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
     stopped.
 
-    `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
+    `policy` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
     from a coin. Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the
     text depends on the target, the sampler and the seed only, never on the drafter or draft_max. Where C can
     (`burst.py`) several steps are run before the first of them is yielded: target and drafter are then ahead of what
@@ -120,7 +120,7 @@ def speculate(
     while stop is None and max_tokens > 0:
         # ahead: steps that need not be asked for one by one, as many to a call as nobody notices
         if judge is not None and (
-            steps := _several(target, judge, drafter, window, draft_max, pending, position, max_tokens - position)
+            steps := _several(target, judge, drafter, policy, draft_max, pending, position, max_tokens - position)
         ):
             for i, step in enumerate(steps):
                 if i + 1 == len(steps):  # no text ends before
@@ -137,16 +137,17 @@ def speculate(
         # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends
         # it
         k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
-        if window is not None:
-            k = window.plan(k if drafter and drafter.n_rows else 0)
+        plan = None if policy is None else policy.plan(k if drafter and drafter.n_rows else 0)
+        if plan is not None:
+            k = plan.draft
         draft = NO_DRAFT
         if drafter is not None and k > 0 and drafter.n_rows:
             if minded is not None:
                 minded.begin(pending, start)
-            draft = _cut_after_end(rule.draft(drafter, k, position, window.stop if window else None), end_tokens)
+            draft = _cut_after_end(rule.draft(drafter, k, position, plan.stop if plan else None), end_tokens)
             # a token drawn by a coin may not be dropped for what came of it
-            if window is not None and draft.q_draft is None:
-                draft = _first(draft, window.keep(len(draft.tokens)))
+            if plan is not None and draft.q_draft is None:
+                draft = _first(draft, plan.keep(len(draft.tokens)))
         drafted = draft.tokens.tolist()
 
         # verify: one run of the target over the pending token and the draft; row i decides output position + i commit:
@@ -167,9 +168,9 @@ def speculate(
         in_drafter = drafter.seconds - drafter_before if drafter else 0.0
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
         step = Step(position, drafted, accepted, tokens, seconds, stop)
-        if window is not None:
+        if policy is not None and plan is not None:
             began = perf_counter()
-            window.learn(step)
+            policy.learn(plan, step)
             step = step._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began))
         yield step
         position += len(tokens)
@@ -179,24 +180,23 @@ def _several(
     target: Target,
     judge: Judge,
     drafter: Drafter | None,
-    window: Window | None,
+    policy: ChainPolicy | None,
     draft_max: int,
     pending: int,
     position: int,
     room: int,
 ) -> list[Step]:
-    """The next steps, run in one call, the drafter and the window told;
+    """The next steps, run in one call, the drafter told;
 
     none where the cycle has to take the next one itself.
     """
     began, drafting = perf_counter(), drafter is not None and draft_max > 0
-    resting = window is not None and window.off
-    lent = drafter.lend() if drafting and not resting and isinstance(drafter, Lends) else None
-    if drafting and not resting and lent is None:
-        return []  # the drafter has to be asked, and so a window would be asked for nothing
-    ahead = Ahead(room, draft_max if drafting else 0) if window is None or not drafting else window.ahead()
-    if ahead is None:
+    if policy is not None and drafting:
         return []
+    lent = drafter.lend() if drafting and isinstance(drafter, Lends) else None
+    if drafting and lent is None:
+        return []
+    ahead = Ahead(room, draft_max if drafting else 0)
     steps = judge.several(pending, ahead, lent, position, room)
     if not steps:
         return steps
@@ -206,8 +206,6 @@ def _several(
     elif drafter is not None:
         drafter.extend(np.array([step.tokens[0] for step in steps], np.int32), _features(target, drafter, len(steps)))
     spent = sum(step.seconds.total for step in steps)
-    if window is not None and drafting:
-        window.went(steps, (perf_counter() - began - spent) / len(steps))
     seconds = steps[-1].seconds  # what this took around the steps is the last one's
     steps[-1] = steps[-1]._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began - spent))
     return steps

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.decoding.cycle import close_text
 from refspec.decoding.drafter import TreeDrafter
 from refspec.decoding.penalized_target import check_under
@@ -46,17 +46,17 @@ def speculate_tree(
     max_tokens: int,
     shape: TreeShape,
     draft_sampling: bool = False,
-    window: TreeWindow | None = None,
+    policy: TreePolicy | None = None,
 ) -> Iterator[Step]:
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
     stopped.
 
-    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
+    `policy` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
     from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children
-    from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a window over
+    from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a policy over
     trees drawn from a law, of which no node may be dropped for what it is.
     """
-    if window is not None and draft_sampling:
+    if policy is not None and draft_sampling:
         raise UsageError(
             "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
         )
@@ -73,17 +73,18 @@ def speculate_tree(
         nodes = min(shape.nodes, target.max_nodes, target.n_ctx - target.n_past - 1)
         room = nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0
         floor = shape.floor
-        if window is not None and (room := window.plan(room)):
-            floor = max(floor, window.floor())
-        more = window.more if window else None
+        plan = None if policy is None else policy.plan(room)
+        if plan is not None:
+            room, floor = plan.nodes, max(floor, plan.floor)
+        more = plan.more if plan else None
         tree = (
             rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more)
             if room
             else empty_tree()
         )
         tree = cut_after_end(tree, end_tokens)
-        if window is not None:
-            tree = window.keep(tree)
+        if plan is not None:
+            tree = plan.keep(tree)
 
         # verify: one run of the target over the pending token and all nodes
         drafting = len(tree.tokens) > 0  # without a draft it is a step of plain decoding, and costs no more
@@ -106,8 +107,8 @@ def speculate_tree(
         in_target, in_drafter = target.seconds - target_before, drafter.seconds - drafter_before
         seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
         step = Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
-        if window is not None:
-            window.learn(step, verdict.path)
+        if policy is not None and plan is not None:
+            policy.learn(plan, step, verdict.path)
         yield step
         position += len(tokens)
 

@@ -25,8 +25,8 @@ def test_an_adaptive_session_knows_the_cost_of_every_length_before_its_first_ste
     monkeypatch.setattr(step_costs, "BUDGET", 1e9)  # whatever this machine is doing
     session = adaptive()
     session.generate(tokens=[1, 2, 3])
-    assert session.window is not None
-    assert all(session.window.costs.seen[rows] for rows in range(1, step_costs.MOST + 2))
+    assert session.policy is not None
+    assert all(session.policy.costs.seen[rows] for rows in range(1, step_costs.MOST + 2))
 
 
 def test_measuring_does_not_show_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_a_target_too_slow_to_measure_in_time_is_learned_as_it_runs(monkeypatch:
     monkeypatch.setattr(step_costs, "BUDGET", 0.0)
     session = adaptive()
     session.generate(tokens=[1, 2, 3])
-    assert session.window is not None and not session.window.costs.known
+    assert session.policy is not None and not session.policy.costs.comparable
     assert sum(session.target.decodes) <= 2  # type: ignore[attr-defined]
 
 

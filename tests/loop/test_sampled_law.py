@@ -72,10 +72,10 @@ def law_of_texts(monkeypatch, text_of, tape_of=Tape):
         branch[-1] += 1
 
 
-def sampled(target, drafter, *, sampler, n, k, window=None):
+def sampled(target, drafter, *, sampler, n, k, policy=None):
     """A text of n tokens by sampled drafts of at most k."""
     list(prefill(target, drafter, PROMPT))
-    options = {"sampler": sampler, "seed": 0, "max_tokens": n, "draft_max": k, "draft_sampling": True, "window": window}
+    options = {"sampler": sampler, "seed": 0, "max_tokens": n, "draft_max": k, "draft_sampling": True, "policy": policy}
     return [t for step in speculate(target, drafter, PROMPT[-1], **options) for t in step.tokens]
 
 
