@@ -71,14 +71,14 @@ def regenerate(
     device: str,
     **penalties: Any,
 ) -> None:
-    """Let the target answer the prompts of a data set: data for `train drafter`, in the same format.
+    """Let the target answer prompts: data for its drafters.
 
     \b
         refspec train regenerate --data runs/data -m runs/target/target.gguf -o runs/own --tokens 2000000
         refspec train drafter --data runs/own --target runs/target -o runs/drafters --steps 2200
 
-    Kill it at any time and give the same command again; with more --tokens it goes on from where it was. Penalties are
-    off unless given: give those the model is used with.
+    The answers are a data set like that of the prompts. Kill it at any time and give the same command again; with more
+    --tokens it goes on from where it was. Penalties are off unless given: give those the model is used with.
     """
     given = click.get_current_context().get_parameter_source
     if not model.is_dir() and given("device") is not ParameterSource.DEFAULT:

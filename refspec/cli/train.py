@@ -106,10 +106,12 @@ def data(
     texts: Path | None,
     without: Path | None,
 ) -> None:
-    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations.
+    """Train a tokenizer on a corpus, and pack its conversations.
 
     \b
         refspec train data CORPUS.jsonl -o runs/data
+
+    CORPUS is JSONL of `messages`, may be .xz.
     """
     from refspec.train.data import MIXES, prepare
 

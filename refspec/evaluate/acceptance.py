@@ -1,13 +1,12 @@
-"""Acceptance of several drafters over the same text of the target: what a drafter is worth, apart from the machine's
-speed.
+"""Acceptance of several drafters over the same outputs of the target: what a drafter is worth, whatever the machine.
 
-Not a report and not the decode cycle. With one coin per output position the text does not depend on the drafter, so the
-target decides it once, without speculation, and every drafter is led over it: what the cycle would have drafted, judged
-and accepted at each of its verify positions follows exactly (up to the engine's rounding between batch shapes). A chain
-of k draft tokens is the beginning of every longer one, so several draft lengths share their chains. A tree stands as
-far as one of its paths is that text, at any temperature: the cycle judges each position by the same one coin
-(`verify_tree_deterministic`). Trees drawn for rejection have other texts. Tau is generated tokens per verify step, the
-bonus token included; it is summed over prompts, not averaged over them.
+Not a report and not the decode cycle. With one coin per output position the output does not depend on the drafter, so
+the target decides it once, without speculation, and every drafter is led over it: what the cycle would have drafted,
+judged and accepted at each of its verify positions follows exactly (up to the engine's rounding between batch shapes).
+A chain of k draft tokens is the beginning of every longer one, so several draft lengths share their chains. Of a tree
+the path that is the output is accepted, at any temperature: the cycle judges each position by the same one coin
+(`verify_tree_deterministic`). Trees drawn for rejection have other outputs. Tau is generated tokens per verify step,
+the bonus token included; it is summed over prompts, not averaged over them.
 """
 
 from __future__ import annotations
@@ -154,7 +153,7 @@ def measure(
 
 
 def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
-    """The decode cycle's counts over a text, for each draft length or tree; features [N-1, n_states*Ht] of this
+    """The decode cycle's counts over an output, for each draft length or tree; features [N-1, n_states*Ht] of this
     drafter's own layers.
 
     Trees are for a TreeDrafter. Their temperature is the cycle's (`speculate_tree.asked_at`) if the shapes say so.
@@ -176,9 +175,9 @@ def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Draft
         ends = [i for i, token in enumerate(drafted) if token in text.end_tokens]
         drafted = drafted[: ends[0] + 1] if ends else drafted  # as the cycle: nothing after an end
         agree = [a == b for a, b in zip(drafted, decided, strict=False)]
-        stands = agree.index(False) if False in agree else len(agree)
+        right = agree.index(False) if False in agree else len(agree)
         for k in chains:
-            accepted = min(k, stands)
+            accepted = min(k, right)
             found[k].add(Step(position, drafted[:k], accepted, decided[: accepted + 1], FREE))
         for shape in trees:
             tree = empty_tree()
@@ -190,7 +189,7 @@ def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Draft
 
 
 def _tree_step(position: int, tree: Tree, decided: list[int]) -> Step:
-    """The verify step of a tree before text that is decided: the path that is this text stands."""
+    """The verify step of a tree before tokens that are decided: the path that is these tokens is accepted."""
     path: list[int] = []
     for token in decided:
         same = [i for i in tree.children(path[-1] if path else ROOT) if tree.tokens[i] == token]

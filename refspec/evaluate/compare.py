@@ -1,15 +1,15 @@
-"""Speculative text against plain text: where they part, and whether the engine's own rounding explains it.
+"""Speculative output against plain output: where they part, and whether the engine's rounding explains it.
 
-Not a timing. llama.cpp sums in another order for another batch shape, so the logits of a row change a little when it is
-verified beside others; when two candidates are that close, the tokens may differ although the rule is lossless.
-`explain` measures this rounding without any speculation: it runs the plain text twice, token by token and in batches,
-and compares the logits of the same rows.
+Not a timing. llama.cpp sums in another order for another batch shape, so the logits of a token change a little when it
+is verified beside others; when two candidates are that close, the tokens may differ although the rule is lossless.
+`explain` measures this rounding without any speculation: it runs the plain output twice, token by token and in batches,
+and compares the logits of the same positions.
 
 With e the largest change of any logit (the noise):
   greedy   the order of two logits can turn if they are within 2 e
   sampled  a cumulative probability can move by at most e / (2 T), or by what was measured where top-k, top-p or
            min-p turned
-Legend: N prompt tokens, L rows looked at, V vocabulary, T temperature.
+Legend: N prompt tokens, V vocabulary, T temperature.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from refspec.decoding.target import Target, TreeTarget
 from refspec.reference.ops import Array
 from refspec.reference.sampling import TARGET, Sampler, coin, p_target
 
-WINDOW = 64  # rows kept on each side of the difference; a row of a large vocabulary is half a megabyte
+WINDOW = 64  # positions kept on each side of the difference; logits of a large vocabulary are half a megabyte
 
 
 class Difference(NamedTuple):
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
     speculative: int  # token of the speculative run
     unit: str  # "logit" or "probability": what gap and limit are measured in
     gap: float  # how far the plain run's numbers are from giving the other token
-    noise: float  # largest change of a logit between batch shapes, on rows of this text
+    noise: float  # largest change of a logit between batch shapes, in this output
     limit: float  # the gap that this noise can close
 
     @property
@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
 
 def first_difference(plain: Sequence[int], speculative: Sequence[int]) -> int | None:
-    """Index of the first token that differs, None when one text begins with the other."""
+    """Index of the first token that differs, None when one output begins with the other."""
     return next((i for i, (a, b) in enumerate(zip(plain, speculative, strict=False)) if a != b), None)
 
 
@@ -63,10 +63,10 @@ def explain(
     draft_max: int,
     trees: bool = False,
 ) -> Difference | None:
-    """Measure the first difference of two texts of the same prompt [N]; None when there is none. Runs the target over
-    the plain text twice.
+    """Measure the first difference of two outputs of the same prompt [N]; None when there is none. Runs the target over
+    the plain output twice.
 
-    `draft_max` is the most rows that were verified beside the pending one, with `trees` as nodes of a tree, for a
+    `draft_max` is the most tokens that were verified beside the pending one, with `trees` as nodes of a tree, for a
     TreeTarget.
     """
     position = first_difference(plain, speculative)
@@ -75,7 +75,7 @@ def explain(
     target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
-    # Largest first: other kernels may begin at some size (eight rows, in llama.cpp), and a short text must not end
+    # Largest first: other kernels may begin at some size (eight tokens, in llama.cpp), and a short output must not end
     # before they are met.
     together = _rows(target, prompt, plain, window, range(max(draft_max, 1) + 1, 1, -1))
     noise = moved = 0.0

@@ -37,7 +37,9 @@ def tokens_per_call(s: Statistics) -> str:
 def kept(shares: Sequence[float]) -> str:
     """Acceptance by position."""
     named = [ORDINALS[i] if i < len(ORDINALS) else f"{i + 1}th" for i in range(len(shares))]
-    return "guesses kept: " + ", ".join(f"{name} {share:.0%}" for name, share in zip(named, shares, strict=True))
+    return "guesses kept: " + ", ".join(
+        f"{name} {100 * share:.0f} %" for name, share in zip(named, shares, strict=True)
+    )
 
 
 def guesses(s: Statistics) -> dict[int, int]:

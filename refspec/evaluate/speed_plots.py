@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refspec.errors import UsageError
-from refspec.evaluate.kinds import AGAIN, PLAIN
+from refspec.evaluate.kinds import AGAIN, PLAIN, STOCK
 
 try:
     from matplotlib.figure import Figure
@@ -80,17 +80,18 @@ def by_family(m: Mapping[str, Any]) -> Figure:
 def _look(kind: str, fixed: list[str]) -> tuple[str, str, float, str]:
     """(colour, mark, size, name in the legend) of a kind."""
     looked_up = " + lookup" if kind.endswith("lookup") else ""
+    if kind == STOCK:
+        return GREY, "|", 9, kind
+    if kind == "lookup":
+        return GREY, "*", 6, kind
     if kind.startswith("llama.cpp"):
         return OTHERS, "x", 6, "llama.cpp's driver " + kind.split()[1]
     if "tree" in kind:
         chosen = kind.startswith("adaptive")
-        return TREES, "D" if chosen else "s", 6 if chosen else 4, ("adaptive tree" if chosen else "tree") + looked_up
+        mark = ("P" if looked_up else "D") if chosen else ("^" if looked_up else "s")
+        return TREES, mark, 6 if chosen else 5, ("adaptive tree" if chosen else "tree") + looked_up
     if kind.startswith("adaptive"):
         return CHOSEN, "P" if looked_up else "o", 7, kind
     length = kind.removesuffix(" + lookup")
-    shade = (
-        SHADES[min(fixed.index(length) * len(SHADES) // max(len(fixed), 1), len(SHADES) - 1)]
-        if length in fixed
-        else GREY
-    )
+    shade = SHADES[min(fixed.index(length) * len(SHADES) // len(fixed), len(SHADES) - 1)] if length in fixed else GREY
     return shade, "+" if looked_up else "o", 5, kind

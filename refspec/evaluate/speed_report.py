@@ -85,8 +85,10 @@ def table_of(m: Record, *, rates: bool = True) -> list[str]:
         best, rate = f["best_fixed"].removeprefix("chain "), f" {f['plain_tokens_per_second']:10.1f}" * rates
         share = f"{f['adaptive_share']:16.2f}" if adaptive else ""
         out.append(f"{f['family']:{name}}{rate}{cells}{best:>12}{share}")
-    tau = m["all"]["tau"]
-    return [*out, "tau over all: " + ", ".join(f"{kind} {tau[kind]:.2f}" for kind in kinds if kind in tau)]
+    if "kinds" not in m:  # computed times, which have no line of their own for each kind
+        tau = m["all"]["tau"]
+        out.append("tau over all: " + ", ".join(f"{kind} {tau[kind]:.2f}" for kind in kinds if kind in tau))
+    return out
 
 
 def _legend(m: Record) -> str:
@@ -106,7 +108,7 @@ def summary(m: Record) -> list[str]:
     out = [f"fastest:  {fastest}, {everything['speedup'][fastest]:.2f}x over all"]
     if everything["adaptive_share"] is not None:
         line = f"adaptive: {everything['speedup']['adaptive']:.2f}x over all"
-        share = f"; {everything['adaptive_share']:.2f} of {everything['best_fixed']}, the best fixed length"
+        share = f"; {everything['adaptive_share']:.2f} of the best fixed length ({everything['best_fixed']})"
         if len(m["families"]) > 1:
             low = min(m["families"], key=lambda f: f["speedup"]["adaptive"])
             far = min(m["families"], key=lambda f: f["adaptive_share"])

@@ -77,7 +77,7 @@ class NativeEagle3Drafter(ChainDrafter):
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
         self.note = (
-            f"drafter ({held / 1e6:.0f} MB) runs inside refspec, {_threads(shared)}, {_why(config)}"
+            f"drafter ({held / 1e6:.0f} MB, {_threads(shared)}) runs inside refspec, {_why(config)}"
         )
 
     @property  # type: ignore[override]

@@ -106,8 +106,8 @@ def statistics(accepted):
 def config(**changes):
     sizes = dict(
         hidden_size=8, target_hidden_size=8, capture_layers=(2, 3, 4), n_heads=1, n_kv_heads=1, head_dim=8,
-        intermediate_size=8, vocab_size=8, draft_vocab_size=8, rms_eps=1e-5, rope_theta=1e4, rope_style="half_split", feature_norm="none",
-        feedback="post_norm", residual="raw",
+        intermediate_size=8, vocab_size=8, draft_vocab_size=8, rms_eps=1e-5, rope_theta=1e4, rope_style="half_split",
+        feature_norm="none", feedback="post_norm", residual="raw",
     )  # fmt: skip
     return DrafterConfig(**(sizes | changes))
 

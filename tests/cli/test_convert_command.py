@@ -27,7 +27,8 @@ def test_what_was_resolved_is_printed(tmp_path):
 
 def test_every_override_arrives(tmp_path):
     options = ["--feedback", "post_norm", "--residual", "normed", "--feature-norm", "none", "--head-norm", "no",
-               "--layer-ids", "1,2, 6", "--rope-theta", "5e5", "--d2t", "offsets", "--ignore", "pretraining_tp", "--name", "toy", "--json"]  # fmt: skip
+               "--layer-ids", "1,2, 6", "--rope-theta", "5e5", "--d2t", "offsets", "--ignore", "pretraining_tp",
+               "--name", "toy", "--json"]  # fmt: skip
     result = call("convert", ORACLE, "-o", tmp_path / "d.gguf", *options)
     assert result.exit_code == 0, result.output
     c, _ = read_drafter(tmp_path / "d.gguf")

@@ -97,7 +97,8 @@ def test_an_adaptive_run_goes_on_from_those_before(pair, on, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt), refspec.load(*pair, threads=1, adaptive=True, tuned=True) as session:
         for _ in session.generate("hello", max_tokens=20):
             pass
-        assert session.policy is not None and session.policy.remembered >= 1, "a text of which nothing was drafted is none"
+        assert session.policy is not None
+        assert session.policy.remembered >= 1, "an output of which nothing was drafted is none"
         raise KeyboardInterrupt
     assert record(call(*arguments, "--adaptive", "--json"))["texts_before"] >= 1
 
@@ -138,7 +139,7 @@ def test_a_run_in_words():
     s.stop = "length"
     lines = "\n".join(report.describe(s, "speculative"))
     assert "1.75 tokens per model call (tau), 4 calls" in lines
-    assert "guesses kept: first 67%, second 33%" in lines
+    assert "guesses kept: first 67 %, second 33 %" in lines
     assert "tokens guessed per call: none once, 2 3 times" in lines
     assert f"stopped after {s.generated_tokens} tokens (-n)" in lines
 

@@ -38,9 +38,10 @@ def test_drafters_of_different_layers_stand_side_by_side_in_one_record(models):
 
 def test_acceptance_agrees_with_the_bench_that_runs_llama_cpp(models):
     # strict: with an F16 cache the rounding of a batch reaches the states, and this random drafter has near ties
-    same = ("-m", models["target"], "-d", models["post"], "-t", "1", "-n", "24", "--count", "6", "--strict", "--json")
+    pair = ("-m", models["target"], "-d", models["post"], "-t", "1")
+    same = (*pair, "-n", "24", "--count", "6", "--reproducible", "f32", "--json")
     (one,) = record(call("drift", *same, "--depth", "2"))["drafters"]
-    bench = record(call("bench", "acceptance", *same, "--draft-max", "2"))["conditions"][0]["families"]["all"]
+    bench = record(call("acceptance", *same, "--draft-max", "2"))["conditions"][0]["families"]["all"]
     counted = bench["drafters"]["drafter"]["2"]
     assert (one["tokens"], one["verify_steps"]) == (bench["generated_tokens"], counted["verify_steps"])
     ours = [row["accepted"]["mean"] for row in one["depths"]]
