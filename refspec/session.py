@@ -158,7 +158,7 @@ def load(
     )  # fmt: skip
     try:
         if exact:
-            _exact_or_raise(target.first_unlike())
+            _exact_or_raise(target.smallest_differing_batch())
         if threads_draft is not None:
             settings |= {"n_threads": threads_draft, "n_threads_batch": threads_draft}
         settings |= {"kv_type": "f32" if strict else "f16", "panels": panels}  # --kv-type is about the target's cache
@@ -175,7 +175,7 @@ def load(
     if tuned:
         placed |= {
             "repack": target.model.repack,
-            "panels": target.model.panels is not None,
+            "panels": target.model.packed is not None,
             "pair_rows": target.pair_rows,
             "tree": str(shape),
             "costs": found.record["costs"] if found.record else None,

@@ -1,8 +1,8 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, positions contiguous from 0; others exist only in `tree.py` and `sequences.py`. Not a decoder
-loop. Every limit whose violation ends the process is checked here: rows above the batch size, thread counts, a context
-used after it was closed.
+One sequence, sequence 0, with contiguous positions from 0; `tree_batch.py` and `sequences.py` use others. Not a decoding
+loop. Every limit whose violation ends the process is checked here: the batch size, thread counts, a context used after
+it was closed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class Context:
         eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:
-        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own, for texts that share
-        nothing.
+        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own: they share no prefix.
 
         Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
         """
@@ -150,15 +149,12 @@ def check_counts(**settings: tuple[int, int]) -> None:
 
 
 def check_threads(**threads: int | None) -> None:
-    """UsageError unless each is a number of threads that llama.cpp may be given, or None;
-
-    for drafters that need none of them.
-    """
+    """UsageError unless each is None or a number of threads llama.cpp takes, for drafters that use no context."""
     check_counts(**{name: (count, MAX_THREADS) for name, count in threads.items() if count is not None})
 
 
 class RowBatch:
-    """Preallocated arrays of one `llama_batch` for up to `capacity` rows of sequence 0; reused by every call."""
+    """Preallocated arrays of one `llama_batch` for up to `capacity` tokens of sequence 0; reused by every call."""
 
     def __init__(self, capacity: int, *, width: int = 0, with_tokens: bool = True) -> None:
         self.tokens = np.zeros(capacity, np.int32)
@@ -166,7 +162,7 @@ class RowBatch:
         self.states = np.zeros((capacity, width), np.float32)
         self._all = np.ones(capacity, np.int8)
         self._none = np.zeros(capacity, np.int8)
-        self._flags = {"all": self._all.ctypes.data, "none": self._none.ctypes.data, "last": 0}  # NULL = last row only
+        self._flags = {"all": self._all.ctypes.data, "none": self._none.ctypes.data, "last": 0}  # NULL = last token only
         self._steps = np.arange(capacity, dtype=np.int32)
         self.struct = api.Batch(
             token=self.tokens.ctypes.data if with_tokens else None,
@@ -175,10 +171,7 @@ class RowBatch:
         )
 
     def put(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> bool:
-        """Take over token ids [n];
-
-        False when one is not a 32-bit integer, which an assignment would cut or wrap without a word.
-        """
+        """Copy token ids [n]; False when one is not a 32-bit integer, which an assignment would wrap silently."""
         if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32:
             for t in tokens:
                 if not isinstance(t, (int, np.integer)) or not -(1 << 31) <= t < 1 << 31:
@@ -187,7 +180,7 @@ class RowBatch:
         return True
 
     def prepare(self, n: int, first: int, outputs: str) -> Any:
-        """The struct for n rows at positions first..first+n-1, outputs "all", "last" or "none"."""
+        """The struct for n tokens at positions first..first+n-1; outputs are of "all", the "last" or "none" of them."""
         if n == 1:
             self.positions[0] = first
         else:
