@@ -204,9 +204,11 @@ def quietly() -> Iterator[None]:
 def _abort(message: bytes | None) -> None:
     """At a check of llama.cpp that no rule of refspec foresees: one line and exit code 1, no core dump."""
     text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
-    line = f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it\n"
+    line = (
+        f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it"
+    )
     sys.stdout.flush()
-    os.write(_stderr, line.encode())
+    os.write(_stderr, f"{line}\n".encode())
     os._exit(1)
 
 

@@ -143,7 +143,8 @@ class CallbackCapture:
         for i, (name, n) in enumerate(zip(self._names, got, strict=True)):
             if n != len(out):
                 raise BackendError(
-                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; refspec cannot capture the states"
+                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; refspec cannot capture"
+                    " the states"
                     " of this architecture"
                 )
             out[:, i] = self._buffers[i, :n]
@@ -165,7 +166,8 @@ class CallbackCapture:
         rows, first = elements // self._width, self._rows[i]
         if nbytes != 4 * elements or rows * self._width != elements or first + rows > self._capacity:
             raise BackendError(
-                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32 states of"
+                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32"
+                " states of"
                 f" {self._width}"
             )
         self._read(tensor, self._buffers[i, first:].ctypes.data, 0, nbytes)

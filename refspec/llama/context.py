@@ -1,8 +1,8 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, with contiguous positions from 0; `tree_batch.py` and `sequences.py` use others. Not a decoding
-loop. Every limit whose violation ends the process is checked here: the batch size, thread counts, a context used after
-it was closed.
+One sequence, sequence 0, with contiguous positions from 0; `tree_batch.py` and `sequences.py` use others. Not a
+decoding loop. Every limit whose violation ends the process is checked here: the batch size, thread counts, a context
+used after it was closed.
 """
 
 from __future__ import annotations
@@ -69,15 +69,26 @@ class Context:
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
         params = api.context_params(
-            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq, n_threads=n_threads,
-            n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn], type_k=api.KV_TYPES[kv_type],
-            type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
-        )  # fmt: skip
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            n_rs_seq=n_rs_seq,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            flash_attn_type=api.FLASH_ATTN[flash_attn],
+            type_k=api.KV_TYPES[kv_type],
+            type_v=api.KV_TYPES[kv_type],
+            no_perf=True,
+            swa_full=True,
+            **values,
+        )
         api.forget_errors()
         handle = api.new_context(model.handle, params)
         if not handle:
             raise BackendError(
-                f"{self.path}: llama.cpp made no context of {n_ctx} positions: {api.reason('probably too little memory')}"
+                f"{self.path}: llama.cpp made no context of {n_ctx} positions:"
+                f" {api.reason('probably too little memory')}"
             )
         self.handle: int = handle
         # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
@@ -130,9 +141,12 @@ def _check_settings(
     n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int, n_threads_batch: int, kv_type: str, flash_attn: str
 ) -> None:
     check_counts(
-        n_ctx=(n_ctx, 1 << 30), n_batch=(n_batch, 1 << 20), n_ubatch=(n_ubatch, 1 << 20), n_threads=(n_threads, MAX_THREADS),
+        n_ctx=(n_ctx, 1 << 30),
+        n_batch=(n_batch, 1 << 20),
+        n_ubatch=(n_ubatch, 1 << 20),
+        n_threads=(n_threads, MAX_THREADS),
         n_threads_batch=(n_threads_batch, MAX_THREADS),
-    )  # fmt: skip
+    )
     if kv_type not in api.KV_TYPES:
         raise UsageError(f"kv_type = {kv_type!r} is not one of {', '.join(api.KV_TYPES)}")
     if flash_attn not in api.FLASH_ATTN:
@@ -162,7 +176,11 @@ class RowBatch:
         self.states = np.zeros((capacity, width), np.float32)
         self._all = np.ones(capacity, np.int8)
         self._none = np.zeros(capacity, np.int8)
-        self._flags = {"all": self._all.ctypes.data, "none": self._none.ctypes.data, "last": 0}  # NULL = last token only
+        self._flags = {
+            "all": self._all.ctypes.data,
+            "none": self._none.ctypes.data,
+            "last": 0,
+        }  # NULL = last token only
         self._steps = np.arange(capacity, dtype=np.int32)
         self.struct = api.Batch(
             token=self.tokens.ctypes.data if with_tokens else None,

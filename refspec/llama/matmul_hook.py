@@ -39,7 +39,7 @@ class Region(NamedTuple):
 
 
 def make_visible() -> str | None:
-    """Make the kernels visible under llama.cpp's name, before llama.cpp is loaded; why that is not possible, or None."""
+    """Make the kernels visible under llama.cpp's name before it is loaded; why that is not possible, or None."""
     if not sys.platform.startswith("linux"):
         return "only on Linux can one library replace a function of another"
     if native.backend != "c" or not hasattr(native.lib, "rs_matmul_set"):
@@ -90,7 +90,7 @@ class _Pool(ctypes.Structure):
 
 
 def _matrix_at(dll: ctypes.CDLL) -> int:
-    """Where ggml's node of a multiplication keeps the address of its matrix, which that of its inputs follows, in bytes.
+    """The offset in bytes at which ggml's node of a multiplication keeps the address of its matrix; its inputs' follows.
 
     Found by looking into a node made for it; 0 where that fails.
     """
@@ -127,7 +127,7 @@ def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
 
 
 def unavailable() -> str | None:
-    """Why llama.cpp does not call refspec's kernels here, None where it does (`weights.why_not` knows whether they work)."""
+    """Why llama.cpp does not call refspec's kernels here, None where it does; `weights.why_not` also tries them."""
     return _why_not
 
 

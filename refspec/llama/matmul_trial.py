@@ -48,7 +48,7 @@ def write_models(folder: Path) -> None:
 
 
 def logits_of(file: Path, *, ours: bool) -> Array:
-    """Logits of one file's trial, by refspec's kernels or llama.cpp's; AssertionError where it did not call refspec's."""
+    """Logits of one file by refspec's kernels (AssertionError where they were not called), or by llama.cpp's."""
     info = read_gguf_header(file)
     packed = matmul_hook.packed_bytes(info) if ours and matmul_hook.unavailable() is None else 0
     model = Model(info, held=Weights(packed=packed))

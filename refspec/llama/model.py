@@ -82,7 +82,7 @@ class Model:
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def tokenize(self, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of a string; bytes that are not UTF-8, at which llama.cpp would end the process, count as U+FFFD."""
+        """Token ids of a string; bytes that are not UTF-8 count as U+FFFD, as llama.cpp would end the process."""
         self._need_tokenizer()
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
         clean = raw.decode("utf-8", "replace")

@@ -49,7 +49,10 @@ def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
             f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again"
         ) from None
     if in_graph and (reasons := drafter_meta.graph_reasons(config)):
-        raise BackendError(f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can (drafter kernels: auto)")
+        raise BackendError(
+            f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can (drafter"
+            " kernels: auto)"
+        )
     _check_flags(info, config)
     _check_tensors(info, config)
     return config
@@ -93,18 +96,25 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
     if "d2t" not in info.tensors:
         return
     if info.tensors["d2t"].type != "I64":
-        raise CheckpointError(f"{info.path}: d2t is {info.tensors['d2t'].type}, but llama.cpp aborts unless it is I64; convert the drafter again")
+        raise CheckpointError(
+            f"{info.path}: d2t is {info.tensors['d2t'].type}, but llama.cpp aborts unless it is I64; convert the"
+            " drafter again"
+        )
     if "output.weight" not in info.tensors:
         raise CheckpointError(
-            f"{info.path}: has d2t but no output.weight, and the target's head knows no draft vocabulary; convert it again"
+            f"{info.path}: has d2t but no output.weight, and the target's head knows no draft vocabulary; convert"
+            " it again"
         )
     ids = read_tensor(info, "d2t")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         raise CheckpointError(
-            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}; convert it again"
+            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}; convert"
+            " it again"
         )
     if len(np.unique(ids)) != len(ids):
-        raise CheckpointError(f"{info.path}: d2t names a target id twice, as offsets stored for ids do; convert it again")
+        raise CheckpointError(
+            f"{info.path}: d2t names a target id twice, as offsets stored for ids do; convert it again"
+        )
 
 
 def check_pair(
@@ -135,13 +145,15 @@ def check_pair(
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
             raise ShapeError(
-                f"{target.path}: its head has {shape[0]} tokens, the drafter's vocabulary {config.vocab_size}; it is for another target"
+                f"{target.path}: its head has {shape[0]} tokens, the drafter's vocabulary {config.vocab_size}; it"
+                " is for another target"
             )
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
         # lengths were compared above
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise CheckpointError(
-            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for another"
+            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for"
+            " another"
             " target"
         )

@@ -56,7 +56,7 @@ class TreeBatch:
         )
 
     def prepare(self, positions: Sequence[int], sequences: Sequence[Sequence[int]]) -> Any:
-        """The struct for tokens at positions [T] in sequences [T][at least 1]; `tokens` and `states` are filled first."""
+        """The struct for tokens at positions [T] in sequences [T][at least 1]; fill `tokens` and `states` first."""
         n = len(positions)
         counts = [len(ids) for ids in sequences]
         self.positions[:n], self._counts[:n] = positions, counts

@@ -66,8 +66,16 @@ def write_model(file: Path, *, width: int, outtype: str) -> None:
     tensors = [tensor(f"blk.0.{name}.weight", width, width) for name in square]
     tensors += [tensor(f"{name}.weight", width) for name in norms]
     tensors += [tensor(f"{name}.weight", VOCAB, width) for name in ("token_embd", "output")]
-    sizes = {"context_length": 128, "embedding_length": width, "block_count": 1, "feed_forward_length": width, "attention.head_count": 1,
-             "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": width, "vocab_size": VOCAB}  # fmt: skip
+    sizes = {
+        "context_length": 128,
+        "embedding_length": width,
+        "block_count": 1,
+        "feed_forward_length": width,
+        "attention.head_count": 1,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": width,
+        "vocab_size": VOCAB,
+    }
     metadata = {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"}
     write_gguf(file, "llama", metadata, tensors)
 

@@ -2,7 +2,7 @@
 
 There is one function for each weight type, the one llama.cpp's processor backend multiplies with, so that a matrix is
 used in the type its file stores and on the instructions this build of llama.cpp was made for. ggml's tables of them are
-structs of a header that no package ships: their layout is checked against known types, and is not used where it differs.
+structs of a header that no package ships: their layout is checked against known types first.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _KNOWN = (F32, F16, Q8_0)  # each takes inputs of its own type
 
 @cache
 def functions(type_id: int) -> Functions | None:
-    """What multiplies rows of a ggml type with float32 inputs; None where this build of llama.cpp has no such function."""
+    """What multiplies rows of a ggml type with float32 inputs; None where this llama.cpp has no such function."""
     tables, known = _tables(), weight_type(type_id)
     if tables is None or known is None:
         return None

@@ -22,9 +22,7 @@ def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_targ
     for key in (_MODEL, "tokenizer.ggml.pre"):
         ours, theirs = drafter.metadata.get(key), target.metadata.get(key)
         if ours != theirs and None not in (ours, theirs):
-            raise CheckpointError(
-                f"{drafter.path}: {key} is {ours!r}, but {theirs!r} in {target.path}; {NEEDED}"
-            )
+            raise CheckpointError(f"{drafter.path}: {key} is {ours!r}, but {theirs!r} in {target.path}; {NEEDED}")
     common = min(n_drafter, n_target)
     for info, n in ((drafter, n_drafter), (target, n_target)):
         kinds = info.metadata.get(_TYPES) or []
@@ -40,7 +38,5 @@ def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_targ
         )
     for i, (a, b) in enumerate(zip((ours or [])[:common], (theirs or [])[:common], strict=False)):
         if a != b:
-            raise CheckpointError(
-                f"{drafter.path}: token {i} is {a!r}, but {b!r} in {target.path}; {NEEDED}"
-            )
+            raise CheckpointError(f"{drafter.path}: token {i} is {a!r}, but {b!r} in {target.path}; {NEEDED}")
     return common
