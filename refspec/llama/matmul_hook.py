@@ -90,7 +90,7 @@ class _Pool(ctypes.Structure):
 
 
 def _matrix_at(dll: ctypes.CDLL) -> int:
-    """The offset in bytes at which ggml's node of a multiplication keeps the address of its matrix; its inputs' follows.
+    """The offset in bytes at which ggml's node of a multiplication keeps the address of its matrix; its inputs follow.
 
     Found by looking into a node made for it; 0 where that fails.
     """

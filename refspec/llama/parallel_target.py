@@ -175,7 +175,7 @@ class ParallelTarget:
         return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
 
     def _run(self, slots: dict[int, _Slot]) -> list[int]:
-        """Decode one batch, a token of every sequence and more of the prompts while there is room; which have logits."""
+        """Decode a batch, a token of every sequence and more of the prompts while there is room; which have logits."""
         batch, handle, ready = self._batch, self.context.alive(), []
         batch.clear()
         room = len(batch.tokens) - len(slots)
