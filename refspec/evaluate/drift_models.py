@@ -1,4 +1,4 @@
-"""The models of a comparison: a target that captures for several drafters, and these, as reference code or on llama.cpp.
+"""The models of a comparison: a target that captures for several drafters, and these, as reference or on llama.cpp.
 
 A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
 """
