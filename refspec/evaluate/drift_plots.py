@@ -21,7 +21,9 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 except ImportError:
-    raise UsageError("figures need matplotlib: pip install 'refspec[plot]', or leave out -o") from None
+    raise UsageError(
+        "figures need matplotlib: .venv/bin/pip install -e '.[plot]' in a checkout, or leave out -o"
+    ) from None
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 MASSES = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from refspec.errors import CheckpointError
 from refspec.train.precision import muon
 
-SAVE_SECONDS = 20.0  # checkpoints are at least so far apart, where steps are quick
+SAVE_SECONDS = 20.0  # at least between two checkpoints
 
 
 def tune_allocator() -> None:
@@ -59,10 +59,7 @@ class Optimizers:
         self.parameters = [p for _, p in named]
 
     def step(self, scale: float) -> Tensor:
-        """Clip, update with learning rates scaled by `scale`, clear gradients;
-
-        returns the gradient norm, on its device.
-        """
+        """Clip, update with learning rates times `scale`, clear gradients; the gradient norm, on its device."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part, base in zip(self.parts, self.base, strict=True):
             for group in part.param_groups:
@@ -76,7 +73,7 @@ class Optimizers:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, state: list) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         for part, value in zip(self.parts, state, strict=True):
             part.load_state_dict(value)
 
@@ -127,9 +124,9 @@ def run_steps(
     """Train from the last checkpoint in `out` (or from step 0) to `steps`; returns the last validation figures.
 
     `identity` is what must not change between a run and its resumption; a difference raises CheckpointError.
-    `loss_of` also returns parts of the loss for the log; it and a validation are read only where they are written down, so that an accelerator
-    need not be waited for in between. The log `out/log.jsonl` holds one object per 20 steps and per validation.
-    """  # fmt: skip
+    `loss_of` also returns parts of the loss for the log. Losses are read only when they are logged, so that nothing
+    waits for an accelerator in between. The log `out/log.jsonl` holds one object per 20 steps and per validation.
+    """
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
@@ -164,8 +161,13 @@ def run_steps(
                 float(loss.detach())  # an accelerator's work is done when its result is there
                 rate = 20 * tokens_per_step / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                record = {"step": step + 1, "loss": round(float(loss.detach()), 4), "grad_norm": round(float(norm), 3),
-                          "tokens_per_second": round(rate), **{k: round(float(v), 4) for k, v in parts.items()}}  # fmt: skip
+                record = {
+                    "step": step + 1,
+                    "loss": round(float(loss.detach()), 4),
+                    "grad_norm": round(float(norm), 3),
+                    "tokens_per_second": round(rate),
+                    **{k: round(float(v), 4) for k, v in parts.items()},
+                }
                 bar.set_postfix(loss=record["loss"], tok_s=record["tokens_per_second"])
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:

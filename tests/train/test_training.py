@@ -81,7 +81,7 @@ def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypat
         narrower = dataclasses.replace(CONFIG, intermediate_size=CONFIG.intermediate_size // 2)
         train_target(data, tmp_path, config=narrower, steps=1, seed=9, threads=1, init=target_run / "hf")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="not a file of weights"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=tmp_path)
 
 
@@ -444,8 +444,8 @@ def test_the_law_to_learn_is_that_of_the_teachers_temperature(data, target_run):
         return training.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
 
     one, half = lesson(1.0), lesson(0.5)
-    for law, sharper in zip(one.law, half.law, strict=True):
-        expected = law**2 / (law**2).sum(-1, keepdim=True)
+    for p, sharper in zip(one.p_target, half.p_target, strict=True):
+        expected = p**2 / (p**2).sum(-1, keepdim=True)
         assert torch.allclose(sharper, expected, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(one.best, half.best, strict=True))
 
