@@ -213,9 +213,12 @@ def train_drafters(
     teacher_temp: float = 1.0,
     **how: Any,
 ) -> dict[str, float]:
-    """Train every variant for `steps` steps of `batch_tokens` (4096) tokens; exports each to `out/NAME` (the speculators
-    layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to start from (weights only, fresh
-    optimizer; `start.start_drafters`); `how` goes to `Training`. Raises CheckpointError, UsageError."""
+    """Train every variant for `steps` steps of `batch_tokens` (4096) tokens.
+
+    Exports each to `out/NAME` (the speculators layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to
+    start from (weights only, fresh optimizer; `start.start_drafters`); `how` goes to `Training`. Raises
+    CheckpointError, UsageError.
+    """
     batch_tokens = batch_tokens or ROWS * LENGTH
     training = Training(
         data,

@@ -241,4 +241,7 @@ def test_without_matplotlib_one_line_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "refspec: figures need matplotlib: .venv/bin/pip install -e '.[plot]' in a checkout, or leave out -o\n"
+    assert (
+        done.stderr
+        == "refspec: figures need matplotlib: .venv/bin/pip install -e '.[plot]' in a checkout, or leave out -o\n"
+    )

@@ -86,7 +86,8 @@ def test_single_tokens_round_otherwise_than_pairs_and_pairs_like_batches(tmp_pat
         4 * (tiny.N_LAYER * tiny.N_HEAD * tiny.HEAD + tiny.V)
     ] * 2
     unpaired = partial(probe.run, paired=False)
-    assert rounding.smallest_differing_batch(unpaired, tiny.V) is not None, "a check that never sees a difference proves nothing"
+    found = rounding.smallest_differing_batch(unpaired, tiny.V)
+    assert found is not None, "a check that never sees a difference proves nothing"
     probe.close()
     target.close()
 

@@ -209,8 +209,22 @@ def test_plain_text_is_read_without_what_a_benchmark_has(corpus, data, tmp_path)
         json.dumps({"text": f"The cat runs.\n\nHe said: {said.upper()}, and more.\n\nThe dog sees a tree."}) + "\n"
     )
     bench.write_text(json.dumps({"turns": [f"Say {said}!"]}) + "\n")
-    made = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--tokenizer", str(data / "tokenizer.json"),
-                                     "--texts", str(texts), "--without", str(bench)])  # fmt: skip
+    made = CliRunner().invoke(
+        main,
+        [
+            "train",
+            "data",
+            str(corpus),
+            "-o",
+            str(out),
+            "--tokenizer",
+            str(data / "tokenizer.json"),
+            "--texts",
+            str(texts),
+            "--without",
+            str(bench),
+        ],
+    )
     assert made.exit_code == 0 and "left out: 1 paragraphs" in made.stdout
     tokens, mask = np.load(out / "train.tokens.npy"), np.load(out / "train.mask.npy")
     tokenizer = load_tokenizer(out / "tokenizer.json")
@@ -506,9 +520,11 @@ def test_a_drafter_trains_on_an_exported_target(data, target_run, tmp_path):
     assert ours.config == theirs.config
     config = json.loads((target_run / "hf" / "config.json").read_text())
     for change, words in (
-        ({"model_type": "qwen3"}, "model_type = 'qwen3'"), ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"), ({"vocab_size": None}, "vocab_size"),
-    ):  # fmt: skip
+        ({"model_type": "qwen3"}, "model_type = 'qwen3'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ({"vocab_size": None}, "vocab_size"),
+    ):
         changed = {key: value for key, value in (config | change).items() if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError, match=words):
