@@ -68,12 +68,12 @@ def run_pair(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Run the pair, judge it, and compare every reading of its switches; (numbers for --json, findings)."""
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
-    texts = built_in(prompts * (1 + MORE))
+    asked = built_in(prompts * (1 + MORE))
     target = LlamaTarget(target_info.path, capture_layers=config.capture_layers, **settings)
     try:
         progress(f"running {prompts} prompts")
         as_is = _measure(
-            Session(target, open_drafter(drafter_info.path, target, **settings)), texts[:prompts], max_tokens
+            Session(target, open_drafter(drafter_info.path, target, **settings)), asked[:prompts], max_tokens
         )
     finally:
         target.close()
@@ -87,7 +87,7 @@ def run_pair(
         progress(f"recording the target on up to {prompts * MORE} prompts")
         ids = read_tensor(drafter_info, "d2t") if "d2t" in drafter_info.tensors else np.arange(config.vocab_size)
         greedy = [record(target, *sequence, ids) for sequence in as_is.sequences]
-        sampled = [record(target, *sequence, ids) for sequence in _sampled(target, texts, max_tokens)]
+        sampled = [record(target, *sequence, ids) for sequence in _sampled(target, asked, max_tokens)]
     finally:
         target.close()
     found: list[Compared] = []
@@ -112,11 +112,11 @@ def _theta(target: GgufInfo, drafter: GgufInfo) -> float | None:
     return None if scaled else float(target.metadata.get(f"{target.arch}.rope.freq_base", 10000.0))
 
 
-def _sampled(target: LlamaTarget, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
+def _sampled(target: LlamaTarget, prompts: Sequence[str], max_tokens: int) -> list[Tokens]:
     """Outputs of the target at temperature 1, generated within SECONDS."""
     session, made, began = Session(target), list[Generation](), perf_counter()
-    for seed, text in enumerate(texts):
-        made += outputs(session, [text], max_tokens=max_tokens, sampler=Sampler(temperature=1.0), seed=seed)
+    for seed, prompt in enumerate(prompts):
+        made += outputs(session, [prompt], max_tokens=max_tokens, sampler=Sampler(temperature=1.0), seed=seed)
         if perf_counter() - began > SECONDS:
             break
     target.capturing = True
@@ -129,7 +129,7 @@ def _sequences(made: Sequence[Generation]) -> list[Tokens]:
     return [sequence for sequence in found if len(sequence[0]) > 3]
 
 
-def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
+def _measure(session: Session, prompts: Sequence[str], max_tokens: int) -> Run:
     drafter, sums = session.drafter, np.zeros((DRAFT, 2))
 
     def tell(depth: int, logits: Any, state: Any) -> None:
@@ -147,7 +147,7 @@ def _measure(session: Session, texts: Sequence[str], max_tokens: int) -> Run:
     elif isinstance(drafter, Eagle3Drafter):
         drafter.probe = record
     try:
-        made = list(outputs(session, texts, max_tokens=max_tokens, draft_max=DRAFT, sampler=GREEDY))
+        made = list(outputs(session, prompts, max_tokens=max_tokens, draft_max=DRAFT, sampler=GREEDY))
     finally:
         if drafter is not None:
             drafter.close()

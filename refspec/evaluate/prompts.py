@@ -137,7 +137,7 @@ def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
             first, *later = (str(turn) for turn in row["turns"])
             out.append(Prompt(str(row.get("benchmark", "file")), first, tuple(later), str(row.get("id", number))))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of texts") from None
+            raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of strings") from None
     kept = [p for p in out if not families or p.family in families]
     if not kept:
         known = ", ".join(sorted({p.family for p in out})) or "none"

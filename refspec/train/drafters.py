@@ -19,7 +19,7 @@ from refspec.errors import UsageError
 from refspec.train.data import Batches
 from refspec.train.drafter import Eagle3, TrainedDrafter
 from refspec.train.drafter_loss import Lesson, Teacher, chain_losses
-from refspec.train.loop import Optimizers, run_steps, tune_allocator
+from refspec.train.loop import Optimizers, Stepper, run_steps, tune_allocator
 from refspec.train.packing import Ahead, InTurn, WholeDocuments
 from refspec.train.precision import choose_device, mixed
 from refspec.train.start import start_drafters
@@ -66,7 +66,7 @@ def drafter_for(
     )  # fmt: skip
 
 
-class Separately:
+class Separately(Stepper):
     """One `Optimizers` for each variant, so that no variant's gradient norm clips another's."""
 
     def __init__(self, parts: list[Optimizers]):
@@ -75,15 +75,6 @@ class Separately:
     def step(self, scale: float) -> Tensor:
         """Step every variant; returns the largest gradient norm."""
         return torch.stack([part.step(scale) for part in self.parts]).max()
-
-    def state_dict(self) -> list:
-        """The state of every variant, in order."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, state: list) -> None:
-        """Restore what `state_dict` gave."""
-        for part, value in zip(self.parts, state, strict=True):
-            part.load_state_dict(value)
 
 
 class Training:
@@ -251,7 +242,7 @@ def train_drafters(
         training.together,
         training.optimizers,
         steps=steps,
-        loss_of=training.loss_of,  # type: ignore[arg-type]
+        loss_of=training.loss_of,
         validate=training.validate,
         tokens_per_step=batch_tokens,
     )

@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,26 @@ def tune_allocator() -> None:
         pass  # not glibc: slower, nothing else
 
 
-class Optimizers:
+class Stepper:
+    """What `run_steps` steps: the optimizers in `parts`, saved and restored in order."""
+
+    parts: Sequence[Any]
+
+    def step(self, scale: float) -> Tensor:
+        """Update with learning rates times `scale`, clear gradients; the gradient norm, on its device."""
+        raise NotImplementedError
+
+    def state_dict(self) -> list:
+        """The state of every part, in order."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, state: list) -> None:
+        """Restore what `state_dict` gave."""
+        for part, value in zip(self.parts, state, strict=True):
+            part.load_state_dict(value)
+
+
+class Optimizers(Stepper):
     """Muon for the hidden matrices, AdamW for embeddings, heads and norms; one schedule for both.
 
     Muon (orthogonalized momentum) needs roughly a third fewer tokens than AdamW for models this small.
@@ -59,7 +78,7 @@ class Optimizers:
         self.parameters = [p for _, p in named]
 
     def step(self, scale: float) -> Tensor:
-        """Clip, update with learning rates times `scale`, clear gradients; the gradient norm, on its device."""
+        """As `Stepper.step`, with gradients clipped to a norm of 1."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part, base in zip(self.parts, self.base, strict=True):
             for group in part.param_groups:
@@ -67,15 +86,6 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
         return norm
-
-    def state_dict(self) -> list:
-        """The state of every optimizer, in order."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, state: list) -> None:
-        """Restore what `state_dict` gave."""
-        for part, value in zip(self.parts, state, strict=True):
-            part.load_state_dict(value)
 
 
 def schedule(step: int, steps: int, *, warmup: int = 50, decay_from: float = 0.3) -> float:
@@ -112,7 +122,7 @@ def run_steps(
     out: Path,
     identity: dict,
     model: nn.Module,
-    optimizers: Optimizers,
+    optimizers: Stepper,
     *,
     steps: int,
     loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
