@@ -1,9 +1,9 @@
-/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target and judge, extend the drafter, draft.
+/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target and verify, extend the drafter, draft.
  *
  * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of
- * `struct llama_batch` that refspec/llama/native_calls.py compares with llama-cpp-python's before the first call. The Python twins
- * are in refspec/llama/target.py and refspec/llama/eagle3.py; this file exists because in a cycle of a small model
- * the interpreter's share is not small.
+ * `struct llama_batch` that refspec/llama/native_calls.py compares with llama-cpp-python's before the first call. The Python twins are
+ * refspec/llama/target.py with refspec/decoding/verifier.py, and refspec/llama/eagle3.py. A step of a small model takes a millisecond or
+ * two, of which the interpreter would take a good part.
  */
 #include "refspec.h"
 
@@ -46,10 +46,10 @@ int32_t rs_target_run(rs_target *t, size_t rows, int32_t first) {
     return best >= 0 && isfinite(last[best]) ? RS_OK : RS_NOT_FINITE;
 }
 
-int32_t rs_judge_step(rs_judge *j, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position) {
-    rs_target *t = j->target;
-    size_t pair = j->pair_rows && k == 0; /* the second row is a copy: what stands behind it sees neither of the two otherwise */
-    j->stage = RS_RUNNING;
+int32_t rs_verify_step(rs_verifier *v, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position) {
+    rs_target *t = v->target;
+    size_t pair = v->pair_rows && k == 0; /* the second token is a copy, which nothing that follows may see */
+    v->ran = false;
     if (k + 1 + pair > t->capacity) return RS_BAD_CONFIG;
     t->batch.token[0] = pending;
     if (pair) t->batch.token[1] = pending;
@@ -57,24 +57,23 @@ int32_t rs_judge_step(rs_judge *j, int32_t pending, const int32_t *draft, size_t
     int32_t status = rs_target_run(t, k + 1 + pair, first);
     if (status != RS_OK) return status;
 
-    j->stage = RS_JUDGING;
-    if (j->penalties) {
-        j->history[first] = pending;
-        for (size_t i = 0; i < k; i++) j->history[first + 1 + (int32_t)i] = draft[i];
+    v->ran = true;
+    if (v->penalties) {
+        v->history[first] = pending;
+        for (size_t i = 0; i < k; i++) v->history[first + 1 + (int32_t)i] = draft[i];
     }
     for (size_t i = 0; i <= k; i++) {
-        j->rows[i] = t->logits + i * t->vocab;
-        int32_t counted = first + (int32_t)i + 1 - j->counted_from; /* the row's own token is the newest of its history */
-        if (j->penalties && counted > 0)
-            rs_penalize(t->logits + i * t->vocab, j->history + j->counted_from, (size_t)counted, j->penalties);
-        j->coins[i] = j->sampler->temperature > 0.0 ? rs_coin(j->seed, position + i, j->stream) : 0.0; /* argmax needs none */
+        v->rows[i] = t->logits + i * t->vocab;
+        int32_t counted = first + (int32_t)i + 1 - v->counted_from; /* the row's own token is the newest of its history */
+        if (v->penalties && counted > 0)
+            rs_penalize(t->logits + i * t->vocab, v->history + v->counted_from, (size_t)counted, v->penalties);
+        v->coins[i] = v->sampler->temperature > 0.0 ? rs_coin(v->seed, position + i, v->stream) : 0.0; /* argmax needs none */
     }
-    int32_t accepted = rs_verify_deterministic(j->tokens, j->rows, draft, j->sampler, j->coins, j->p, j->order, k, t->vocab);
+    int32_t accepted = rs_verify_deterministic(v->tokens, v->rows, draft, v->sampler, v->coins, v->p, v->order, k, t->vocab);
     if (accepted < 0) return accepted;
 
-    j->stage = RS_KEEPING;
     size_t kept = (size_t)accepted + 1;
-    if (kept < k + 1 + pair && !j->remove(j->memory, 0, first + (int32_t)kept, -1)) return RS_ENGINE;
+    if (kept < k + 1 + pair && !v->remove(v->memory, 0, first + (int32_t)kept, -1)) return RS_ENGINE;
     return accepted;
 }
 

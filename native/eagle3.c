@@ -204,7 +204,8 @@ static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
     return c->penalized;
 }
 
-int32_t rs_eagle3_choose(rs_eagle3_chain *c, int32_t *token, float *confidence, size_t i) {
+/* The likeliest token after the newest row, the i-th of its draft. */
+static int32_t choose(rs_eagle3_chain *c, int32_t *token, float *confidence, size_t i) {
     int64_t best = rs_argmax_prob(confidence, chosen_by(c, c->decided + i), c->config->draft_vocab);
     if (best < 0) return RS_NOT_FINITE;
     *token = c->d2t ? c->d2t[best] : (int32_t)best;
@@ -214,7 +215,7 @@ int32_t rs_eagle3_choose(rs_eagle3_chain *c, int32_t *token, float *confidence, 
 
 int32_t rs_eagle3_draft(rs_eagle3_chain *c, int32_t *tokens, float *confidence, size_t k, size_t first) {
     for (size_t i = 0; i < k; i++) {
-        int32_t status = rs_eagle3_choose(c, &tokens[i], &confidence[i], i);
+        int32_t status = choose(c, &tokens[i], &confidence[i], i);
         if (status != RS_OK) return status;
         if (i + 1 == k) break; /* the last draft token needs no row of its own */
         status = rs_eagle3_follow(c, tokens[i], first + i);

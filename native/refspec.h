@@ -262,10 +262,6 @@ int32_t rs_eagle3_survey(rs_eagle3_chain *chain, double *sureness, const int32_t
 /* One drafted row: token, after the row that chain->state came from. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
 int32_t rs_eagle3_follow(rs_eagle3_chain *chain, int32_t token, size_t row);
 
-/* The likeliest draft token after the row that chain->state came from, the i-th of its draft: a target's id, with its probability.
- * RS_OK or RS_NOT_FINITE (logits). */
-int32_t rs_eagle3_choose(rs_eagle3_chain *chain, int32_t *token, float *confidence, size_t i);
-
 /* Chain of k argmax draft tokens, k - 1 rows from `first` on: tokens [k], a target's ids, with their probabilities confidence [k].
  * RS_OK, RS_CACHE_FULL or RS_NOT_FINITE (logits). */
 int32_t rs_eagle3_draft(rs_eagle3_chain *chain, int32_t *tokens, float *confidence, size_t k, size_t first);
@@ -421,118 +417,30 @@ bool rs_is_law(const double *q, size_t vocab);
 
 /* ---- cycle.c again: one verify step, the middle of refspec/decoding/cycle.py ---------------------------------------------- */
 
-enum rs_judge_stage { RS_RUNNING = 0, RS_JUDGING = 1, RS_KEEPING = 2, RS_RESTED = 3 };
-
 /* What a verify step with one coin per output position works on. */
-typedef struct rs_judge {
+typedef struct rs_verifier {
     rs_target *target;
     bool (*remove)(void *memory, int32_t sequence, int32_t from, int32_t to); /* llama_memory_seq_rm, to = -1: all that follow */
     void *memory;                  /* of the target's context */
     const rs_sampler *sampler;
     uint64_t seed, stream;         /* of the coins */
-    bool pair_rows;                /* a single row runs beside a copy of itself, which is removed again */
+    bool pair_rows;                /* a single token runs beside a copy of itself, which is removed again */
     const float **rows;            /* working space for `capacity` of the target's rows */
     double *coins;                 /* the same */
     double *p;                     /* working space [V] */
     int32_t *order;                /* working space [V] */
     int32_t *tokens;               /* [capacity] receives the tokens decided */
     const rs_penalties *penalties; /* or NULL */
-    int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those of the rows run */
+    int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those that are run */
     int32_t counted_from;          /* the first position whose token counts */
-    const int8_t *ends;            /* [V] not 0: the token ends the text; read by rs_burst_run only */
-    int32_t stage;                 /* enum rs_judge_stage: what failed, or that nothing did */
-} rs_judge;
+    bool ran;                      /* the tokens of the last step have been run: what failed, failed later */
+} rs_verifier;
 
-/* Run the pending token and draft [k] at positions first.., penalize their logits where they lie if so asked, judge them as rs_verify_deterministic does with the coins of output
- * positions position.., and remove the rows that do not stand. Returns the number accepted, with accepted + 1 tokens decided, or a
- * status: of rs_target_run, of rs_verify_deterministic (then all k + 1 rows are still held), or RS_ENGINE where they could not be removed. */
-int32_t rs_judge_step(rs_judge *judge, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
-
-/* ---- window.c: what refspec/adaptive/policy.py decides and learns of each draft --------------------------------------------- */
-
-/* What a Window knows. Counts [.., 2] are of tokens judged and of those that stood. */
-typedef struct rs_window {
-    const double *cost;            /* [most + 1] seconds of a step by tokens drafted, without a change of the batch size */
-    const double *depth;           /* [most] the chance that a token stands, if all before it do, as it was when costs were looked at */
-    const double *edges;           /* [n_bins - 2] between the bins of confidence, rising; the last bin is for none (NaN) */
-    double *bins, *cells, *depths; /* [n_bins, 2], [n_bins, n_depths, 2] and [most, 2] counts; the last of n_depths is for all deeper ones too */
-    double *surplus;               /* [most, 2] times asked about a token, and what having asked was worth on average */
-    size_t n_bins, n_depths;
-    size_t most, home;             /* the longest draft, and the length that other lengths come back to */
-    size_t room;                   /* of the draft begun last */
-    double rate;                   /* tokens per second to beat */
-    double change, row;            /* seconds of a change of the batch size, and of a drafted row */
-    double *limits, *gains, *chances; /* [most] working space */
-} rs_window;
-
-/* Seconds that a step takes which drafts k tokens after one that verified `before` rows, 0 for none. */
-double rs_window_takes(const rs_window *window, size_t before, size_t k);
-
-/* Begin a draft of up to `room` tokens after a step that verified `before` rows, 0 for none: returns how many of them may be worth it, the drafter
- * being as sure as can be. */
-size_t rs_window_plan(rs_window *window, size_t before, size_t room);
-
-/* Whether to draft no token i < room (0 = first), its likeliest candidate having this probability. */
-bool rs_window_stop(const rs_window *window, size_t i, double confidence);
-
-/* How many of `drafted` tokens, none of which was stopped, to verify. */
-size_t rs_window_keep(const rs_window *window, size_t before, size_t drafted);
-
-/* Count what came of a draft: of the tokens asked about, with these probabilities, the last one may have been stopped; `drafted` were
- * verified. */
-void rs_window_learn(const rs_window *window, const float *confidence, size_t asked, bool stopped, size_t drafted, size_t accepted);
-
-/* ---- account.c: what steps may lose, and what drafts of one token show of a text ---------------------------------------- */
-
-/* What an Account knows, in plain tokens. */
-typedef struct rs_account {
-    double plain;                  /* seconds of a step of plain decoding */
-    double reserve, allowance;     /* what may still be lost, of what speculation has gained and by what the text showed */
-    double careful;                /* where less than this may be lost, a step drafts no more than is staked */
-    double staked, stood, shown;   /* Stakes: such steps, those whose token stood, and what they show */
-} rs_account;
-
-/* Count a draft of one token, and return what more is shown. */
-double rs_account_stake(rs_account *account, const rs_window *window, bool stood);
-
-/* Whether so little may be lost that no more should be drafted than is staked. */
-bool rs_account_careful(const rs_account *account);
-
-/* How many tokens a step may draft: all, or a stake. */
-size_t rs_account_length(const rs_account *account, const rs_window *window);
-
-/* Count a step that drafted and decided so many tokens after one of `before` rows, by what such steps take: whether another one may be afforded. */
-bool rs_account_count(rs_account *account, const rs_window *window, size_t before, size_t drafted, size_t decided);
-
-/* ---- burst.c: several steps of the decode cycle in one call ------------------------------------------------------------ */
-
-/* One step: tokens drafted and verified, tokens the drafter was asked about, tokens accepted; seconds in the target, in the drafter and of
- * the whole. */
-typedef struct rs_step {
-    int32_t drafted, asked, accepted;
-    double target, drafter, total;
-} rs_step;
-
-typedef struct rs_burst {
-    rs_judge *judge;
-    rs_eagle3_chain *chain;        /* drafts, and is given the rows of every step; NULL: nothing is drafted */
-    rs_window *window;             /* ends drafts, and learns of them; NULL: nothing does */
-    size_t draft;                  /* tokens drafted in a step at most */
-    size_t steps;                  /* at most */
-    size_t n_ctx;                  /* rows that the target can hold */
-    double seconds;                /* no step is begun after so many */
-    rs_account account;            /* with a window: the steps end when they can no more be afforded */
-    rs_step *ran;                  /* [steps] receives what was done */
-    int32_t *drafted, *tokens;     /* [steps, draft] and [steps, draft + 1] receive tokens drafted and tokens decided */
-    float *confidence;             /* [draft] working space */
-} rs_burst;
-
-/* Verify steps one after the other: the first with the pending token at position `first` of the target, after a step that verified `before` rows,
- * the drafter holding `rows` true rows; output positions position.., of which `room` may be decided. Returns how many were run. They end after a token that ends the text, before one of
- * which it is not known whether it is a sequence breaker, and before a step that would fail, whose reason is for the caller to find by running it alone:
- * the stage of the judge is then not RS_RESTED, and the target may hold rows of it. Without a chain the states of all steps lie one after
- * the other in the target's features, else those of the last one. */
-size_t rs_burst_run(const rs_burst *burst, int32_t pending, size_t before, size_t first, size_t rows, uint64_t position, size_t room);
+/* Run the pending token and draft [k] at positions first.., penalize their logits where they lie if so asked, decide as
+ * rs_verify_deterministic does with the coins of output positions position.., and remove the positions that were not accepted. Returns
+ * the number accepted, with accepted + 1 tokens decided, or a status: of rs_target_run, of rs_verify_deterministic (then all k + 1
+ * positions are still held), or RS_ENGINE where they could not be removed. */
+int32_t rs_verify_step(rs_verifier *verifier, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
 
 /* ---- tree.c: refspec/reference/tree_verify.py --------------------------------------------------------------------------------- */
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from refspec import embedded, native
 from refspec.adaptive.costs import Costs
-from refspec.adaptive.policy import Window
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.policy import ChainPolicy
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.decoding import chat
 from refspec.decoding.deferred import DeferredDrafter
 from refspec.decoding.drafter import Drafter
@@ -263,7 +263,7 @@ class Session:
     adaptive          the draft length, or a tree's nodes, are chosen every step where `generate` does not say otherwise, up to draft_max
     tuned             what `refspec tune` stored for this pair, if `load` was asked for it
     sampler           the law of a text where `generate` is not given one: greedy, of the embedded pair with what keeps it from repeating itself
-    window            the policy that chooses, with all it has learned
+    policy            the policy that chooses, with all it has learned
     memory            where that is kept for the next session, if `load` was asked for it
     current           the last generation; starting the next one ends it
     """
@@ -281,7 +281,7 @@ class Session:
         self.adaptive = adaptive
         self.tuned = Found(None, "")
         self.sampler = GREEDY
-        self.window: Window | TreeWindow | None = None
+        self.policy: ChainPolicy | TreePolicy | None = None
         self.memory: Memory | None = None
         self._deferred: DeferredDrafter | None = None
         self.tree = tree
@@ -344,7 +344,7 @@ class Session:
         speculate: bool = True,
         draft_sampling: bool = False,
         adaptive: bool | None = None,
-        window: Window | TreeWindow | None = None,
+        policy: ChainPolicy | TreePolicy | None = None,
         system: str | None = None,
         raw: bool = False,
     ) -> Generation:
@@ -357,8 +357,8 @@ class Session:
         deterministic drafts (the default, `verify_deterministic`) the tokens depend on prompt, sampler and seed only,
         not on speculation, up to the engine's rounding; `draft_sampling` is Leviathan 2023, Alg. 1
         (`verify_rejection`), which keeps the law. `speculate=False` or draft_max 0 decodes plainly. `adaptive` chooses
-        the draft length every step, at most draft_max, by the session's window or the one given, which need not be a
-        `Window`: any policy with its methods keeps the text. `system` and `raw` are as in `encode`.
+        the draft length every step, at most draft_max, by the session's policy or the one given, which need not be a
+        `ChainPolicy`: any policy with its methods keeps the text. `system` and `raw` are as in `encode`.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -382,45 +382,45 @@ class Session:
             "draft_max": draft_max,
             "draft_sampling": draft_sampling,
         }
-        wants_window = window is not None or (self.adaptive if adaptive is None else adaptive)
+        wants_policy = policy is not None or (self.adaptive if adaptive is None else adaptive)
         if self.tree is not None and drafter is not None:
             del options["draft_max"]
             options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
-        if drafter is not None and wants_window:
-            window = self._window(draft_max) if window is None else window
-            window.begin(len(encoded) - 1)
-            drafter, options["window"] = self._deferring(drafter, window), window
+        if drafter is not None and wants_policy:
+            policy = self._policy(draft_max) if policy is None else policy
+            policy.begin(len(encoded) - 1)
+            drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
         self.current = Generation(self, encoded, drafter, options)
         return self.current
 
-    def _deferring(self, drafter: Drafter, window: Window | TreeWindow) -> DeferredDrafter:
-        """The drafter, its rows waiting when the window says so;
+    def _deferring(self, drafter: Drafter, policy: ChainPolicy | TreePolicy) -> DeferredDrafter:
+        """The drafter, its rows waiting when the policy says so;
 
         kept from text to text, because a new buffer's pages have to be found first.
         """
         if self._deferred is None or self._deferred.inner is not drafter:
-            self._deferred = DeferredDrafter(drafter, window.waiting)
-        self._deferred.waiting = window.waiting
+            self._deferred = DeferredDrafter(drafter, policy.waiting)
+        self._deferred.waiting = policy.waiting
         return self._deferred
 
-    def _window(self, most: int) -> Window | TreeWindow:
+    def _policy(self, most: int) -> ChainPolicy | TreePolicy:
         """The session's policy; a new one when the limit changes."""
-        if self.window is None or self.window.most != most:
+        if self.policy is None or self.policy.most != most:
             from refspec.tuning import step_costs
 
             self._remember()
-            kind: type[Window | TreeWindow] = Window if self.tree is None else TreeWindow
+            kind: type[ChainPolicy | TreePolicy] = ChainPolicy if self.tree is None else TreePolicy
             known = self.tuned.record["costs"] if self.tuned.record else step_costs.quick(self.target, self.drafter)
-            self.window = self.memory.find(kind, most, Costs.of(known) if known else None) if self.memory else None
-            if self.window is None:
-                self.window = kind(most, Costs.of(known))
-        return self.window
+            self.policy = self.memory.find(kind, most, Costs.of(known) if known else None) if self.memory else None
+            if self.policy is None:
+                self.policy = kind(most, Costs.of(known))
+        return self.policy
 
     def _remember(self) -> None:
-        if self.memory is not None and self.window is not None and self.window.texts:
-            self.memory.keep(self.window)
+        if self.memory is not None and self.policy is not None and self.policy.remembered:
+            self.memory.keep(self.policy)
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         for token in tokens:
@@ -429,7 +429,7 @@ class Session:
         return [int(token) for token in tokens]
 
     def close(self) -> None:
-        """Release both models, and keep what the window has learned; calling it twice is harmless."""
+        """Release both models, and keep what the policy has learned; calling it twice is harmless."""
         self._remember()
         if self.drafter is not None:
             self.drafter.close()  # first: it may borrow weights of the target

@@ -1,4 +1,4 @@
-"""What makes the pages under docs/ and the embedded pair. Not installed, never imported by refspec;
+"""What makes the pages under docs/ and the embedded pair: `python docs/lab COMMAND`, from a checkout.
 
-`python docs/lab COMMAND` from a checkout.
+Not installed, and never imported by refspec.
 """

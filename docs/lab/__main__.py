@@ -1,11 +1,10 @@
-"""`python docs/lab COMMAND`: the laboratory's commands, from a checkout."""
+"""`python docs/lab COMMAND`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.cli import main  # noqa: E402
+from lab.cli import main
 
-if __name__ == "__main__":
-    main(prog_name="python docs/lab")
+main(prog_name="python docs/lab")

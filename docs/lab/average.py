@@ -1,5 +1,4 @@
-"""`refspec train average`: the weights of a training, and of what it began from, in between (WiSE-FT, Wortsman et al.
-2022).
+"""`python docs/lab average`: between a target's weights before and after a training (WiSE-FT, Wortsman et al. 2022).
 
 A short training for one purpose takes something from everything else, and small batches leave noise in the weights. The
 mean of before and after keeps most of the purpose: the noise in it counts half, its loss a quarter. Only for weights of
@@ -11,6 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
+from refspec.cli.command import Command
+from refspec.cli.group import output_option
+from refspec.cli.train import folder
 from refspec.convert import convert_target
 from refspec.errors import CheckpointError, UsageError
 from refspec.train.start import WEIGHTS, read_weights
@@ -32,14 +36,14 @@ def average(first: Path, second: Path, out: Path, *, share: float = 0.5, outtype
         raise UsageError(f"--share {share} is outside 0..1")
     folders = [hf_directory(run) for run in (first, second)]
     if out.resolve() in [p.resolve() for p in (first, second, *folders)]:
-        raise UsageError(f"--out {out} is one of the two; name another folder")
+        raise UsageError(f"--output {out} is one of the two; name another folder")
     states = []
-    for folder in folders:
-        if not (folder / WEIGHTS).is_file():
+    for each in folders:
+        if not (each / WEIGHTS).is_file():
             raise CheckpointError(
-                f"{folder / WEIGHTS}: no such file; name a run folder of `train target`, or a Hugging Face directory"
+                f"{each / WEIGHTS}: no such file; name a run folder of `train target`, or a Hugging Face directory"
             )
-        states.append(read_weights(folder / WEIGHTS))
+        states.append(read_weights(each / WEIGHTS))
     if hf_target_config(folders[0] / "config.json") != hf_target_config(folders[1] / "config.json"):
         raise CheckpointError(
             f"{folders[1] / 'config.json'}: not the sizes of {folders[0]}; only weights of one model can be averaged"
@@ -67,3 +71,25 @@ def average(first: Path, second: Path, out: Path, *, share: float = 0.5, outtype
         if (folders[0] / name).is_file():
             (hf / name).write_bytes((folders[0] / name).read_bytes())
     convert_target(hf, out / "target.gguf", outtype)
+
+
+@click.command("average", cls=Command)
+@click.argument("before", type=folder)
+@click.argument("after", type=folder)
+@output_option("DIR", "Run folder to write.", type=folder)
+@click.option(
+    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
+)
+@click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0.")
+def command(before: Path, after: Path, out: Path, share: float, outtype: str) -> None:
+    """Write the mean of a target's weights before and after a short training; exports OUT/hf and OUT/target.gguf.
+
+    \b
+        refspec train target --init runs/target/hf ... -o runs/tuned
+        python docs/lab average runs/target runs/tuned -o runs/between
+
+    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short
+    training takes from the rest of the model, and the noise of its small batches, shrink more than what it was for.
+    """
+    average(before, after, out, share=share, outtype=outtype)
+    click.echo(f"wrote {out / 'hf'} and {out / 'target.gguf'}: {1 - share:g} of {before}, {share:g} of {after}")

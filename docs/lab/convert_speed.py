@@ -1,5 +1,4 @@
-"""What converting a checkpoint costs: resident memory and time beside copying the file, on a synthetic drafter of a
-chosen size.
+"""`python docs/lab convert-speed`: memory and time of `refspec convert` on a made-up drafter, beside copying the file.
 
 Each run is a process of its own, so that its peak of resident memory is its own too. What is copied is the same file,
 read and written once as the conversion reads and writes once; both end with the data on the disk. The bars are the
@@ -19,8 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import numpy as np
 
+from refspec.cli.command import Command, note
+from refspec.cli.measure import json_option
 from refspec.errors import RefspecError, UsageError
 
 MEMORY_BAR = 1e9  # bytes
@@ -30,19 +32,27 @@ _UNIT = 1 << 22  # elements written at a time
 
 
 def shapes(size: float) -> dict[str, tuple[int, ...]]:
-    """Tensors of a SpecForge checkpoint of about `size` bytes in bfloat16: vocabulary, then width, as the size allows."""
+    """Tensors of a SpecForge checkpoint of about `size` bytes in bfloat16: width first, then vocabulary."""
     scale = min(max(size / 2e9, 1e-6) ** 0.5, 1.0)
     h = max(int(HIDDEN * scale) // 256 * 256, 256)
     f, draft = h * INTERMEDIATE // HIDDEN, min(DRAFT_VOCAB, max(int(DRAFT_VOCAB * scale), 256))
     q, kv = h, h * KV_HEADS // HEADS
     block = "midlayer."
     out = {
-        "fc.weight": (h, 3 * h), "norm.weight": (h,), "lm_head.weight": (draft, h),
-        f"{block}input_layernorm.weight": (h,), f"{block}hidden_norm.weight": (h,), f"{block}post_attention_layernorm.weight": (h,),
-        f"{block}self_attn.q_proj.weight": (q, 2 * h), f"{block}self_attn.k_proj.weight": (kv, 2 * h),
-        f"{block}self_attn.v_proj.weight": (kv, 2 * h), f"{block}self_attn.o_proj.weight": (h, q),
-        f"{block}mlp.gate_proj.weight": (f, h), f"{block}mlp.up_proj.weight": (f, h), f"{block}mlp.down_proj.weight": (h, f),
-    }  # fmt: skip
+        "fc.weight": (h, 3 * h),
+        "norm.weight": (h,),
+        "lm_head.weight": (draft, h),
+        f"{block}input_layernorm.weight": (h,),
+        f"{block}hidden_norm.weight": (h,),
+        f"{block}post_attention_layernorm.weight": (h,),
+        f"{block}self_attn.q_proj.weight": (q, 2 * h),
+        f"{block}self_attn.k_proj.weight": (kv, 2 * h),
+        f"{block}self_attn.v_proj.weight": (kv, 2 * h),
+        f"{block}self_attn.o_proj.weight": (h, q),
+        f"{block}mlp.gate_proj.weight": (f, h),
+        f"{block}mlp.up_proj.weight": (f, h),
+        f"{block}mlp.down_proj.weight": (h, f),
+    }
     used = 2 * sum(int(np.prod(s)) for s in out.values())
     out["embed_tokens.weight"] = (max(int((size - used) / 2 / h), draft), h)  # the rest is vocabulary
     return out
@@ -53,12 +63,22 @@ def write_checkpoint(folder: Path, size: float) -> int:
     held = shapes(size)
     (h, _), (vocab, _), (draft, _) = held["fc.weight"], held["embed_tokens.weight"], held["lm_head.weight"]
     config = {
-        "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": h, "num_hidden_layers": 1,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": h // HEADS,
-        "intermediate_size": held["midlayer.mlp.up_proj.weight"][0], "vocab_size": vocab, "draft_vocab_size": draft,
-        "target_hidden_size": h, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_size": h,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": h // HEADS,
+        "intermediate_size": held["midlayer.mlp.up_proj.weight"][0],
+        "vocab_size": vocab,
+        "draft_vocab_size": draft,
+        "target_hidden_size": h,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 2048,
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 15, 28]},
-    }  # fmt: skip
+    }
     header: dict[str, Any] = {}
     at = 0
     for name, shape in held.items():
@@ -129,10 +149,19 @@ def _measure(home: Path, size: float, outtype: str, repeat: int, progress: Calla
         (home / "d.gguf").unlink()
     speed = median(c / t for c, t in zip(copied, converted, strict=True))
     return {
-        "checkpoint_bytes": written, "gguf_bytes": result, "outtype": outtype, "repeat": repeat, "copy_seconds": copied,
-        "convert_seconds": converted, "speed_of_copying": speed, "peak_resident_bytes": max(peaks), "idle_resident_bytes": idle["peak"],
-        "memory_bar": MEMORY_BAR, "speed_bar": SPEED_BAR, "within": max(peaks) <= MEMORY_BAR and speed >= SPEED_BAR,
-    }  # fmt: skip
+        "checkpoint_bytes": written,
+        "gguf_bytes": result,
+        "outtype": outtype,
+        "repeat": repeat,
+        "copy_seconds": copied,
+        "convert_seconds": converted,
+        "speed_of_copying": speed,
+        "peak_resident_bytes": max(peaks),
+        "idle_resident_bytes": idle["peak"],
+        "memory_bar": MEMORY_BAR,
+        "speed_bar": SPEED_BAR,
+        "within": max(peaks) <= MEMORY_BAR and speed >= SPEED_BAR,
+    }
 
 
 _BEFORE = "import json, os, resource, sys, time\nseconds = 0.0\n"
@@ -164,12 +193,12 @@ def _run(body: str) -> dict[str, Any]:
         [sys.executable, "-c", _BEFORE + body + _AFTER], capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise RefspecError(f"bench convert: {(done.stderr.strip().splitlines() or ['the process ended'])[-1]}")
+        raise RefspecError(f"convert-speed: {(done.stderr.strip().splitlines() or ['the process ended'])[-1]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def table(m: dict[str, Any]) -> list[str]:
-    """The text `refspec bench convert` prints, from the dictionary of `measure`."""
+    """The lines that the command prints, from the dictionary of `measure`."""
 
     def rate(seconds: float) -> str:
         return f"{m['checkpoint_bytes'] / 1e6 / seconds:.0f} MB/s"
@@ -178,10 +207,32 @@ def table(m: dict[str, Any]) -> list[str]:
     fast = "meets" if m["speed_of_copying"] >= m["speed_bar"] else "MISSES"
     small = "meets" if m["peak_resident_bytes"] <= m["memory_bar"] else "MISSES"
     return [
-        f"checkpoint       {m['checkpoint_bytes'] / 1e9:.2f} GB (BF16) to {m['gguf_bytes'] / 1e9:.2f} GB ({m['outtype']}), {m['repeat']} runs of each",
+        f"checkpoint       {m['checkpoint_bytes'] / 1e9:.2f} GB (BF16) to {m['gguf_bytes'] / 1e9:.2f} GB "
+        f"({m['outtype']}), {m['repeat']} runs of each",
         f"copying it       {copy:.2f} s (median), {rate(copy)}",
         f"converting it    {convert:.2f} s (median), {rate(convert)}",
-        f"speed            {m['speed_of_copying']:.2f} of copying (median of pairs): {fast} the bar of {m['speed_bar']:g}",
-        f"resident memory  {m['peak_resident_bytes'] / 1e6:.0f} MB at its peak, {m['idle_resident_bytes'] / 1e6:.0f} MB of it before any file: "
-        f"{small} the bar of {m['memory_bar'] / 1e6:.0f} MB",
+        f"speed            {m['speed_of_copying']:.2f} of copying (median of pairs): {fast} the bar of "
+        f"{m['speed_bar']:g}",
+        f"resident memory  {m['peak_resident_bytes'] / 1e6:.0f} MB at its peak, {m['idle_resident_bytes'] / 1e6:.0f} "
+        f"MB of it before any file: {small} the bar of {m['memory_bar'] / 1e6:.0f} MB",
     ]
+
+
+@click.command("convert-speed", cls=Command)
+@click.option(
+    "--size",
+    type=click.FloatRange(0.001),
+    default=2.0,
+    show_default=True,
+    help="Gigabytes of the synthetic checkpoint.",
+)
+@click.option("--outtype", default="f16", show_default=True, help="Type of the matrices: f32 f16 bf16 q8_0 q4_0.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of either kind, in turn.")
+@click.option("--dir", "folder", metavar="DIR", help="Where to write; about three times the size must be free.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, size: float, outtype: str, repeat: int, folder: str | None, as_json: bool) -> None:
+    """Memory and speed of `refspec convert` beside copying the file; exit 1 below the bars."""
+    measured = measure(size=size * 1e9, outtype=outtype, repeat=repeat, folder=folder, progress=note)
+    click.echo(json.dumps(measured) if as_json else "\n".join(table(measured)))
+    ctx.exit(0 if measured["within"] else 1)

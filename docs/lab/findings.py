@@ -1,372 +1,176 @@
-"""Recorded runs of the training grid -> what they say about the paper's question, as one JSON object of derived
-numbers.
-
-Not a measurement and not a text: `docs/lab/findings_text.py` quotes this object and nothing else,
-`docs/lab/findings_plots.py` draws it. A number over seeds is the mean of the seeds'; its interval resamples seeds and
-prompts together (percentile bootstrap), because both are drawn. Legend: S seeds, P prompts, B resamples, K chain depth.
-"""
+"""`python docs/lab findings`: measure the drafters of a training grid, and write what the records say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+import os
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from lab.findings_records import NORMALIZED, PLAIN, Recorded, switches_of
+import click
 
-from refspec.errors import CheckpointError
-from refspec.evaluate import acceptance_report
-from refspec.evaluate.bootstrap import LEVEL, RESAMPLES, Floats, number
+from lab import findings_numbers, findings_text
+from lab.findings_records import read
+from lab.plan import read_plan
+from refspec.cli import acceptance as acceptance_command
+from refspec.cli import drift as drift_command
+from refspec.cli.command import Group, note
+from refspec.cli.group import output_option
+from refspec.errors import CheckpointError, UsageError
 
-FORMAT = "refspec-findings-1"
-PAPER = {"arxiv": "2605.09992", "standard": 1.10, "perturb": 2.0, "context": 1.18}
-# a state grows when it ends above 1.1 times its first magnitude, and keeps its size within 10 %
-GROWS, KEEPS = 1.1, 0.1
-LITTLE = 0.9  # of tau kept: there is not much to cure
-CURVES = (
-    "magnitude",
-    "growth",
-    "added",
-    "cosine",
-    "chain",
-    "chain_earlier",
-    "prompt",
-    "sink",
-    "entropy",
-    "accepted_given_previous",
+folder = click.Path(file_okay=False, path_type=Path)
+ACCEPTANCE = {
+    "count",
+    "max_tokens",
+    "draft_max",
+    "temp",
+    "seed",
+    "turns",
+    "perturb",
+    "context",
+    "families",
+    "anchor",
+    "grow",
+    "tree",
+}
+DRIFT = {"count", "max_tokens", "depth", "every", "temp", "seed", "perturb", "families", "anchor", "grow"}
+NEITHER = {"name", "kind", "runs"}
+
+
+@click.group("findings", cls=Group)
+def command() -> None:
+    """From trained drafters to docs/findings.md.
+
+    \b
+        python docs/lab grid docs/grid.json --data runs/data --target runs/target -o runs/grid
+        python docs/lab findings measure docs/grid.json runs/grid --target runs/target/target.gguf \\
+            --prompts bench.jsonl -o docs/records
+        python docs/lab findings write docs/records -o docs
+    """
+
+
+@command.command()
+@click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("grid", type=folder)
+@click.option("--target", metavar="GGUF", required=True, help="The target the drafters were trained for.")
+@click.option(
+    "--prompts", metavar="FILE", help="JSONL (turns, benchmark) or one prompt a line; else the built-in ones."
 )
+@output_option("DIR", "Folder of the records, one folder a job.", type=folder)
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target and the drafters.")
+def measure(plan: Path, grid: Path, target: str, prompts: str | None, out: Path, threads: int | None) -> None:
+    """Record what PLAN says under `measure` for each finished job of GRID; a record that is there is not made again."""
+    wanted = read_plan(plan)
+    for entry in wanted.measure:
+        _check(plan, entry)
+    done = [job for job in wanted.jobs if (grid / job.name / "done.json").is_file()]
+    note(f"{len(done)} of {len(wanted.jobs)} jobs are trained")
+    for job in done:
+        copy_job(grid / job.name, out / job.name)
+        files = [str(grid / job.name / f"{name}.gguf") for name in job.variants]
+        for entry in wanted.measure:
+            file = out / job.name / f"{entry['name']}.json"
+            if file.exists() or job.run not in entry.get("runs", [job.run]):
+                continue
+            note(f"{job.name}: {entry['name']}")
+            partial = file.with_suffix(".partial.jsonl")
+            options = _options(entry, target, files, prompts, threads, str(partial))
+            record = drift_command.measure(options) if entry["kind"] == "drift" else acceptance_command.run(options)
+            file.with_suffix(".tmp").write_text(json.dumps(record) + "\n", "utf-8")
+            os.replace(file.with_suffix(".tmp"), file)
+            partial.unlink(missing_ok=True)
 
 
-def derive(recorded: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
-    """Every number and every verdict the text and the figures use; what was not measured is None or empty."""
-    main = [r for r in recorded if r.job["run"] == "main"]
-    rng = np.random.default_rng(seed)
-    return {
-        "format": FORMAT, "paper": PAPER, "level": LEVEL, "resamples": RESAMPLES, "grows_above": GROWS, "keeps_within": KEEPS, "little_lost_above": LITTLE,
-        "runs": _runs(recorded), "drift": _drift(main), "ratios": _ratios(main, rng), "hurt": _hurt(main, rng), "depth": _depth(recorded, rng),
-        "ablation": _ablation([r for r in recorded if r.job["run"] == "ablation"], rng), "anchor": _experiment(main, "anchor", rng), "grow": _experiment(main, "grow", rng),
-        "depth_kept": _depth_kept(recorded, rng),
-    }  # fmt: skip
+@command.command()
+@click.argument("records", type=folder)
+@output_option(
+    "DIR",
+    "Folder of findings.md and its figures.",
+    required=False,
+    type=folder,
+    default=Path("docs"),
+    show_default=True,
+)
+def write(records: Path, out: Path) -> None:
+    """Write findings.md, findings.json (every number of the text) and the figures from RECORDS."""
+    from lab import findings_plots  # the `plot` extra
 
-
-def _runs(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
-    """Scale: one entry for each run and training depth."""
-    groups: dict[tuple[str, int], list[Recorded]] = {}
-    for r in recorded:
-        groups.setdefault((r.job["run"], r.job["depth"]), []).append(r)
-    return [
-        {
-            "run": run, "depth": depth, "seeds": sorted(r.job["seed"] for r in part), "steps": part[0].job["steps"],
-            "million_tokens": round(part[0].job["tokens"] / 1e6, 1), "variants": list(part[0].job["variants"]),
-            "measured": {n: _scale(record) for n, record in part[0].records.items()},
-        }
-        for (run, depth), part in sorted(groups.items())
-    ]  # fmt: skip
-
-
-def _scale(record: Mapping[str, Any]) -> dict[str, Any]:
-    settings = record["settings"]
-    return {
-        key: settings[key]
-        for key in ("target", "prompt_file", "prompts", "max_tokens", "temp", "context", "depth")
-        if key in settings
-    }
-
-
-def _drift(main: Sequence[Recorded]) -> dict[str, Any] | None:
-    """Curves by depth of both sides of the main comparison, the verdicts, and plain less normalized attention on own
-    tokens.
-    """
-    out: dict[str, Any] = {}
-    for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
-        if not (found := curves(main, switches)):
-            return None
-        out[role] = found
-    pairs = [p for r in main if "drift" in r.records if (p := _difference(r, "chain"))]
-    out["plain_less_normalized"] = pairs
-    away = (
-        [p["low"] is not None and p["low"] > 0 for p in pairs],
-        [p["high"] is not None and p["high"] < 0 for p in pairs],
-    )
-    out["attention_verdict"] = "less" if all(away[0]) and pairs else "more" if all(away[1]) and pairs else "unclear"
-    return out
-
-
-def curves(recorded: Iterable[Recorded], switches: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Each figure of drift by depth: mean, lowest and highest over seeds;
-
-    the growth at the last depth with its verdict.
-    """
-    found = [
-        next(d for d in r.records["drift"]["drafters"] if d["name"] == name)
-        for r in recorded if "drift" in r.records and (name := r.variant(switches))
-    ]  # fmt: skip
-    if not found:
-        return None
-    out: dict[str, Any] = {"seeds": len(found), "depths": len(found[0]["depths"])}
-    for figure in CURVES:
-        values = np.array(
-            [[np.nan if row[figure]["mean"] is None else row[figure]["mean"] for row in d["depths"]] for d in found],
-            float,
-        )
-        out[figure] = [
-            {"mean": number(column.mean()), "low": number(column.min()), "high": number(column.max())}
-            for column in values.T
-        ]
-    out["growth_by_seed"] = ends = [d["depths"][-1]["growth"] for d in found]
-    known = [e for e in ends if e["low"] is not None]
-    if known and all(e["low"] > GROWS for e in known):
-        out["growth_verdict"] = "grows"
-    elif known and all(abs(e["low"] - 1) <= KEEPS and abs(e["high"] - 1) <= KEEPS for e in known):
-        out["growth_verdict"] = "keeps"
-    elif known and all(e["high"] < 1 - KEEPS for e in known):
-        out["growth_verdict"] = "shrinks"
-    else:
-        out["growth_verdict"] = "unclear"
-    return out
-
-
-def _difference(r: Recorded, figure: str) -> dict[str, float | None] | None:
-    """Plain less normalized at the last depth, paired over the prompts of one seed."""
-    record, plain, normalized = r.records["drift"], r.variant(PLAIN), r.variant(NORMALIZED)
-    if record["first"] == normalized and plain in record["minus_first"]:
-        found: dict[str, float | None] = record["minus_first"][plain][figure][-1]
-        return found
-    if record["first"] == plain and normalized in record["minus_first"]:
-        other = record["minus_first"][normalized][figure][-1]
-        mean, low, high = (None if other[key] is None else -other[key] for key in ("mean", "high", "low"))
-        return {"mean": mean, "low": low, "high": high}
-    return None
-
-
-def _ratios(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau normalized / plain by draft length for every acceptance record:
-
-    by family, perturbation, and length of the context.
-    """
-    out: dict[str, Any] = {}
-    for name in sorted(
-        {name for r in main for name, record in r.records.items() if record["format"] == acceptance_report.FORMAT}
-        - {"anchor", "grow"}
+    found = findings_numbers.derive(read(records))
+    out.mkdir(parents=True, exist_ok=True)
+    for old in findings_plots.FIGURES:  # a figure that has lost its records must not stay
+        (out / f"findings-{old}.png").unlink(missing_ok=True)
+    written = findings_plots.write(found, out)
+    figures = [path.stem.removeprefix("findings-") for path in written]
+    for name, text in (
+        ("findings.json", json.dumps(found, indent=1) + "\n"),
+        ("findings.md", findings_text.markdown(found, figures)),
     ):
-        having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
-        if not having:
-            continue
-        first = having[0].records[name]
-        groups: dict[str, Callable[[dict[str, Any], int], bool]] = {"all": lambda c, i: True}
-        conditions = first["conditions"]
-        if len({c["perturb"] for c in conditions}) > 1:
-            groups["all"] = _foreign  # the foreign scaffolds together, the own one apart
-            groups |= {c["perturb"]: _is("perturb", c["perturb"]) for c in conditions}
-        if len({c["context"] for c in conditions}) > 1:
-            groups |= {str(c["context"]): _is("context", c["context"]) for c in conditions}
-        if len(groups) == 1:
-            for family in dict.fromkeys(conditions[0]["by_prompt"]["family"]):
-                groups[family] = _family(family)
-        out[name] = {
-            str(k): {
-                group: ratio(
-                    [(steps(r, name, PLAIN, k, wanted), steps(r, name, NORMALIZED, k, wanted)) for r in having], rng
-                )
-                for group, wanted in groups.items()
-            }
-            for k in first["settings"]["draft_max"]
-        }
-    return out
+        (out / name).write_text(text, "utf-8")
+        written.append(out / name)
+    for path in written:
+        note(f"wrote {path}")
 
 
-def _hurt(main: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """What strange input costs each side:
-
-    tau under foreign templates over the own one's, and at the longest context over the shortest's.
-    """
-    out: dict[str, Any] = {}
-    for name in ("perturb", "context"):
-        having = [r for r in main if name in r.records and r.variant(NORMALIZED) and r.variant(PLAIN)]
-        if not having:
-            continue
-        lengths = sorted(c["context"] for c in having[0].records[name]["conditions"] if c["context"] is not None)
-        base: Callable[[dict[str, Any], int], bool]
-        other: Callable[[dict[str, Any], int], bool]
-        if name == "perturb":
-            base, other = _is("perturb", "none"), _foreign
-        elif len(set(lengths)) > 1:
-            base, other = _is("context", lengths[0]), _is("context", lengths[-1])
-        else:
-            continue
-        out[name] = {
-            str(k): {
-                role: ratio([(steps(r, name, side, k, base), steps(r, name, side, k, other)) for r in having], rng)
-                for role, side in (("plain", PLAIN), ("normalized", NORMALIZED))
-            }
-            for k in having[0].records[name]["settings"]["draft_max"]
-        }
-    return out
+def _check(plan: Path, entry: Any) -> None:
+    """UsageError for a measurement that could not run, before the first one does."""
+    if (
+        not isinstance(entry, dict)
+        or entry.get("kind") not in ("drift", "acceptance")
+        or not isinstance(entry.get("name"), str)
+    ):
+        raise UsageError(f"{plan}: measure: every entry needs a name and a kind, drift or acceptance")
+    known = NEITHER | (DRIFT if entry["kind"] == "drift" else ACCEPTANCE)
+    if strange := sorted(set(entry) - known):
+        raise UsageError(f"{plan}: measure {entry['name']!r}: unknown key {strange[0]!r}")
 
 
-def _is(key: str, value: Any) -> Callable[[dict[str, Any], int], bool]:
-    return lambda condition, i: bool(condition[key] == value)
-
-
-def _foreign(condition: dict[str, Any], i: int) -> bool:
-    return bool(condition["perturb"] != "none")
-
-
-def _family(family: str) -> Callable[[dict[str, Any], int], bool]:
-    return lambda condition, i: bool(condition["by_prompt"]["family"][i] == family)
-
-
-def steps(
-    r: Recorded,
-    name: str,
-    drafter: Mapping[str, Any] | str,
-    k: int,
-    wanted: Callable[[dict[str, Any], int], bool] = lambda c, i: True,
-) -> Floats:
-    """Tokens and verify steps of each prompt over the wanted conditions: [P, 2];
-
-    a drafter by its switches or its name.
-    """
-    found = drafter if isinstance(drafter, str) else r.variant(drafter)
-    totals: dict[tuple[str, str, int], list[float]] = {}
-    for condition in r.records[name]["conditions"]:
-        by = condition["by_prompt"]
-        for i, (family, ident) in enumerate(zip(by["family"], by["id"], strict=True)):
-            if wanted(condition, i):
-                total = totals.setdefault((family, ident, i), [0.0, 0.0])
-                total[0] += by["tokens"][i]
-                total[1] += by["verify_steps"][found][str(k)][i]
-    return np.array(list(totals.values()))
-
-
-def ratio(pairs: Sequence[tuple[Floats, Floats]], rng: np.random.Generator) -> dict[str, Any]:
-    """Mean over seeds of tau(other) / tau(base), pairs of (base, other) [P, 2] as `steps` gives them;
-
-    seeds and prompts resampled.
-    """
-    return _over_seeds(
-        [np.stack([base, other]) for base, other in pairs],
-        lambda sums: (sums[1, 0] / sums[1, 1]) / (sums[0, 0] / sums[0, 1]), rng,
-    )  # fmt: skip
-
-
-def tau(seeds: Sequence[Floats], rng: np.random.Generator) -> dict[str, Any]:
-    """Mean over seeds of tau, each [P, 2]; seeds and prompts resampled."""
-    return _over_seeds([one[None] for one in seeds], lambda sums: sums[0, 0] / sums[0, 1], rng)
-
-
-def _over_seeds(seeds: Sequence[Floats], value: Callable[[Any], Any], rng: np.random.Generator) -> dict[str, Any]:
-    """`value` of the sums over prompts, averaged over seeds: arrays [X, P, 2] of the same prompts in every seed."""
-    if len({one.shape for one in seeds}) > 1:
-        raise CheckpointError(
-            "the seeds of one run were measured on different prompts; measure all of them with the same options"
-        )
-    each = [float(value(one.sum(1))) for one in seeds]
-    prompts = seeds[0].shape[1]
-    draws = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES).astype(np.float64)  # [B, P]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        again = np.array([value(np.einsum("bp,xpc->xcb", draws, one)) for one in seeds])  # [S, B]
-    chosen = rng.integers(len(seeds), size=(len(seeds), RESAMPLES))  # [S, B]
-    means = np.take_along_axis(again, chosen, 0).mean(0)  # [B]
-    means = means[np.isfinite(means)]
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(means, [tail, 100 - tail]) if prompts > 1 and len(means) else (np.nan, np.nan)
-    return {
-        "mean": number(float(np.mean(each))),
-        "low": number(low),
-        "high": number(high),
-        "seeds": [number(x) for x in each],
+def _options(
+    entry: dict[str, Any], target: str, drafters: list[str], prompts: str | None, threads: int | None, partial: str
+) -> dict[str, Any]:
+    """What the command line would have given."""
+    shared = {
+        "model": target,
+        "drafters": drafters,
         "prompts": prompts,
+        "threads": threads,
+        "n_ctx": 0,
+        "gpu_layers": 0,
+        "strict": False,
+        "families": tuple(entry.get("families", ())),
+        "count": entry.get("count"),
+        "temp": float(entry.get("temp", 0.0)),
+        "seed": int(entry.get("seed", 0)),
+        "lookup": False,
+        "anchors": tuple(entry.get("anchor", ())),
+        "growths": tuple(entry.get("grow", ())),
+        "max_tokens": int(entry.get("max_tokens", 96)),
     }
-
-
-def _depth(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau by training depth and draft length of both sides; the ablation is the depth its runs share with the others."""
-    out: dict[str, Any] = {}
-    for depth, part in _by_depth(recorded).items():
-        lengths = part[0].records["standard"]["settings"]["draft_max"]
-        sides = {}
-        for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
-            having = [r for r in part if r.variant(switches)]
-            if having:
-                sides[role] = {str(k): tau([steps(r, "standard", switches, k) for r in having], rng) for k in lengths}
-        out[str(depth)] = sides
-    return out
-
-
-def _by_depth(recorded: Sequence[Recorded]) -> dict[int, list[Recorded]]:
-    """The short trainings by the depth they were made to, ascending."""
-    groups: dict[int, list[Recorded]] = {}
-    for r in recorded:
-        if r.job["run"] in ("depth", "ablation") and "standard" in r.records:
-            groups.setdefault(r.job["depth"], []).append(r)
-    return dict(sorted(groups.items()))
-
-
-def _depth_kept(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Tau of each side trained to a shallower depth over that of the deepest, by seed, at the longest draft length:
-
-    {length, deepest, of}.
-    """
-    groups = _by_depth(recorded)
-    if len(groups) < 2:
-        return {}
-    deepest = list(groups)[-1]
-    k = groups[deepest][0].records["standard"]["settings"]["draft_max"][-1]
-    of: dict[str, dict[str, Any]] = {}
-    for role, switches in (("normalized", NORMALIZED), ("plain", PLAIN)):
-        base = {r.job["seed"]: r for r in groups[deepest] if r.variant(switches)}
-        for depth, part in list(groups.items())[:-1]:
-            pairs = [(steps(base[r.job["seed"]], "standard", switches, k), steps(r, "standard", switches, k))
-                     for r in part if r.variant(switches) and r.job["seed"] in base]  # fmt: skip
-            if pairs:
-                of.setdefault(role, {})[str(depth)] = ratio(pairs, rng)
-    return {"length": k, "deepest": deepest, "of": of}
-
-
-def _ablation(recorded: Sequence[Recorded], rng: np.random.Generator) -> dict[str, Any]:
-    """Every variant beside the plain one: growth and attention at the last depth, tau, and tau's ratio."""
-    out: dict[str, Any] = {}
-    for name in recorded[0].job["variants"] if recorded else ():
-        switches = switches_of(recorded[0].job, name)
-        found = curves(recorded, switches)
-        entry: dict[str, Any] = {
-            "switches": switches,
-            "growth": None,
-            "chain": None,
-            "growth_verdict": None,
-            "tau": {},
-            "ratio": {},
+    if entry["kind"] == "drift":
+        own = {
+            "depth": int(entry.get("depth", 8)),
+            "every": entry.get("every"),
+            "perturb": entry.get("perturb", "none"),
         }
-        if found:
-            entry |= {
-                "growth": found["growth"][-1],
-                "chain": found["chain"][-1],
-                "growth_verdict": found["growth_verdict"],
-            }
-        having = [r for r in recorded if "standard" in r.records]
-        for k in having[0].records["standard"]["settings"]["draft_max"] if having else ():
-            own = [steps(r, "standard", name, k) for r in having]
-            entry["tau"][str(k)] = tau(own, rng)
-            if having[0].variant(PLAIN) and switches != PLAIN:
-                plain = [steps(r, "standard", PLAIN, k) for r in having]
-                entry["ratio"][str(k)] = ratio(list(zip(plain, own, strict=True)), rng)
-        out[name] = entry
-    return out
+        return shared | own | {"count": entry.get("count", 20)}
+    own = {
+        "draft_max": str(entry.get("draft_max", "5")),
+        "context": entry.get("context"),
+        "perturbations": tuple(entry.get("perturb", ())),
+        "turns": entry.get("turns"),
+        "trees": tuple(entry.get("tree", ())),
+        "baseline": None,
+        "engine": None,
+        "out": partial,
+    }
+    return shared | own
 
 
-def _experiment(main: Sequence[Recorded], name: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Tau with an experiment of `drafters.eagle3` (its name is the record's) over tau without, by drafter, value and
-    draft length.
-    """
-    having = [r for r in main if name in r.records]
-    out: dict[str, Any] = {}
-    for drafter in having[0].records[name]["drafters"] if having else ():
-        if value := drafter.get(name):
-            base = drafter["name"].rsplit(f"+{name}", 1)[0]
-            by_length = {
-                str(k): ratio([(steps(r, name, base, k), steps(r, name, drafter["name"], k)) for r in having], rng)
-                for k in having[0].records[name]["settings"]["draft_max"]
-            }
-            out[drafter["name"]] = {"of": base, "value": value, "tau": by_length}
-    return out
+def copy_job(grid: Path, out: Path) -> None:
+    """job.json and the validation figures beside the records; CheckpointError where the records are of another job."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = json.loads((grid / "job.json").read_text("utf-8"))
+    about["validation"] = json.loads((grid / "done.json").read_text("utf-8"))["figures"]
+    file = out / "job.json"
+    if file.exists() and json.loads(file.read_text("utf-8")) != about:
+        raise CheckpointError(f"{file}: the records beside it are of another training; name another --output")
+    file.write_text(json.dumps(about, indent=1) + "\n", "utf-8")

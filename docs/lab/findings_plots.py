@@ -1,4 +1,4 @@
-"""Figures of docs/findings.md, drawn from the derived numbers of `docs/lab/findings.py` alone."""
+"""Figures of docs/findings.md, drawn from the derived numbers of `docs/lab/findings_numbers.py` alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refspec.errors import UsageError
 try:
     from matplotlib.figure import Figure
 except ImportError:
-    raise UsageError("figures need matplotlib: pip install 'refspec[plot]'") from None
+    raise UsageError("figures need matplotlib: `pip install matplotlib`") from None
 
 SIDES = {"normalized": ("#0072b2", "o", "normalized (EAGLE 3.1)"), "plain": ("#d55e00", "s", "plain (EAGLE-3)")}
 SHADES = ("#bdd7e7", "#6baed6", "#2171b5", "#08306b", "#000000")
@@ -55,7 +55,7 @@ def drift(found: Mapping[str, Any]) -> Figure | None:
 def ratios(found: Mapping[str, Any]) -> Figure | None:
     """Tau normalized / plain with intervals, beside what the paper reports."""
     rows: list[tuple[str, dict[str, Any], float | None]] = []
-    titles = {"standard": "benchmarks", "sampled": "sampled text", "perturb": "template", "context": "context"}
+    titles = {"standard": "benchmarks", "sampled": "sampled output", "perturb": "template", "context": "context"}
     for name, by_length in sorted(found["ratios"].items(), key=lambda item: [*titles, item[0]].index(item[0])):
         for group in next(iter(by_length.values())):
             label = f"{titles.get(name, name)}: {group}" + (
@@ -172,14 +172,18 @@ def ablation(found: Mapping[str, Any]) -> Figure | None:
     panels[0].set_yticks(range(len(variants)), [name.replace("_", " ") for name in variants])
     panels[0].invert_yaxis()
     figure.suptitle(
-        "Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention regularizer)"
+        "Each switch alone  (orange: pre-norm feedback, blue: post-norm feedback, green: pre-norm with the attention "
+        "regularizer)"
     )
     return figure
 
 
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
-    "drift": drift, "ratios": ratios, "depth": depth, "ablation": ablation
-}  # fmt: skip
+    "drift": drift,
+    "ratios": ratios,
+    "depth": depth,
+    "ablation": ablation,
+}
 
 
 def write(found: Mapping[str, Any], folder: Path) -> list[Path]:

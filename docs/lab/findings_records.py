@@ -1,6 +1,6 @@
 """The recorded runs that findings are derived from: a folder of one folder a job.
 
-Each holds `job.json` (of the grid) and the records of `refspec drift` and `refspec bench acceptance`, as `refspec
+Each holds `job.json` (of the grid) and the records of `refspec drift` and `refspec acceptance`, as `refspec
 findings measure` left them.
 """
 
@@ -41,7 +41,9 @@ def read(folder: Path) -> list[Recorded]:
     for file in sorted(folder.glob("*/job.json")):
         job = _json(file)
         if job.get("format") != JOB:
-            raise CheckpointError(f"{file}: `format` is not {JOB!r}; name a folder made by refspec findings measure")
+            raise CheckpointError(
+                f"{file}: `format` is not {JOB!r}; name a folder made by python docs/lab findings measure"
+            )
         records = {other.stem: _json(other) for other in sorted(file.parent.glob("*.json")) if other != file}
         for name, record in records.items():
             if record.get("format") not in (drift_report.FORMAT, acceptance_report.FORMAT):
@@ -50,7 +52,7 @@ def read(folder: Path) -> list[Recorded]:
                 )
         found.append(Recorded(job, records))
     if not found:
-        raise CheckpointError(f"{folder}: holds no */job.json; name a folder made by refspec findings measure")
+        raise CheckpointError(f"{folder}: holds no */job.json; name a folder made by python docs/lab findings measure")
     return found
 
 

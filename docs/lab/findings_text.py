@@ -1,14 +1,11 @@
-"""docs/findings.md from the derived numbers of `docs/lab/findings.py`:
-
-every number in the text is quoted from them, every verdict made there.
-"""
+"""docs/findings.md: `findings_numbers.py` makes every number and every verdict that is quoted here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab.findings_records import NORMALIZED
+from lab.findings_records import NORMALIZED, PLAIN
 
 MISSING = "Not measured."
 TITLES = {"standard": "Benchmarks, own template", "perturb": "Foreign templates", "context": "Long context"}
@@ -30,12 +27,13 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
     paper = found["paper"]
     parts = [
         "# Findings",
-        "Made by `refspec findings write` from the recorded runs beside it; do not edit. The question is that of Attention Drift "
-        f"(arXiv {paper['arxiv']}): does a drafter's state grow along the chain when it is fed back without a norm, does its attention "
-        "leave the prompt for its own draft tokens, and does norming cure it?",
-        "*Plain* is EAGLE-3 (no feature norm, pre-norm feedback, raw residual), *normalized* EAGLE 3.1 (a norm for each captured state, "
-        "post-norm feedback, raw residual). Tau is tokens per verify step. Numbers are means over training seeds; brackets hold "
-        f"{found['level']:.0%} intervals that resample seeds and prompts, or, for what `refspec drift` measures, the range over seeds.",
+        "Made by `python docs/lab findings write` from the recorded runs beside it; do not edit. The question is that "
+        f"of Attention Drift (arXiv {paper['arxiv']}): does a drafter's state grow along the chain when it is fed back "
+        "without a norm, does its attention leave the prompt for its own draft tokens, and does norming cure it?",
+        "*Plain* is EAGLE-3 (no feature norm, pre-norm feedback, raw residual), *normalized* EAGLE 3.1 (a norm for "
+        "each captured state, post-norm feedback, raw residual). Tau is tokens per verify step. Numbers are means "
+        f"over training seeds; brackets hold {found['level']:.0%} intervals that resample seeds and prompts, or, for "
+        "what `refspec drift` measures, the range over seeds.",
         *_short(found),
         "## Scale",
         *_scale(found["runs"]),
@@ -66,8 +64,9 @@ def _short(found: Mapping[str, Any]) -> list[str]:
             d["attention_verdict"]
         ]
         lines.append(
-            f"Share of attention on the chain's own draft tokens there: normalized {interval(d['normalized']['chain'][-1])}, plain "
-            f"{interval(d['plain']['chain'][-1])}. The normalized drafter drifts {word}."
+            "Share of attention on the chain's own draft tokens there: normalized "
+            f"{interval(d['normalized']['chain'][-1])}, plain {interval(d['plain']['chain'][-1])}. The normalized "
+            f"drafter drifts {word}."
         )
     for name, title in TITLES.items():
         if by_length := found["ratios"].get(name):
@@ -76,14 +75,16 @@ def _short(found: Mapping[str, Any]) -> list[str]:
     if held := next((e for e in found["grow"].values() if (e["of"], e["value"]) == ("plain", 1)), None):
         k, value = list(held["tau"].items())[-1]
         lines.append(
-            f"What of that the growth itself explains: holding the plain drafter's state at its first size gives tau times {interval(value)} at draft length {k}."
+            "What of that the growth itself explains: holding the plain drafter's state at its first size gives tau "
+            f"times {interval(value)} at draft length {k}."
         )
     lines += _by_training(found, longest=True)
     if kept := found["depth_kept"]:
         parts = ", ".join(f"{interval(v)} for depth {depth}" for depth, v in kept["of"].get("normalized", {}).items())
         if parts:
             lines.append(
-                f"A normalized drafter trained less deep than {kept['deepest']}, its tau at draft length {kept['length']} over that of depth {kept['deepest']}: {parts}."
+                f"A normalized drafter trained less deep than {kept['deepest']}, its tau at draft length "
+                f"{kept['length']} over that of depth {kept['deepest']}: {parts}."
             )
     return ["## In short", "\n".join(f"- {line}" for line in lines)] if lines else []
 
@@ -114,8 +115,11 @@ def _scale(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 GROWTH = {
-    "grows": "grows with depth", "keeps": "keeps its size", "shrinks": "shrinks with depth", "unclear": "shows no direction that all seeds share",
-}  # fmt: skip
+    "grows": "grows with depth",
+    "keeps": "keeps its size",
+    "shrinks": "shrinks with depth",
+    "unclear": "shows no direction that all seeds share",
+}
 
 
 def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
@@ -127,20 +131,21 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
     for role in ("plain", "normalized"):
         side = d[role]
         out.append(
-            f"The state of the {role} drafter {GROWTH[side['growth_verdict']]}: at depth {last} it is {interval(side['growth'][-1])} times "
-            f"its size at the first; its root mean square goes from {interval(side['magnitude'][0])} to "
-            f"{interval(side['magnitude'][-1])}."
+            f"The state of the {role} drafter {GROWTH[side['growth_verdict']]}: at depth {last} it is "
+            f"{interval(side['growth'][-1])} times its size at the first; its root mean square goes from "
+            f"{interval(side['magnitude'][0])} to {interval(side['magnitude'][-1])}."
         )
     out.append(
-        f"Attention on the chain's own draft tokens at depth {last}: plain {interval(d['plain']['chain'][-1])}, normalized "
-        f"{interval(d['normalized']['chain'][-1])}; of it on those before the row's own {interval(d['plain']['chain_earlier'][-1])} and "
-        f"{interval(d['normalized']['chain_earlier'][-1])}; on the rest of the prompt {interval(d['plain']['prompt'][-1])} and "
-        f"{interval(d['normalized']['prompt'][-1])}; on the first token {interval(d['plain']['sink'][-1], 3)} and "
-        f"{interval(d['normalized']['sink'][-1], 3)}."
+        f"Attention on the chain's own draft tokens at depth {last}: plain {interval(d['plain']['chain'][-1])}, "
+        f"normalized {interval(d['normalized']['chain'][-1])}; of it on those before the position's own "
+        f"{interval(d['plain']['chain_earlier'][-1])} and {interval(d['normalized']['chain_earlier'][-1])}; on the "
+        f"rest of the prompt {interval(d['plain']['prompt'][-1])} and {interval(d['normalized']['prompt'][-1])}; on "
+        f"the first token {interval(d['plain']['sink'][-1], 3)} and {interval(d['normalized']['sink'][-1], 3)}."
     )
     verdict = {
         "less": "In every seed the normalized drafter drifts less: plain less normalized, paired over prompts, is ",
-        "more": "In every seed the normalized drafter drifts MORE, against the paper: plain less normalized, paired over prompts, is ",
+        "more": "In every seed the normalized drafter drifts MORE, against the paper: plain less normalized, paired "
+        "over prompts, is ",
         "unclear": "The seeds do not agree on which drifts less: plain less normalized, paired over prompts, is ",
     }[d["attention_verdict"]]
     if pairs := d["plain_less_normalized"]:
@@ -149,11 +154,12 @@ def _drift(found: Mapping[str, Any], drawn: bool) -> list[str]:
     falls = {role: d[role]["added"][-1]["high"] < d[role]["added"][0]["low"] for role in ("plain", "normalized")}
     less = " and ".join(f"the {role} drafter" for role, does in falls.items() if does)
     out.append(
-        f"How much attention matters: what it adds is, at the first depth and at depth {last}, plain {interval(sides[0][0])} and "
-        f"{interval(sides[0][-1])}, normalized {interval(sides[1][0])} and {interval(sides[1][-1])} times the size of what it is added to (root "
-        f"mean squares): in every seed {less or 'neither drafter'} listens less to its attention the deeper the chain is, wherever that looks. "
-        f"Cosine of the state to the one a depth before, at depth {last}: plain {interval(d['plain']['cosine'][-1])}, normalized "
-        f"{interval(d['normalized']['cosine'][-1])}."
+        f"How much attention matters: what it adds is, at the first depth and at depth {last}, plain "
+        f"{interval(sides[0][0])} and {interval(sides[0][-1])}, normalized {interval(sides[1][0])} and "
+        f"{interval(sides[1][-1])} times the size of what it is added to (root mean squares): in every seed "
+        f"{less or 'neither drafter'} listens less to its attention the deeper the chain is, wherever that looks. "
+        f"Cosine of the state to the one a depth before, at depth {last}: plain {interval(d['plain']['cosine'][-1])}, "
+        f"normalized {interval(d['normalized']['cosine'][-1])}."
     )
     out.append(
         f'("Grows" means that every seed\'s interval ends above {found["grows_above"]:g}, "keeps" that it stays within '
@@ -186,7 +192,7 @@ def _ratios(found: Mapping[str, Any], drawn: bool) -> list[str]:
         "| one by one | " + " | ".join(f"draft length {k}" for k in lengths) + " |",
         "| --- " * (len(lengths) + 1) + "|",
     ]
-    for name, title in {**titles, "sampled": "Sampled text"}.items():
+    for name, title in {**titles, "sampled": "Sampled output"}.items():
         # the same at every length this was measured at
         groups: Mapping[str, Value] = next(iter(by_record.get(name, {}).values()), {})
         for group in [g for g in groups if g != "all" or name == "sampled"]:
@@ -229,7 +235,8 @@ def _verdict(by_length: Mapping[str, Mapping[str, Value]], paper: float) -> str:
         if value["low"] is None:
             says = "one prompt says nothing"
         elif value["low"] > 1:
-            says = f"the norms help, and the interval {'reaches' if value['high'] >= paper else 'stays below'} the paper's {paper:.2f}"
+            reaches = "reaches" if value["high"] >= paper else "stays below"
+            says = f"the norms help, and the interval {reaches} the paper's {paper:.2f}"
         elif value["high"] < 1:
             says = "the norms cost acceptance, against the paper"
         else:
@@ -258,8 +265,8 @@ def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> l
         ours, theirs = depths[shortest]["normalized"][k], depths[longest]["plain"][k]
         word = "more than" if ours["mean"] > theirs["mean"] else "no more than"
         out.append(
-            f"At draft length {k} the normalized drafter trained to depth {shortest} has tau {interval(ours)}, {word} the plain one "
-            f"trained to depth {longest} with {interval(theirs)}."
+            f"At draft length {k} the normalized drafter trained to depth {shortest} has tau {interval(ours)}, {word} "
+            f"the plain one trained to depth {longest} with {interval(theirs)}."
         )
     if kept:
         parts = [
@@ -267,21 +274,20 @@ def _depth(depths: Mapping[str, Any], kept: Mapping[str, Any], drawn: bool) -> l
             for role, by in kept["of"].items()
         ]
         out.append(
-            f"Trained less deep, beside training to depth {kept['deepest']}: tau at draft length {kept['length']} is {'; '.join(parts)} times as high."
+            f"Trained less deep, beside training to depth {kept['deepest']}: tau at draft length {kept['length']} is "
+            f"{'; '.join(parts)} times as high."
         )
     return out
 
 
 def _grow(experiments: Mapping[str, Any]) -> list[str]:
-    """Trained drafters whose state is resized on its way back, nothing else changed:
-
-    a cause, where curves only go together.
-    """
+    """Trained drafters whose state is resized before it is fed back: a cause, where curves only go together."""
     if not experiments:
         return [MISSING]
     out = [
-        "Trained drafters, measured once more with the state they feed back resized at every depth and nothing else changed (`--grow X`: X times "
-        "the size at the depth before, whatever it would have been; 1 holds the first size). They were not trained for it. Tau over that without:"
+        "Trained drafters, measured once more with the state they feed back resized at every depth and nothing else "
+        "changed (`--grow X`: X times the size at the depth before, whatever it would have been; 1 holds the first "
+        "size). They were not trained for it. Tau over that without:"
     ]
     lengths = list(next(iter(experiments.values()))["tau"])
     lines = [
@@ -329,7 +335,8 @@ def _grow(experiments: Mapping[str, Any]) -> list[str]:
                 else "about as much as"
             )
             says.append(
-                f"Growth by {value:g} at every depth costs the plain drafter {more} the normalized one (draft length {lengths[-1]})."
+                f"Growth by {value:g} at every depth costs the plain drafter {more} the normalized one (draft length "
+                f"{lengths[-1]})."
             )
     return [*out, " ".join(says)] if says else out
 
@@ -364,10 +371,7 @@ def _ablation(found: Mapping[str, Any], drawn: bool) -> list[str]:
 
 
 def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str]:
-    """Both norms over none, after the ablation's short training and after the main comparison's long one;
-
-    the `longest` draft length only.
-    """
+    """Both norms over none after the ablation's short training and the main one's; of the `longest` length only."""
     scale = {r["run"]: r for r in found["runs"] if r["run"] in ("main", "ablation")}
     short: Mapping[str, Value] = next(
         (e["ratio"] for e in found["ablation"].values() if e["switches"] == NORMALIZED), {}
@@ -380,8 +384,8 @@ def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str
     known = all(v[end] is not None for k in both for v in (short[k], long[k]) for end in ("low", "high"))
     fades = known and all(short[k]["low"] > long[k]["high"] for k in both)
     return [
-        f"Both norms over none after {scale['ablation']['million_tokens']:.1f} million tokens and after {scale['main']['million_tokens']:.1f} million (the "
-        f"main comparison): tau {'; '.join(parts)}."
+        f"Both norms over none after {scale['ablation']['million_tokens']:.1f} million tokens and after "
+        f"{scale['main']['million_tokens']:.1f} million (the main comparison): tau {'; '.join(parts)}."
         + (
             " So the norms make drafters learn sooner above all: most of what they gain early, training gains later."
             if fades
@@ -393,21 +397,22 @@ def _by_training(found: Mapping[str, Any], *, longest: bool = False) -> list[str
 def _mitigations(found: Mapping[str, Any]) -> list[str]:
     variants, out = found["ablation"], []
     regularized = {name: e for name, e in variants.items() if e["switches"]["attention_reg"]}
-    plain = next((e for e in variants.values() if not e["switches"]["attention_reg"] and e["switches"]["feature_norm"] == "none"
-                  and e["switches"]["feedback"] == "pre_norm" and e["switches"]["residual"] == "raw"), None)  # fmt: skip
+    plain = next((e for e in variants.values() if e["switches"] == PLAIN), None)
     for entry in regularized.values():
         gains = "; ".join(f"draft length {k}: {interval(r)}" for k, r in entry["ratio"].items())
         without = f" (without it {interval(plain['chain'])})" if plain else ""
         out.append(
-            f"**Attention regularizer in the loss, weight {entry['switches']['attention_reg']:g}, on the plain drafter.** Attention on own tokens at "
-            f"the last depth {interval(entry['chain'])}{without}; tau over the plain drafter's: {gains or 'not measured'}."
+            f"**Attention regularizer in the loss, weight {entry['switches']['attention_reg']:g}, on the plain "
+            f"drafter.** Attention on own tokens at the last depth {interval(entry['chain'])}{without}; tau over the "
+            f"plain drafter's: {gains or 'not measured'}."
         )
     if not regularized:
         out.append("Attention regularizer: not measured.")
     for entry in found["anchor"].values():
         gains = "; ".join(f"draft length {k}: {interval(v)}" for k, v in entry["tau"].items())
         out.append(
-            f"**Anchored attention at inference, bonus {entry['value']:g}, on the {entry['of'].replace('_', ' ')} drafter.** Tau over that without: {gains}."
+            f"**Anchored attention at inference, bonus {entry['value']:g}, on the {entry['of'].replace('_', ' ')} "
+            f"drafter.** Tau over that without: {gains}."
         )
     if not found["anchor"]:
         out.append("Anchored attention: not measured.")

@@ -1,4 +1,4 @@
-"""A queue of drafter trainings: each in its own folder, finished ones skipped, a killed one continued.
+"""`python docs/lab grid`: a queue of drafter trainings that skips finished ones and continues a killed one.
 
 A job's folder holds `job.json` (what it is), what `train_drafters` writes, and last of all `done.json` (its validation
 figures).
@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from filelock import FileLock, Timeout
-from lab.findings_records import JOB
-from lab.plan import Job, Plan
 
+from lab.findings_records import JOB
+from lab.plan import Job, Plan, read_plan
+from refspec.cli.command import Command, note
+from refspec.cli.group import output_option
+from refspec.cli.train import device_option, folder
 from refspec.errors import CheckpointError, UsageError
 from refspec.evaluate.journal import fingerprint
 from refspec.train.drafter import TrainedDrafter
@@ -56,9 +60,16 @@ def run_jobs(
                 tell(f"{title}: {', '.join(job.variants)}; {job.steps} steps")
                 _write(folder / "job.json", about[job.name])
                 figures = train_drafters(
-                    data, target_run, folder, drafters_of(job, plan, target_run), steps=job.steps, depth=job.depth, seed=job.seed,
-                    rows=plan.rows, **how,
-                )  # fmt: skip
+                    data,
+                    target_run,
+                    folder,
+                    drafters_of(job, plan, target_run),
+                    steps=job.steps,
+                    depth=job.depth,
+                    seed=job.seed,
+                    rows=plan.rows,
+                    **how,
+                )
                 _write(folder / "done.json", {"figures": figures, "tokens": job.steps * ROWS * LENGTH})
         except Timeout:
             tell(f"{title}: another process trains it")
@@ -79,13 +90,21 @@ def describe(job: Job, plan: Plan, target_run: Path) -> dict[str, Any]:
         raise CheckpointError(f"{weights}: no such folder; train the target first, or name its run folder")
     layers = list(plan.capture_layers) if plan.capture_layers else None
     about = {
-        "format": JOB, "run": job.run, "depth": job.depth, "seed": job.seed, "steps": job.steps, "tokens": job.steps * ROWS * LENGTH,
-        "variants": job.variants, "draft_vocab": plan.draft_vocab, "capture_layers": layers, "target": fingerprint(weights),
-    }  # fmt: skip
+        "format": JOB,
+        "run": job.run,
+        "depth": job.depth,
+        "seed": job.seed,
+        "steps": job.steps,
+        "tokens": job.steps * ROWS * LENGTH,
+        "variants": job.variants,
+        "draft_vocab": plan.draft_vocab,
+        "capture_layers": layers,
+        "target": fingerprint(weights),
+    }
     return about if plan.rows == "cut" else about | {"rows": plan.rows}
 
 
-def estimate(
+def estimate_hours(
     plan: Plan, data: Path | Sequence[Path], target_run: Path, out: Path, **how: Any
 ) -> tuple[list[tuple[str, float]], float]:
     """Hours left for each job and in all, from timing a few steps of one variant at each depth on this machine as it is
@@ -101,7 +120,7 @@ def estimate(
             steps = job.steps - _steps_done(out / job.name)
             variants = len(job.variants)
             seconds = steps * (lesson + variants * step)
-            # a validation makes its lessons anew for every variant and runs them forward only, a third of a step
+            # a validation computes its lessons for every variant and runs them forward only, a third of a step
             seconds += steps / VALIDATE_EVERY * VALIDATION_BATCHES * variants * (lesson + step / 3)
         hours.append((job.name, seconds / 3600))
     return hours, sum(h for _, h in hours)
@@ -150,11 +169,12 @@ def _same(folder: Path, about: dict[str, Any]) -> None:
     try:
         found = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file}: {error}; remove the folder, or name another --out") from None
+        raise CheckpointError(f"{file}: {error}; remove the folder, or name another --output") from None
     for key, value in about.items():
         if found.get(key) != value:
             raise UsageError(
-                f"{file}: was begun with {key} = {json.dumps(found.get(key))[:120]}, now {json.dumps(value)[:120]}; name another --out"
+                f"{file}: was begun with {key} = {json.dumps(found.get(key))[:120]}, now {json.dumps(value)[:120]}; "
+                "name another --output"
             )
 
 
@@ -163,3 +183,52 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
     os.replace(temporary, path)
+
+
+@click.command("grid", cls=Command)
+@click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--data", type=folder, required=True, multiple=True, help="Folder made by `train data`; several are read in turn."
+)
+@click.option("--target", "target_run", type=folder, required=True, help="Run folder of `train target`.")
+@output_option("DIR", "Folder of the jobs' run folders.", type=folder)
+@click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler).")
+@click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUFs: f32 f16 bf16 q8_0 q4_0.")
+@device_option
+@click.option("--dry-run", is_flag=True, help="Print the queue and the time it wants, and train nothing.")
+@click.option("--estimate/--no-estimate", default=True, show_default=True, help="Time a few steps of each depth first.")
+def command(
+    plan: Path,
+    data: tuple[Path, ...],
+    target_run: Path,
+    out: Path,
+    dry_run: bool,
+    estimate: bool,
+    outtype: str,
+    **how: Any,
+) -> None:
+    """Train every drafter of PLAN (JSON or TOML), by rank, each job in its own folder.
+
+    \b
+        python docs/lab grid docs/grid.json --data runs/data --target runs/target -o runs/grid --dry-run
+
+    Kill it at any time and give the same command again. A plan may grow; a job that has begun must not change.
+    Processes may share a queue: the same command twice, each with -t 1, trains more tokens a second on two cores than
+    one with -t 2.
+    """
+    jobs, source = read_plan(plan), data[0] if len(data) == 1 else data
+    if estimate:
+        hours, total = estimate_hours(jobs, source, target_run, out, **(how | {"compiled": False}))
+        for (name, left), job in zip(hours, jobs.jobs, strict=True):
+            click.echo(
+                f"{job.rank:3d}  {name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  "
+                + (f"{left:6.2f} h" if left else "  done")
+            )
+        click.echo(f"left: {total:.1f} hours, if this machine stays as it was in the last minute")
+    else:
+        for job in jobs.jobs:
+            state = "done" if is_done(out / job.name) else ""
+            click.echo(f"{job.rank:3d}  {job.name:<28} {len(job.variants):3d} variants  {job.steps:6d} steps  {state}")
+    if not dry_run:
+        run_jobs(jobs, source, target_run, out, tell=note, outtype=outtype, **how)

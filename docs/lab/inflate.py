@@ -1,4 +1,4 @@
-"""A small target made as dear as a large one: the same function, with the memory traffic of so many parameters more.
+"""`python docs/lab inflate`: a small target with a large one's memory traffic, and still the same function.
 
 For benchmarks only. A small trained model has real acceptance at a toy's cost, a large random one real cost at no
 acceptance; this has both. What is added computes nothing: feed-forward rows whose gate and up weights are zero (silu(0)
@@ -10,13 +10,18 @@ better model.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from refspec.cli.command import Command
+from refspec.cli.group import bytes_bar, check_names_file, output_option
+from refspec.cli.measure import json_option
 from refspec.errors import UsageError
 from refspec.gguf.blocks import Progress
 from refspec.gguf.header import GgufInfo
@@ -75,7 +80,8 @@ def inflate(
     in_layer = sum(size for n, size in sizes.items() if n.startswith(last))
     fixed = sum(sizes.values()) + extra * in_layer - layers * 3 * width * hidden
     feed = max((params - fixed) // (layers * 3 * width) // UNIT * UNIT, -(-hidden // UNIT) * UNIT)
-    label = f"inflated by refspec for benchmarks: {old} to {layers} layers, feed-forward {hidden} to {feed}, the same function"
+    grew = f"{old} to {layers} layers, feed-forward {hidden} to {feed}"
+    label = f"inflated by refspec for benchmarks: {grew}, the same function"
     metadata: dict[str, Any] = dict(copy_metadata(info, ""))
     for key, value in ((f"{arch}.block_count", layers), (name, feed)):
         metadata[key] = Typed(value, *info.value_types[key])
@@ -93,10 +99,7 @@ def inflate(
 
 
 def _tensor(info: GgufInfo, source: str, name: str, hidden: int, feed: int, *, identity: bool) -> TensorOut:
-    """One tensor of the inflated file:
-
-    padded with zeros where it meets the feed-forward width, zero where an identity layer ends.
-    """
+    """A tensor padded with zeros where it meets the feed-forward width, zero where an identity layer ends."""
     t = info.tensors[source]
     shape = list(t.shape)
     axis = 0 if source.endswith(_GATES) else 1 if source.endswith(_DOWN) else None
@@ -115,3 +118,23 @@ def _tensor(info: GgufInfo, source: str, name: str, hidden: int, feed: int, *, i
         return np.pad(array, padding)
 
     return TensorOut(name, tuple(shape), t.type.lower(), load)
+
+
+@click.command("inflate", cls=Command)
+@click.argument("target", metavar="TARGET")
+@output_option("GGUF", "The file to write.")
+@click.option("--params", required=True, metavar="N", help="Parameters to reach, such as 300M or 1B.")
+@click.option(
+    "--layers", type=click.IntRange(1), help="Layers of the result; twice as many as TARGET has if not given."
+)
+@json_option
+def command(target: str, out: str, params: str, layers: int | None, as_json: bool) -> None:
+    """Pad TARGET with zeros and identity layers: the same function and drafters, a large model's memory traffic."""
+    check_names_file(out)
+    wanted = parameters(params)
+    read_gguf_header(target)
+    with bytes_bar("bytes written") as progress:
+        made = inflate(target, out, params=wanted, layers=layers, progress=progress)
+    click.echo(
+        json.dumps(made) if as_json else f"{made['file']}: {made['params'] / 1e6:.0f} M parameters; {made['label']}"
+    )

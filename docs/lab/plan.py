@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     jobs: list[Job]
     draft_vocab: int
     capture_layers: tuple[int, ...] | None
-    measure: list[dict[str, Any]]  # what to measure of each job, see `refspec findings measure`
+    measure: list[dict[str, Any]]  # what to measure of each job, see `python docs/lab findings measure`
     rows: str = "cut"  # see `drafters.Training`
 
 

@@ -1,23 +1,24 @@
-"""Which tokens of an answer repeat what the answer has already said, and how much of a folder's answers does.
+"""`python docs/lab repetition`: which tokens of an answer repeat it, and how much of a folder's answers does.
 
 An answer is a run of tokens whose mask is 1 (`train/data.py`); what its question says, or another answer, is no repeat.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 
+from refspec.cli.command import Command
 from refspec.errors import UsageError
 
-# A repeat is a stretch of this many tokens. Welleck et al. 2019 take 4, of a large vocabulary. With 4096 tokens and one
-# per digit, in the first 128 tokens of an answer 4 in a row come back in 52 % of the corpus's (numbers restated, "the
-# answer is", lines of code), 8 in 10 %, 12 in 2.3 %, 16 in 0.6 %; of a looping model's greedy answers it was 73, 46, 39
-# and 35 %. Share of tokens marked, model over corpus: 5, 22, 75, 207 (counted once, when 12 was chosen, by a script
-# that is not kept). A loop repeats any length it has the room for, so 12 spares what people write at the price of few
-# loops: those cut off in their second round.
+# A repeat is a stretch of this many tokens. Welleck et al. 2019 take 4, of a large vocabulary. With 4096 entries and a
+# token for each digit, four tokens come again in much of what people write (numbers restated, "the answer is", lines of
+# code), twelve seldom. A loop repeats any length it has the room for, so 12 spares what people write and misses only
+# loops that are cut off in their second round.
 SPAN = 12
 
 
@@ -41,7 +42,7 @@ def answers(mask: np.ndarray) -> np.ndarray:
 
 
 def _again(tokens: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first token of every n-gram that lies inside one answer, its answer, whether it began earlier in that answer)."""
+    """(first token of every n-gram inside one answer, its answer, whether it began earlier in that answer)."""
     spans = answers(mask)
     counts = np.maximum(spans[:, 1] - spans[:, 0] - n + 1, 0)
     owner = np.repeat(np.arange(len(spans)), counts)
@@ -54,7 +55,7 @@ def _again(tokens: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np
 
 
 def repeats(tokens: np.ndarray, mask: np.ndarray, n: int = SPAN) -> np.ndarray:
-    """bool [T]: the tokens of every stretch of `n` that stood, token for token, earlier in the same answer.
+    """bool [T]: the tokens of every stretch of `n` that came, token for token, earlier in the same answer.
 
     `tokens` int [T] and `mask` [T] as packed by `data.prepare`. All tokens of the later stretch are marked, not only
     the one that completes it: the first are the decision to repeat. The two may overlap, so a loop of period p is
@@ -101,10 +102,7 @@ def measure(tokens: np.ndarray, mask: np.ndarray, turn_end: int) -> Repetition:
 
 
 def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask of a folder in the format of `data.prepare`;
-
-    UsageError where they are missing or do not belong together.
-    """
+    """Tokens and mask of a folder as `data.prepare` writes it; UsageError where they do not belong together."""
     found = []
     for part in ("tokens", "mask"):
         file = folder / f"{split}.{part}.npy"
@@ -118,3 +116,28 @@ def read_packed(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if found[0].ndim != 1 or found[0].shape != found[1].shape:
         raise UsageError(f"{folder}: {split} has tokens {found[0].shape} and mask {found[1].shape}; make it again")
     return found[0], found[1]
+
+
+@click.command("repetition", cls=Command)
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+def command(folder: Path, split: str, as_json: bool) -> None:
+    """Measure how much the answers in DIR repeat themselves, a folder like that of `train data`.
+
+    \b
+        answers      how many
+        mean_tokens  their mean length, end of turn included
+        ended        share that end by themselves, the others were cut off
+        seq_rep_4    mean over answers of 1 - distinct / all 4-grams
+        looping      share that repeat a stretch of 12 tokens word for word
+        repeated     share of all their tokens inside such a stretch
+    """
+    from refspec.train.tokenizer import TURN_END, load_tokenizer  # the `train` extra; `measure` does without
+
+    turn_end = load_tokenizer(folder / "tokenizer.json").token_to_id(TURN_END)
+    found = measure(*read_packed(folder, split), turn_end)
+    if not found.answers:
+        raise UsageError(f"{folder}: {split} holds no answer (no token whose mask is 1)")
+    figures = {k: round(v, 4) for k, v in found._asdict().items() if v == v}
+    click.echo(json.dumps(figures) if as_json else "\n".join(f"{name}: {value}" for name, value in figures.items()))

@@ -1,220 +1,50 @@
-"""What windows would do on a machine with such costs: real drafts of real texts, replayed in computed time.
+"""`python docs/lab replay`: fixed and adaptive draft lengths over recorded drafts, in computed time.
 
-A window is good or bad by a few percent, and a machine that others use changes by more from one minute to the next. So
-a pair's drafts are recorded once, at every position of plain decoding's own texts, and every way to draft is then run
-over the record, the seconds of a step coming from a cost model (`Machine`) instead of a clock. Nothing is timed but,
-where nobody names them, the costs. What it leaves out: rounding, which gives a drafted text another course now and
-then, and what a machine does besides. `bench sweep` measures.
-
-The window is the session's own, asked step by step as `speculate` does; several texts follow each other as in a
-session, so what it learned stays.
+A policy is good or bad by a few percent, and a machine that others use changes by more from one minute to the next. So
+the drafts of a pair are recorded once (`recorded.py`), and every way to draft runs over the record, the seconds of a
+step coming from a model of the costs instead of a clock (`computed.py`). Nothing is timed but, where nobody names them,
+the costs. Left out are rounding, which gives some outputs another course, and what a machine does besides: `refspec
+bench` measures.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Callable, Container, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
-import numpy as np
-from lab import tree_replay
-from lab.sweep import PLAIN, family_of, summary, table_of
+import click
 
-from refspec.adaptive.costs import Costs
-from refspec.adaptive.policy import Window
-from refspec.adaptive.tree_policy import TreeWindow
-from refspec.decoding.cycle import NO_DRAFT, drafting_under, feed, start_drafter
-from refspec.decoding.drafter import TreeDrafter
-from refspec.decoding.penalized_target import under
-from refspec.decoding.tree_cycle import asked_at, cut_after_end
-from refspec.evaluate import drift
-from refspec.evaluate.acceptance import room_for
-from refspec.evaluate.prompts import Prompt, fit
-from refspec.reference.metrics import Seconds, Step
+from lab.computed import Fixed, Machine, replay, replay_tree
+from lab.recorded import Recorded, record
+from refspec.adaptive.policy import ChainPolicy
+from refspec.adaptive.tree_policy import TreePolicy
+from refspec.cli.command import Command, note
+from refspec.cli.group import model_options, tree_option
+from refspec.cli.measure import drafting, figure_of, figure_option, json_option, prompt_options
+from refspec.cli.pairs import whole_numbers
+from refspec.cli.penalties import changed, penalty_options
+from refspec.errors import UsageError
+from refspec.evaluate.acceptance import first_of_each
+from refspec.evaluate.kinds import PLAIN
+from refspec.evaluate.prompts import read
+from refspec.evaluate.speed import family_of
+from refspec.evaluate.speed_report import summary, table_of
+from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
-from refspec.reference.tree import NODES_LIMIT, Tree, TreeShape, empty_tree
-from refspec.session import Session
+from refspec.reference.tree import TreeShape
+from refspec.tuning import step_costs
 
-CHUNK = 512  # rows of a prompt given at once, as the cycle does
-WAITED = 0.1  # of what feeding back takes, a row that waited costs: many run together
-# of a plain token, what refspec itself takes for a step that drafts and for one that does not
-OWN, OWN_PLAIN = 0.03, 0.005
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What steps cost, in tokens of plain decoding: `rows` [R] a run of the target over 1, 2, ...
-
-    rows, the other terms as in `adaptive/costs.py`.
-    """
-
-    rows: tuple[float, ...]
-    switch: float = 0.0
-    feed: float = 0.0
-    draft: float = 0.0
-    own: float = OWN
-    own_plain: float = OWN_PLAIN
-
-    @classmethod
-    def of(cls, measured: dict[str, Any]) -> Machine:
-        """From a record of `windows.measured.measure`."""
-        rows = [float(measured["target"][r]) for r in sorted(measured["target"], key=int)]
-        return cls(
-            tuple(t / rows[0] for t in rows), *(float(measured[name]) / rows[0] for name in ("switch", "feed", "draft"))
-        )
-
-    def costs(self) -> Costs:
-        """What a window would know of it."""
-        rows = {r + 1: t for r, t in enumerate(self.rows)}
-        return Costs(rows, switch=self.switch, draft=self.draft, feed=self.feed)
-
-    def seconds(self, rows: int, before: int, asked: int, fed: bool, waited: int, noise: float) -> Seconds:
-        """Of a step that verified `rows` after one of `before`, the drafter asked about `asked` tokens, given its rows,
-        and `waited` older ones.
-        """
-        target = self.rows[rows - 1] * noise + (self.switch if before not in (0, rows) else 0.0)
-        drafter = self.draft * max(asked - 1, 0) + (self.feed * (1 + WAITED * waited) if fed else 0.0)
-        return Seconds(target, drafter, self.own if asked else self.own_plain)
-
-
-class Recorded(NamedTuple):
-    """A text of plain decoding, and what the drafter would have drafted at each position of it."""
-
-    family: str
-    held: int  # positions of the prompt that were run
-    sureness: float  # of the drafter along its end, nan where it cannot tell
-    tokens: list[int]
-    confidences: list[list[float]]  # by position, of up to `most` tokens
-    right: list[int]  # by position, how many of them the text goes on with
-    trees: Sequence[Tree] = ()  # by position but the last, where trees were asked for
-
-
-def record(
-    session: Session,
-    prompts: Sequence[Prompt],
-    most: int,
-    *,
-    max_tokens: int,
-    sampler: Sampler,
-    progress: Callable[[], None] = lambda: None,
-) -> list[Recorded]:
-    """Decode every prompt plainly, and ask the drafter for `most` tokens at every position, and for a tree where the
-    session drafts trees.
-
-    A prompt too long for the context loses its beginning.
-    """
-    target, drafter = session.target, session.drafter
-    assert drafter is not None
-    room, found = room_for(session, max_tokens, None), []
-    for prompt in prompts:
-        tokens = fit(session.encode(prompt.text), room)
-        penalized = under(target, sampler.penalties, tokens)
-        decoded = drift.record(
-            penalized, tokens, drafter.capture_layers, max_tokens=max_tokens, sampler=sampler, seed=0
-        )
-        text, n, told = decoded.tokens.astype(np.int32), decoded.n_prompt, [math.nan]
-        start_drafter(drafter, tokens[0])
-        minded = drafting_under(penalized, drafter)
-        for start in range(0, n - 1, CHUNK):
-            stop = min(start + CHUNK, n - 1)
-            feed(
-                drafter,
-                text[start + 1 : stop + 1],
-                decoded.features[start:stop],
-                told.append if stop + 1 == n else None,
-            )
-        confidences: list[list[float]] = []
-        right: list[int] = []
-        trees: list[Tree] = []
-        for row in range(n - 1, len(text) - 1):
-            if minded is not None:
-                minded.begin(int(text[row]), row)
-            draft = drafter.draft(min(most, len(text) - 1 - row)) if drafter.n_rows else NO_DRAFT
-            agree = [a == b for a, b in zip(draft.tokens.tolist(), text[row + 1 :].tolist(), strict=False)]
-            right.append(agree.index(False) if False in agree else len(agree))
-            confidences.append([float(c) for c in draft.confidence])
-            if session.tree is not None and row + 2 < len(text):
-                trees.append(
-                    _tree(
-                        cast(TreeDrafter, drafter),
-                        session.tree,
-                        len(text) - 2 - row,
-                        sampler,
-                        session.target.end_tokens,
-                    )
-                )
-            drafter.extend(text[row + 1 : row + 2], decoded.features[row : row + 1])
-        found.append(Recorded(prompt.family, n - 1, told[-1], text[n:].tolist(), confidences, right, trees))
-        progress()
-    return found
-
-
-def _tree(drafter: TreeDrafter, shape: TreeShape, room: int, sampler: Sampler, ends: Container[int]) -> Tree:
-    """The tree that the decode cycle would have grown, and what a smaller or a lower one would have held besides."""
-    if not drafter.n_rows:
-        return empty_tree()
-    return cut_after_end(
-        drafter.draft_tree(asked_at(shape._replace(nodes=NODES_LIMIT, depth=min(shape.depth, room)), sampler)), ends
-    )
-
-
-class Always:
-    """The policy of a fixed length."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def begin(self, held: int = 0) -> None:
-        pass
-
-    def expect(self, sureness: float) -> None:
-        pass
-
-    def waiting(self) -> bool:
-        return not self.length
-
-    def plan(self, room: int) -> int:
-        return min(self.length, room)
-
-    def stop(self, i: int, confidence: float) -> bool:
-        return False
-
-    def keep(self, drafted: int) -> int:
-        return drafted
-
-    def learn(self, step: Step) -> None:
-        pass
-
-
-def replay(text: Recorded, policy: Any, machine: Machine, dice: random.Random, noise: float = 0.0) -> tuple[float, int]:
-    """(time in plain tokens, verify steps) that a text takes where a policy with the methods of `Window` chooses."""
-    policy.begin(text.held)
-    policy.expect(text.sureness)
-    spent, steps, position, before, waited = 0.0, 0, 0, 0, 0
-    while position < len(text.tokens):
-        confidences = text.confidences[position]
-        k = policy.plan(min(len(confidences), len(text.tokens) - position - 1))
-        asked = drafted = 0
-        while drafted < k:
-            asked += 1
-            if policy.stop(drafted, confidences[drafted]):
-                break
-            drafted += 1
-        drafted = policy.keep(drafted) if asked else 0
-        accepted = min(text.right[position], drafted)
-        tokens = text.tokens[position : position + accepted + 1]
-        fed = bool(asked) or not policy.waiting()
-        seconds = machine.seconds(drafted + 1, before, asked, fed, waited, math.exp(noise * dice.gauss(0, 1)))
-        waited = 0 if fed else waited + len(tokens)
-        policy.learn(Step(position, [0] * drafted, accepted, tokens, seconds))
-        spent, steps, before, position = spent + seconds.total, steps + 1, drafted + 1, position + len(tokens)
-    return spent, steps
+ROUNDS = 5  # of measuring the costs of this machine
 
 
 def measure(
-    texts: Sequence[Recorded],
+    outputs: Sequence[Recorded],
     machine: Machine,
     lengths: Sequence[int],
     most: int,
@@ -224,58 +54,195 @@ def measure(
     seed: int = 0,
     shape: TreeShape | None = None,
 ) -> dict[str, Any]:
-    """Every fixed length and the window over the texts: {families, all} as `sweep.measure` has them, times in tokens of
-    plain decoding.
+    """Every fixed length and the adaptive policy over the outputs, times in tokens of plain decoding.
 
-    With a `shape`, which the trees of the texts have, also those trees as they are, and as many nodes of them as a
-    window chooses.
-
-    The texts come in their order, `sessions` times, each with a window that knows the costs and nothing else; times are
-    the means.
+    With a `shape`, which the recorded trees have, also those trees as they are, and as many of their nodes as a policy
+    chooses. The outputs come in their order, `sessions` times, each time with a policy that knows the costs and nothing
+    else; times are the means.
     """
-    names = [] if shape is None else [f"tree {shape}", f"adaptive tree {shape}"]
-    kinds = [PLAIN, *(f"chain {k}" for k in lengths), "adaptive", *names]
+    chains: dict[str, Callable[[], Any]] = {PLAIN: lambda: Fixed(0)}
+    chains |= {f"chain {k}": partial(Fixed, k) for k in lengths}
+    fixed = list(chains)
+    chains["adaptive"] = lambda: ChainPolicy(most, machine.costs())
+    trees: dict[str, Callable[[], Any]] = {}
+    if shape is not None:
+        trees[f"tree {shape}"] = lambda: Fixed(shape.nodes)
+        trees[f"adaptive tree {shape}"] = lambda: TreePolicy(shape.nodes, machine.costs())
+    kinds = chains | trees
     rows: list[dict[str, Any]] = [
-        {"family": t.family, "tokens": len(t.tokens), "seconds": dict.fromkeys(kinds, 0.0), "steps": {k: (0, 0) for k in kinds}, "other_texts": dict.fromkeys(kinds, 0)}
-        for t in texts
-    ]  # fmt: skip
+        {
+            "family": output.family,
+            "tokens": len(output.tokens),
+            "seconds": dict.fromkeys(kinds, 0.0),
+            "steps": dict.fromkeys(kinds, (0, 0)),
+            "other_texts": dict.fromkeys(kinds, 0),
+        }
+        for output in outputs
+    ]
     for session in range(sessions):
-        policies: dict[str, Any] = (
-            {PLAIN: Always(0)}
-            | {f"chain {k}": Always(k) for k in lengths}
-            | {"adaptive": Window(most, machine.costs())}
-        )
-        if shape is not None:
-            policies |= dict(
-                zip(names, (tree_replay.AlwaysTree(shape.nodes), TreeWindow(shape.nodes, machine.costs())), strict=True)
-            )
-        for name, policy in policies.items():
-            dice = random.Random(f"{seed} {session} {name}")
-            run = tree_replay.replay if name in names else replay
-            for text, row in zip(texts, rows, strict=True):
-                spent, steps = run(text, policy, machine, dice, noise)
+        for name, made in kinds.items():
+            policy, dice = made(), random.Random(f"{seed} {session} {name}")
+            run = replay_tree if name in trees else replay
+            for output, row in zip(outputs, rows, strict=True):
+                spent, steps = run(output, policy, machine, dice, noise)
                 row["seconds"][name] += spent / sessions
                 decided, before = row["steps"][name]
-                row["steps"][name] = (decided + len(text.tokens), before + steps)
-    fixed, families = kinds[: len(lengths) + 1], list(dict.fromkeys(row["family"] for row in rows))
+                row["steps"][name] = (decided + len(output.tokens), before + steps)
+    families = list(dict.fromkeys(row["family"] for row in rows))
     return {
-        "draft_max": list(lengths), "most": most, "prompts": len(rows), "sessions": sessions, "noise": noise, "seed": seed, "machine": asdict(machine),
+        "draft_max": list(lengths),
+        "most": most,
+        "prompts": len(rows),
+        "sessions": sessions,
+        "noise": noise,
+        "seed": seed,
+        "machine": asdict(machine),
         "tree": None if shape is None else str(shape),
-        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in families], "all": family_of("all", rows, fixed),
-    }  # fmt: skip
+        "families": [family_of(name, [row for row in rows if row["family"] == name], fixed) for name in families],
+        "all": family_of("all", rows, fixed),
+    }
+
+
+TERMS = {
+    "switch": "change of size",
+    "feed": "feeding back",
+    "draft": "drafted token",
+    "own": "refspec itself",
+    "own_plain": "in plain steps",
+}
 
 
 def table(m: dict[str, Any]) -> list[str]:
-    """The numbers of `measure` as lines of text."""
+    """The numbers of `measure` in lines."""
     machine = m["machine"]
+    costs = " ".join(f"{t:.2f}" for t in machine["rows"])
+    terms = ", ".join(f"{words} {machine[name]:.3f}" for name, words in TERMS.items())
+    penalties = ", under penalties" if m["penalties"] else ""
     return [
-        f"{m['model']}: {m['prompts']} prompts of up to {m['max_tokens']} tokens{', under penalties' if m['penalties'] else ''}, replayed {m['sessions']} times on these costs; speedup over plain decoding",
+        f"{m['model']}: {m['prompts']} prompts of up to {m['max_tokens']} tokens{penalties}, replayed "
+        f"{m['sessions']} times on these costs; speedup over plain decoding",
         *table_of(m, rates=False),
         *summary(m),
         *([f"trees:    {m['tree']}, atree as many of their nodes as pay"] if m["tree"] else []),
-        "costs:    in tokens of plain decoding, rows 1, 2, ... " + " ".join(f"{t:.2f}" for t in machine["rows"])
-        + "; " + ", ".join(f"{what} {machine[name]:.3f}" for name, what in
-            (("switch", "change of size"), ("feed", "feeding back"), ("draft", "drafted row"), ("own", "refspec itself"), ("own_plain", "in plain steps")))
-        + f"; a step varies by {100 * m['noise']:.0f} %",
-        "heads:    draft lengths; computed times, nothing here was measured" + (" but the costs" if m["measured"] else ""),
-    ]  # fmt: skip
+        f"costs:    in tokens of plain decoding, 1, 2, ... tokens together {costs}; {terms}; "
+        f"a step varies by {100 * m['noise']:.0f} %",
+        f"heads:    draft lengths; computed times, nothing here was measured{' but the costs' * m['measured']}",
+    ]
+
+
+@click.command("replay", cls=Command)
+@model_options
+@prompt_options
+@click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per output.")
+@click.option(
+    "--draft-max",
+    default="1,2,3,5,8",
+    show_default=True,
+    metavar="K[,K...]",
+    help="Draft lengths to try; the adaptive policy's longest is the last of them, 8 or more.",
+)
+@tree_option
+@click.option(
+    "--rows",
+    metavar="T1,T2,...",
+    help="What the target takes for 1, 2, ... tokens together, in any unit; without it this machine is measured.",
+)
+@click.option(
+    "--switch",
+    type=click.FloatRange(0),
+    help="What a change of the batch size costs, in tokens of plain decoding.  [default: 0 with --rows]",
+)
+@click.option("--feed", type=click.FloatRange(0), help="The drafter's share of a step, drafting left out; likewise.")
+@click.option("--draft", type=click.FloatRange(0), help="A drafted token; likewise.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="By how much a step's time varies (log-normal).",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Runs over the outputs, each with a new policy.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of that variation.")
+@penalty_options
+@click.option(
+    "--count", type=click.IntRange(1), default=4, show_default=True, help="At most so many prompts of each family."
+)
+@figure_option
+@json_option
+def command(
+    max_tokens: int,
+    draft_max: str,
+    rows: str | None,
+    noise: float,
+    sessions: int,
+    seed: int,
+    prompts: str | None,
+    families: tuple[str, ...],
+    count: int,
+    figure: str | None,
+    as_json: bool,
+    **o: Any,
+) -> None:
+    """The adaptive draft length beside fixed ones on recorded drafts: what a machine of other costs would gain.
+
+    Drafts are recorded once, along plain decoding's own outputs; with --tree also trees, replayed as they are and with
+    as many nodes as pay. Without --rows the costs of this machine are measured; nothing else is.
+    """
+    lengths = whole_numbers(draft_max, "--draft-max")
+    if not lengths:
+        raise UsageError(f"--draft-max {draft_max!r}: give at least one length, such as 1,3,5")
+    shape = None if o["tree"] is None else TreeShape.parse(o["tree"])
+    most = max(step_costs.MOST, *lengths)
+    largest = max(most, shape.nodes if shape else 0)
+    given = {name: o.pop(name) for name in ("switch", "feed", "draft")}
+    if rows is None and any(value is not None for value in given.values()):
+        raise UsageError("--switch, --feed and --draft go with --rows; without it this machine is measured")
+    if o["adaptive"] is not None:
+        raise UsageError("--adaptive is always one of what `replay` compares; leave the option out")
+    machine = None
+    if rows is not None:
+        machine = Machine(rows_of(rows, largest + 1), **{name: value or 0.0 for name, value in given.items()})
+    elif largest > step_costs.MOST:
+        named = f"--draft-max {draft_max}" if most > step_costs.MOST else f"--tree {shape}"
+        raise UsageError(
+            f"{named}: here drafts of up to {step_costs.MOST} tokens are measured; name the costs of more with --rows"
+        )
+    sampler = Sampler(penalties=changed(Penalties(), o))
+    asked = first_of_each(read(prompts, families), count)
+    draw = figure_of(figure)
+    with drafting(o) as session:
+        if machine is None:
+            note("measuring what steps cost here")
+            text = step_costs.text_for(session.target)
+            machine = Machine.of(step_costs.measure(session.target, session.drafter, text, ROUNDS))
+        with click.progressbar(length=len(asked), label="recording drafts", file=sys.stderr) as bar:
+            outputs = record(
+                session, asked, most, max_tokens=max_tokens, sampler=sampler, progress=lambda: bar.update(1)
+            )
+        found = measure(outputs, machine, lengths, most, sessions=sessions, noise=noise, seed=seed, shape=shape)
+        found["model"] = session.name
+    found |= {"max_tokens": max_tokens, "penalties": sampler.penalties.on, "measured": rows is None}
+    click.echo(json.dumps(found) if as_json else "\n".join(table(found)))
+    draw(found)
+
+
+def rows_of(text: str, most: int) -> tuple[float, ...]:
+    """[most] times by tokens together, the first 1, from numbers with commas; missing ones go on as the last two do.
+
+    UsageError for others.
+    """
+    try:
+        times = [float(part) for part in text.split(",")]
+    except ValueError:
+        times = []
+    if len(times) < 2 or not all(math.isfinite(t) and t > 0 for t in times):
+        raise UsageError(f"--rows {text!r}: give at least two times above 0, such as 1,1.34,1.63,1.98")
+    while len(times) < most:
+        times.append(times[-1] + max(times[-1] - times[-2], 0.0))
+    return tuple(t / times[0] for t in times[:most])

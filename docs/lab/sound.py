@@ -1,4 +1,4 @@
-"""`refspec train sound`: of a folder of answers, those that rules find nothing wrong with.
+"""`python docs/lab sound`: of a folder of answers, those that rules find nothing wrong with.
 
 A model that learns from its own sound answers gives more of them: rejection sampling of what is verifiable (STaR,
 Zelikman et al. 2022; RFT, Yuan et al. 2023), with rules that need no judge and no reference:
@@ -16,10 +16,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import click
 import numpy as np
+
 from lab.answers import parses, sums
 from lab.repetition import answers, read_packed, repeats
-
+from refspec.cli.command import Command
+from refspec.cli.group import output_option
+from refspec.cli.train import folder
 from refspec.errors import CheckpointError, UsageError
 from refspec.train.tokenizer import BOS, TURN_END, load_tokenizer
 
@@ -34,7 +38,7 @@ def sound(source: Path, out: Path) -> dict[str, dict[str, int]]:
     Raises UsageError (folders, nothing left), CheckpointError (tokenizer).
     """
     if out.resolve() == source.resolve():
-        raise UsageError(f"--out {out} is --data itself; name another folder")
+        raise UsageError(f"--output {out} is --data itself; name another folder")
     tokenizer = load_tokenizer(source / "tokenizer.json")
     bos, end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(TURN_END)
     if bos is None or end is None:
@@ -89,3 +93,34 @@ def _wrong(tokenizer, answer: np.ndarray, again: np.ndarray, end: int) -> str | 
     if not all(sums(text)):
         return "sums"
     return "python" if parses(text) is False else None
+
+
+@click.command("sound", cls=Command)
+@click.option(
+    "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
+)
+@output_option("DIR", "Folder for the data set of those that are sound.", type=folder)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+def command(data: Path, out: Path, as_json: bool) -> None:
+    """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.
+
+    \b
+        refspec train regenerate --data runs/data -m runs/target -o runs/own --tokens 2000000
+        python docs/lab sound --data runs/own -o runs/sound
+        refspec train target --init runs/target/hf --data runs/data --data runs/sound -o runs/better --lr-scale 0.3 ...
+
+    \b
+    A document is kept unless one of its answers
+        cut      did not end by itself
+        empty    says nothing
+        repeats  has a stretch of 12 tokens twice
+        sums     states a sum that is wrong
+        python   has a fenced block of Python that does not parse
+    """
+    made = sound(data, out)
+    if as_json:
+        click.echo(json.dumps(made))
+        return
+    for split, found in made.items():
+        left = ", ".join(f"{count} {name}" for name, count in found.items() if name != "kept")
+        click.echo(f"{split}: {found['kept']} of {sum(found.values())} documents kept; left out: {left}")

@@ -1,5 +1,5 @@
-"""What the policies of chains and of trees have in common: an account, what steps cost, how far the drafter can be
-trusted, and the rate of tokens to beat.
+"""What the policies of chains and of trees have in common: a budget, what steps cost, how likely drafted tokens are
+accepted, and the rate of tokens to beat.
 
 Decides nothing: `adaptive/policy.py` and `adaptive/tree_policy.py` do. What a policy has learned can be taken from one
 process to the next (`state`, `resumed`, `tuning/policy_store.py`).
@@ -10,42 +10,80 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from refspec.adaptive.acceptance_model import Belief
-from refspec.adaptive.budget import Account
+from refspec.adaptive.acceptance_model import AcceptanceModel
+from refspec.adaptive.budget import Budget
 from refspec.adaptive.costs import Costs
 
+TRIAL = 2  # steps of a trial
+DOUBTED = 4  # of each count that a try begins with, or one that believed the last output would find out too late
+DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 RATE_KEEP = 1 - 1 / 64  # of the sums behind the rate, per step
 FEW = 3  # steps that the model weighs in the rate
-TRIAL = 2  # steps of a trial
-DOUBTED = 4  # of each count that a try begins with: one that believed what the last text showed would find out too late
-DISTURBED = 1.5  # times what a step of this kind usually takes, the most that counts
 
 P = TypeVar("P", bound="Policy")
 
 
-class Policy(Account):
-    """most     tokens or nodes that may be drafted, 1 or more
-    costs    what steps cost here
-    belief   the chances that what was drafted stands
+class Rate:
+    """Tokens per plain token's time of the speculating steps, which makes outputs of any length comparable."""
+
+    def __init__(self, tokens: float = 0.0, spent: float = 0.0) -> None:
+        self.tokens, self.spent = tokens, spent  # decayed sums
+
+    def add(self, tokens: int, took: float) -> None:
+        """A step that decided so many tokens in so many plain tokens' time."""
+        self.tokens = self.tokens * RATE_KEEP + tokens
+        self.spent = self.spent * RATE_KEEP + took
+
+    def to_beat(self, tokens: float, took: float) -> float:
+        """Plain decoding's rate, or that of the steps so far and of FEW such ones more."""
+        return max(1.0, (self.tokens + FEW * tokens) / (self.spent + FEW * took))
+
+
+class Policy:
+    """most        tokens or nodes that may be drafted, 1 or more
+    costs       what steps cost here
+    acceptance  the chances that drafted tokens are accepted
+    budget      whether speculation pays, and what it may lose
+    rate        of the steps so far
     """
 
     def __init__(self, most: int, costs: Costs | None = None) -> None:
-        super().__init__()
-        self.most, self.costs, self.belief = most, costs or Costs(), Belief(most)
-        # decayed sums over the speculating steps, the time in plain tokens: texts of any length then compare
-        self._tokens = self._spent = 0.0
+        self.most, self.costs = most, costs or Costs()
+        self.acceptance, self.budget, self.rate = AcceptanceModel(most), Budget(), Rate()
+        self.begin()
+
+    @property
+    def off(self) -> bool:
+        """Whether speculation does not pay, until the budget allows another try."""
+        return self.budget.off
+
+    @property
+    def remembered(self) -> int:
+        """Outputs that are remembered."""
+        return self.budget.remembered
 
     def begin(self, held: int = 0) -> None:
-        """A new generation after `held` positions."""
-        raise NotImplementedError
+        """A new generation after `held` positions: no step came before, and its prompt is read."""
+        self._held = self.costs.context = held
+        self._before = 0  # tokens of the batch before
+        self._reading = True
+        self.budget.begin(held)
+
+    def expect(self, mean_log_probability: float) -> None:
+        """The drafter's mean log-probability along the end of the prompt, nan where it cannot tell."""
+        self.budget.expect(mean_log_probability)
+
+    def waiting(self) -> bool:
+        """Whether the drafter's positions may wait: speculation is off, and the prompt has been read."""
+        return self.budget.off and not self._reading
 
     def state(self) -> dict[str, Any]:
-        """What outlasts a text, for `resumed`."""
-        return self.account_state() | {
+        """What outlasts an output, for `resumed`."""
+        return {
+            "budget": self.budget.state(),
             "costs": self.costs.state(),
-            "belief": self.belief.state(),
-            "tokens": self._tokens,
-            "spent": self._spent,
+            "acceptance": self.acceptance.state(),
+            "rate": [self.rate.tokens, self.rate.spent],
         }
 
     @classmethod
@@ -55,24 +93,13 @@ class Policy(Account):
         Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
         """
         policy = cls(most, costs or Costs.resumed(state["costs"]))
-        policy.resume_account(state)
-        policy.belief.resume(state["belief"])
-        policy._tokens, policy._spent = float(state["tokens"]), float(state["spent"])
+        policy.budget.resume(state["budget"])
+        policy.acceptance.resume(state["acceptance"])
+        tokens, spent = state["rate"]
+        policy.rate = Rate(float(tokens), float(spent))
         policy._resume(state, new_costs=costs is not None)
         policy.begin()
         return policy
 
     def _resume(self, state: Mapping[str, Any], *, new_costs: bool) -> None:
         """Take over what else `state` gave."""
-
-    def _went_at(self, tokens: int, took: float) -> None:
-        """Count a speculating step towards the rate: tokens decided in so many plain tokens' time."""
-        self._tokens = self._tokens * RATE_KEEP + tokens
-        self._spent = self._spent * RATE_KEEP + took
-
-    def _rate_with(self, tokens: float, took: float) -> float:
-        """Tokens per plain token's time to beat:
-
-        plain decoding's, or that of the steps so far and of FEW such ones more.
-        """
-        return max(1.0, (self._tokens + FEW * tokens) / (self._spent + FEW * took))

@@ -1,21 +1,20 @@
-"""What a decode step costs here, by the rows verified and the tokens drafted: measured beforehand (`tune`), or learned
-as it runs.
+"""What a decode step costs here, by the tokens verified and drafted: measured by `tune`, or learned as it runs.
 
-The model of one step that verifies r rows, for which the drafter ran c chained rows (one less than tokens it was asked
-about):
+The model of one step that verifies a batch of r tokens (its rows), for which the drafter ran c chained tokens (one less
+than it was asked about):
 
     seconds = (target(r) + (cache + attention * r) * (context - after)) * drift
-            + switch (only if the step before verified another number of rows) + feed + draft * c + other
+            + switch (only if the batch before had another size) + feed + draft * c + other
 
-llama.cpp keeps its compute graph while the batch size stays and builds it anew when it changes, hence `switch`. Weights
-are read once for all rows of a step, and so is the cache of the context, `cache` seconds a position, but every row
-looks at the whole of it: `attention` is what a position costs a row, so that after a long prompt several rows are
+llama.cpp keeps its compute graph while the batch size stays and rebuilds it when it changes, hence `switch`. Weights
+are read once for all tokens of a batch, and so is the cache of the context, `cache` seconds a position, but every token
+attends to the whole of it: `attention` is what a position costs a token, so after a long prompt several tokens are
 dearer beside one. Both are slopes of decayed least squares over all sizes and contexts seen. Were the cache's share
 left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is
 one factor for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen.
 Averages are exponential. What disturbs a step makes it slower, and a size that was seen once may have been disturbed:
 of its first FIRSTS observations the median counts, the lower of two. An unknown size is interpolated between its known
-neighbours; beyond them each row adds what the known ones add. Not a policy: `adaptive/policy.py` decides. Times are
+neighbours; beyond them each token adds what the known ones add. Not a policy: `adaptive/policy.py` decides. Times are
 seconds.
 """
 
@@ -24,24 +23,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ROW_SHARE = 0.25  # of one token's cost, what another row is taken to add before any is measured
+ROW_SHARE = 0.25  # of one token's cost, what another token is taken to add before any is measured
 SLOWEST = 0.03  # weight of a new observation in an old average
 OWN = 0.06  # the same of refspec's own seconds
 TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
-AFTER = 128  # positions before the rows that `target` is the cost of, unless it says otherwise
+AFTER = 128  # positions before the batch that `target` is the cost of, unless it says otherwise
 LEAST = 0.2  # of target(r), what remains of it in a shorter context
 # weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
 SLOW, STIFF = 0.005, 0.005
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
-STEEPEST = 4.0  # times the cost of a single row, the most that 1000 positions may add to it by either slope
+STEEPEST = 4.0  # times the cost of a single token, the most that 1000 positions may add to it by either slope
 FIRSTS = 3
 DOUBTED = 2  # observations that an old cost is worth
+NUMBERS = "switch", "drift", "cache", "attention"  # kept as they are from one process to the next
 OUTLIER = 3.0  # an observation counts as at most so many times what was expected
 
 
 class Costs:
-    """The learned model; `seen[r]` counts the observations of r rows."""
+    """The learned model; `rows[r]` are seconds of a batch of r tokens, `seen[r]` counts its observations."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Costs:
         feed: float = 0.0,
         after: int = AFTER,
     ) -> None:
-        """Nothing known, or what was measured `after` so many positions:
+        """Nothing known, or what was measured `after` so many positions.
 
-        `target` seconds by rows, and the seconds of the other terms.
+        `target` seconds by batch size, and the seconds of the other terms.
         """
         self.after = after
         self.rows: dict[int, float] = dict(target or {})
@@ -62,8 +62,8 @@ class Costs:
         self._firsts: dict[int, list[float]] = {}  # the first observations of a size, as `rows` are
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
-        self.context = after  # positions before the rows that are asked about
-        # seconds per position of the context, of a step and of each of its rows, before `drift`
+        self.context = after  # positions before the batch that is asked about
+        # seconds per position of the context, of a step and of each of its tokens, before `drift`
         self.cache = self.attention = 0.0
         # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, all of it in shares of
         # target(r).
@@ -73,30 +73,25 @@ class Costs:
         # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
         self._drafter = [0.0] * 5
         self._given = (feed, draft) if feed or draft else None
-        self._before = False  # whether these are guesses of a process before
-
-    @property
-    def known(self) -> bool:
-        """Whether one token's cost has been measured, without which nothing can be compared."""
-        return self.seen.get(1, 0) > 0
+        self._guessed = False  # whether these are guesses of an earlier process
 
     @property
     def comparable(self) -> bool:
-        """Whether it is known what plain decoding costs, by which all is measured:
+        """Whether it is known what plain decoding costs, by which all is measured.
 
-        seen once with and once without a change of size, or before.
+        It was seen once with and once without a change of size, or by an earlier process.
         """
-        return self._before or self.seen.get(1, 0) >= 2
+        return self._guessed or self.seen.get(1, 0) >= 2
 
     def target(self, r: int) -> float:
-        """Seconds of a run over r rows, the batch size being that of the run before."""
+        """Seconds of a run over r tokens, the batch size being that of the run before."""
         shape = self._shape(r)
         return max(shape + self._of_context(r), LEAST * shape) * self.drift
 
     def hoped(self, r: int) -> float:
-        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say:
+        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say.
 
-        it may have been disturbed, and is worth another look.
+        It may have been disturbed, and is worth another look.
         """
         if r == 1 or not 0 < self.seen.get(r, 0) < FIRSTS or len(self.rows) < 2:
             return self.target(r)
@@ -130,12 +125,12 @@ class Costs:
 
     @property
     def drafter(self) -> tuple[float, float]:
-        """(seconds fed back per step, seconds per chained row), by decayed least squares."""
+        """(seconds fed back per step, seconds per chained token), by decayed least squares."""
         n, c, y, cc, cy = self._drafter
         if n == 0:
             return self._given or (0.0, 0.0)
         c, y, cc, cy = c / n, y / n, cc / n, cy / n
-        # a row fed back costs like a chained one, until lengths vary
+        # a token fed back costs like a chained one, until lengths vary
         guess = self._given[1] if self._given else y / (c + 1)
         slope = (cy - c * y + 0.1 * guess) / (cc - c * c + 0.1)
         slope = min(max(slope, 0.0), y / c if c else guess)
@@ -151,24 +146,23 @@ class Costs:
         return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.own(k > 0)
 
     def own(self, drafted: bool) -> float:
-        """refspec's own seconds;
+        """refspec's own seconds.
 
-        those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is.
+        Those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is.
         """
         return self.other.get(drafted, self.other.get(not drafted, 0.0))
 
     def doubt(self, r: int) -> None:
-        """What r rows cost was seen long ago: what is seen next counts for more."""
+        """What r tokens cost was seen long ago: what is seen next counts for more."""
         self.seen[r] = min(self.seen.get(r, 0), DOUBTED)
         self._firsts.pop(r, None)
 
     def learn(
         self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None
     ) -> None:
-        """One step: k verified, `before` rows in the step before, seconds in target, drafter and refspec (None: not
-        typical).
+        """One step: k drafted tokens, a batch of `before` before it, seconds in target, drafter and refspec.
 
-        `chained` rows the drafter ran, k - 1 if not given.
+        None: not typical. The drafter ran `chained` tokens, k - 1 if not given.
         """
         r, target = k + 1, max(target, TICK)
         switched = before != r
@@ -204,22 +198,18 @@ class Costs:
         if drafter is not None:
             self._add_drafter(max(k - 1, 0) if chained is None else chained, drafter)
         if other is not None:
-            self.learn_own(k > 0, other, 1)
-
-    def learn_own(self, drafted: bool, other: float, steps: int) -> None:
-        """refspec's own seconds a step, the mean of so many steps that drafted or did not."""
-        known = self.other.get(drafted, other)
-        self.other[drafted] = known + (1 - (1 - OWN) ** steps) * (other - known)
+            known = self.other.get(k > 0, other)
+            self.other[k > 0] = known + OWN * (other - known)
 
     def _at_after(self, r: int, seconds: float) -> float:
-        """What r rows that took so long would have taken `after` as many positions as the others, before the drift."""
+        """What r tokens that took so long would have taken `after` as many positions as others, before the drift."""
         undrifted = seconds / self.drift
         return max(undrifted - self._of_context(r), LEAST * undrifted)
 
     def _see_context(self, r: int, seconds: float) -> None:
-        """Learn what a position costs a step and each of its rows: r of them took so long after `context` positions."""
+        """Learn what a position costs a step and each of its tokens: r took so long after `context` positions."""
         one, shape = self._shape(1), self._shape(r)
-        # positions cost a share of a single row
+        # positions cost a share of a single token
         y, z = (self.context - self.after) / 1000 * one / shape, seconds / shape
         x = r * y
         for i, value in enumerate((1.0, x, y, z, x * x, x * y, y * y, x * z, y * z)):
@@ -229,29 +219,27 @@ class Costs:
         xx, xy, yy, xz, yz = xx - x * x + STIFF, xy - x * y, yy - y * y + STIFF, xz - x * z, yz - y * z
         whole = xx * yy - xy * xy
         apart = whole > ALIKE * xx * yy  # else one size only was seen
-        rows, step = ((xz * yy - yz * xy) / whole, (yz * xx - xz * xy) / whole) if apart else (xz / xx, 0.0)
-        if rows < 0 or step < 0:  # neither takes time away: then one of them explains it all
-            rows, step = (0.0, max(yz / yy, 0.0)) if rows < step else (max(xz / xx, 0.0), 0.0)
-        level = max(z - rows * x - step * y, LEAST * z)  # the average drift of what is remembered
-        self.attention, self.cache = (min(slope / level, STEEPEST) * one / 1000 for slope in (rows, step))
+        token, step = ((xz * yy - yz * xy) / whole, (yz * xx - xz * xy) / whole) if apart else (xz / xx, 0.0)
+        if token < 0 or step < 0:  # neither takes time away: then one of them explains it all
+            token, step = (0.0, max(yz / yy, 0.0)) if token < step else (max(xz / xx, 0.0), 0.0)
+        level = max(z - token * x - step * y, LEAST * z)  # the average drift of what is remembered
+        self.attention, self.cache = (min(slope / level, STEEPEST) * one / 1000 for slope in (token, step))
 
     def _add_drafter(self, c: int, y: float) -> None:
         for i, value in enumerate((1.0, float(c), y, float(c * c), c * y)):
             self._drafter[i] = self._drafter[i] * (1 - SLOWEST) + value
 
-    def as_dict(self) -> dict[str, Any]:
-        """What is known, for records."""
-        feed, draft = self.drafter
-        rows = {str(r): self.target(r) for r in sorted(self.rows)}
-        return {"after": self.context, "target": rows, "switch": self.switch, "draft": draft, "feed": feed}
-
     def state(self) -> dict[str, Any]:
         """All that is known, for `resumed`."""
-        return {
-            "after": self.after, "rows": list(self.rows.items()),
-            "switch": self.switch, "switches": self._switches, "drift": self.drift, "cache": self.cache, "attention": self.attention,
-            "slopes": list(self._slopes), "other": list(self.other.items()), "drafter": list(self._drafter), "given": self._given,
-        }  # fmt: skip
+        return {name: getattr(self, name) for name in NUMBERS} | {
+            "after": self.after,
+            "rows": list(self.rows.items()),
+            "switches": self._switches,
+            "slopes": self._slopes,
+            "other": list(self.other.items()),
+            "drafter": self._drafter,
+            "given": self._given,
+        }
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any]) -> Costs:
@@ -260,14 +248,11 @@ class Costs:
         Raises ValueError, KeyError or TypeError for a damaged state.
         """
         costs = cls({int(r): float(t) for r, t in state["rows"]}, after=int(state["after"]))
-        costs.seen, costs._clean, costs._before = dict.fromkeys(costs.rows, 0), set(), 1 in costs.rows
-        costs._switches, costs.other = (
-            int(state["switches"]),
-            {bool(drafted): float(t) for drafted, t in state["other"]},
-        )
-        costs.switch, costs.drift, costs.cache, costs.attention = (
-            float(state[name]) for name in ("switch", "drift", "cache", "attention")
-        )
+        costs.seen, costs._clean, costs._guessed = dict.fromkeys(costs.rows, 0), set(), 1 in costs.rows
+        for name in NUMBERS:
+            setattr(costs, name, float(state[name]))
+        costs._switches = int(state["switches"])
+        costs.other = {bool(drafted): float(t) for drafted, t in state["other"]}
         costs._slopes, costs._drafter = ([float(x) for x in state[name]] for name in ("slopes", "drafter"))
         given = state["given"]
         costs._given = None if given is None else (float(given[0]), float(given[1]))
@@ -279,15 +264,12 @@ class Costs:
 
     @classmethod
     def of(cls, record: Mapping[str, Any] | None) -> Costs:
-        """What a record of `tune` or `measured.measure` says, or nothing known."""
+        """What a record of `tune` or `step_costs.measure` says, or nothing known."""
         if not record:
             return cls()
-        rows = {int(r): float(t) for r, t in dict(record["target"]).items()}
-        costs = cls(
-            rows,
-            after=int(record.get("after", AFTER)),
-            **{name: float(record[name]) for name in ("switch", "draft", "feed")},
-        )
-        if "own" in record:  # `tune` has run texts
+        rows = {int(r): float(t) for r, t in record["target"].items()}
+        terms = {name: float(record[name]) for name in ("switch", "draft", "feed")}
+        costs = cls(rows, after=int(record.get("after", AFTER)), **terms)
+        if "own" in record:  # `tune` has generated
             costs.other = {True: float(record["own"]), False: float(record["own_plain"])}
         return costs

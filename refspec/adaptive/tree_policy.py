@@ -3,18 +3,19 @@
 A policy like `adaptive/policy.py`, without models, clocks or coins, and lossless for the same reason: the nodes
 verified are decided from past steps and the drafter's confidences before this step's coin is drawn. With L the rate of
 tokens to beat (the better of plain decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes of
-the tree stand,
+the tree are accepted,
 
-    nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1 rows) + switch if that changes the batch size)
+    nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1) + switch if that changes the batch size)
 
 where a size that was seen once or twice is hoped to cost no more than its neighbours say, or one disturbed step would
 keep trees small for good.
 
 v is the product along a node's path of the drafter's confidences, calibrated on what was accepted
-(`adaptive/acceptance_model.py`): a child is never worth more than its parent, so the best n form a tree. What is worth
-less than a row can cost is not even grown (`floor`), nor is a level after one of which no node would be verified
-(`more`), for each costs a run of the drafter. Costs are `adaptive/costs.py`'s, with the levels the drafter ran in place
-of a chain's tokens; the account is `adaptive/budget.py`'s, and while it is careful a tree has one node.
+(`adaptive/acceptance_model.py`): a child is never worth more than its parent, so the best n form a tree. A node that is
+worth less than the cheapest token of a batch costs is not even grown (`floor`), nor is a level after one of which no
+node would be verified (`more`), for each costs a run of the drafter. Costs are `adaptive/costs.py`'s, with the levels
+the drafter ran in place of a chain's tokens; the budget is `adaptive/budget.py`'s, and while it is careful a tree has
+one node.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from refspec.adaptive.acceptance_model import AcceptanceModel
 from refspec.adaptive.base import DISTURBED, DOUBTED, TRIAL, Policy
 from refspec.adaptive.costs import Costs
 from refspec.reference.metrics import Step
@@ -30,127 +32,131 @@ from refspec.reference.tree import ROOT, Tree, empty_tree
 DOUBT = 0.5  # of the floor: the drafter's confidences, by which a tree is grown, are not calibrated
 
 
-class TreeWindow(Policy):
-    """The policy for one pair; keep it from one generation to the next, and call `begin` for each.
+class TreePlan:
+    """What one step verifies; made by `TreePolicy.plan`.
 
-    most     the most nodes, 1 or more
-    off      speculation is not paying; `plan` gives 0 until the account allows another try
+    nodes   the most to grow, 0 for a plain step
+    before  tokens of the batch before
+    woke    the first step after speculation was off
+    trial   whether one node at least is verified, whatever its chance
+    floor   the draft probability below which a node is not worth a place in the batch, however cheap
+    tree    what `keep` returned
+    levels  of what was grown
     """
 
-    def __init__(self, most: int, costs: Costs | None = None) -> None:
-        super().__init__(most, costs)
-        self._trial = TRIAL
-        self.begin()
-
-    def begin(self, held: int = 0) -> None:
-        """A new generation after `held` positions: no step came before, and its prompt's rows do not wait."""
-        self._held = self.costs.context = held
-        self._before = 0  # rows of the step before
-        self._planned, self._woke, self._running = False, False, False
-        self._tree, self._levels = empty_tree(), 0
-        self.new_text(held)
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second to beat."""
-        return self._rate_with(1.0, 1.0) / self.costs.plain()
-
-    def plan(self, room: int) -> int:
-        """The most nodes to grow in this step, at most `room`; 0 verifies the pending token alone."""
-        self._planned, self._woke, self._running = False, False, True
-        self._tree, self._levels = empty_tree(), 0
-        room = min(room, self.most)
-        if room <= 0 or not self.costs.comparable:
-            return 0
-        if self.off:
-            if not self.may_try():
-                return 0
-            self.begin_try()
-            self._woke, self._trial = True, TRIAL
-            self.belief.forget(DOUBTED)
-        self._planned = True
-        return 1 if self.careful else room
-
-    def floor(self) -> float:
-        """The draft probability below which a node is not worth a row, however cheap the row."""
-        if self._trial:  # evidence, or a low belief would never be found wrong
-            return 0.0
-        least = min(self.costs.target(r + 1) - self.costs.target(r) for r in range(1, self.most + 1))
-        return min(max(DOUBT * self.rate * least, 0.0), 1.0)
+    def __init__(
+        self,
+        nodes: int,
+        before: int,
+        costs: Costs,
+        acceptance: AcceptanceModel,
+        *,
+        rate: float = 0.0,
+        floor: float = 0.0,
+        woke: bool = False,
+        trial: bool = False,
+    ) -> None:
+        self.nodes, self.before, self.floor, self.woke, self.trial = nodes, before, floor, woke, trial
+        self._costs, self._acceptance, self._rate = costs, acceptance, rate
+        self.tree, self.levels = empty_tree(), 0
 
     def more(self, tree: Tree) -> bool:
         """Whether a tree that was grown so far should get another level."""
-        if self._trial:
+        if self.trial:
             return True
         depths = tree.depths()
         return int(depths[self._best(tree)].max(initial=0)) == int(depths.max(initial=0))
 
     def keep(self, tree: Tree) -> Tree:
         """The part of a grown tree that is worth verifying."""
-        if not self._planned:
+        if not self.nodes:
             return tree
-        self._levels = tree.height
-        best = self._best(tree)
-        self._trial = max(self._trial - 1, 0)
-        self._tree = tree.keep(best)
-        return self._tree
+        self.levels, self.tree = tree.height, tree.keep(self._best(tree))
+        return self.tree
 
     def _best(self, tree: Tree) -> list[int]:
         """The nodes that are worth verifying, in order; one at least in a trial."""
-        chances, depths, rate = self._chances(tree), tree.depths().tolist(), self.rate
+        chances, depths = self._chances(tree), tree.depths().tolist()
         order = sorted(range(len(chances)), key=lambda i: (-chances[i], depths[i], i))
-        best, value, tokens = 0, -math.inf, 1.0
+        best, most, tokens = 0, -math.inf, 1.0
         for n in range(len(order) + 1):
             tokens += chances[order[n - 1]] if n else 0.0
-            worth = tokens - rate * (self.costs.hoped(n + 1) + self._change(n + 1))
-            if worth > value and not (self._trial and n == 0 and order):
-                best, value = n, worth
+            worth = tokens - self._rate * (self._costs.hoped(n + 1) + switch(self._costs, self.before, n + 1))
+            if worth > most and not (self.trial and n == 0 and order):
+                best, most = n, worth
         return sorted(order[:best])
 
-    def learn(self, step: Step, path: Sequence[int]) -> None:
-        """Take in what a step verified, accepted (`path`, nodes of what `keep` returned) and cost."""
-        tokens, (target, drafter, other) = len(step.tokens), step.seconds
-        self.say(step.tokens)
-        self.costs.context = self._held + step.position
-        chained = max(self._levels - 1, 0)
-        feed, draft = self.costs.drafter
-        usual = self._seconds_of(step.nodes + 1) + feed + draft * chained + self.costs.other.get(True, 0.0)
-        # growing a tree that was not worth a row is no part of what plain decoding costs
-        if self._planned and not step.nodes:
-            other = self.costs.other.get(False, 0.0)
-        self.costs.learn(step.nodes, self._before, target, None if self.off or self._woke else drafter, other, chained)
-        if self._planned:
-            self._judged(path)
-            # A first step builds llama.cpp's graph, which plain decoding would have had to do as well; and one
-            # disturbed step is no evidence.
-            took = min(step.seconds.total, DISTURBED * usual) - (self.costs.switch if self._before == 0 else 0.0)
-            self.speculated(tokens, usual / self.costs.plain(), took / self.costs.plain())
-            self._went_at(tokens, step.seconds.total / self.costs.plain())
-        elif self.off:
-            self.watched(tokens)
-        self._before = step.nodes + 1
-
-    def _seconds_of(self, rows: int) -> float:
-        return self.costs.target(rows) + self._change(rows)
-
-    def _change(self, rows: int) -> float:
-        return self.costs.switch if self._before not in (0, rows) else 0.0
-
     def _chances(self, tree: Tree) -> list[float]:
-        """[N] that each node stands."""
-        out: list[float] = []
+        """[N] that each node is accepted."""
+        found: list[float] = []
         for confidence, parent, depth in zip(
             tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True
         ):
-            out.append(self.belief.chance(confidence, depth - 1) * (1.0 if parent == ROOT else out[parent]))
-        return out
+            found.append(self._acceptance.chance(confidence, depth - 1) * (1.0 if parent == ROOT else found[parent]))
+        return found
 
-    def _judged(self, path: Sequence[int]) -> None:
-        """Count the children of every node the text came to: one of them stood, or none."""
-        tree, stood = self._tree, set(path)
-        came_to = {ROOT, *path}
+
+class TreePolicy(Policy):
+    """The policy for one pair; keep it from one generation to the next, and call `begin` for each."""
+
+    def __init__(self, most: int, costs: Costs | None = None) -> None:
+        super().__init__(most, costs)
+        self._trial = TRIAL  # steps left of it
+
+    def plan(self, room: int) -> TreePlan:
+        """What to grow in this step, at most `room` nodes; 0 verifies the pending token alone."""
+        self._reading = False
+        woke, room = self.off, min(room, self.most)
+        before, costs, acceptance = self._before, self.costs, self.acceptance
+        if room <= 0 or not costs.comparable or (woke and not self.budget.may_try()):
+            return TreePlan(0, before, costs, acceptance)
+        if woke:
+            self.budget.begin_try()
+            acceptance.forget(DOUBTED)
+            self._trial = TRIAL
+        nodes, trial = 1 if self.budget.careful else room, self._trial > 0
+        self._trial -= trial
+        rate = self.rate.to_beat(1.0, 1.0) / costs.plain()
+        least = min(costs.target(n + 1) - costs.target(n) for n in range(1, self.most + 1))
+        # in a trial all is grown, or a low chance would never be found wrong
+        floor = 0.0 if trial else min(max(DOUBT * rate * least, 0.0), 1.0)
+        return TreePlan(nodes, before, costs, acceptance, rate=rate, floor=floor, woke=woke, trial=trial)
+
+    def learn(self, plan: TreePlan, step: Step, path: Sequence[int]) -> None:
+        """Take in what a step verified, accepted (`path`, nodes of what `plan.keep` returned) and cost."""
+        tokens, (target, drafter, other) = len(step.tokens), step.seconds
+        costs, before, size = self.costs, plan.before, step.nodes + 1
+        self.budget.say(step.tokens)
+        costs.context = self._held + step.position
+        chained = max(plan.levels - 1, 0)
+        feed, draft = costs.drafter
+        run = costs.target(size) + switch(costs, before, size)
+        usual = run + feed + draft * chained + costs.other.get(True, 0.0)
+        # growing a tree that was not worth verifying is no part of what plain decoding costs
+        if plan.nodes and not step.nodes:
+            other = costs.other.get(False, 0.0)
+        costs.learn(step.nodes, before, target, None if self.off or plan.woke else drafter, other, chained)
+        if plan.nodes:
+            self._judged(plan.tree, path)
+            # a first step builds llama.cpp's graph, as plain decoding would; and one disturbed step is no evidence
+            took = min(step.seconds.total, DISTURBED * usual) - (costs.switch if before == 0 else 0.0)
+            plain = costs.plain()
+            self.budget.speculated(tokens, usual / plain, took / plain)
+            self.rate.add(tokens, step.seconds.total / plain)
+        elif self.off:
+            self.budget.watched(tokens)
+        self._before = size
+
+    def _judged(self, tree: Tree, path: Sequence[int]) -> None:
+        """Count the children of every node that was accepted: one of them was accepted, or none."""
+        accepted, parents = set(path), {ROOT, *path}
         for i, (confidence, parent, depth) in enumerate(
             zip(tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True)
         ):
-            if parent in came_to:
-                self.belief.see(confidence, depth - 1, i in stood)
+            if parent in parents:
+                self.acceptance.see(confidence, depth - 1, i in accepted)
+
+
+def switch(costs: Costs, before: int, size: int) -> float:
+    """Seconds that a change of batch size costs, 0 where it stays or no batch came before."""
+    return costs.switch if before not in (0, size) else 0.0

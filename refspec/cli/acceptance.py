@@ -1,4 +1,4 @@
-"""`refspec bench acceptance`: tau and acceptance by position of several drafters over the same text."""
+"""`refspec acceptance`: tau and acceptance by position of several drafters over the same outputs of the target."""
 
 from __future__ import annotations
 
@@ -11,71 +11,98 @@ from typing import Any
 
 import click
 
-from refspec.cli.measure import bench, json_option, prompt_options
-from refspec.cli.pairs import EXPERIMENTS, about, pair_options, whole_numbers
+from refspec.cli.command import DRAFTING, SAMPLING, SPECIALISTS, option
+from refspec.cli.group import draft_max_option, main, output_option, tokens_option
+from refspec.cli.measure import json_option, prompt_options
+from refspec.cli.pairs import EXPERIMENTS, about, pair_options, strictly, whole_numbers
 from refspec.errors import UsageError
 from refspec.evaluate.perturb import PERTURBATIONS
 
 KIND = "refspec-acceptance-run-1"
 
 
-@bench.command()
+@main.command()
 @pair_options
 @prompt_options
-@click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens per answer.")
-@click.option(
-    "--draft-max",
+@option("--count", type=click.IntRange(1), help="At most so many prompts of each family; all without it.")
+@option("--turns", type=click.IntRange(1), help="At most so many turns of a conversation; all without it.")
+@tokens_option(128, "At most so many tokens per answer.")
+@output_option("JSONL", "Keep finished prompts there; the same call goes on after a kill.", required=False)
+@json_option
+@draft_max_option(
+    "Guesses per step, one number or several, trained for or not.",
     default="5",
     show_default=True,
     metavar="K[,K...]",
-    help="Draft tokens per verify step, trained for or not.",
 )
-@click.option(
-    "--tree", "trees", multiple=True, metavar="N[:TOPK[:DEPTH]]",
-    help="Measure draft trees of N nodes too (TOPK after each, 4; DEPTH on a path, 8), beside the chain of N draft tokens, which "
-    "verifies as many rows; may be repeated.",
-)  # fmt: skip
-@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
-@click.option(
+@option(
+    "--tree",
+    "trees",
+    multiple=True,
+    metavar="N[:TOPK[:DEPTH]]",
+    section=DRAFTING,
+    help="Measure draft trees of N nodes too (TOPK after each, 4; DEPTH on a path, 8), beside the chain of N guesses, "
+    "which checks as many tokens. May be repeated.",
+)
+@option("--lookup", is_flag=True, section=DRAFTING, help="Measure prompt lookup too.")
+@option("--temp", type=float, default=0.0, show_default=True, section=SAMPLING, help="Temperature of the target.")
+@option(
     "--seed",
     type=int,
     default=0,
     show_default=True,
+    section=SAMPLING,
     help="Seed of the first prompt, the next ones count up; and of the bootstrap.",
 )
-@click.option("--count", type=click.IntRange(1), help="At most so many prompts of each family.")
-@click.option("--turns", type=click.IntRange(1), help="At most so many turns of a conversation; all without it.")
-@click.option(
-    "--perturb", "perturbations", multiple=True, type=click.Choice([*PERTURBATIONS, "all"]), metavar="NAME",
-    help="Change the chat template around each prompt; may be repeated, `all` is every one. Listed below.",
-)  # fmt: skip
-@click.option(
-    "--context", metavar="N[,N...]",
-    help="Pad first turns to N tokens with a document made of the other prompts; only prompts that fit into the smallest N.",
-)  # fmt: skip
-@click.option("--baseline", metavar="NAME", help="Drafter the ratios are to; the last one without it.")
-@click.option(
-    "--engine", type=click.Choice(["llama", "reference"]), help="Who runs the drafters; llama.cpp where it can."
+@option("--baseline", metavar="NAME", section=SPECIALISTS, help="Drafter the ratios are to; the last one without it.")
+@option(
+    "--perturb",
+    "perturbations",
+    multiple=True,
+    type=click.Choice([*PERTURBATIONS, "all"]),
+    metavar="NAME",
+    section=SPECIALISTS,
+    help="Change the chat template around each prompt, see below; may be repeated, `all` is every one.",
 )
-@click.option("--lookup", is_flag=True, help="Measure prompt lookup too.")
-@click.option("-o", "--out", metavar="JSONL", help="Keep finished prompts there; the same call goes on after a kill.")
-@json_option
+@option(
+    "--context",
+    metavar="N[,N...]",
+    section=SPECIALISTS,
+    help="Pad first turns to N tokens with a document made of the other prompts; only prompts that fit into the "
+    "smallest N.",
+)
+@option(
+    "--engine",
+    type=click.Choice(["llama", "reference"]),
+    section=SPECIALISTS,
+    help="Who runs the drafters; llama.cpp where it can.",
+)
 def acceptance(as_json: bool, **o: Any) -> None:
     from refspec.evaluate import acceptance_report
 
-    measured = run(o)
+    measured = run(strictly(o))
     click.echo(json.dumps(measured) if as_json else "\n".join(acceptance_report.table(measured)))
 
 
 acceptance.help = "\n".join(
-    ["Tau and acceptance by position of drafters over the same text of the target.", "",
-     "The target decides its text once; the drafters are led over it, so ratios between them are paired. Later turns of a conversation "
-     "follow the target's own answers.", "",
-     "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many draft tokens, and `gain`, their "
-     "ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does not compute them, the reference code; others are "
-     "measured as chains only. Trees follow the text at any --temp.", "", "\b", "Perturbations of the template:",
-     *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items())]
-)  # fmt: skip
+    [
+        "Count the guesses kept of several drafters.",
+        "",
+        "\b",
+        "    refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5",
+        "",
+        "The target decides its output once; the drafters are led over it, so ratios between them are paired. Later "
+        "turns of a conversation follow the target's own answers. Nothing is timed.",
+        "",
+        "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many "
+        "guesses, and `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does "
+        "not compute them, the reference code; others are measured as chains only.",
+        "",
+        "\b",
+        "Perturbations of the template:",
+        *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items()),
+    ]
+)
 
 
 def run(o: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +122,9 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
     given = o["perturbations"]
     wanted = list(PERTURBATIONS) if "all" in given else list(dict.fromkeys(given)) or ["none"]
     target, drafters, files = load_pairs(
-        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"], growths=o["growths"], engine=o["engine"] or "", lookup=o["lookup"], trees=trees,
+        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"],
+        strict=o["strict"], anchors=o["anchors"], growths=o["growths"], engine=o["engine"] or "",
+        lookup=o["lookup"], trees=trees,
     )  # fmt: skip
     with ExitStack() as stack:
         session = stack.enter_context(Session(target, name=str(target.path)))
@@ -119,7 +147,8 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--context {buckets[0]}: no prompt is short enough; give a longer context")
         settings = {
             "target": Path(o["model"] or target.path).name, "prompt_file": Path(o["prompts"] or "built-in").name,
-            "prompts": len(numbers), "left_out": len(prompts) - len(numbers), "draft_max": lengths, "perturb": wanted, "context": buckets,
+            "prompts": len(numbers), "left_out": len(prompts) - len(numbers), "draft_max": lengths, "perturb": wanted,
+            "context": buckets,
             **{key: o[key] for key in ("max_tokens", "temp", "seed", "turns", "strict")}, "n_ctx": target.n_ctx,
             "texts": hashlib.sha256(repr(prompts).encode()).hexdigest()[:16], "files": files,
             **({"trees": [str(shape) for shape in trees]} if trees else {}),

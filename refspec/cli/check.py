@@ -6,17 +6,18 @@ import json
 
 import click
 
-from refspec.cli.group import main, note
+from refspec.cli.command import PATH, note, option
+from refspec.cli.group import main, threads_option, tokens_option
 from refspec.cli.measure import json_option
 
 
 @main.command()
-@click.argument("target", metavar="TARGET")
-@click.argument("drafter", metavar="DRAFTER")
-@click.option("--live/--no-live", default=True, show_default=True, help="Run the pair, or only compare the files.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the run.")
-@click.option("-n", "--max-tokens", type=click.IntRange(2), default=48, show_default=True, help="Tokens per prompt.")
-@click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many built-in prompts.")
+@click.argument("target", metavar="TARGET", type=PATH)
+@click.argument("drafter", metavar="DRAFTER", type=PATH)
+@option("--live/--no-live", default=True, help="Run the pair, as without this option, or only compare the files.")
+@threads_option
+@tokens_option(48, "At most so many tokens per prompt.")
+@option("--count", type=click.IntRange(1), default=6, show_default=True, help="How many built-in prompts.")
 @json_option
 @click.pass_context
 def check(
@@ -29,7 +30,13 @@ def check(
     count: int,
     as_json: bool,
 ) -> None:
-    """Does DRAFTER fit TARGET (GGUF files)? Findings with their likely causes; exit 1 on a misfit."""
+    """Find out whether a drafter fits a target.
+
+    \b
+        refspec check target.gguf drafter.gguf
+
+    By what the files say, and by a short run. Every finding has its likely cause; exit 1 on a misfit.
+    """
     from refspec.evaluate import check as checking
 
     found = checking.check(

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import main, note
+from refspec.cli.command import PATH, SAMPLING, SPECIALISTS, note, option
+from refspec.cli.group import main, output_option, tokens_option
 from refspec.cli.measure import json_option, prompt_options
-from refspec.cli.pairs import about, pair_options
+from refspec.cli.pairs import about, pair_options, strictly
 from refspec.errors import UsageError
 from refspec.evaluate.perturb import PERTURBATIONS
 
@@ -20,37 +21,56 @@ from refspec.evaluate.perturb import PERTURBATIONS
 @main.command()
 @pair_options
 @prompt_options
-@click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many prompts.")
-@click.option("-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens per prompt.")
-@click.option(
-    "--depth", type=click.IntRange(1, 64), default=8, show_default=True, help="Draft tokens per chain, trained for or not."
-)  # fmt: skip
-@click.option(
-    "--every", type=click.IntRange(1), help="Draft at each so-many-th output position, not where the decode cycle would."
-)  # fmt: skip
-@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature of the target's text.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap and the first prompt.")
-@click.option(
-    "--perturb", type=click.Choice([*PERTURBATIONS]), metavar="NAME", default="none", show_default=True,
-    help="Change the chat template around each prompt, see refspec bench acceptance -h.",
-)  # fmt: skip
-@click.option("-o", "--out", metavar="DIR", help="Also write drift.json, figures (PNG) and one page (HTML) there.")
-@click.option("--from", "source", metavar="JSON", help="Measure nothing: show this record of an earlier run.")
+@option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many prompts.")
+@tokens_option(64, "At most so many tokens per prompt.")
+@option(
+    "--depth", type=click.IntRange(1, 64), default=8, show_default=True, help="Guesses per chain, trained for or not."
+)
+@output_option("DIR", "Also write drift.json, figures (PNG) and one page (HTML) there.", required=False)
+@option("--from", "source", type=PATH, metavar="JSON", help="Measure nothing: show this record of an earlier run.")
 @json_option
+@option(
+    "--every",
+    type=click.IntRange(1),
+    section=SPECIALISTS,
+    help="Guess at every N-th output position, not where the decode cycle would.",
+)
+@option(
+    "--perturb",
+    type=click.Choice([*PERTURBATIONS]),
+    metavar="NAME",
+    default="none",
+    show_default=True,
+    section=SPECIALISTS,
+    help="Change the chat template around each prompt, see `refspec acceptance -h`.",
+)
+@option("--temp", type=float, default=0.0, show_default=True, section=SAMPLING, help="Temperature of the target.")
+@option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    section=SAMPLING,
+    help="Seed of the bootstrap and the first prompt.",
+)
 def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
-    """Attention, state magnitude and acceptance by chain depth.
+    """Show how drafters change with the depth of a chain.
 
     \b
-        refspec drift                                        # the embedded pair and its pre-norm twin
         refspec drift -m target.gguf -d a.gguf -d b.gguf -o drift/
-        refspec drift --from drift/drift.json -o drift/      # the figures again
+    The embedded pair and its pre-norm twin:
+        refspec drift
+    The figures of an earlier run again:
+        refspec drift --from drift/drift.json -o drift/
+
+    Attention, the size of the state that is fed back, and acceptance, by depth.
     """
     from refspec.evaluate import drift_report
 
     began = perf_counter()
     if out is not None:
         _ready_for_figures(out)
-    measured = drift_report.read(source) if source is not None else measure(o)
+    measured = drift_report.read(source) if source is not None else measure(strictly(o))
     note(f"{perf_counter() - began:.0f} s{_peak()}")
     click.echo(json.dumps(measured) if as_json else "\n".join(drift_report.table(measured)))
     if out is not None:
@@ -72,8 +92,8 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
     sampler = Sampler(temperature=o["temp"])
     texts = [p.text for p in read(o["prompts"], o["families"])][: o["count"]]
     target, drafters, _ = load_pairs(
-        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"], strict=o["strict"],
-        anchors=o["anchors"], growths=o["growths"],
+        o["model"], o["drafters"], n_ctx=o["n_ctx"], threads=o["threads"], gpu_layers=o["gpu_layers"],
+        strict=o["strict"], anchors=o["anchors"], growths=o["growths"],
     )  # fmt: skip
     with Session(target, name=str(target.path)) as session:
         room = target.n_ctx - o["max_tokens"]
@@ -88,8 +108,8 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
                 sampler=sampler, seed=o["seed"], every=o["every"], progress=lambda: bar.update(1),
             )  # fmt: skip
     settings = {
-        "target": Path(o["model"] or target.path).name, "prompts": len(prompts), "prompt_file": Path(o["prompts"] or "built-in").name,
-        "families": list(o["families"]),
+        "target": Path(o["model"] or target.path).name, "prompts": len(prompts),
+        "prompt_file": Path(o["prompts"] or "built-in").name, "families": list(o["families"]),
         **{key: o[key] for key in ("max_tokens", "depth", "every", "temp", "seed", "perturb", "strict")},
     }  # fmt: skip
     return drift_report.record(found, about(drafters), settings, o["seed"])

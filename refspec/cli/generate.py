@@ -1,9 +1,10 @@
-"""`refspec generate`: text on stdout as it is decided, the account of it on stderr."""
+"""`refspec generate`: text on stdout as it is decided, what it took on stderr."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,68 +16,105 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from refspec.cli.group import (
-    INTERRUPTED,
-    load,
-    main,
-    model_options,
-    note,
-    read_bias,
-    read_prompt,
-    tree_option,
-)
+from refspec.cli.command import DRAFTING, INTERRUPTED, PATH, SAMPLING, note, option
+from refspec.cli.group import draft_max_option, load, main, model_options, read_bias, read_prompt, tree_option
 from refspec.cli.penalties import changed, penalties_of, penalty_options
 
 if TYPE_CHECKING:
+    from refspec.evaluate.speed import ForeignLoad
     from refspec.reference.sampling import Sampler
     from refspec.session import Generation, Session
 
 
 @main.command()
+@option("-p", "--prompt", metavar="TEXT", help="The prompt.")
+@option(
+    "-f",
+    "--file",
+    "path",
+    type=PATH,
+    metavar="FILE",
+    help="Read the prompt from a file; - is stdin, as without -p and -f.",
+)
+@option(
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    also=("--n-predict",),
+    help="Stop after so many tokens.",
+)
 @model_options
-@click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
-@click.option(
-    "-f", "--file", "path", metavar="FILE", help="Read the prompt from a file; - is stdin, as without -p and -f."
-)
-@click.option(
-    "-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Stop after so many tokens."
-)
-@click.option(
-    "--draft-max",
+@option("--system", metavar="TEXT", also=("-sys", "--system-prompt"), help="System text for the chat template.")
+@option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
+@option("--compare", is_flag=True, help="Also run plain decoding and print both, the speedup and any difference.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
+@draft_max_option(
+    "Guesses per step, 0 for plain decoding; the default was measured, or is chosen every step. With --adaptive the "
+    "most.",
     type=click.IntRange(0, 64),
-    help="Draft tokens per verify step, 0 for plain decoding; the default was measured, or is chosen every step. With --adaptive the most.",
 )
 @tree_option
-@click.option(
-    "--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 always takes the likeliest token."
+@option("--no-spec", is_flag=True, section=DRAFTING, help="Plain decoding, although there is a drafter.")
+@option(
+    "--draft-sampling",
+    is_flag=True,
+    section=DRAFTING,
+    help="Sample the guesses and verify by rejection: same distribution, other output per seed.",
 )
-@click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 is off.")
-@click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1 is off.")
-@click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest; 0 is off.")
-@click.option(
+@option(
+    "--temp",
+    type=float,
+    default=0.0,
+    show_default=True,
+    section=SAMPLING,
+    also=("--temperature",),
+    help="Temperature; 0 always takes the likeliest token.",
+)
+@option("--top-k", type=int, default=0, section=SAMPLING, help="Keep the k likeliest tokens; 0 is off.")
+@option(
+    "--top-p", type=float, default=1.0, section=SAMPLING, help="Keep the likeliest tokens up to this mass; 1 is off."
+)
+@option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    section=SAMPLING,
+    help="Drop tokens below this share of the likeliest; 0 is off.",
+)
+@option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    section=SAMPLING,
+    also=("-s",),
+    help="Same seed, same output, with and without speculation.",
+)
+@option(
+    "--recommended",
+    is_flag=True,
+    section=SAMPLING,
+    help="Sample as the target's file recommends, where no option says otherwise.",
+)
+@option(
     "--logit-bias",
     metavar="ID=X",
     multiple=True,
+    section=SAMPLING,
     help="Add X to the logit of token ID, -inf forbids it; may be repeated.",
 )
 @penalty_options
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Same seed, same text, with and without speculation."
-)
-@click.option(
-    "--recommended", is_flag=True, help="Sample as the target's file recommends, where no option says otherwise."
-)
-@click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
-@click.option("--system", metavar="TEXT", help="System text for the chat template.")
-@click.option("--no-spec", is_flag=True, help="Plain decoding, although there is a drafter.")
-@click.option(
-    "--draft-sampling", is_flag=True, help="Sample the drafts and verify by rejection: same law, other text per seed."
-)
-@click.option("--compare", is_flag=True, help="Also run plain decoding and print both, the speedup and any difference.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: float, as_json: bool, **o: Any) -> None:
-    """Generate text, drafted and verified, and say what the drafter gained."""
+    """Generate text with guesses, and say what they gained.
+
+    \b
+        refspec generate --compare -p "Why is the sky blue?"
+        refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
+    """
+    from refspec.evaluate.speed import ForeignLoad
     from refspec.reference.sampling import Sampler
 
     if prompt is not None and path is not None:
@@ -87,13 +125,12 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
     penalties_of(o)  # refuses what cannot be before a model is loaded
     text = read_prompt(prompt, path)
+    others = ForeignLoad()
     with load(o, chooses=o["adaptive"] is None and not o["draft_sampling"]) as session:
         sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
         if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
-            note(
-                "stretches of text are kept from coming again (DRY), as suits so small a model; --dry-multiplier 0 leaves it out"
-            )
-        code = run(session, text, sampler, o, as_json)
+            note("anti-repetition (DRY) is on for this small model; --dry-multiplier 0 turns it off")
+        code = run(session, text, sampler, o, as_json, others)
     ctx.exit(code)
 
 
@@ -109,7 +146,10 @@ SETS = {
 
 
 def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
-    """`sampler` with what the target's file recommends, if that was asked for; options win. Says so where it was not."""
+    """`sampler` with what the target's file recommends, if that was asked for; options win.
+
+    A recommendation that was not asked for is said.
+    """
     from refspec.gguf.recommended_sampling import recommended
 
     found = recommended(session.target.metadata, session.name)
@@ -124,8 +164,8 @@ def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str,
     return sampler
 
 
-def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool) -> int:
-    """Generate, print and compare; returns the exit code."""
+def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool, others: ForeignLoad) -> int:
+    """Generate, print and compare; returns the exit code. `others` is the load of other processes since before."""
     from refspec.evaluate import report
     from refspec.llama import open_pair
     from refspec.session import DRAFT_MAX
@@ -136,18 +176,19 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
         text, system=o["system"], raw=o["raw"], speculate=speculating, draft_sampling=o["draft_sampling"], **wanted
     )
     if session.drafter is None and not o["no_spec"]:
-        note("no drafter (-d, --lookup): plain decoding")
+        note("plain generation; -d FILE or --lookup makes guesses")
     elif not speculating:
-        note("plain decoding: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
+        note("plain generation: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
     if session.chat_template is None and not o["raw"]:
         note(f"{session.name} has no chat template: the prompt is used as it is")
-    if o["strict"] and not session.bit_strict:
-        note("--strict: the weights are not all F32, so batch shapes still round differently")
-    before = session.window.texts if session.window is not None else 0
+    if o["reproducible"] == "f32" and not session.bit_strict:
+        note("--reproducible f32: the weights are not all F32, so batches of other sizes still round differently")
+    before = session.policy.remembered if session.policy is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
-        after = f", after {before} text{'s' * (before > 1)} before" if before else ""
+        learned = f", as learned from {before} output{'s' * (before > 1)} before" if before else ""
         note(
-            f"how much to draft is chosen every step{after} (--no-adaptive: {DRAFT_MAX} tokens; --no-tune: as if for the first time)"
+            f"the number of guesses is chosen every step{learned} (--no-adaptive: {DRAFT_MAX}; --no-tune: as if for "
+            "the first time)"
         )
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
@@ -164,12 +205,13 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     if looked_up:
         lines.insert(
             1,
-            f"  drafts: {looked_up} of {generation.statistics.verify_steps} from the text itself, where the drafter was unsure",
+            f"  lookup: {looked_up} of {generation.statistics.verify_steps} calls had guesses from the text so far, "
+            "where the drafter was unsure",
         )
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
         if speculating:
-            interrupted = compare(session, generation, sampler, o, record, lines)
+            interrupted = compare(session, generation, sampler, o, record, lines, others)
         else:
             note("--compare: nothing to compare, the run above is plain decoding")
             record |= {"plain": {"text": generation.text} | generation.statistics.as_dict(), "speedup": 1.0}
@@ -183,16 +225,24 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
 
 
 def compare(
-    session: Session, fast: Generation, sampler: Sampler, o: dict[str, Any], record: dict[str, Any], lines: list[str]
+    session: Session,
+    fast: Generation,
+    sampler: Sampler,
+    o: dict[str, Any],
+    record: dict[str, Any],
+    lines: list[str],
+    others: ForeignLoad,
 ) -> bool:
     """Run the same prompt without speculation and add the outcome to record and lines; True when interrupted."""
     from refspec.evaluate import report
     from refspec.evaluate.compare import explain
+    from refspec.evaluate.speed import busy
 
     plain = session.generate(
         tokens=fast.prompt, speculate=False, max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"]
     )
     consume(plain, None)
+    record["foreign_cores"] = others.cores()
     record["plain"] = {"text": plain.text} | plain.statistics.as_dict()
     record["speedup"] = report.speedup(fast.statistics, plain.statistics)
     if plain.statistics.stop == "interrupted":
@@ -216,18 +266,22 @@ def compare(
     def show(token: int) -> str:
         return session.target.token_to_bytes(token, special=True).decode("utf-8", "replace")
 
-    if o["strict"]:
-        note("--strict is for equality, not for speed: plain decoding runs each token beside a second row, thrown away")
-    elif o["exact"] or o["pair_rows"]:
-        note(f"--{'exact' if o['exact'] else 'pair-rows'}: plain decoding runs each token beside a copy of itself, too")
-    lines += report.describe_comparison(fast.statistics, plain.statistics, sampled, same, difference, show)
+    if o["reproducible"] or o["pair_rows"]:
+        what = f"--reproducible {o['reproducible']}" if o["reproducible"] else "--pair-rows"
+        note(f"{what}: plain decoding runs each token beside a second one, too, so the speedup is not the usual one")
+    doubt = busy(record["foreign_cores"], os.cpu_count())
+    lines += report.describe_comparison(
+        fast.statistics, plain.statistics, sampled, same, difference, show, adaptive=session.adaptive, busy=doubt
+    )
     if session.tree is not None:
-        return False  # costs and windows of chains predict nothing here
+        return False  # costs of chains predict nothing here
     if tuned := session.tuned.record:
         from refspec.evaluate.tune import predict
 
         record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
-    lines.append(report.describe_prediction(record.get("predicted_speedup"), record["speedup"]))
+    files = "".join(f" {flag} {o[name]}" for flag, name in (("-m", "model"), ("-d", "drafter")) if o[name])
+    predicted = record.get("predicted_speedup")
+    lines.append(report.describe_prediction(predicted, record["speedup"], f"refspec tune{files}"))
     return False
 
 

@@ -1,4 +1,4 @@
-"""The command group: every failure is one line, and the options that name and load models."""
+"""The command `refspec`, and the options and steps its commands share: models named and loaded, prompts read."""
 
 from __future__ import annotations
 
@@ -11,69 +11,273 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refspec.errors import PromptError, RefspecError, UsageError
+from refspec.cli.command import DRAFTING, PATH, SPECIALISTS, WIDTH, Refspec, note, old_flag, option, options, or_old
+from refspec.errors import PromptError, UsageError
 
 if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
     from refspec.session import Session
 
-INTERRUPTED = 130  # 128 + SIGINT
-CLOSED_PIPE = 141  # 128 + SIGPIPE
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types of the matrices of a written GGUF
+COMMANDS = {
+    "Run": ("generate", "chat"),
+    "Make": ("convert", "export", "recast", "train", "models"),
+    "Understand": ("inspect", "check", "drift"),
+    "Measure": ("tune", "bench", "acceptance", "verify"),
+}
+GONE = {"stock": "refspec convert DRAFTER --target TARGET --stock -o FILE"}
 
 
-class Refspec(click.Group):
-    """A group whose every failure is one line on stderr: exit 1, or 2 for a wrong argument."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        debug = bool(os.environ.get("REFSPEC_DEBUG"))
-        try:
-            return super().invoke(ctx)
-        except (
-            BrokenPipeError
-        ):  # the reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(nowhere, stream.fileno())
-            ctx.exit(CLOSED_PIPE)
-        except KeyboardInterrupt:
-            if debug:
-                raise
-            note("interrupted")
-            ctx.exit(INTERRUPTED)
-        except RefspecError as error:
-            if debug:
-                raise
-            note(str(error))
-            ctx.exit(2 if isinstance(error, UsageError) else 1)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            what = " ".join(str(error).split())
-            note(f"{type(error).__name__}: {what} (unexpected; set REFSPEC_DEBUG=1 to see where, and please report it)")
-            ctx.exit(1)
-
-
-def note(line: str) -> None:
-    """One line to stderr, even for a file name that has a line break in it."""
-    click.echo("refspec: " + "\\n".join(line.splitlines()), err=True)
-
-
-@click.group(cls=Refspec, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Refspec,
+    sections=COMMANDS,
+    gone=GONE,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+)
 @click.version_option(package_name="refspec")
 def main() -> None:
-    """Normalized speculative drafters (EAGLE-3 and 3.1) on llama.cpp.
+    """Speculative decoding on llama.cpp: a small drafter guesses tokens, the target checks several at once.
 
     \b
-    Generate with the embedded pair, and see what the drafter gained:
+    Generate with the embedded pair, and see what the drafter gains:
         refspec generate --compare -p "Why is the sky blue?"
     With a model and a drafter of your own:
         refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
-    What is this file, and which normalization does it have:
-        refspec inspect drafter.gguf
+    Will guessing pay on this machine:
+        refspec tune -m target.gguf -d drafter.gguf
 
-    Text goes to stdout, everything else to stderr.
+    Text goes to stdout, everything else to stderr. Tau, wherever it appears, is the mean number of tokens a call of
+    the target decides: 1 without guesses.
     """
+
+
+model_option = option("-m", "--model", type=PATH, metavar="GGUF", help="Target model; the embedded pair without it.")
+ctx_option = option(
+    "-c",
+    "--ctx",
+    "n_ctx",
+    type=click.IntRange(0),
+    default=0,
+    also=("--ctx-size",),
+    help="Context in tokens; 0 is the model's own, at most 8192.",
+)
+threads_option = option("-t", "--threads", type=click.IntRange(1), help="Threads for one token.")
+gpu_option = option(
+    "-ngl",
+    "--gpu-layers",
+    type=click.IntRange(-1),
+    default=0,
+    also=("--n-gpu-layers",),
+    help="Layers of the target on the GPU, -1 for all.",
+)
+
+
+def tokens_option(default: int, what: str) -> Callable[[Any], Any]:
+    """`-n`, the most tokens that are generated."""
+    return option(
+        "-n",
+        "--max-tokens",
+        type=click.IntRange(2),
+        default=default,
+        show_default=True,
+        also=("--n-predict",),
+        help=what,
+    )
+
+
+def output_option(metavar: str, what: str, *, required: bool = True, **how: Any) -> Callable[[Any], Any]:
+    """`-o`, the file or directory to write."""
+    return option(
+        "-o",
+        "--output",
+        "out",
+        metavar=metavar,
+        required=required,
+        old=("--out",),
+        help=what,
+        **({"type": PATH} | how),
+    )
+
+
+def _one_type(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """The type of the cache; UsageError where its keys and values are given different ones."""
+    if len(set(value)) > 1:
+        raise UsageError(
+            f"--cache-type-k and --cache-type-v are {' and '.join(value)}: refspec has one type for both; give the same"
+        )
+    return value[0] if value else None
+
+
+def _panels_meant(on: bool) -> str:
+    if on:
+        return "refspec"
+    from refspec.llama.amx import repacking_works
+
+    return "repack" if repacking_works() else "stored"
+
+
+model_options = options(
+    model_option,
+    option(
+        "-d",
+        "--drafter",
+        type=PATH,
+        metavar="GGUF",
+        also=("-md", "--spec-draft-model"),
+        help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary.",
+    ),
+    ctx_option,
+    threads_option,
+    gpu_option,
+    option(
+        "--lookup/--no-lookup",
+        default=None,
+        section=DRAFTING,
+        help="Guess what followed the same words before: alone, where the drafter is unsure, or as a branch of a tree. "
+        "Off, unless the settings of the embedded pair say so.",
+    ),
+    option(
+        "--adaptive/--no-adaptive",
+        default=None,
+        section=DRAFTING,
+        help="Choose the number of guesses every step, at most --draft-max (8). `generate` does where nothing was "
+        "measured and neither --draft-max nor --tree is given.",
+    ),
+    option(
+        "--reproducible",
+        type=click.Choice(["exact", "f32"]),
+        callback=or_old,
+        help="The output is that of plain generation, bit for bit. exact: weights as they are, at most 6 guesses; "
+        "f32: everything in F32, slow.",
+    ),
+    old_flag("--exact", "reproducible", lambda on: "exact"),
+    old_flag("--strict", "reproducible", lambda on: "f32"),
+    option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(["off", "on", "auto"]),
+        section=SPECIALISTS,
+        help="Flash attention; the default was measured or is auto.",
+    ),
+    option(
+        "--kv-type",
+        type=click.Choice(["f16", "f32", "q8_0"]),
+        multiple=True,
+        callback=_one_type,
+        section=SPECIALISTS,
+        also=("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"),
+        help="Type of the target's cache, keys and values alike.",
+    ),
+    option(
+        "--matmul",
+        type=click.Choice(["auto", "refspec", "repack", "stored"]),
+        default="auto",
+        show_default=True,
+        callback=or_old,
+        section=SPECIALISTS,
+        help="Who multiplies with the weights: refspec's fast kernels, llama.cpp with repacked weights, or llama.cpp "
+        "with weights as stored. auto is refspec's where they work.",
+    ),
+    old_flag("--panels/--no-panels", "matmul", _panels_meant),
+    old_flag("--repack/--no-repack", "matmul", lambda on: "repack" if on else "stored"),
+    option(
+        "-tb",
+        "--threads-batch",
+        type=click.IntRange(1),
+        section=SPECIALISTS,
+        help="Threads that check several guesses; as -t if not given.",
+    ),
+    option(
+        "-td",
+        "--threads-draft",
+        type=click.IntRange(1),
+        section=SPECIALISTS,
+        also=("--spec-draft-threads",),
+        help="Threads of the drafter; as -t if not given.",
+    ),
+    option(
+        "--pair-rows/--no-pair-rows",
+        default=None,
+        section=SPECIALISTS,
+        help="Run a single token beside a copy of itself: faster where `refspec tune` finds two cheaper than one.",
+    ),
+    option(
+        "--drafter-kernels",
+        type=click.Choice(["auto", "llama", "own"]),
+        default="auto",
+        show_default=True,
+        section=SPECIALISTS,
+        help="Who runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or these for tiny ones only.",
+    ),
+    option(
+        "--no-tune",
+        is_flag=True,
+        section=SPECIALISTS,
+        help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned.",
+    ),
+)
+
+
+tree_option = option(
+    "--tree",
+    metavar="N[:TOPK[:DEPTH]]",
+    section=DRAFTING,
+    help="Guess trees of N tokens, not chains; TOPK after each (4), DEPTH on a path (8).",
+)
+
+
+def draft_max_option(what: str, **how: Any) -> Callable[[Any], Any]:
+    """`--draft-max`, the most guesses a step."""
+    return option("--draft-max", section=DRAFTING, also=("--spec-draft-n-max",), help=what, **how)
+
+
+def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, Any]:
+    """The keywords of `refspec.load` that the model options ask for.
+
+    `chooses`: the session may draft adaptively where no option says how much to draft.
+    """
+    alike = (
+        "n_ctx", "threads", "threads_batch", "threads_draft", "gpu_layers", "flash_attn", "kv_type", "matmul",
+        "pair_rows", "reproducible", "lookup", "drafter_kernels",
+    )  # fmt: skip
+    asked = {name: o[name] for name in alike}
+    asked |= {"draft_max": o.get("draft_max"), "tree": o.get("tree")}
+    asked |= {"adaptive": None if chooses else bool(o["adaptive"]), "tuned": not o["no_tune"]}
+    return _for_the_old_load(asked)
+
+
+# --- Delete, with the call above, when `refspec.load` takes `matmul` and `reproducible`. ---
+def _for_the_old_load(asked: dict[str, Any]) -> dict[str, Any]:
+    matmul, reproducible = asked.pop("matmul"), asked.pop("reproducible")
+    asked["panels"] = {"auto": None, "refspec": True}.get(matmul, False)
+    asked["repack"] = {"repack": True, "stored": False}.get(matmul)
+    asked["exact"], asked["strict"] = reproducible == "exact", reproducible == "f32"
+    return asked
+
+
+# --- until here ---
+
+
+def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
+    """The session that the model options ask for, its notes said; `chooses` as in `options_for_load`."""
+    import refspec
+
+    session = refspec.load(o["model"], o["drafter"], **options_for_load(o, chooses=chooses))
+    for said in notes_of(session):
+        note(said)
+    return session
+
+
+def notes_of(session: Session) -> list[str]:
+    """What a user should be told of how the models run (`Session.notes`, once it has them all)."""
+    from refspec.evaluate.tune_report import settings
+    from refspec.llama import open_pair
+
+    said = open_pair.notes(session.target, session.drafter)
+    if session.tuned.record:
+        said.append(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
+    elif session.tuned.why:
+        said.append(session.tuned.why)
+    return said
 
 
 def check_names_file(out: str) -> None:
@@ -94,143 +298,6 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
             bars[0].update(nbytes)
 
         yield progress
-
-
-def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click options as one decorator, in the order given."""
-
-    def apply(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-model_options = options(
-    click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair runs."),
-    click.option(
-        "-d",
-        "--drafter",
-        metavar="GGUF",
-        help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary.",
-    ),
-    click.option(
-        "-c",
-        "--ctx",
-        "n_ctx",
-        type=click.IntRange(0),
-        default=0,
-        help="Context in tokens; 0 is the model's own, at most 8192.",
-    ),
-    click.option("-t", "--threads", type=click.IntRange(1), help="Threads for one token."),
-    click.option(
-        "-tb", "--threads-batch", type=click.IntRange(1), help="Threads to verify several; as -t if not given."
-    ),
-    click.option("-td", "--threads-draft", type=click.IntRange(1), help="Threads for the drafter; as -t if not given."),
-    click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all."),
-    click.option(
-        "-fa",
-        "--flash-attn",
-        type=click.Choice(["off", "on", "auto"]),
-        help="Flash attention; the default was measured or is auto.",
-    ),
-    click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), help="Type of the target's key/value cache."),
-    click.option(
-        "--repack/--no-repack", default=None, help="Let llama.cpp lay out quantized weights anew (its default)."
-    ),
-    click.option(
-        "--panels/--no-panels",
-        default=None,
-        help="Multiply with the weights on refspec's own kernels; on wherever they can, without --repack.",
-    ),
-    click.option(
-        "--pair-rows/--no-pair-rows",
-        default=None,
-        help="Run a single row beside a copy of itself: faster where `refspec tune` finds two rows cheaper than one.",
-    ),
-    click.option(
-        "--lookup/--no-lookup",
-        default=None,
-        help="Draft from the text itself: alone, where the drafter is unsure, or as a branch of a tree. Off unless the settings of the embedded pair say so.",
-    ),
-    click.option(
-        "--adaptive/--no-adaptive",
-        default=None,
-        help="Choose the draft length every step, at most --draft-max (8); `generate` does where nothing was measured and no --draft-max or --tree is given.",
-    ),
-    click.option(
-        "--drafter-kernels",
-        type=click.Choice(["auto", "llama", "own"]),
-        default="auto",
-        show_default=True,
-        help="What runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or those for tiny ones.",
-    ),
-    click.option(
-        "--no-tune",
-        is_flag=True,
-        help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned.",
-    ),
-    click.option(
-        "--strict",
-        is_flag=True,
-        help="All in F32, no flash attention: speculative text is the plain text, bit for bit.",
-    ),
-    click.option(
-        "--exact",
-        is_flag=True,
-        help="The same with the weights as they are: single rows in pairs, nothing laid out anew, drafts of at most 6 tokens.",
-    ),
-)
-
-
-tree_option = click.option(
-    "--tree",
-    metavar="N[:TOPK[:DEPTH]]",
-    help="Draft trees of N nodes, not chains; TOPK after each (4), DEPTH on a path (8).",
-)
-
-
-def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
-    """The session that the model options ask for; `chooses`:
-
-    it may draft adaptively where no option says how much to draft.
-    """
-    import refspec
-
-    session = refspec.load(
-        o["model"],
-        o["drafter"],
-        n_ctx=o["n_ctx"],
-        threads=o["threads"],
-        threads_batch=o["threads_batch"],
-        threads_draft=o["threads_draft"],
-        gpu_layers=o["gpu_layers"],
-        flash_attn=o["flash_attn"],
-        strict=o["strict"],
-        exact=o["exact"],
-        draft_max=o.get("draft_max"),
-        tree=o.get("tree"),
-        lookup=o["lookup"],
-        adaptive=None if chooses else bool(o["adaptive"]),
-        kv_type=o["kv_type"],
-        repack=o["repack"],
-        panels=o["panels"],
-        pair_rows=o["pair_rows"],
-        drafter_kernels=o["drafter_kernels"],
-        tuned=not o["no_tune"],
-    )
-    from refspec.llama import open_pair
-
-    for said in open_pair.notes(session.target, session.drafter):
-        note(said)
-    if session.tuned.record:
-        from refspec.evaluate.tune_report import settings
-
-        note(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
-    elif session.tuned.why:
-        note(session.tuned.why)
-    return session
 
 
 def read_bias(pairs: Sequence[str]) -> dict[int, float]:

@@ -6,36 +6,60 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import options
+from refspec.cli.command import PATH, SPECIALISTS, old_flag, option, options, or_old
+from refspec.cli.group import ctx_option, gpu_option, model_option, threads_option
 from refspec.errors import UsageError
 
-EXPERIMENTS = ("anchor", "grow")  # of `drafters.eagle3.Eagle3Drafter`
+EXPERIMENTS = ("anchor", "grow")  # of `reference.eagle3.Eagle3Drafter`
 
 pair_options = options(
-    click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair is measured."),
-    click.option(
-        "-d", "--drafter", "drafters", metavar="PATH", multiple=True,
+    model_option,
+    option(
+        "-d",
+        "--drafter",
+        "drafters",
+        type=PATH,
+        metavar="PATH",
+        multiple=True,
+        also=("-md", "--spec-draft-model"),
         help="Drafter: a GGUF, or a directory with config.json and safetensors. May be repeated.",
     ),
-    click.option(
-        "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, help="Context in tokens; 0 is the model's own."
+    ctx_option,
+    threads_option,
+    gpu_option,
+    option(
+        "--reproducible",
+        type=click.Choice(["f32"]),
+        callback=or_old,
+        help="f32: the target in F32 without flash attention, so that its rounding depends on nothing else.",
     ),
-    click.option("-t", "--threads", type=click.IntRange(1), help="Threads of the target."),
-    click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Target layers on the GPU, -1 for all."),
-    click.option(
-        "--strict", is_flag=True, help="The target in F32, no flash attention: its rounding depends on nothing else."
-    ),
-    click.option(
-        "--anchor", "anchors", type=click.FloatRange(0, min_open=True), multiple=True, metavar="X",
-        help="Measure each drafter once more with X added to the attention scores its chained rows give true rows "
+    old_flag("--strict", "reproducible", lambda on: "f32"),
+    option(
+        "--anchor",
+        "anchors",
+        type=click.FloatRange(0, min_open=True),
+        multiple=True,
+        metavar="X",
+        section=SPECIALISTS,
+        help="Measure each drafter once more with X added to the attention scores its guesses give true tokens "
         "(reference code). May be repeated.",
     ),
-    click.option(
-        "--grow", "growths", type=click.FloatRange(0, min_open=True), multiple=True, metavar="X",
-        help="Measure each drafter once more with the state it feeds back resized at every depth, X times the size at the depth before; 1 "
-        "holds the first size (reference code). May be repeated.",
+    option(
+        "--grow",
+        "growths",
+        type=click.FloatRange(0, min_open=True),
+        multiple=True,
+        metavar="X",
+        section=SPECIALISTS,
+        help="Measure each drafter once more with the state it feeds back resized at every depth, X times the size at "
+        "the depth before; 1 holds the first size (reference code). May be repeated.",
     ),
-)  # fmt: skip
+)
+
+
+def strictly(o: dict[str, Any]) -> dict[str, Any]:
+    """The options with `strict`, the name of --reproducible f32 in records."""
+    return {name: value for name, value in o.items() if name != "reproducible"} | {"strict": bool(o["reproducible"])}
 
 
 def whole_numbers(text: str | None, option: str) -> list[int]:

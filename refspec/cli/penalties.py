@@ -1,4 +1,4 @@
-"""The options that punish what the text repeats, named as llama.cpp's:
+"""The options that punish what an output repeats, named as llama.cpp's.
 
 `refspec/reference/penalties.py` says what they do.
 """
@@ -6,51 +6,45 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import click
-
-from refspec.cli.group import options
+from refspec.cli.command import PENALTIES, option, options
 from refspec.reference.penalties import Penalties
+
+_option = partial(option, section=PENALTIES)
 
 # None is the default of `Penalties`, or what suits the embedded pair.
 penalty_options = options(
-    click.option(
-        "--repeat-penalty",
-        type=float,
-        metavar="X",
-        help="Divide logits of tokens the text has by X; 1 is off (default).",
-    ),
-    click.option(
-        "--presence-penalty", type=float, metavar="X", help="Take X from the logits of tokens the text has (0)."
-    ),
-    click.option("--frequency-penalty", type=float, metavar="X", help="Take X for each time the text has a token (0)."),
-    click.option(
-        "--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."
-    ),
-    click.option(
+    _option("--repeat-penalty", type=float, metavar="X", help="Divide logits of tokens the output has by X (1: off)."),
+    _option("--presence-penalty", type=float, metavar="X", help="Take X from logits of tokens the output has (0)."),
+    _option("--frequency-penalty", type=float, metavar="X", help="Take X for each time the output has a token (0)."),
+    _option("--repeat-last-n", type=int, metavar="N", help="Newest tokens that these three look at; -1 is all (64)."),
+    _option(
         "--dry-multiplier",
         type=float,
         metavar="X",
-        help="DRY: take X * BASE^(L - ALLOWED) from what would continue a stretch of L tokens that stood before (0: off; `generate` turns it on for the embedded pair).",
+        help="DRY: take X * BASE^(L - ALLOWED) from what would continue a repeated stretch of L tokens (0: off; "
+        "`generate` turns it on for the embedded pair).",
     ),
-    click.option("--dry-base", type=float, metavar="X", help="BASE (1.75)."),
-    click.option("--dry-allowed-length", type=int, metavar="N", help="ALLOWED: shorter stretches may come again (2)."),
-    click.option(
+    _option("--dry-base", type=float, metavar="X", help="BASE (1.75)."),
+    _option("--dry-allowed-length", type=int, metavar="N", help="ALLOWED: shorter stretches may come again (2)."),
+    _option(
         "--dry-penalty-last-n",
         "dry_last_n",
         type=int,
         metavar="N",
         help="Newest tokens that DRY looks at; -1 is all (-1).",
     ),
-    click.option(
+    _option(
         "--dry-sequence-breaker",
         "dry_breakers",
         metavar="TEXT",
         multiple=True,
-        help="No stretch goes on beyond a token with this text; may be repeated; none for none (newline, colon, quote, asterisk).",
+        help="No stretch goes on beyond a token with this text; may be repeated; none for none (newline, colon, quote, "
+        "asterisk).",
     ),
-    click.option(
+    _option(
         "--penalize-prompt/--no-penalize-prompt",
         "prompt_counts",
         default=None,

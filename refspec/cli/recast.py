@@ -6,30 +6,24 @@ import json
 
 import click
 
-from refspec.cli.group import bytes_bar, check_names_file, main
+from refspec.cli.command import PATH, option
+from refspec.cli.group import OUTTYPES, bytes_bar, check_names_file, main, output_option
 from refspec.cli.measure import json_option
-from refspec.cli.stock import OUTTYPES
 
 
 @main.command()
-@click.argument("file", metavar="GGUF")
-@click.option(
-    "-o",
-    "--out",
-    "--output",
-    "out",
-    required=True,
-    metavar="GGUF",
-    help="The file to write; it appears when it is complete.",
-)
-@click.option("--outtype", type=click.Choice(OUTTYPES), required=True, help="Type of the matrices; vectors stay F32.")
+@click.argument("file", metavar="GGUF", type=PATH)
+@output_option("GGUF", "The file to write; it appears when it is complete.")
+@option("--outtype", type=click.Choice(OUTTYPES), required=True, help="Type of the matrices; vectors stay F32.")
 @json_option
 def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
-    """Copy a target or drafter GGUF with its matrices in another type: what does that cost, what does it gain?
+    """Copy a GGUF with its matrices in another type.
 
     \b
-    From a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0 has lost does not come back.
         refspec recast target.gguf --outtype q4_0 -o target-q4_0.gguf
+
+    Targets and drafters alike. Start from a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0
+    has lost does not come back.
     """
     from refspec.convert import inspect as inspector
     from refspec.gguf import recast as recasting

@@ -8,7 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from refspec.cli.group import note
+from refspec.cli.command import note
+from refspec.cli.group import output_option
 from refspec.cli.penalties import changed, penalty_options
 from refspec.cli.train import device_option, folder, train
 from refspec.errors import UsageError
@@ -21,9 +22,10 @@ from refspec.reference.penalties import Penalties
 )
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), required=True, metavar="GGUF|DIR",
-    help="The target: a GGUF, run by llama.cpp, or a folder of `train target` or in Hugging Face's layout, run by torch.",
+    help="The target: a GGUF, run by llama.cpp, or a folder of `train target` or in Hugging Face's layout, run by "
+    "torch.",
 )  # fmt: skip
-@click.option("-o", "--out", type=folder, required=True, help="Folder for the new data set.")
+@output_option("DIR", "Folder for the new data set.", type=folder)
 @click.option("--tokens", type=click.IntRange(1), required=True, help="Size of the train split, prompts included.")
 @click.option(
     "--temp", "temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="Of the sampled answers."
@@ -69,7 +71,7 @@ def regenerate(
     device: str,
     **penalties: Any,
 ) -> None:
-    """Let the target answer the prompts of a prepared data set: data for `train drafter`, in the same format.
+    """Let the target answer the prompts of a data set: data for `train drafter`, in the same format.
 
     \b
         refspec train regenerate --data runs/data -m runs/target/target.gguf -o runs/own --tokens 2000000
@@ -99,5 +101,6 @@ def regenerate(
             note(f"{split}: {m['generated']} tokens generated in this run, {m['tokens_per_second']:.0f} per second")
     if made["train"]["tokens"] < tokens:
         note(
-            f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second answer to each"
+            f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second "
+            "answer to each"
         )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from refspec.cli.group import main, options
+from refspec.cli.command import options
+from refspec.cli.group import main, output_option
 from refspec.errors import UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it is trained."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where it is trained.",
 )  # fmt: skip
 run_options = options(
-    click.option("-o", "--out", type=folder, required=True, help="Run folder: checkpoints, log, exports."),
+    output_option("DIR", "Run folder: checkpoints, log, exports.", type=folder),
     click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option(
@@ -64,7 +65,7 @@ def train() -> None:
         needed = ["tokenizers", "tqdm"]
     missing = [name for name in needed if not _installed(name)]
     if missing:
-        raise UsageError(f"training needs {', '.join(missing)}: pip install 'refspec[train]'")
+        raise UsageError(f"training needs {', '.join(missing)}; from a checkout: `.venv/bin/pip install -e '.[train]'`")
 
 
 def _installed(name: str) -> bool:
@@ -75,12 +76,13 @@ def _installed(name: str) -> bool:
 
 @train.command()
 @click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--out", type=folder, required=True, help="Folder for tokenizer.json and token arrays.")
+@output_option("DIR", "Folder for tokenizer.json and token arrays.", type=folder)
 @click.option("--vocab", type=click.IntRange(300, 65536), default=4096, show_default=True, help="Tokenizer entries.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--mix", type=click.Choice(["broad", "chat", "tasks", "epochs"]), default="broad", show_default=True,
-    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of a training, epochs where that is seen many times.",
+    help="How often each source is seen: broad to learn the language, chat or tasks (more Python) for the last part of "
+    "a training, epochs where that is seen many times.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", "tokenizer_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -104,7 +106,11 @@ def data(
     texts: Path | None,
     without: Path | None,
 ) -> None:
-    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations."""
+    """Train the tokenizer on CORPUS (JSONL of `messages`, may be .xz) and pack its conversations.
+
+    \b
+        refspec train data CORPUS.jsonl -o runs/data
+    """
     from refspec.train.data import MIXES, prepare
 
     if without is not None and texts is None:
@@ -124,90 +130,6 @@ def data(
 
 
 @train.command()
-@click.argument("answers", metavar="DIR", type=folder)
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-def repetition(answers: Path, split: str, as_json: bool) -> None:
-    """Measure how much the answers in DIR repeat themselves, a folder like that of `train data`.
-
-    \b
-        answers      how many
-        mean_tokens  their mean length, end of turn included
-        ended        share that end by themselves, the others were cut off
-        seq_rep_4    mean over answers of 1 - distinct / all 4-grams
-        looping      share that repeat a stretch of 12 tokens word for word
-        repeated     share of all their tokens inside such a stretch
-    """
-    from lab.repetition import measure, read_packed
-
-    from refspec.train.tokenizer import TURN_END, load_tokenizer
-
-    turn_end = load_tokenizer(answers / "tokenizer.json").token_to_id(TURN_END)
-    found = measure(*read_packed(answers, split), turn_end)
-    if not found.answers:
-        raise UsageError(f"{answers}: {split} holds no answer (no token whose mask is 1)")
-    figures = {k: round(v, 4) for k, v in found._asdict().items() if v == v}
-    click.echo(json.dumps(figures)) if as_json else _print(figures)
-
-
-@train.command()
-@click.option(
-    "--data", type=folder, required=True, help="Folder of answers: made by `train regenerate`, or by `train data`."
-)
-@click.option("-o", "--out", type=folder, required=True, help="Folder for the data set of those that are sound.")
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-def sound(data: Path, out: Path, as_json: bool) -> None:
-    """Keep the answers that rules find nothing wrong with: data for `train target`, in the same format.
-
-    \b
-        refspec train regenerate --data runs/data -m runs/target -o runs/own --tokens 2000000
-        refspec train sound --data runs/own -o runs/sound
-        refspec train target --init runs/target/hf --data runs/data --data runs/sound -o runs/better --lr-scale 0.3 ...
-
-    \b
-    A document is kept unless one of its answers
-        cut      did not end by itself
-        empty    says nothing
-        repeats  has a stretch of 12 tokens twice
-        sums     states a sum that is wrong
-        python   has a fenced block of Python that does not parse
-    """
-    from lab.sound import sound as make
-
-    made = make(data, out)
-    if as_json:
-        click.echo(json.dumps(made))
-        return
-    for split, found in made.items():
-        left = ", ".join(f"{count} {name}" for name, count in found.items() if name != "kept")
-        click.echo(f"{split}: {found['kept']} of {sum(found.values())} documents kept; left out: {left}")
-
-
-@train.command()
-@click.argument("before", type=folder)
-@click.argument("after", type=folder)
-@click.option("-o", "--out", type=folder, required=True, help="Run folder to write.")
-@click.option(
-    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER; the rest is BEFORE's."
-)
-@click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0.")
-def average(before: Path, after: Path, out: Path, share: float, outtype: str) -> None:
-    """Write the mean of a target's weights before and after a short training; exports OUT/hf and OUT/target.gguf.
-
-    \b
-        refspec train target --init runs/target/hf ... -o runs/tuned
-        refspec train average runs/target runs/tuned -o runs/between
-
-    BEFORE and AFTER are run folders or Hugging Face directories, one of them trained from the other. What a short
-    training takes from the rest of the model, and the noise of its small batches, shrink more than what it was for.
-    """
-    from lab.average import average as make
-
-    make(before, after, out, share=share, outtype=outtype)
-    click.echo(f"wrote {out / 'hf'} and {out / 'target.gguf'}: {1 - share:g} of {before}, {share:g} of {after}")
-
-
-@train.command()
 @data_option
 @run_options
 @click.option("--layers", type=click.IntRange(4), default=14, show_default=True)
@@ -221,7 +143,8 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
 )
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
-    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole conversations.",
+    help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
+    "conversations.",
 )  # fmt: skip
 @click.option(
     "--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True,
@@ -236,23 +159,15 @@ def average(before: Path, after: Path, out: Path, share: float, outtype: str) ->
     "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
     help="Share of the steps after which --finish is read.",
 )  # fmt: skip
-@click.option(
-    "--unlikely", type=folder,
-    help="Folder of the model's own answers, like that of `train data`: tokens that repeat their answer are made less likely.",
-)  # fmt: skip
-@click.option(
-    "--unlikely-weight", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True,
-    help="Weight of that term beside the cross-entropy, in the steps that have it.",
-)  # fmt: skip
-@click.option(
-    "--unlikely-every", type=click.IntRange(1), default=4, show_default=True, help="Every how many steps it is added."
-)
 def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: int, ffn: int, **o: Any) -> None:
-    """Train a Llama-architecture chat model; exports OUT/hf and OUT/target.gguf."""
+    """Train a Llama-architecture chat model.
+
+    \b
+        refspec train target --data runs/data -o runs/target --steps 3800
+
+    Exports OUT/hf and OUT/target.gguf.
+    """
     given = click.get_current_context().get_parameter_source
-    for name in ("unlikely_weight", "unlikely_every"):
-        if o["unlikely"] is None and given(name) is not ParameterSource.DEFAULT:
-            raise UsageError(f"--{name.replace('_', '-')} does nothing without --unlikely DIR")
     if o["finish"] is None and given("finish_from") is not ParameterSource.DEFAULT:
         raise UsageError("--finish-from does nothing without --finish DIR")
     from refspec.train.model import TargetConfig
@@ -273,7 +188,8 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
     "target_run",
     type=folder,
     required=True,
-    help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a GGUF.",
+    help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a "
+    "GGUF.",
 )
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
@@ -289,12 +205,14 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 )  # fmt: skip
 @click.option(
     "--teacher-temp", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-    help="Temperature of the target's law that is learned; below 1 its first choice counts more, which is what greedy drafts are judged by.",
+    help="Temperature of the target's distribution that is learned; below 1 its first choice counts more, which is "
+    "what greedy drafts are judged by.",
 )  # fmt: skip
 @click.option("--ffn", type=click.IntRange(32), help="Feed-forward channels; the target's if not given.")
 @click.option(
     "--init", type=folder,
-    help="Drafters of the same names and sizes to start from, --ffn may be larger: their run folder, or one with exports NAME/ in the speculators layout.",
+    help="Drafters of the same names and sizes to start from, --ffn may be larger: their run folder, or one with "
+    "exports NAME/ in the speculators layout.",
 )  # fmt: skip
 @click.option("--layer-ids", help="Captured boundaries, such as 2,7,11; the default is 2, n/2, n-3.")
 @click.option(
@@ -317,7 +235,13 @@ def drafter(
     out: Path,
     **o: Any,
 ) -> None:
-    """Train an EAGLE-3 drafter by training-time test; exports OUT/NAME (speculators layout) and OUT/NAME.gguf."""  # fmt: skip
+    """Train an EAGLE-3 drafter by training-time test.
+
+    \b
+        refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200
+
+    Exports OUT/NAME (speculators layout) and OUT/NAME.gguf.
+    """
     from refspec.train.drafters import drafter_for, train_drafters
 
     try:

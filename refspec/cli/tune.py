@@ -8,41 +8,45 @@ from typing import Any
 
 import click
 
-from refspec.cli.group import main
+from refspec.cli.command import PATH, option
+from refspec.cli.group import ctx_option, gpu_option, main, model_option
 from refspec.cli.measure import json_option
 
 
 @main.command()
-@click.option("-m", "--model", metavar="GGUF", help="Target model; without it the embedded pair.")
-@click.option("-d", "--drafter", metavar="GGUF", help="Its drafter: the verdict says whether it pays.")
-@click.option(
-    "-c",
-    "--ctx",
-    "n_ctx",
-    type=click.IntRange(0),
-    default=0,
-    help="Context in tokens; 0 is the model's own, at most 8192.",
+@model_option
+@option(
+    "-d",
+    "--drafter",
+    type=PATH,
+    metavar="GGUF",
+    also=("-md", "--spec-draft-model"),
+    help="Its drafter: the verdict says whether it pays.",
 )
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU, -1 for all.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="The most threads to try; every processor if not given.")
-@click.option(
+@ctx_option
+@option("-t", "--threads", type=click.IntRange(1), help="The most threads to try; every processor if not given.")
+@gpu_option
+@option(
+    "--after",
+    type=click.IntRange(8),
+    help="Measure after N tokens of context, for long prompts; 128 if not given.",
+)
+@option(
     "--rounds",
     type=click.IntRange(1),
     default=3,
     show_default=True,
     help="Rounds of every cost curve; more is steadier.",
 )
-@click.option(
-    "--after",
-    type=click.IntRange(8),
-    metavar="N",
-    help="Measure after N tokens of context, for long prompts; 128 if not given.",
-)
 @json_option
 def tune(model: str | None, drafter: str | None, as_json: bool, **how: Any) -> None:
-    """Will speculation pay here? Cost curves over threads, flash attention, cache type and repacked weights;
+    """Measure whether guessing pays here, and keep the settings.
 
-    the best is kept.
+    \b
+        refspec tune -m target.gguf -d drafter.gguf
+
+    Tries threads, flash attention, cache types and who multiplies with the weights; prints what checking several tokens
+    at once costs, and the speedup that follows. `generate` and `bench` take the best setting over.
     """
     from refspec.evaluate import tune as measuring
     from refspec.evaluate import tune_report

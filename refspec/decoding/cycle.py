@@ -1,7 +1,7 @@
-"""The decode cycle: draft -> verify -> commit, one Step per run of the target.
+"""The decode cycle: plan, draft, verify, commit, learn; one Step per run of the target.
 
-Not a sampler and not an engine: `verify.py` holds the lossless rule, targets and drafters hold the models. Plain
-decoding is this same loop with zero draft tokens, so both are timed and tested as one thing.
+Not a sampler and not an engine: `reference/verify.py` holds the lossless rule, targets and drafters hold the models.
+Plain decoding is this same loop with zero draft tokens, so both are timed and tested as one thing.
 
 State between two cycles, with n = target.n_past:
   x_0..x_n      decided tokens; x_n is `pending`: decided, not yet run through the target
@@ -20,19 +20,17 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.adaptive.policy import Window
 from refspec.adaptive.prompt_prior import SURVEYED
-from refspec.decoding.burst import Ahead
 from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties, draft_penalties
-from refspec.decoding.drafter import Drafter, Lends, SeesFirst, survey
+from refspec.decoding.drafter import Drafter, SeesFirst, survey
 from refspec.decoding.penalized_target import PenalizedTarget, check_under
-from refspec.decoding.target import Judge, Judges, Target
-from refspec.native import MatchRule, verify_deterministic, verify_rejection
-from refspec.reference.draft import Draft, Stop
+from refspec.decoding.plan import DraftPolicy, FixedLength
+from refspec.decoding.target import Target
+from refspec.decoding.verifier import DraftCoins, verifier_for
+from refspec.reference.draft import Draft
 from refspec.reference.metrics import Seconds, Step
 from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import ACCEPT, DRAFT, RESIDUAL, TARGET, Sampler, coins
-from refspec.reference.verify import Rows, Verdict
+from refspec.reference.sampling import Sampler
 
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
@@ -48,8 +46,8 @@ def prefill(
     """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per
     chunk.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows (`base.Surveys`), unless there are too few or
-    it cannot tell.
+    `expect` is told how sure the drafter is along the last SURVEYED rows (`drafter.Surveys`), unless there are too few
+    or it cannot tell.
     """
     target.reset()
     if drafter is not None:
@@ -66,16 +64,15 @@ def prefill(
 
 
 def start_drafter(drafter: Drafter, first: int) -> None:
-    """A text that begins with the token `first`, no row of it run."""
+    """Begin a sequence with the token `first`; no row of it has run."""
     drafter.reset()
     if isinstance(drafter, SeesFirst):
         drafter.begin(first)
 
 
 def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float], None] | None = None) -> None:
-    """Append true rows;
-
-    `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too few.
+    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too
+    few.
     """
     last = min(SURVEYED, len(tokens))
     if expect is None or last < SURVEYED // 2:
@@ -96,121 +93,68 @@ def speculate(
     max_tokens: int,
     draft_max: int,
     draft_sampling: bool = False,
-    window: Window | None = None,
+    policy: DraftPolicy | None = None,
 ) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
     stopped.
 
-    `window` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
+    `policy` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
     from a coin. Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the
-    text depends on the target, the sampler and the seed only, never on the drafter or draft_max. Where C can
-    (`burst.py`) several steps are run before the first of them is yielded: target and drafter are then ahead of what
-    was said. Raises BackendError when the target returns logits that are not finite.
+    output depends on the target, the sampler and the seed only, never on the drafter or draft_max. Raises BackendError
+    when the target returns logits that are not finite.
     """
     check_under(target, sampler)
-    minded = drafting_under(target, drafter)
-    # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough.
-    # Without a drafter nothing is sampled from it, and the text of a seed is the plain one.
-    rejecting = draft_sampling and drafter is not None and not sampler.greedy
-    rule = _SampledDrafts(sampler, seed) if rejecting else _OneCoin(sampler, seed)
-    judge = target.judge(sampler, seed) if isinstance(target, Judges) and not rejecting else None
-    end_tokens = target.end_tokens
+    penalties = drafting_under(target, drafter)
+    # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough. Without a drafter
+    # nothing is sampled from it, and the output of a seed is the plain one.
+    sampled = draft_sampling and drafter is not None and not sampler.greedy
+    verify = verifier_for(target, sampler, seed, sampled=sampled).step
+    draft_coins = DraftCoins(seed) if sampled else None
+    chosen: DraftPolicy = FixedLength() if policy is None else policy
+    end_tokens, n_ctx, held = target.end_tokens, target.n_ctx, target.n_past
     position = 0  # index of the next output token
     stop: str | None = None
+    learning = 0.0  # seconds of the last step's learning, which count with the next one
     while stop is None and max_tokens > 0:
-        # ahead: steps that need not be asked for one by one, as many to a call as nobody notices
-        if judge is not None and (
-            steps := _several(target, judge, drafter, window, draft_max, pending, position, max_tokens - position)
-        ):
-            for i, step in enumerate(steps):
-                if i + 1 == len(steps):  # no text ends before
-                    tokens, stop = close_text(list(step.tokens), step.accepted, target, max_tokens - position)
-                    step = step._replace(tokens=tokens, stop=stop)
-                pending = step.tokens[-1]
-                yield step
-                position += len(step.tokens)
-            continue
-
         began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds if drafter else 0.0
-        start = target.n_past
 
-        # draft: never past the last token wanted or the last free position, so the text ends where plain decoding ends
-        # it
-        k = min(draft_max, max_tokens - position - 1, target.n_ctx - start - 1)
-        if window is not None:
-            k = window.plan(k if drafter and drafter.n_rows else 0)
+        # plan: never past the last token wanted or the last free position, so the output ends where plain decoding ends
+        left = max_tokens - position
+        room = min(draft_max, left - 1, n_ctx - held - 1) if drafter is not None and drafter.n_rows else 0
+        plan = chosen.plan(room)
+
+        # draft
         draft = NO_DRAFT
-        if drafter is not None and k > 0 and drafter.n_rows:
-            if minded is not None:
-                minded.begin(pending, start)
-            draft = _cut_after_end(rule.draft(drafter, k, position, window.stop if window else None), end_tokens)
-            # a token drawn by a coin may not be dropped for what came of it
-            if window is not None and draft.q_draft is None:
-                draft = _first(draft, window.keep(len(draft.tokens)))
-        drafted = draft.tokens.tolist()
+        if drafter is not None and (k := plan.draft) > 0:
+            if penalties is not None:
+                penalties.begin(pending, held)
+            coins = None if draft_coins is None else draft_coins(k, position)
+            draft = drafter.draft(k, coins=coins, sampler=sampler if sampled else None, stop=plan.stop)
+            draft = _cut_after_end(draft, end_tokens)
+            if draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
+                draft = _first(draft, plan.keep(len(draft.tokens)))
 
-        # verify: one run of the target over the pending token and the draft; row i decides output position + i commit:
-        # keep the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
-        if judge is not None:
-            accepted, tokens = judge(pending, draft.tokens, position)  # the next four lines in one call
-        else:
-            rows = target.decode([pending, *drafted], logits="all")
-            verdict = rule.verify([target.logits(i) for i in range(rows)], draft, position)
-            accepted, tokens = verdict.accepted, verdict.tokens
-            target.rollback(start + accepted + 1)
+        # verify: one run of the target; the i-th of its tokens decides output position `position` + i
+        accepted, tokens = verify(pending, draft, position)
+
+        # commit: the accepted tokens' rows, which the target has kept, in the drafter from true features
+        held += accepted + 1
         if drafter is not None:
-            drafter.extend(np.asarray(tokens, dtype=np.int32), _features(target, drafter, accepted + 1))
+            drafter.extend(np.array(tokens, np.int32), _features(target, drafter, accepted + 1))
         pending = tokens[-1]
+        tokens, stop = close_output(tokens, accepted, end_tokens, left, n_ctx - held)
 
-        tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
+        # learn
         in_target = target.seconds - target_before
         in_drafter = drafter.seconds - drafter_before if drafter else 0.0
-        seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
-        step = Step(position, drafted, accepted, tokens, seconds, stop)
-        if window is not None:
-            began = perf_counter()
-            window.learn(step)
-            step = step._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began))
+        ended = perf_counter()
+        seconds = Seconds(in_target, in_drafter, ended - began - in_target - in_drafter + learning)
+        step = Step(position, draft.tokens.tolist(), accepted, tokens, seconds, stop)
+        chosen.learn(plan, step)
+        learning = perf_counter() - ended
+
         yield step
         position += len(tokens)
-
-
-def _several(
-    target: Target,
-    judge: Judge,
-    drafter: Drafter | None,
-    window: Window | None,
-    draft_max: int,
-    pending: int,
-    position: int,
-    room: int,
-) -> list[Step]:
-    """The next steps, run in one call, the drafter and the window told;
-
-    none where the cycle has to take the next one itself.
-    """
-    began, drafting = perf_counter(), drafter is not None and draft_max > 0
-    resting = window is not None and window.off
-    lent = drafter.lend() if drafting and not resting and isinstance(drafter, Lends) else None
-    if drafting and not resting and lent is None:
-        return []  # the drafter has to be asked, and so a window would be asked for nothing
-    ahead = Ahead(room, draft_max if drafting else 0) if window is None or not drafting else window.ahead()
-    if ahead is None:
-        return []
-    steps = judge.several(pending, ahead, lent, position, room)
-    if not steps:
-        return steps
-    if lent is not None:
-        assert isinstance(drafter, Lends)
-        drafter.given(sum(len(step.tokens) for step in steps), sum(step.seconds.drafter for step in steps))
-    elif drafter is not None:
-        drafter.extend(np.array([step.tokens[0] for step in steps], np.int32), _features(target, drafter, len(steps)))
-    spent = sum(step.seconds.total for step in steps)
-    if window is not None and drafting:
-        window.went(steps, (perf_counter() - began - spent) / len(steps))
-    seconds = steps[-1].seconds  # what this took around the steps is the last one's
-    steps[-1] = steps[-1]._replace(seconds=seconds._replace(other=seconds.other + perf_counter() - began - spent))
-    return steps
 
 
 def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | None:
@@ -223,66 +167,27 @@ def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | 
     return drafter.penalties
 
 
-def _features(target: Target, drafter: Drafter, rows: int) -> Array:
-    """States of the first rows of the last decode;
-
-    [rows, 0] for a drafter that reads tokens only, whose target captures none.
+def _features(target: Target, drafter: Drafter, n: int) -> Array:
+    """States of the first n tokens of the last decode; [n, 0] for a drafter that reads tokens only, whose target
+    captures none.
     """
-    return target.features()[:rows] if drafter.capture_layers else np.empty((rows, 0), np.float32)
+    return target.features()[:n] if drafter.capture_layers else np.empty((n, 0), np.float32)
 
 
-def close_text(tokens: list[int], accepted: int, target: Target, room: int) -> tuple[list[int], str | None]:
-    """The tokens of a step that belong to the text, of which `room` may still be decided, and why it ends here, if it
-    does.
+def close_output(
+    tokens: list[int], accepted: int, end_tokens: Container[int], left: int, room: int
+) -> tuple[list[int], str | None]:
+    """The tokens of a step that belong to the output, and why it ends here, if it does.
+
+    `left` tokens may still be decided, this step's included; the target has `room` for more positions.
     """
-    if accepted and tokens[accepted - 1] in target.end_tokens:
-        tokens = tokens[:accepted]  # the text ended inside the draft: plain decoding never decides the bonus token
-    if tokens[-1] in target.end_tokens:
+    if accepted and tokens[accepted - 1] in end_tokens:
+        tokens = tokens[:accepted]  # ended inside the draft: plain decoding never decides the bonus token
+    if tokens[-1] in end_tokens:
         return tokens, "end"
-    if len(tokens) >= room:
+    if len(tokens) >= left:
         return tokens, "length"
-    return tokens, "context" if target.n_past >= target.n_ctx else None
-
-
-class _OneCoin:
-    """Deterministic drafts; output position p is decided by its one coin, drafted or not: same seed, same text."""
-
-    def __init__(self, sampler: Sampler, seed: int) -> None:
-        self.sampler, self.seed, self.rule = sampler, seed, MatchRule(sampler)
-
-    def draft(self, drafter: Drafter, k: int, position: int, stop: Stop | None) -> Draft:
-        return drafter.draft(k, stop=stop) if stop else drafter.draft(k)
-
-    def verify(self, logits: list[Array], draft: Draft, position: int) -> Verdict:
-        n = len(logits)
-        needed = np.zeros(n) if self.sampler.greedy else coins(self.seed, position, n, TARGET)
-        return self.rule(logits, draft.tokens, needed)
-
-
-class _SampledDrafts:
-    """Drafts sampled from q and judged by rejection: more is accepted at high temperature, the law stays the target's.
-
-    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is judged, and resampled, in one cycle
-    only: there the position makes the coin fresh. It may be drafted in several (what follows a rejection is discarded):
-    there each cycle has a stream of its own.
-    """
-
-    def __init__(self, sampler: Sampler, seed: int) -> None:
-        self.sampler, self.seed, self.cycle = sampler, seed, 0
-
-    def draft(self, drafter: Drafter, k: int, position: int, stop: Stop | None) -> Draft:
-        self.cycle += 1
-        return drafter.draft(
-            k, coins=coins(self.seed, position, k, DRAFT + self.cycle), sampler=self.sampler, stop=stop
-        )
-
-    def verify(self, logits: Rows, draft: Draft, position: int) -> Verdict:
-        k = len(draft.tokens)
-        residual = coins(self.seed, position, k + 1, RESIDUAL)
-        if draft.q_draft is None:  # nothing was drafted, or by no coin (lookup): the target's own sample decides
-            return verify_deterministic(logits, draft.tokens, self.sampler, residual)
-        accept = coins(self.seed, position, k, ACCEPT)
-        return verify_rejection(logits, draft.tokens, draft.q_draft, self.sampler, accept, residual)
+    return tokens, None if room > 0 else "context"
 
 
 def _cut_after_end(draft: Draft, end_tokens: Container[int]) -> Draft:

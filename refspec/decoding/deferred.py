@@ -1,8 +1,8 @@
 """DeferredDrafter: rows wait while speculation is off, and run together when it is tried again.
 
 Off, plain decoding must cost what it costs without a drafter, so rows are copied and queued instead of run. The newest
-BACKLOG rows are kept: a drafter that missed older ones drafts from a text with a gap, which can cost acceptance and
-nothing else.
+BACKLOG rows are kept: a drafter that missed older ones drafts from a sequence with a gap, which can cost acceptance
+and nothing else.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Lent
-from refspec.decoding.drafter import Drafter, Lends, TreeDrafter
+from refspec.decoding.drafter import Drafter, TreeDrafter
 from refspec.decoding.wrapped import WrappedDrafter
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
@@ -26,16 +25,15 @@ BACKLOG = 256  # rows
 
 
 class DeferredDrafter(WrappedDrafter):
-    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so;
-
-    otherwise row by row as `inner` does.
+    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner`
+    does.
     """
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)
         self.waiting = waiting
-        # Rows that wait, oldest first, in buffers that are never made anew: a step that decodes plainly should cost no
-        # more than that.
+        # Rows that wait, oldest first, in buffers that are made once: a step that decodes plainly should cost no more
+        # than that.
         self._tokens = np.empty(2 * BACKLOG, np.int32)
         self._features: Array = np.empty((0, 0), np.float32)  # [2 * BACKLOG, W] once a row has come
         self._queued = 0
@@ -90,18 +88,6 @@ class DeferredDrafter(WrappedDrafter):
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()
         return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler, more=more)
-
-    def lend(self) -> Lent | None:
-        """Append what waits, then lend `inner`, if it can be lent."""
-        if not isinstance(self.inner, Lends):
-            return None
-        self._flush()
-        return self.inner.lend()
-
-    def given(self, rows: int, seconds: float) -> None:
-        """`inner` was given rows."""
-        assert isinstance(self.inner, Lends)
-        self.inner.given(rows, seconds)
 
     def rollback(self, n_rows: int) -> None:
         """Append what waits, then keep the first n_rows true rows."""

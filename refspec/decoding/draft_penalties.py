@@ -1,10 +1,10 @@
-"""DraftPenalties: the penalties of the text that is drafted for, as a drafter sees them (a share of them).
+"""DraftPenalties: a share of the target's penalties, which the drafter drafts under.
 
 A target under penalties (`decoding/penalized_target.py`) refuses tokens that a drafter, which knows nothing of them,
 would draft all the same. So chains are chosen, or sampled, from the drafter's logits under penalties too, each position
-seeing the drafted tokens before it. That moves what is drafted and nothing else: a draft is a function of the text and
-of coins of its own as before, and the rules that judge it are told the law it was drawn from. Not for trees, nor for
-lookup, which has no logits. Legend: V target vocabulary, D draft vocabulary.
+seeing the drafted tokens before it. That changes what is drafted and nothing else: a draft is a function of the tokens
+decided and of coins of its own as before, and the rule that verifies it is told the distribution it was drawn from. Not
+for trees, nor for lookup, which has no logits. Legend: V target vocabulary, D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ class DraftPenalties:
 
     def __init__(self, penalizer: Penalizer, tokens: npt.NDArray[np.int32], first: int, vocab: int) -> None:
         self.penalizer, self.tokens, self.first = penalizer, tokens, first
-        self.decided = 0  # tokens of the text before the draft, the pending one included
+        self.decided = 0  # tokens decided before the draft, the pending one included
         # [V] scratch: only entries of the draft vocabulary are written or read
         self.row: Array = np.zeros(vocab, np.float32)
 
     def begin(self, pending: int, position: int) -> None:
-        """A draft is about to follow the pending token, which stands at `position`."""
+        """A draft is about to follow the pending token, whose position this is."""
         self.tokens[position] = pending
         self.decided = position + 1
 
     def __call__(self, logits: Array, drafted: Sequence[int], d2t: Ids | None = None) -> Array:
-        """Logits [D] of the token after the text and `drafted`, penalized, as a new array;
-
-        d2t [D] are target ids, None where D is V's beginning.
+        """Logits [D] of the token after the output and `drafted`, penalized, as a new array; d2t [D] are target ids,
+        None where D is V's beginning.
         """
         end = self.decided + len(drafted)
         self.tokens[self.decided : end] = drafted
@@ -61,7 +60,7 @@ def draft_penalties(
     vocab: int,
     breaks: npt.NDArray[np.int8] | None = None,
 ) -> DraftPenalties:
-    """DRAFT_SHARE of the penalties that a target of this text is under; `breaks` as in `Penalizer`.
+    """DRAFT_SHARE of a target's penalties; `text` are its tokens by position, `breaks` as in `Penalizer`.
 
     `begin` it before every draft.
     """

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Lent
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -46,7 +45,6 @@ class Drafter(Protocol):
         stop: Stop | None = None,
     ) -> Draft:
         """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given;
-
         `stop` may end it.
         """
 
@@ -71,15 +69,14 @@ class TreeDrafter(Drafter, Protocol):
         sampler: Sampler | None = None,
         more: More | None = None,
     ) -> Tree:
-        """Draft a tree after the last true row:
-
-        the likeliest nodes, grown while `more` says so, or drawn without replacement by coins [shape.nodes].
+        """Draft a tree after the last true row: the likeliest nodes, grown while `more` says so, or drawn without
+        replacement by coins [shape.nodes].
         """
 
 
 @runtime_checkable
 class SeesFirst(Protocol):
-    """A drafter that wants x_0 too, which no row holds: one that reads the text itself, not the target's states."""
+    """A drafter that wants x_0 too, which no row holds: one that reads the tokens, not the target's states."""
 
     def begin(self, token: int) -> None:
         """Take x_0 [a token id], right after `reset` and before any row."""
@@ -87,24 +84,12 @@ class SeesFirst(Protocol):
 
 @runtime_checkable
 class Surveys(Protocol):
-    """A drafter that can tell cheaply how sure it is of a text that is already there."""
+    """A drafter that can tell cheaply how sure it is of tokens that are already decided."""
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """Append true rows as `extend` does;
-
-        the mean log probability of the likeliest token after each of them, nan where it cannot tell.
+        """Append true rows as `extend` does; the mean log probability of the likeliest token after each of them, nan
+        where it cannot tell.
         """
-
-
-@runtime_checkable
-class Lends(Protocol):
-    """A drafter in C, which a call that runs several steps may use itself (`refspec/decoding/burst.py`)."""
-
-    def lend(self) -> Lent | None:
-        """What C needs to draft after the last true row and to append more; None where this drafter has to be asked."""
-
-    def given(self, rows: int, seconds: float) -> None:
-        """So many true rows were appended by whom it was lent to, drafts included in so many seconds."""
 
 
 def survey(drafter: Drafter, tokens: Ids, features: Array) -> float:

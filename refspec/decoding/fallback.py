@@ -1,8 +1,8 @@
 """FallbackDrafter: a trained drafter, and prompt lookup where the trained one is not sure of its first token.
 
-The rule: let c be the trained drafter's probability of its likeliest first token. If c < `sure` and the text's last
-`shortest` or more tokens occurred before, the draft is what lookup says; otherwise it is the trained drafter's. Both c
-and the match are functions of the text alone, known before any coin is drawn, so the choice is deterministic and
+The rule: let c be the trained drafter's probability of its likeliest first token. If c < `sure` and the last `shortest`
+or more tokens occurred before, the draft is what lookup says; otherwise it is the trained drafter's. Both c and the
+match are functions of the decided tokens alone, known before any coin is drawn, so the choice is deterministic and
 lossless with sampled drafts too. Lookup costs microseconds and its trained partner no step: the first probabilities are
 there when `extend` returns.
 """

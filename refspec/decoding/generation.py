@@ -19,7 +19,7 @@ from refspec.reference.metrics import Seconds, Statistics, Step
 from refspec.reference.sampling import Sampler
 
 if TYPE_CHECKING:
-    from refspec.adaptive.policy import Window
+    from refspec.adaptive.policy import ChainPolicy
     from refspec.session import Session
 
 
@@ -62,8 +62,8 @@ class Generation(Iterator[Event]):
     def _run(self) -> Iterator[Event]:
         target, statistics, session = self.target, self.statistics, self._session
         began = perf_counter()
-        window = cast("Window | None", self._options.get("window"))
-        for _ in prefill(target, self._drafter, self.prompt, expect=None if window is None else window.expect):
+        policy = cast("ChainPolicy | None", self._options.get("policy"))
+        for _ in prefill(target, self._drafter, self.prompt, expect=None if policy is None else policy.expect):
             if self._stopping:
                 statistics.stop = "interrupted"
                 return

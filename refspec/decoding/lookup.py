@@ -1,15 +1,15 @@
-"""Prompt lookup: draft what followed the last time the text ended like this. No model, no features.
+"""Prompt lookup: draft what followed the last time the sequence ended like this. No model, no features.
 
-The rule, all of it: of the suffixes of the text with `longest`, ..., `shortest` tokens take the longest that occurred
-before; of its occurrences take the most recent; draft the tokens that followed it. Where these run into the end of the
-text the drafted tokens are read on (a text that repeats with a period is continued for ever). Nothing is drafted when
-no suffix occurred before.
+The rule, all of it: of the suffixes of the sequence with `longest`, ..., `shortest` tokens take the longest that
+occurred before; of its occurrences take the most recent; draft the tokens that followed it. Where these run into the
+end of the sequence the drafted tokens are read on (one that repeats with a period is continued for ever). Nothing is
+drafted when no suffix occurred before.
 
 The index holds, for each length n, the place after the most recent occurrence of every n-gram, and is kept as tokens
 come: O(longest) per token however long the context is, with a journal so that rolling back is as cheap. An n-gram
-enters when its next token is known, so the end of the text never finds itself. The drafts are deterministic: no coin is
-used, and q_draft is None. Source of the idea: prompt lookup decoding (Saxena 2023). Departure: longest match first at
-every step, most recent occurrence.
+enters when its next token is known, so the end of the sequence never finds itself. The drafts are deterministic: no
+coin is used, and q_draft is None. Source of the idea: prompt lookup decoding (Saxena 2023). Departure: longest match
+first at every step, most recent occurrence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST, SHORTEST = 4, 1
 
 
 class LookupDrafter:
-    """The Drafter of the text itself; `matched` is the length of the suffix that the last draft came from, 0 for none."""
+    """Drafts what is there already; `matched` is the length of the suffix the last draft came from, 0 for none."""
 
     capture_layers: tuple[int, ...] = ()
 
@@ -41,21 +41,21 @@ class LookupDrafter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the text; the time spent stays counted."""
+        """Forget every token; the time spent stays counted."""
         self.matched = 0
-        self._text: list[int] = []
-        self._first = 0  # 1 when x_0 is part of the text
+        self._tokens: list[int] = []
+        self._first = 0  # 1 when x_0 is one of the tokens
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its most recent occurrence
         self._journal: list[list[tuple[tuple[int, ...], int]]] = []  # per token: the entries it replaced, -1 = was new
 
     @property
     def n_rows(self) -> int:
         """True rows committed: the tokens after x_0."""
-        return len(self._text) - self._first
+        return len(self._tokens) - self._first
 
     def begin(self, token: int) -> None:
-        """Take x_0; raises ShapeError once the text has begun."""
-        if self._text:
+        """Take x_0; raises ShapeError once a token has come."""
+        if self._tokens:
             raise ShapeError("lookup: the first token comes before every row; reset first")
         self._append(int(token))
         self._first = 1
@@ -75,23 +75,20 @@ class LookupDrafter:
         sampler: Sampler | None = None,
         stop: Stop | None = None,
     ) -> Draft:
-        """What followed, up to k tokens. Confidence is a score, not a probability:
-
-        n / (n + 1) for a match of n tokens.
-        """
+        """What followed, up to k tokens. Confidence is a score, no probability: n / (n + 1) for a match of n tokens."""
         if k < 0:
             raise UsageError(f"draft: k = {k} must be >= 0")
         start = perf_counter()
-        text = list[int]()
+        found = list[int]()
         self.matched, at = self._match()
         score = self.matched / (self.matched + 1)
         for i in range(k if self.matched else 0):
             if stop is not None and stop(i, score):
                 break
             j = at + i
-            text.append(self._text[j] if j < len(self._text) else text[j - len(self._text)])
+            found.append(self._tokens[j] if j < len(self._tokens) else found[j - len(self._tokens)])
         self.seconds += perf_counter() - start
-        return Draft(np.array(text, np.int32), None, np.full(len(text), score, np.float32))
+        return Draft(np.array(found, np.int32), None, np.full(len(found), score, np.float32))
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows rows; raises ShapeError unless 0 <= n_rows <= self.n_rows."""
@@ -103,27 +100,27 @@ class LookupDrafter:
                     del self._after[key]
                 else:
                     self._after[key] = before
-            self._text.pop()
+            self._tokens.pop()
 
     def close(self) -> None:
-        """Release the text held."""
+        """Release the tokens held."""
         self.reset()
 
     def _append(self, token: int) -> None:
         """One token, and the n-grams it follows."""
-        text, replaced, end = self._text, [], len(self._text)
+        tokens, replaced, end = self._tokens, [], len(self._tokens)
         for n in range(self.shortest, min(self.longest, end) + 1):
-            key = tuple(text[end - n :])
+            key = tuple(tokens[end - n :])
             replaced.append((key, self._after.get(key, -1)))
             self._after[key] = end
         self._journal.append(replaced)
-        text.append(token)
+        tokens.append(token)
 
     def _match(self) -> tuple[int, int]:
         """(tokens matched, index of the token that followed); (0, 0) without a match."""
-        text, end = self._text, len(self._text)
+        tokens, end = self._tokens, len(self._tokens)
         for n in range(min(self.longest, end), self.shortest - 1, -1):
-            at = self._after.get(tuple(text[end - n :]))
+            at = self._after.get(tuple(tokens[end - n :]))
             if at is not None:
                 return n, at
         return 0, 0

@@ -1,4 +1,4 @@
-"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of what its rows say
+"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of the tokens before each
 (`refspec/reference/penalties.py`).
 
 The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules
@@ -8,17 +8,16 @@ its own, a node of a tree at its path. Legend: T rows of the last decode, V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Ahead, Lent
-from refspec.decoding.target import Judge, Judges, Target, TreeTarget
+from refspec.decoding.target import Target, TreeTarget, Verifier, Verifies
 from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
-from refspec.reference.metrics import Step
+from refspec.reference.draft import Draft
 from refspec.reference.ops import Array, Ids
 from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
@@ -32,18 +31,24 @@ class PenalizedTarget:
 
     def __init__(self, inner: Target, penalties: Penalties, first: int) -> None:
         self.inner, self.penalties, self.first = inner, penalties, first
-        room = inner.n_ctx + 2  # a judge may run a row beside the last position
-        # [V], looked at when a token comes up
+        room = inner.n_ctx + 2  # a verifier may run a token beside the last position
+        # [V], settled when a token comes up
         self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None
+        self._known: set[int] = set()  # tokens that have come up
         self._penalizer = Penalizer(penalties, inner.n_vocab, room, self._breaks)
         self._tokens = np.zeros(room, np.int32)  # of every position held, and of the rows of the last decode
         self._start = 0  # position of the first row of the last decode
-        self._judged = False  # the last decode was a judge's, which has penalized its rows
+        self._verified = False  # the last decode was a verifier's, which has penalized its rows
         # tokens from the pending one to each node's, if the last decode was a tree
         self._paths: list[list[int]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    @property
+    def seconds(self) -> float:
+        """As of `inner`; asked twice a step, so not by way of `__getattr__`."""
+        return self.inner.seconds
 
     @property
     def capturing(self) -> bool:
@@ -58,16 +63,16 @@ class PenalizedTarget:
         """As of `inner`; the logits that follow are penalized."""
         start = self.inner.n_past
         rows = self.inner.decode(tokens, logits=logits)
-        self._start, self._paths, self._judged = start, None, False
+        self._start, self._paths, self._verified = start, None, False
         self._tokens[start : start + rows] = tokens
-        self._look_at(tokens)
+        self._look_at(map(int, tokens))
         return rows
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
         """As of `inner`, a TreeTarget."""
         rows = cast(TreeTarget, self.inner).decode_tree(tokens, parents)
         ids = [int(t) for t in tokens]
-        self._start, self._paths, self._judged = self.inner.n_past, [ids[:1]], False
+        self._start, self._paths, self._verified = self.inner.n_past, [ids[:1]], False
         for token, parent in zip(ids[1:], parents, strict=True):
             self._paths.append([*self._paths[int(parent) + 1], token])
         self._look_at(ids)
@@ -81,9 +86,9 @@ class PenalizedTarget:
         self._tokens[self._start : self._start + len(path)] = path
 
     def logits(self, i: int) -> Array:
-        """Penalized logits [V] of row i of the last decode: a new array, or what a judge has penalized where it lay."""
+        """Penalized logits [V] of token i of the last decode: a new array, or what a verifier penalized in place."""
         row = self.inner.logits(i)
-        if self._judged:
+        if self._verified:
             return row
         if self._paths is None:
             history = self._tokens[self.first : self._start + i + 1]
@@ -94,10 +99,7 @@ class PenalizedTarget:
 
     @property
     def text(self) -> npt.NDArray[np.int32]:
-        """Tokens by position [n_ctx + 2]: those of the rows held, and of the rows of the last decode;
-
-        a drafter may write behind them.
-        """
+        """Tokens by position [n_ctx + 2]: those held, and those of the last decode; a drafter may write behind them."""
         return self._tokens
 
     @property
@@ -105,47 +107,44 @@ class PenalizedTarget:
         """[V] above 0 where a token is known to be a sequence breaker; None where nothing breaks."""
         return self._breaks
 
-    def judge(self, sampler: Sampler, seed: int) -> Judge | None:
+    def verifier(self, sampler: Sampler, seed: int) -> Verifier | None:
         """As of `inner`, the penalties between its run and its rule; None where it has none."""
-        if not isinstance(self.inner, Judges) or self._penalizer.c is None:
+        if not isinstance(self.inner, Verifies) or self._penalizer.c is None:
             return None
-        step = self.inner.judge(sampler, seed, (self._penalizer, self._tokens, self.first))
-        return None if step is None else _PenalizedJudge(self, step)
+        inner = self.inner.verifier(sampler, seed, (self._penalizer, self._tokens, self.first))
+        return None if inner is None else _PenalizedVerifier(self, inner)
 
-    def _judging(self, tokens: Sequence[int]) -> None:
-        """A judge is about to run these tokens."""
-        self._judged = True
+    def will_verify(self, pending: int, draft: npt.NDArray[np.int32]) -> None:
+        """A verifier is about to run these tokens, and penalizes their logits where they lie."""
+        self._verified = True
         if self._breaks is not None:
-            self._look_at(tokens)
+            self._look_at([pending, *draft.tolist()])
 
-    def _look_at(self, tokens: Sequence[int] | Ids) -> None:
+    def _look_at(self, tokens: Iterable[int]) -> None:
         """Settle which of these tokens are sequence breakers."""
-        breaks = self._breaks
-        if breaks is None:
+        if self._breaks is None:
             return
         for token in tokens:
-            if 0 <= token < len(breaks) and breaks[token] == UNKNOWN:
+            if token not in self._known and 0 <= token < len(self._breaks):
                 said = self.inner.token_to_bytes(int(token))
-                breaks[token] = BREAKS if self.penalties.breaks(said) else GOES_ON
+                self._breaks[token] = BREAKS if self.penalties.breaks(said) else GOES_ON
+                self._known.add(int(token))
 
 
-class _PenalizedJudge:
-    """The judge of `target.inner`, which penalizes its rows where they lie."""
+class _PenalizedVerifier:
+    """The verifier of `target.inner`."""
 
-    def __init__(self, target: PenalizedTarget, inner: Judge) -> None:
+    def __init__(self, target: PenalizedTarget, inner: Verifier) -> None:
         self.target, self.inner = target, inner
 
-    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-        self.target._judging((pending, *draft.tolist()))
-        return self.inner(pending, draft, position)
-
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
-        self.target._judging((pending,))  # before a token that is not known to be a breaker or none, C ends
-        return self.inner.several(pending, ahead, drafter, position, room)
+    def step(self, pending: int, draft: Draft, position: int) -> Verdict:
+        """See `target.Verifier`."""
+        self.target.will_verify(pending, draft.tokens)
+        return self.inner.step(pending, draft, position)
 
 
 def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target:
-    """`target` under penalties, for one text that begins with `prompt` [N]; itself where they are off."""
+    """`target` under penalties, for one output after `prompt` [N]; itself where they are off."""
     if not penalties.on:
         return target
     return PenalizedTarget(target, penalties, 0 if penalties.prompt else len(prompt))
@@ -155,5 +154,6 @@ def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
         raise UsageError(
-            "the sampler has penalties and the target applies none; give targets.penalized.under(target, penalties, prompt)"
+            "the sampler has penalties and the target applies none; give"
+            " penalized_target.under(target, penalties, prompt)"
         )

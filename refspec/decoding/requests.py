@@ -1,6 +1,5 @@
-"""What is asked of a target that answers many prompts at once, and what it answers:
-
-in llama.cpp (`parallel.py`) or torch (`train/answering.py`).
+"""What is asked of a target that answers many prompts at once, and what it answers: in llama.cpp
+(`llama/parallel_target.py`) or torch (`train/answering.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Coins = npt.NDArray[np.float64]
 
 
 class Request(NamedTuple):
-    """A prompt [>= 1] and what decides its answer: coins [at least the longest answer] in [0, 1), or None for argmax."""
+    """A prompt [>= 1] and what decides its answer: coins [>= its tokens] in [0, 1), or None for argmax."""
 
     key: int
     prompt: Ids
@@ -34,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Answers(Protocol):
-    """What answers: `targets.parallel.ParallelTarget`, `train.answering.TorchAnswers`."""
+    """What answers: `llama.parallel_target.ParallelTarget`, `train.answering.TorchAnswers`."""
 
     @property
     def path(self) -> Path:
@@ -46,9 +45,8 @@ class Answers(Protocol):
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token by its text, as a tokenizer.json writes it;
-
-        what only fills the head's width is left out.
+        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left
+        out.
         """
 
     def answers(

@@ -1,7 +1,7 @@
 """What the decode cycle needs from a target model.
 
-Not an implementation. Rows are positions: a target holds the KV of rows 0..n_past-1, `decode` appends to them,
-`rollback` drops the last ones. Legend: T rows of one decode, V vocabulary, Ht width, n_states captured boundaries.
+Not an implementation. A target holds the KV of positions 0..n_past-1; `decode` appends to them, `rollback` drops the
+last ones. Legend: T tokens of one decode, V vocabulary, Ht width, n_states captured boundaries.
 """
 
 from __future__ import annotations
@@ -12,45 +12,36 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.burst import Ahead, Lent
 from refspec.native.penalties import Penalizer
-from refspec.reference.metrics import Step
+from refspec.reference.draft import Draft
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.verify import Verdict
 
 
-class Judge(Protocol):
-    """Verify steps of a chain in one call each, or several, drafts included, in one."""
+class Verifier(Protocol):
+    """Verify steps of a chain."""
 
-    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-        """Run the pending token and draft [k] and decide from output position `position` on;
-
-        rows that do not stand are taken back.
-        """
-
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
-        """Up to `ahead.steps` steps, of which none begins after AT_ONCE seconds; they decide `room` tokens at most.
-
-        The drafter is given the rows of each step. Without one nothing is drafted, and `features` are those of all
-        steps. Ends after a token that ends the text, and before a step that would fail: if it is the first, none was
-        run, and taken alone it says why.
+    def step(self, pending: int, draft: Draft, position: int) -> Verdict:
+        """Run the pending token and the draft, decide from output position `position` on, and take back the positions
+        of what was not accepted.
         """
 
 
-# What logits are changed by, the token of every position (a judge keeps them up to date), and the first position that
-# counts.
+# What changes logits, the token of every position (a verifier keeps them up to date), and the first one that counts.
 Penalized = tuple[Penalizer, npt.NDArray[np.int32], int]
 
 
 class Target(Protocol):
     """A causal language model with a KV cache that can be rolled back."""
 
-    seconds: float  # time spent inside the model so far
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the model so far."""
 
     @property
     def n_ctx(self) -> int:
-        """Rows the cache can hold."""
+        """Positions the cache can hold."""
 
     @property
     def n_vocab(self) -> int:
@@ -58,7 +49,7 @@ class Target(Protocol):
 
     @property
     def n_past(self) -> int:
-        """Rows the cache holds."""
+        """Positions the cache holds."""
 
     capturing: bool  # whether decodes keep the hidden states that `features` returns
 
@@ -68,29 +59,29 @@ class Target(Protocol):
 
     @property
     def end_tokens(self) -> Container[int]:
-        """Tokens that end the text."""
+        """Tokens that end an output."""
 
     @property
     def add_bos(self) -> bool:
         """Whether the tokenizer puts the BOS token in front."""
 
     def decode(self, tokens: Ids | Sequence[int], *, logits: str = "all") -> int:
-        """Append T rows, with logits of "all", "last" or "none" of them; returns T."""
+        """Append T tokens, with logits of "all", the "last" or "none" of them; returns T."""
 
     def logits(self, i: int) -> Array:
-        """Logits [V] of row i of the last decode, valid until the next one."""
+        """Logits [V] of token i of the last decode, valid until the next one."""
 
     def features(self) -> Array:
         """Captured states [T, n_states*Ht] of the last decode, valid until the next one."""
 
     def rollback(self, n: int) -> None:
-        """Keep rows 0..n-1."""
+        """Keep positions 0..n-1."""
 
     def reset(self) -> None:
-        """Forget every row."""
+        """Forget every position."""
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Tokens of a text, with the tokenizer's own BOS when `add_special`."""
+        """Tokens of a string, with the tokenizer's own BOS when `add_special`."""
 
     def token_to_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Bytes a token prints as; control tokens print as nothing unless `special`."""
@@ -100,31 +91,26 @@ class Target(Protocol):
 
 
 @runtime_checkable
-class Judges(Protocol):
-    """A target that can run, judge and take back a chain in one call, for deterministic drafts."""
+class Verifies(Protocol):
+    """A target that can do a verify step in one call, for drafts fixed in advance."""
 
-    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function;
-
-        None where it cannot.
-        """
+    def verifier(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Verifier | None:
+        """The twin of `verifier.MatchVerifier`, with penalties of its own if given; None where it cannot."""
 
 
 class TreeTarget(Target, Protocol):
-    """A target that can also judge several continuations at once."""
+    """A target that can also verify several continuations at once."""
 
     @property
     def max_nodes(self) -> int:
         """The most nodes a tree may have here."""
 
     def decode_tree(self, tokens: Ids | Sequence[int], parents: Ids | Sequence[int]) -> int:
-        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token;
-
-        logits and features of all N+1 rows.
+        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token; logits and features of
+        all N+1.
         """
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Append the pending token and these nodes, a path from the root, to the rows held;
-
-        the other nodes are forgotten.
+        """Append the pending token and these nodes, a path from the root, to the positions held; the other nodes are
+        forgotten.
         """

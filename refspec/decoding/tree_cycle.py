@@ -1,8 +1,8 @@
-"""The decode cycle with draft trees: grow -> judge all nodes in one run of the target -> keep the path that stands.
+"""The decode cycle with draft trees: plan, grow, verify all nodes in one run of the target, keep the accepted path.
 
-The cycle of `speculate.py`, with its state between cycles, its Steps and its coins; only what is drafted and how it is
-judged differs. Same seed, same text as plain decoding, whatever the tree (`verify_tree_deterministic`); with
-`draft_sampling` the same law (`verify_tree_rejection`).
+The cycle of `cycle.py`, with its state between cycles, its Steps and its coins; only what is drafted and how it is
+verified differs. Same seed, same output as plain decoding, whatever the tree (`verify_tree_deterministic`); with
+`draft_sampling` the same distribution (`verify_tree_rejection`).
 
 Legend: N nodes, h height of a tree, m largest number of siblings.
 """
@@ -14,10 +14,10 @@ from time import perf_counter
 
 import numpy as np
 
-from refspec.adaptive.tree_policy import TreeWindow
-from refspec.decoding.cycle import close_text
+from refspec.decoding.cycle import close_output
 from refspec.decoding.drafter import TreeDrafter
 from refspec.decoding.penalized_target import check_under
+from refspec.decoding.plan import DraftTreePolicy, FixedTree
 from refspec.decoding.target import TreeTarget
 from refspec.errors import UsageError
 from refspec.native import verify_tree_deterministic, verify_tree_rejection
@@ -46,74 +46,81 @@ def speculate_tree(
     max_tokens: int,
     shape: TreeShape,
     draft_sampling: bool = False,
-    window: TreeWindow | None = None,
+    policy: DraftTreePolicy | None = None,
 ) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify pass; the last Step says why it
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
     stopped.
 
-    `window` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
-    from a coin. Step.draft is the path the text took through the tree and, where it stopped inside, the first children
-    from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a window over
-    trees drawn from a law, of which no node may be dropped for what it is.
+    `policy` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
+    from a coin. Step.draft is the path the output took through the tree and, where it stopped inside, the first
+    children from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a
+    policy over sampled trees, of which no node may be dropped for what it is.
     """
-    if window is not None and draft_sampling:
+    if policy is not None and draft_sampling:
         raise UsageError(
             "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
         )
     check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
-    end_tokens = target.end_tokens
+    chosen: DraftTreePolicy = FixedTree() if policy is None else policy
+    end_tokens, n_ctx, held = target.end_tokens, target.n_ctx, target.n_past
     position = 0  # index of the next output token
     stop: str | None = None
+    learning = 0.0  # seconds of the last step's learning, which count with the next one
     while stop is None and max_tokens > 0:
         began, target_before, drafter_before = perf_counter(), target.seconds, drafter.seconds
 
-        # draft: never past the last token wanted, nor more nodes than there are free positions
-        depth = min(shape.depth, max_tokens - position - 1)
-        nodes = min(shape.nodes, target.max_nodes, target.n_ctx - target.n_past - 1)
-        room = nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0
-        floor = shape.floor
-        if window is not None and (room := window.plan(room)):
-            floor = max(floor, window.floor())
-        more = window.more if window else None
-        tree = (
-            rule.draft(drafter, TreeShape(room, shape.top_k, depth, floor=floor), position, more)
-            if room
-            else empty_tree()
-        )
-        tree = cut_after_end(tree, end_tokens)
-        if window is not None:
-            tree = window.keep(tree)
+        # plan: never past the last token wanted, nor more nodes than there are free positions
+        left = max_tokens - position
+        depth, nodes = min(shape.depth, left - 1), min(shape.nodes, target.max_nodes, n_ctx - held - 1)
+        plan = chosen.plan(nodes if depth > 0 and nodes > 0 and drafter.n_rows > 0 else 0)
+
+        # draft
+        tree = empty_tree()
+        if plan.nodes > 0:
+            wanted = TreeShape(plan.nodes, shape.top_k, depth, floor=max(shape.floor, plan.floor))
+            tree = cut_after_end(rule.draft(drafter, wanted, position, plan.more), end_tokens)
+        tree = plan.keep(tree)
 
         # verify: one run of the target over the pending token and all nodes
-        drafting = len(tree.tokens) > 0  # without a draft it is a step of plain decoding, and costs no more
-        rows = (
-            target.decode_tree([pending, *tree.tokens.tolist()], tree.parents)
-            if drafting
-            else target.decode([pending], logits="all")
-        )
-        verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
-        accepted, tokens = verdict.accepted, verdict.tokens
-        drafted = tree.tokens[continued(tree, verdict.path)].tolist()
+        path, tokens = _verified(target, rule, pending, tree, position)
+        accepted = len(path)
+        drafted = tree.tokens[continued(tree, path)].tolist()
 
-        # commit: the rows of the pending and the accepted tokens, in the target and, from true features, in the drafter
-        if drafting:
-            target.keep_path(verdict.path)
-        drafter.extend(np.asarray(tokens, dtype=np.int32), target.features()[[0, *(node + 1 for node in verdict.path)]])
+        # commit: the accepted path's rows, which the target has kept, in the drafter from true features
+        held += accepted + 1
+        drafter.extend(np.array(tokens, np.int32), target.features()[[0, *(node + 1 for node in path)]])
         pending = tokens[-1]
+        tokens, stop = close_output(tokens, accepted, end_tokens, left, n_ctx - held)
 
-        tokens, stop = close_text(tokens, accepted, target, max_tokens - position)
+        # learn
         in_target, in_drafter = target.seconds - target_before, drafter.seconds - drafter_before
-        seconds = Seconds(in_target, in_drafter, perf_counter() - began - in_target - in_drafter)
+        ended = perf_counter()
+        seconds = Seconds(in_target, in_drafter, ended - began - in_target - in_drafter + learning)
         step = Step(position, drafted, accepted, tokens, seconds, stop, nodes=len(tree.tokens), depth=tree.height)
-        if window is not None:
-            window.learn(step, verdict.path)
+        chosen.learn(plan, step, path)
+        learning = perf_counter() - ended
+
         yield step
         position += len(tokens)
 
 
+def _verified(
+    target: TreeTarget, rule: _OneCoin | _SampledTrees, pending: int, tree: Tree, position: int
+) -> TreeVerdict:
+    """Run the pending token and the tree, decide, and keep the accepted path."""
+    if len(tree.tokens):
+        rows = target.decode_tree([pending, *tree.tokens.tolist()], tree.parents)
+    else:  # a step of plain decoding, which costs no more than that
+        rows = target.decode([pending], logits="all")
+    verdict = rule.verify([target.logits(i) for i in range(rows)], tree, position)
+    if len(tree.tokens):
+        target.keep_path(verdict.path)
+    return verdict
+
+
 class _OneCoin:
-    """Deterministic trees; output position p is decided by its one coin, drafted or not: same seed, same text."""
+    """Deterministic trees; output position p is decided by its one coin, drafted or not: same seed, same output."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed = sampler, seed
@@ -128,10 +135,7 @@ class _OneCoin:
 
 
 class _SampledTrees:
-    """Trees drawn without replacement and judged by recursive rejection;
-
-    no coin is used twice (see `speculate._SampledDrafts`).
-    """
+    """Trees drawn without replacement and verified by recursive rejection; no coin is used twice."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.sampler, self.seed, self.cycle = sampler, seed, 0
@@ -169,7 +173,7 @@ def cut_after_end(tree: Tree, end_tokens: Container[int]) -> Tree:
 
 
 def continued(tree: Tree, path: list[int]) -> list[int]:
-    """The path that stands and then the first child of each node to a leaf: what a chain would have called its draft."""
+    """The accepted path and then the first child of each node to a leaf: what a chain would have called its draft."""
     nodes = list(path)
     following = tree.children(nodes[-1] if nodes else ROOT)
     while following:

@@ -1,15 +1,16 @@
-"""TreeLookupDrafter: a trained drafter's tree, and in it what followed the last time the text ended like this.
+"""TreeLookupDrafter: a trained drafter's tree, and in it what followed the last time the sequence ended like this.
 
 The rule: the trained drafter grows its tree, prompt lookup (`lookup.py`) says its continuation, and of both together
 the N nodes worth most are kept. A node of the tree is worth the product of its draft probabilities; the j-th token of
-the continuation is worth the chance that tokens 1..j of it stand, estimated from how often earlier ones did:
+the continuation is worth the chance that tokens 1..j of it are accepted, estimated from how often earlier ones were:
 
-    r(n, first)  =  (hits + 4 n / (n + 2)) / (tries + 4)       n the length of the match; r(n, later) likewise, given that those before stand
+    r(n, first)  =  (hits + 4 n / (n + 2)) / (tries + 4)       n the length of the match
+    r(n, later)  likewise, given that those before were accepted
 
-A node that is both is worth the larger of the two. So a text that repeats itself is followed down one long branch,
-another keeps its tree, and nobody has to say which it is. The tree is a function of the text and of what was counted in
-earlier steps, known before any coin of this step, hence lossless by the deterministic rule
-(`verify_tree_deterministic`). Trees drawn from a law cannot take it in.
+A node that is both is worth the larger of the two. So a sequence that repeats itself is followed down one long branch,
+another keeps its tree, and nobody has to say which it is. The tree is a function of the decided tokens and of what was
+counted in earlier steps, known before any coin of this step, hence lossless by the deterministic rule
+(`verify_tree_deterministic`). Sampled trees cannot take it in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from refspec.reference.tree import Tree, TreeShape
 from refspec.reference.tree_grow import More, with_path
 
 WEIGHT = 4.0  # tries that the guess n / (n + 2) counts for
-KEEP = 1 - 1 / 200  # of every count, per try of the same kind: what a text is like changes
+KEEP = 1 - 1 / 200  # of every count, per try of the same kind: sequences change
 
 
 class TreeLookupDrafter(WithLookup[TreeDrafter]):
@@ -61,9 +62,9 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         sampler: Sampler | None = None,
         more: More | None = None,
     ) -> Tree:
-        """The shape.nodes most valuable nodes of the trained drafter's tree and the text's own continuation.
+        """The shape.nodes most valuable nodes of the trained drafter's tree and of what lookup found.
 
-        UsageError where the tree is to be drawn from a law.
+        UsageError where the tree is to be sampled.
         """
         if coins is not None or sampler is not None:
             raise UsageError("lookup in a tree is for deterministic drafts; leave --lookup or --draft-sampling out")
@@ -74,7 +75,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         return with_path(tree, said, self.chances(matched, len(said)), shape.nodes, shape.floor) if said else tree
 
     def chances(self, matched: int, n: int) -> list[float]:
-        """[n] that tokens 1..j of a continuation found by `matched` tokens all stand, j = 1..n."""
+        """[n] the chance that tokens 1..j of a continuation found by `matched` tokens are all accepted, j = 1..n."""
         out, value = list[float](), 1.0
         for i in range(n):
             tries, hits = self._counts.get((matched, i == 0), (0.0, 0.0))

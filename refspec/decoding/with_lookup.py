@@ -1,6 +1,5 @@
-"""WithLookup: a trained drafter and prompt lookup that read the same rows;
-
-what is drafted of the two is a subclass's rule.
+"""WithLookup: a trained drafter and prompt lookup that read the same rows; what is drafted of the two is a subclass's
+rule.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""WrappedDrafter: a Drafter that passes every call on;
-
-what watches or delays a drafter overrides the calls it cares about.
+"""WrappedDrafter: a Drafter that passes every call on; what watches or delays a drafter overrides the calls it cares
+about.
 """
 
 from __future__ import annotations

@@ -80,12 +80,13 @@ def with_twins(lengths: Sequence[int], trees: Sequence[TreeShape]) -> list[int]:
 
 
 def room_for(session: Session, max_tokens: int, length: int | None) -> int:
-    """Tokens a prompt may have; UsageError when a prompt, or one padded to `length`, does not fit beside `max_tokens`."""
+    """Tokens a prompt may have beside `max_tokens`; UsageError when none, or one padded to `length`, fits."""
     room = session.target.n_ctx - max_tokens
     if room < max(2, length or 0):
         what = "a prompt" if length is None else f"--context {length}"
         raise UsageError(
-            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or lower -n"
+            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or "
+            "lower -n"
         )
     return room
 
@@ -126,8 +127,13 @@ def measure(
             encode(session, conversation, name) if length is None else padded(session, prompts, number, length, name)
         )
         text = record(
-            session.target, fit(tokens, room), layers, max_tokens=max_tokens, sampler=sampler, seed=seed + number + TURN_SEED * t
-        )  # fmt: skip
+            session.target,
+            fit(tokens, room),
+            layers,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            seed=seed + number + TURN_SEED * t,
+        )
         output = text.tokens[text.n_prompt :].tolist()
         counts = {
             drafter: follow(

@@ -25,9 +25,12 @@ Row = Mapping[str, Any]  # one prompt under one condition: family, id, turns (en
 
 
 def record(
-    found: Mapping[tuple[str, int | None], Sequence[Row]], about: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any],
-    baseline: str, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+    found: Mapping[tuple[str, int | None], Sequence[Row]],
+    about: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    baseline: str,
+    seed: int,
+) -> dict[str, Any]:
     """The measurement as JSON: per condition and family tau, acceptance by position, and tau's ratio to the baseline.
 
     `by_prompt` holds what every number is made of: tokens, and verify steps of each drafter at each draft length and
@@ -105,9 +108,10 @@ def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: s
                 ratio[name][k] = tau_ratio(steps, _steps(counted, baseline, k))
             if twin is not None:
                 over_chain.setdefault(name, {})[k] = tau_ratio(steps, _steps(counted, name, twin))
+    mean = float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])) if rows else None
     return {
         "prompts": len(rows), "turns": sum(len(r["turns"]) for r in rows), "generated_tokens": int(tokens.sum()),
-        "prompt_tokens": round(float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])), 1) if rows else None,
+        "prompt_tokens": None if mean is None else round(mean, 1),
         "drafters": drafters, "ratio": ratio, "over_chain": over_chain,
     }  # fmt: skip
 
@@ -147,7 +151,7 @@ def table(measured: Mapping[str, Any]) -> list[str]:
                 *_block(condition["families"], names, others, k),
                 "",
             ]
-    lines.append("tau: tokens per verify step; ±: half the bootstrap interval over prompts, paired for the ratios")
+    lines.append("tau: tokens per model call; ±: half the bootstrap interval over prompts, paired for the ratios")
     if trees:
         lines.append("gain: tau of trees divided by that of the same drafter's chains of as many draft tokens")
         by = {code: [d["name"] for d in about if d["trees"] == code] for code in ("llama.cpp", "reference", None)}
@@ -183,13 +187,13 @@ def _block(families: Mapping[str, Any], names: Sequence[str], others: Sequence[s
         cells = "  ".join(f"{cell(_at(row, keys), 2):>{max(12, len(head))}}" for head, keys in columns)
         lines.append(f"{family:<{width}}  {row['prompts']:7d}  {row['generated_tokens']:7d}  {cells}")
     lines.append(
-        "accepted by position, over all families"
-        + ("" if twin is None else "; rows verified per step, of trees and of chains")
+        "guesses kept by position in %, over all families"
+        + ("" if twin is None else "; tokens checked per step, of trees and of chains")
     )
     label = max(len(name) for name in names)
     for name in names:
         found = families["all"]["drafters"][name]
-        shares = " ".join(f"{share:.2f}" for share in found[k]["accepted_by_position"])
+        shares = " ".join(f"{100 * share:3.0f}" for share in found[k]["accepted_by_position"])
         rows = "" if twin is None else f"; {found[k]['rows_per_step']:.1f} and {found[twin]['rows_per_step']:.1f}"
         lines.append(f"  {name:<{label}}  {shares}{rows}")
     return lines

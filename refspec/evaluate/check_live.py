@@ -25,7 +25,7 @@ from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import GgufInfo
 from refspec.gguf.io import read_tensor
 from refspec.llama.eagle3 import LlamaEagle3Drafter
-from refspec.llama.native_eagle3 import OwnEagle3Drafter, complete_weights, open_drafter
+from refspec.llama.native_eagle3 import NativeEagle3Drafter, complete_weights, open_drafter
 from refspec.llama.target import LlamaTarget
 from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback
 from refspec.reference.draft import RowRecord, magnitude
@@ -142,7 +142,7 @@ def _measure(session: Session, prompts: Sequence[str], max_tokens: int) -> Run:
 
     if isinstance(drafter, LlamaEagle3Drafter):
         drafter.probe = tell
-    elif isinstance(drafter, OwnEagle3Drafter):
+    elif isinstance(drafter, NativeEagle3Drafter):
         drafter.probe = lambda depth, state: tell(depth, state, state)
     elif isinstance(drafter, Eagle3Drafter):
         drafter.probe = record

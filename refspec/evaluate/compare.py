@@ -7,7 +7,8 @@ and compares the logits of the same rows.
 
 With e the largest change of any logit (the noise):
   greedy   the order of two logits can turn if they are within 2 e
-  sampled  a cumulative probability can move by at most e / (2 T), or by what was measured where top-k, top-p or min-p turned
+  sampled  a cumulative probability can move by at most e / (2 T), or by what was measured where top-k, top-p or
+           min-p turned
 Legend: N prompt tokens, L rows looked at, V vocabulary, T temperature.
 """
 

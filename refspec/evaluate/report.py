@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from refspec.evaluate.compare import Difference
 from refspec.reference.metrics import Statistics
 
-STOPS = {
-    "end": "the model ended its text",
-    "length": "the wanted number of tokens is reached",
-    "context": "the context is full; what was generated is kept (raise -c for more)",
-    "interrupted": "interrupted",
-    "running": "not finished",
-}
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 def describe(statistics: Statistics, name: str) -> list[str]:
@@ -22,17 +16,53 @@ def describe(statistics: Statistics, name: str) -> list[str]:
     s = statistics
     lines = [
         f"{name}: {s.generated_tokens} tokens in {s.seconds.total:.2f} s, {s.tokens_per_second:.1f} tokens/s, "
-        f"tau {s.tau:.2f} over {s.verify_steps} verify steps"
+        f"{tokens_per_call(s)}"
     ]
     if s.accepted_by_position:
-        lines.append("  accepted by position: " + " ".join(f"{share:.2f}" for share in s.accepted_by_position))
-    if len(s.windows) - s.windows.count(0) > 1:
-        lines.append("  drafted per step: " + ", ".join(f"{k} in {n}" for k, n in enumerate(s.windows) if n))
+        lines.append(f"  {kept(s.accepted_by_position)}")
+    if len(made := guesses(s)) > 1:
+        lines.append(f"  {guessed(made)}")
     if total := s.seconds.total:
         parts = zip(("target", "drafter", "refspec itself"), s.seconds, strict=True)
         lines.append("  time: " + ", ".join(f"{who} {part:.3f} s ({part / total:.0%})" for who, part in parts))
-    lines.append(f"  prompt: {s.prompt_tokens} tokens in {s.prompt_seconds:.2f} s; stopped: {STOPS[s.stop]}")
+    lines.append(f"  prompt: {s.prompt_tokens} tokens in {s.prompt_seconds:.2f} s; {stopped(s)}")
     return lines
+
+
+def tokens_per_call(s: Statistics) -> str:
+    """Tau, and of how many verify steps."""
+    return f"{s.tau:.2f} tokens per model call (tau), {s.verify_steps} call{'s' * (s.verify_steps != 1)}"
+
+
+def kept(shares: Sequence[float]) -> str:
+    """Acceptance by position."""
+    named = [ORDINALS[i] if i < len(ORDINALS) else f"{i + 1}th" for i in range(len(shares))]
+    return "guesses kept: " + ", ".join(f"{name} {share:.0%}" for name, share in zip(named, shares, strict=True))
+
+
+def guesses(s: Statistics) -> dict[int, int]:
+    """{draft tokens, of a tree its nodes: verify steps that had so many}."""
+    if s.tree_sizes:
+        without = s.verify_steps - sum(s.tree_sizes.values())
+        return ({0: without} if without else {}) | dict(sorted(s.tree_sizes.items()))
+    return {k: steps for k, steps in enumerate(s.windows) if steps}
+
+
+def guessed(made: Mapping[int, int]) -> str:
+    """`guesses` in words."""
+    named = [f"{k or 'none'} {'once' if steps == 1 else f'{steps} times'}" for k, steps in made.items()]
+    return "tokens guessed per call: " + ", ".join(named)
+
+
+def stopped(s: Statistics) -> str:
+    """Why a run ended."""
+    return {
+        "end": "the model ended its answer",
+        "length": f"stopped after {s.generated_tokens} tokens (-n)",
+        "context": "the context is full, what was generated is kept (-c makes room for more)",
+        "interrupted": "interrupted",
+        "running": "not finished",
+    }[s.stop]
 
 
 def describe_comparison(
@@ -42,18 +72,29 @@ def describe_comparison(
     same: bool,
     difference: Difference | None,
     show: Callable[[int], str],
+    *,
+    adaptive: bool = False,
+    busy: str | None = None,
 ) -> list[str]:
-    """The plain run beside the speculative one: speedup, and whether the text is the same or why not."""
+    """The plain run beside the speculative one: speedup, and whether the output is the same or why not.
+
+    `busy` is what the load of other processes makes doubtful; it comes first, and no verdict on speed follows it.
+    """
     ratio = speedup(fast, plain)
     lines = describe(plain, "plain")
-    lines.append(f"speedup: {ratio:.2f}x")
-    if ratio < 1:
-        lines[-1] += "; speculation LOSES here: plain decoding (--no-spec) or another --draft-max is faster"
+    if busy is not None:
+        lines += [busy, f"speedup: {ratio:.2f}x measured, no verdict"]
+    else:
+        lines.append(f"speedup: {ratio:.2f}x")
+        if ratio < 1:
+            other = "" if adaptive else "--adaptive, or "
+            lines.append(f"guessing was slower here ({ratio:.2f}x); try {other}--no-spec")
     if same:
         lines.append("identical: yes, every token")
     elif draft_sampling:
         lines.append(
-            "identical: no, and not promised: with --draft-sampling the law is the same, the text of a seed is not"
+            "identical: no, and not promised: with --draft-sampling the distribution is the same, the output of a seed "
+            "is not"
         )
     elif difference is None:
         lines.append("identical: as far as both went; one run stopped before the other")
@@ -61,22 +102,30 @@ def describe_comparison(
         d = difference
         what = "logits" if d.unit == "logit" else "of cumulative probability"
         lines.append(
-            f"identical: no; token {d.position + 1} is {show(d.plain)!r} plain and {show(d.speculative)!r} speculative, {d.gap:.2g} {what} apart"
+            f"identical: no; token {d.position + 1} is {show(d.plain)!r} plain and {show(d.speculative)!r} "
+            f"speculative, {d.gap:.2g} {what} apart"
         )
         lines.append(
-            f"  the engine's rounding between batch shapes, measured on this text, is {d.noise:.2g} per logit and closes gaps up to {d.limit:.2g}: "
-            + ("within the noise (--exact avoids it)" if d.within_noise else "NOT within the noise: please report this")
+            f"  the engine rounds differently for batches of other sizes: {d.noise:.2g} per logit on this output, "
+            f"which closes gaps up to {d.limit:.2g}: "
+            + (
+                "within the noise (--reproducible exact avoids it)"
+                if d.within_noise
+                else "NOT within the noise: please report this"
+            )
         )
     return lines
 
 
-def describe_prediction(predicted: float | None, measured: float) -> str:
+def describe_prediction(predicted: float | None, measured: float, command: str = "refspec tune") -> str:
     """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one
-    measured.
+    measured; without them the command that stores them.
     """
     if predicted is None:
-        return "predicted: unknown; `refspec tune` measures what steps cost here"
-    return f"predicted: {predicted:.2f}x by the costs of `refspec tune` and this run's acceptance, measured {measured:.2f}x"
+        return f"run `{command}` once for a forecast"
+    return (
+        f"forecast: {predicted:.2f}x by the costs of `refspec tune` and the guesses kept here, measured {measured:.2f}x"
+    )
 
 
 def speedup(fast: Statistics, plain: Statistics) -> float:

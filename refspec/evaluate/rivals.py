@@ -52,7 +52,8 @@ class Rival:
             )
         if not os.fspath(drafter) or read_gguf_header(drafter).arch != drafter_meta.STOCK_ARCH:
             raise UsageError(
-                f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with --llama-cpp-drafter, or see `refspec stock`"
+                f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with "
+                "--llama-cpp-drafter, or make the nearest file with `refspec convert --stock`"
             )
         self.model, self.drafter = model, os.fspath(drafter)
 

@@ -1,13 +1,13 @@
 """What the parts of a verify step cost on this machine, and the speedup that follows from them.
 
-Not a benchmark: `bench.py` runs the kinds and prints measured beside predicted, so that each explains the other. With
-c(r) the time of one target run over r rows, s the time of one drafted token, x that of feeding accepted rows back and o
-refspec's own time per step:
+Not a benchmark: `speed.py` runs the kinds, and measured and predicted explain each other. With c(r) the time of one
+target run over r tokens, s the time of one drafted token, x that of feeding accepted tokens back and
+o refspec's own time per step:
 
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + k s + x + o)
     tau(k)                               =  1 + sum of accepted_by_position[0..k-1]
 
-A tree's steps differ in rows and in how often its drafter runs, so there d, the drafter's time per step with the
+A tree's steps differ in size and in how often its drafter runs, so there d, the drafter's time per step with the
 feeding back in it, and o are those of the tree's own runs, and c is averaged over the nodes N its steps had:
 
     predicted speedup of a tree          =  tau (c(1) + o_plain) / (mean of c(N+1) + d + o)
@@ -37,11 +37,11 @@ OFTEN = 0.05
 
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
-    """Usual seconds (`measured.usual`) of verifying 1..R rows of a text, of one drafted token, and of feeding back two
-    accepted rows.
+    """Usual seconds (`step_costs.usual`) of verifying 1..R tokens of a sequence, of one drafted token, and of feeding
+    back two accepted tokens.
 
-    `more` are other numbers of rows to time, such as a tree's; where the text is shorter than those it goes round.
-    Raises RefspecError for a text too short, or a context too small.
+    `more` are other numbers of tokens to time, such as a tree's; a sequence shorter than those goes round.
+    Raises RefspecError for a sequence too short, or a context too small.
     """
     target, drafter, k = session.target, session.drafter, session.draft_max
     assert drafter is not None  # measure() is for sessions that have one
@@ -111,7 +111,7 @@ def predict_tree(run: Statistics, costs: dict[str, Any], own_plain: float) -> fl
     tau, d and o are measured in the run itself, so only the target's part of a step is predicted. Left out: what a row
     of several paths costs more than one of a single path (attention over a cache whose cells belong to several
     sequences, and their mask), what llama.cpp spends on a graph for another number of rows than in the step before, and
-    the length of the text (c is timed at one). Numbers of rows that were not timed lie on a line between those that
+    the length of the sequence (c is timed at one). Numbers of rows that were not timed lie on a line between those that
     were, though real costs have steps.
     """
     timed = dict(enumerate(costs["verify_seconds"], start=1)) | costs["more_verify_seconds"]

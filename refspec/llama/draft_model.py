@@ -2,21 +2,18 @@
 
 It reads tokens, not the target's states: features are ignored and rows may come late. `extend` only notes tokens;
 `draft` brings the cache up to date with what it does not hold yet. Drafted tokens that were accepted are in the cache
-already, so after a cycle with m of k accepted one row is new (two when all stood: the last drafted token was never
-run). A long backlog, a prompt, runs at once. Shape legend: T rows, V target vocabulary, C ids both vocabularies share.
+already, so after a cycle with m of k accepted one row is new (two when all were: the last drafted token was never run).
+A long backlog, a prompt, runs at once. Shape legend: T rows, V target vocabulary, C ids both vocabularies share.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
-import numpy.typing as npt
 
 from refspec import native
-from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.errors import BackendError, ShapeError
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import check_target
@@ -24,19 +21,17 @@ from refspec.llama import api, weights
 from refspec.llama.capture import Views
 from refspec.llama.context import Context, RowBatch
 from refspec.llama.eagle3 import MARGIN
-from refspec.llama.host_ops import argmax_prob
 from refspec.llama.model import Model
 from refspec.llama.pair_checks import Lender
 from refspec.llama.vocabulary import check_vocabulary
-from refspec.reference.draft import Draft, Stop, check_draft_arguments
+from refspec.reference.chain import ChainDrafter
 from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import Sampler
 
 BATCH = 512
 BACKLOG = 64  # tokens noted before they run by themselves: more than a cycle leaves, less than a prompt
 
 
-class LlamaModelDrafter:
+class LlamaModelDrafter(ChainDrafter):
     """The Drafter of a stand-alone draft model on llama.cpp."""
 
     capture_layers: tuple[int, ...] = ()
@@ -75,7 +70,8 @@ class LlamaModelDrafter:
             or api.model_is_diffusion(handle)
         ):
             raise BackendError(
-                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with a plain KV cache"
+                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with"
+                " a plain KV cache"
             )
         self.context = Context(
             self.model, n_ctx=min(target.n_ctx + MARGIN, max(self.model.n_ctx_train, 2)), n_batch=BATCH, n_ubatch=BATCH,
@@ -83,14 +79,15 @@ class LlamaModelDrafter:
         )  # fmt: skip
         self.n_ctx = self.context.n_ctx
         self._batch = RowBatch(min(BATCH, self.context.n_batch))
-        self._best = argmax_prob(self._common)
         self._views = Views()
+        self.vocab_size, self.width, self.logit_ids = target.n_vocab, self._common, None
+        self.draft_ids: Ids = np.arange(self._common)
+        self.choose = native
         self.seconds = 0.0  # inside llama.cpp only
-        self.penalties: DraftPenalties | None = None
-        self._text: list[int] = []  # the true text
-        self._held: list[int] = []  # what the cache holds: a prefix of the text, then drafted tokens
-        self._agreed = 0  # tokens of the cache known to be the text's
-        self._first = 0  # 1 when x_0 is part of the text
+        self._text: list[int] = []  # the tokens decided
+        self._held: list[int] = []  # what the cache holds: a prefix of these, then drafted tokens
+        self._agreed = 0  # tokens of the cache known to be the decided ones
+        self._first = 0  # 1 when x_0 is one of them
         self._logits = 0  # address of the last row's logits, 0 when they are gone
 
     @property
@@ -99,7 +96,7 @@ class LlamaModelDrafter:
         return len(self._text) - self._first
 
     def begin(self, token: int) -> None:
-        """Take x_0; raises ShapeError once the text has begun."""
+        """Take x_0; raises ShapeError once a token has come."""
         if self._text:
             raise ShapeError(f"{self.path}: the first token comes before every row; reset first")
         self._text, self._first = [int(token)], 1
@@ -114,46 +111,26 @@ class LlamaModelDrafter:
         if len(self._text) - len(self._held) > BACKLOG and self._fits():
             self._catch_up("none")
 
-    def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
-    ) -> Draft:
-        """Chain up to k draft tokens after the text: argmax, or by coins [k] from the sampler's law; `stop` may end it.
-
-        Fewer where the text has outgrown the context the model was trained for. BackendError when the logits are not
-        finite.
-        """
-        check_draft_arguments(k, coins, sampler)
+    def begin_chain(self, k: int) -> int:
+        """See `ChainDrafter`; fewer where the tokens have outgrown the context the model was trained for."""
         self.context.alive()
         k = min(k, self.n_ctx - len(self._text) + 1) if self.n_rows and self._fits() else 0
-        if sampler is not None and self._forbids_all(sampler):
-            k = 0
-        tokens, confidence = np.empty(k, np.int32), np.empty(k, np.float32)
-        q_draft = None if sampler is None else np.zeros((k, self.n_vocab))
         if k:
             self._catch_up("last")
-        for i in range(k):
-            if sampler is None or coins is None or q_draft is None:
-                row = self._row(tokens[:i])
-                token, best = self._best(row.ctypes.data)
-                if token < 0:
-                    raise BackendError(f"{self.path}: the draft model's logits are not finite; its weights are damaged")
-            else:
-                q_draft[i, : self._common] = q = native.p_target(self._row(tokens[:i]), _within(sampler, self._common))
-                best = float(q.max())
-            if stop is not None and stop(i, float(best)):  # before the coin: see `base.Stop`
-                return Draft(tokens[:i], None if q_draft is None else q_draft[:i], confidence[:i])
-            if q_draft is not None and coins is not None:
-                token = native.invert_cdf(q_draft[i], float(coins[i]))
-                best = q_draft[i, token]
-            tokens[i], confidence[i] = token, best
-            if i + 1 < k:
-                self._run([token], "last")
-        return Draft(tokens, q_draft, confidence)
+        return k
+
+    def logits(self) -> Array:
+        """Logits [C] of the newest row: a view."""
+        row: Array = self._views.at(self._logits, 1, self._common)[0]
+        return row
+
+    def advance(self, token: int) -> None:
+        """Run the token just drafted."""
+        self._run([token], "last")
+
+    def damaged(self) -> BackendError:
+        """The error for logits that are not finite."""
+        return BackendError(f"{self.path}: the draft model's logits are not finite; its weights are damaged")
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows rows; ShapeError unless 0 <= n_rows <= self.n_rows."""
@@ -164,7 +141,7 @@ class LlamaModelDrafter:
         self._agreed = min(self._agreed, len(self._text))
 
     def reset(self) -> None:
-        """Forget the text and the time spent."""
+        """Forget every token and the time spent."""
         self.context.clear()
         self._text, self._held, self._agreed, self._first, self._logits, self.seconds = [], [], 0, 0, 0, 0.0
 
@@ -176,15 +153,9 @@ class LlamaModelDrafter:
     def _fits(self) -> bool:
         return len(self._text) <= self.n_ctx
 
-    def _row(self, drafted: npt.NDArray[np.int32]) -> Array:
-        """The last row's logits [C], as they are or under the penalties."""
-        row: Array = self._views.at(self._logits, 1, self._common)[0]
-        return row if self.penalties is None else self.penalties(row, drafted.tolist())
-
     def _catch_up(self, outputs: str) -> None:
-        """Drop what the cache holds beyond the text, then run what it lacks;
-
-        with outputs "last", the last row's logits.
+        """Drop what the cache holds beyond the decided tokens, then run what it lacks, with the last row's logits for
+        outputs "last".
         """
         held, text, same = self._held, self._text, self._agreed
         while same < min(len(held), len(text)) and held[same] == text[same]:
@@ -220,15 +191,3 @@ class LlamaModelDrafter:
             self._logits = api.get_logits_ith(handle, -1)
             if not self._logits:
                 raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-
-    def _forbids_all(self, sampler: Sampler) -> bool:
-        """Whether the logit bias leaves nothing of the shared vocabulary to sample."""
-        forbidden = sampler.bias_ids[np.isneginf(sampler.bias_values)]
-        return int(np.count_nonzero(forbidden < self._common)) == self._common
-
-
-def _within(sampler: Sampler, n: int) -> Sampler:
-    """The sampler without biases on ids from n on, which the draft model does not have."""
-    if not len(sampler.bias_ids) or sampler.bias_ids.max() < n:
-        return sampler
-    return replace(sampler, logit_bias={t: b for t, b in sampler.logit_bias.items() if t < n})

@@ -5,7 +5,8 @@ host sees: the captured features before ENCODE (`fc_norm`), and the returned sta
 (`output_norm`). So the same graph runs EAGLE-3 and EAGLE 3.1. A norm over the concatenation is in the graph itself
 (`norm_before_fc`).
 
-Rows and alignment: `base.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states, V vocabulary.
+Rows and alignment: `decoding/drafter.py`. Shape legend: T rows, H drafter width, Ht target width, N captured states,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,31 +18,28 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refspec import native
-from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.errors import BackendError, ShapeError
 from refspec.gguf import drafter_meta
 from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api, weights
 from refspec.llama.capture import Floats, Views
 from refspec.llama.context import Context, RowBatch
-from refspec.llama.host_ops import PerStateNorm, argmax_prob, copy_rows, post_norm, pre_norm
 from refspec.llama.model import Model
 from refspec.llama.native_calls import NativeChain, possible
 from refspec.llama.pair_checks import Lender, check_pair, drafter_config
+from refspec.reference.chain import ChainDrafter
 from refspec.reference.config import FeatureNorm, Feedback
-from refspec.reference.draft import Draft, Stop, check_draft_arguments
+from refspec.reference.draft import Draft
 from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import Sampler
 
 ONE_PASS = 32  # rows up to which all logits are computed to keep those of the last; above it, the last row goes alone
 OUTPUT_FLOATS = 1 << 24  # llama.cpp reserves logits for every encoded row: 64 MiB at most
 MARGIN = 64  # positions beyond the target's context, for drafts at its end
 
 
-class LlamaEagle3Drafter:
+class LlamaEagle3Drafter(ChainDrafter):
     """The Drafter on llama.cpp; borrows the target's embedding and head when its file has none."""
 
     def __init__(
@@ -78,11 +76,11 @@ class LlamaEagle3Drafter:
             held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
         )
         settings: dict[str, Any] = {
-            "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch, "kv_type": kv_type,
-            "flash_attn": flash_attn, "lender": target.context if borrows else None,
+            "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
+            "kv_type": kv_type, "flash_attn": flash_attn, "lender": target.context if borrows else None,
         }  # fmt: skip
         self.context = Context(self.model, n_ctx=target.n_ctx + MARGIN, n_seq_max=n_seq_max, **settings)
-        # ENCODE in a context of its own: llama.cpp builds a graph anew whenever a context's call differs from the one
+        # ENCODE in a context of its own: llama.cpp builds a new graph whenever a context's call differs from the one
         # before.
         self._encoder = Context(self.model, n_ctx=rows, **settings)
         api.set_nextn(self.context.handle, True, True)
@@ -90,32 +88,29 @@ class LlamaEagle3Drafter:
         self._rows = min(rows, self.context.n_ubatch, self._encoder.n_ubatch)
         self._features = RowBatch(self._rows, width=c.n_states * c.target_hidden_size, with_tokens=False)
         self._steps = RowBatch(self._rows, width=c.hidden_size)
-        self._norm_features: Callable[[Floats, Floats], None] = copy_rows
-        fc_norm = output_norm = None
+        self._fc_norm: Floats | None = None  # [N, Ht]
         if c.feature_norm is FeatureNorm.PER_STATE:
-            # [N, Ht]
-            fc_norm = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)
-            self._norm_features = PerStateNorm(fc_norm, c.rms_eps, self._rows)
-        self._feed_back: Callable[[int, Floats], None] = pre_norm(c.hidden_size)
+            self._fc_norm = np.array([v for _, v in sorted(drafter_meta.fc_norm_values(info, c).items())], np.float32)
+        self._output_norm: Floats | None = None  # [H] of the norm a chained state passes
         if c.feedback is Feedback.POST_NORM:
-            output_norm = read_tensor(info, drafter_meta.TENSORS["output_norm"])
-            self._feed_back = post_norm(output_norm, c.rms_eps)
-        self._best = argmax_prob(c.vocab_size)
+            self._output_norm = read_tensor(info, drafter_meta.TENSORS["output_norm"])
         self._views = Views()
         self._last_g = np.empty((1, c.hidden_size), np.float32)  # state of the last true row, to run it again
         self._last_token = 0
-        self._chain: NativeChain | None = None
+        self._in_c: NativeChain | None = None
         if possible():
-            self._chain = NativeChain(
-                self._encoder, self.context, self._features, self._steps, self._last_g[0], fc_norm=fc_norm,
-                output_norm=output_norm, n_states=c.n_states, vocab=c.vocab_size, eps=c.rms_eps,
+            self._in_c = NativeChain(
+                self._encoder, self.context, self._features, self._steps, self._last_g[0], fc_norm=self._fc_norm,
+                output_norm=self._output_norm, n_states=c.n_states, vocab=c.vocab_size, eps=c.rms_eps,
             )  # fmt: skip
         self._logits = self._state = 0  # addresses of the newest row's outputs; 0 when they are gone
         self._held = 0  # rows in the cache, drafted ones included
-        self.penalties: DraftPenalties | None = None
         self.n_rows = 0
         self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
-        self._draft_ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)  # [D]
+        self.vocab_size = self.width = c.vocab_size  # llama.cpp scatters the draft vocabulary over the target's
+        self.logit_ids = None
+        self.draft_ids: Ids = read_tensor(info, "d2t") if "d2t" in info.tensors else np.arange(c.vocab_size)
+        self.choose = native
         # (depth, logits [V], h [H]) before each drafted token
         self.probe: Callable[[int, Array, Array], None] | None = None
 
@@ -138,8 +133,8 @@ class LlamaEagle3Drafter:
         start = self.n_rows
         try:
             if silent == n:
-                if n and self._chain is not None:
-                    self._true_rows_c(self._chain, tokens, features)
+                if n and self._in_c is not None:
+                    self._true_rows_c(self._in_c, tokens, features)
                 elif n:
                     self._true_rows(tokens, features, "all")
             else:
@@ -163,69 +158,56 @@ class LlamaEagle3Drafter:
         if not 0 < n <= min(ONE_PASS, self._rows):
             return math.nan
         for i in range(n):
-            token, confidence = self._best(api.get_logits_ith(self.context.handle, i))
-            if token < 0:
-                raise self._not_finite()
+            row = self._views.at(api.get_logits_ith(self.context.handle, i), 1, self.vocab_size)[0]
+            _, confidence = native.argmax_prob(row)
+            if math.isnan(confidence):
+                raise self.damaged()
             total += math.log(confidence)
         return total / n
 
-    def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
-    ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop`
-        may end it.
-
-        Fewer when there is no row to start from or the context is full. BackendError when the logits are not finite.
-        """
-        check_draft_arguments(k, coins, sampler)
+    def begin_chain(self, k: int) -> int:
+        """See `ChainDrafter`; fewer where the context is full."""
         self.context.alive()
         k = min(k, self.context.n_ctx - self.n_rows + 1) if self.n_rows else 0
-        if sampler is not None and self._forbids_all(sampler):
-            k = 0
-        tokens = np.empty(k, np.int32)
-        confidence = np.empty(k, np.float32)
-        q_draft = None if sampler is None else np.zeros((k, self.config.vocab_size))
-        if k and (self._held != self.n_rows or not self._logits):
-            self._run_last_again()
-        position = self.n_rows
-        if (
-            self._chain is not None
-            and sampler is None
-            and self.probe is None
-            and stop is None
-            and self.penalties is None
-        ):
-            self._draft_c(self._chain, tokens, confidence)
-            return Draft(tokens, None, confidence)
-        for i in range(k):
-            if self.probe is not None:
-                self._tell(i)
-            if sampler is None or coins is None or q_draft is None:
-                token, confidence[i] = self._best(self._address(tokens[:i]))
-                if token < 0:
-                    raise self._not_finite()
-                if stop is not None and stop(i, float(confidence[i])):
-                    return Draft(tokens[:i], None, confidence[:i])
-            else:
-                q_draft[i] = q = native.p_target(
-                    self._views.at(self._address(tokens[:i]), 1, self.config.vocab_size)[0], sampler
-                )
-                if stop is not None and stop(i, float(q.max())):  # before the coin: see `base.Stop`
-                    return Draft(tokens[:i], q_draft[:i], confidence[:i])
-                token = native.invert_cdf(q, float(coins[i]))
-                confidence[i] = q[token]
-            tokens[i] = token
-            if i + 1 < k:  # the last draft token needs no row of its own
-                self._feed_back(self._state, self._steps.states)
-                self._steps.tokens[0] = token
-                self._decode(1, position, "all")
-                position += 1
-        return Draft(tokens, q_draft, confidence)
+        if k:
+            self._last_row()
+        return k
+
+    def whole_chain(self, k: int) -> Draft | None:
+        """The argmax chain in one call of C."""
+        chain = self._in_c
+        if chain is None or self.probe is not None or self.penalties is not None:
+            return None
+        tokens, confidence = np.empty(k, np.int32), np.empty(k, np.float32)
+        if k:
+            api.forget_errors()
+            self._held = self.n_rows + k - 1  # before the call: whatever interrupts it, these rows are dropped later
+            status = chain.draft(tokens, confidence, self.n_rows)
+            self.seconds += chain.take_seconds()
+            self._logits, self._state = chain.outputs()
+            if status == native.lib.RS_NOT_FINITE:
+                raise self.damaged()
+            if status:
+                raise self.context.failure(chain.c.code, f"draft {k} tokens at row {self.n_rows}")
+        return Draft(tokens, None, confidence)
+
+    def logits(self) -> Array:
+        """Logits [V] of the newest row: a view."""
+        row: Array = self._views.at(self._logits, 1, self.vocab_size)[0]
+        if self.probe is not None:
+            state = self._views.at(self._state, 1, self.config.hidden_size)[0]
+            self.probe(self._held - self.n_rows, row.copy(), state.copy())
+        return row
+
+    def advance(self, token: int) -> None:
+        """One more row, from the state the feedback rule hands on."""
+        self._steps.states[0] = self._handed_on(self._views.at(self._state, 1, self.config.hidden_size))[0]
+        self._steps.tokens[0] = token
+        self._decode(1, self._held, "all")
+
+    def damaged(self) -> BackendError:
+        """The error for logits that are not finite."""
+        return BackendError(f"{self.path}: {super().damaged()}")
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows and no drafted row; ShapeError unless 0 <= n_rows <= self.n_rows."""
@@ -245,18 +227,14 @@ class LlamaEagle3Drafter:
 
     def close(self) -> None:
         """Free the model; calling it twice is harmless."""
-        self._chain = None
+        self._in_c = None
         self._encoder.close()
         self.context.close()
         self.model.close()
 
-    def _address(self, drafted: npt.NDArray[np.int32]) -> int:
-        """Of the newest row's logits [V], as they are or under the penalties."""
-        if self.penalties is None:
-            return self._logits
-        row = self._views.at(self._logits, 1, self.config.vocab_size)[0]
-        self._penalized: Array = self.penalties(row, drafted.tolist())  # kept while its address is in use
-        return int(self._penalized.ctypes.data)
+    def _handed_on(self, h: Floats) -> Floats:
+        """The states that rows after rows h [F, H] start from: h itself (EAGLE-3), or its norm (EAGLE 3.1)."""
+        return h if self._output_norm is None else native.rms_norm(h, self._output_norm, self.config.rms_eps)
 
     def _drop_drafted(self) -> None:
         if self._held != self.n_rows:
@@ -275,7 +253,15 @@ class LlamaEagle3Drafter:
             raise self._bad_token(tokens)  # llama.cpp reads -1 as "no token" and computes on
         if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
             raise self._bad_states()
-        self._norm_features(features, self._features.states)
+        if self._fc_norm is None:
+            self._features.states[:n] = features
+        else:
+            c = self.config
+            states = features.reshape(n, c.n_states, c.target_hidden_size)  # [T, N, Ht]
+            native.gather_features(
+                [states[:, i] for i in range(c.n_states)], n, c.target_hidden_size, norms=list(self._fc_norm),
+                eps=c.rms_eps, out=self._features.states,
+            )  # fmt: skip
         api.forget_errors()
         handle, struct = self._encoder.handle, self._features.prepare(n, 0, "all")
         began = perf_counter()
@@ -312,21 +298,6 @@ class LlamaEagle3Drafter:
         self._last_token = int(tokens[-1])
         self.n_rows = start + n
 
-    def _draft_c(self, chain: NativeChain, tokens: npt.NDArray[np.int32], confidence: Floats) -> None:
-        """The argmax chain in one call of C, into tokens and confidence [k]."""
-        if not len(tokens):
-            return
-        api.forget_errors()
-        # before the call: whatever interrupts it, these rows are dropped later
-        self._held = self.n_rows + len(tokens) - 1
-        status = chain.draft(tokens, confidence, self.n_rows)
-        self.seconds += chain.take_seconds()
-        self._logits, self._state = chain.outputs()
-        if status == native.lib.RS_NOT_FINITE:
-            raise self._not_finite()
-        if status:
-            raise self.context.failure(chain.c.code, f"draft {len(tokens)} tokens at row {self.n_rows}")
-
     def _decode(self, n: int, first: int, outputs: str) -> None:
         handle, struct = self.context.handle, self._steps.prepare(n, first, outputs)
         self._logits = self._state = 0
@@ -341,11 +312,13 @@ class LlamaEagle3Drafter:
             self._state = api.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size
             if not self._logits:
                 raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-            if self._chain is not None:
-                self._chain.resume(self._logits, self._state)
+            if self._in_c is not None:
+                self._in_c.resume(self._logits, self._state)
 
-    def _run_last_again(self) -> None:
-        """The outputs of the last true row, after drafting has overwritten them."""
+    def _last_row(self) -> None:
+        """Have the outputs of the last true row, which drafting overwrites: it is run again then."""
+        if self._held == self.n_rows and self._logits:
+            return
         if self._last_token < 0:
             raise BackendError(
                 f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
@@ -362,16 +335,3 @@ class LlamaEagle3Drafter:
         return BackendError(
             f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
         )
-
-    def _not_finite(self) -> BackendError:
-        return BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
-
-    def _forbids_all(self, sampler: Sampler) -> bool:
-        """Whether the logit bias leaves nothing of the draft vocabulary to sample."""
-        forbidden = sampler.bias_ids[np.isneginf(sampler.bias_values)]
-        return len(forbidden) >= len(self._draft_ids) and bool(np.isin(self._draft_ids, forbidden).all())
-
-    def _tell(self, depth: int) -> None:
-        assert self.probe is not None
-        logits = self._views.at(self._logits, 1, self.config.vocab_size)[0]
-        self.probe(depth, logits.copy(), self._views.at(self._state, 1, self.config.hidden_size)[0].copy())

@@ -20,14 +20,12 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.errors import BackendError, ShapeError, UsageError
-from refspec.gguf import drafter_meta
-from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api
 from refspec.llama.capture import Floats
 from refspec.llama.eagle3 import Lender, LlamaEagle3Drafter
 from refspec.llama.tree_batch import TreeBatch, branch, settle
-from refspec.reference.config import Feedback
 from refspec.reference.draft import check_tree_arguments
+from refspec.reference.draft_distribution import forbids_all
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import ROOT, Law, Tree, TreeShape, empty_tree
@@ -44,9 +42,6 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self.top_k = top_k
         width = self.config.hidden_size
         self._level = TreeBatch(top_k, width=width)
-        self._gain: Floats | None = None  # [H] of the norm a chained state passes
-        if self.config.feedback is Feedback.POST_NORM:
-            self._gain = read_tensor(read_gguf_header(path), drafter_meta.TENSORS["output_norm"])
         self._fed: dict[int, Floats] = {}  # node -> [1, H] state its children start from
         self._sequence: dict[int, int] = {}  # node -> sequence that holds its path
         # node -> [V] logits of the level just run: views, dead after the next decode
@@ -70,7 +65,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         if shape.top_k > self.top_k:
             raise UsageError(f"draft_tree: top_k = {shape.top_k}, the drafter was loaded for {self.top_k}")
         self.context.alive()
-        if not self.n_rows or (sampler is not None and self._forbids_all(sampler)):
+        if not self.n_rows or (sampler is not None and forbids_all(sampler, self.draft_ids)):
             return empty_tree()
         self._begin()
         try:
@@ -78,7 +73,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 return grow(lambda found, nodes: self._likeliest(found, nodes, shape), shape, more)
             given = iter(coins.tolist())
             return grow_sampled(
-                lambda found, nodes: self._laws(found, nodes, sampler),
+                lambda found, nodes: self._distributions(found, nodes, sampler),
                 shape,
                 lambda q: native.invert_cdf(q, next(given)),
             )
@@ -103,7 +98,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 states = self._run(found, level)
                 if len(states) < len(level):
                     raise ShapeError(
-                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows do not fit into the drafter's context"
+                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the drafter's context"
                     )
                 h[level] = states
                 for node in level:
@@ -125,7 +120,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         except BackendError as error:
             raise BackendError(f"{self.path}: {error}") from None
 
-    def _laws(self, found: Sequence[Found], nodes: Sequence[int], sampler: Sampler) -> list[Law]:
+    def _distributions(self, found: Sequence[Found], nodes: Sequence[int], sampler: Sampler) -> list[Law]:
         self._run(found, nodes)
         nothing = np.zeros(self.config.vocab_size)
         try:
@@ -136,25 +131,18 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
             raise BackendError(f"{self.path}: the drafter's {str(error).removeprefix('target ')}") from None
 
     def _begin(self) -> None:
-        """The outputs of the last true row, which stands for the root."""
-        if self._held != self.n_rows or not self._logits:
-            self._run_last_again()
+        """The outputs of the last true row, which is the root."""
+        self._last_row()
         width = self.config.hidden_size
         self._sequence = {ROOT: 0}
         self._outputs = {ROOT: self._views.at(self._logits, 1, self.config.vocab_size)[0]}
-        self._fed = {ROOT: self._handed_on(self._views.at(self._state, 1, width))}
+        self._fed = {ROOT: self._handed_on(self._views.at(self._state, 1, width).copy())}
 
     def _end(self) -> None:
         if len(self._sequence) > 1:
             settle(self.context.memory, 0, self.n_rows, self.n_rows)
             self._held, self._logits, self._state = self.n_rows, 0, 0
         self._sequence, self._outputs, self._fed = {}, {}, {}
-
-    def _handed_on(self, h: Floats) -> Floats:
-        """The states that children of rows h [F, H] start from, a copy."""
-        if self._gain is None:
-            return h.copy()
-        return native.rms_norm(h, self._gain, self.config.rms_eps)
 
     def _run(self, found: Sequence[Found], nodes: Sequence[int]) -> Array:
         """One decode of new nodes of one depth; their h [F, H].
@@ -194,7 +182,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         return h
 
     def _branch(self, found: Sequence[Found], nodes: Sequence[int]) -> None:
-        """A sequence for each of `nodes`, equal to its parent's: the first child takes it over, the others get copies."""
+        """A sequence for each node, equal to its parent's: the first child takes it over, the others get copies."""
         parents = {found[node].parent for node in nodes}
         free = [s for s in range(self.top_k) if s not in {self._sequence[parent] for parent in parents}]
         taken: set[int] = set()

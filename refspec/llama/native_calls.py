@@ -8,23 +8,20 @@ k draft length.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.decoding.burst import AT_ONCE, Ahead, Lent
+from refspec.decoding.target import Penalized
 from refspec.llama import api
 from refspec.llama.capture import Floats
 from refspec.llama.context import Context, RowBatch
-from refspec.native.penalties import Penalizer
-from refspec.reference.metrics import Seconds, Step
 from refspec.reference.ops import Ids
 from refspec.reference.sampling import TARGET, Sampler
 
-_RECEIVED = {"ran": "rs_step", "drafted": "int32_t", "tokens": "int32_t", "confidence": "float"}  # fields of rs_burst
 _FIELDS = {"token": "int32_t *", "embd": "float *", "pos": "int32_t *", "logits": "int8_t *"}
 
 
@@ -95,74 +92,39 @@ class NativeTarget:
         return seconds
 
 
-class NativeJudge:
-    """`rs_judge` for one target, sampler and seed; what it points to is kept alive here."""
+class NativeVerifier:
+    """`rs_verifier` for one target, sampler and seed; what it points to is kept alive here."""
 
     def __init__(
-        self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool, ends: Iterable[int] = (),
-        penalties: tuple[Penalizer, npt.NDArray[np.int32], int] | None = None,
+        self, target: NativeTarget, context: Context, sampler: Sampler, seed: int, *, pair_rows: bool,
+        penalties: Penalized | None = None,
     ) -> None:  # fmt: skip
-        """`penalties` as in `targets.base.Penalized`, with its C struct."""
+        """The penalties' Penalizer has its C struct."""
         ffi, room, vocab = native.ffi, int(target.c.capacity), int(target.c.vocab)
         c_sampler = native.c_sampler(sampler)
-        self.c = c = ffi.new("rs_judge *")
-        self._step, self._buffer, self._unpack = native.lib.rs_judge_step, ffi.from_buffer, ffi.unpack
+        self.c = c = ffi.new("rs_verifier *")
+        self._step, self._buffer, self._unpack = native.lib.rs_verify_step, ffi.from_buffer, ffi.unpack
         self._ids = ffi.typeof("int32_t[]")
         _set_functions(c, remove=api.memory_seq_rm)
         rows, coins = ffi.new("float *[]", room), ffi.new("double[]", room)
         p, order, self._tokens = ffi.new("double[]", vocab), ffi.new("int32_t[]", vocab), ffi.new("int32_t[]", room)
-        c.target, c.memory, c.sampler, c.pair_rows = (
-            target.c,
-            ffi.cast("void *", context.memory),
-            c_sampler[0],
-            pair_rows,
-        )
-        c.seed, c.stream = seed % 2**64, TARGET
+        c.target, c.memory, c.sampler = target.c, ffi.cast("void *", context.memory), c_sampler[0]
+        c.pair_rows, c.seed, c.stream = pair_rows, seed % 2**64, TARGET
         c.rows, c.coins, c.p, c.order, c.tokens = rows, coins, p, order, self._tokens
-        ends_text = ffi.new("int8_t[]", vocab)
-        for token in ends:
-            ends_text[token] = 1
-        c.ends = ends_text
-        self._keep = (target, context, c_sampler, rows, coins, p, order, penalties, ends_text)
-        # Of a burst, steps x (draft + 1) is at most `room`.
-        self._burst, self._run_burst = ffi.new("rs_burst *"), native.lib.rs_burst_run
-        self._received = {name: ffi.new(f"{kind}[]", room) for name, kind in _RECEIVED.items()}
-        self._burst.judge = c
-        for name, array in self._received.items():
-            setattr(self._burst, name, array)
+        self._keep = (target, context, c_sampler, rows, coins, p, order, penalties)
         if penalties is not None:
             penalizer, history, c.counted_from = penalties
             c.penalties, c.history = penalizer.c, ffi.from_buffer("int32_t[]", history)
 
     def step(self, pending: int, draft: npt.NDArray[np.int32], first: int, position: int) -> int:
-        """`rs_judge_step` for draft [k]: the number accepted, or a status."""
+        """`rs_verify_step` for draft [k]: the number accepted, or a status."""
         accepted: int = self._step(self.c, pending, self._buffer(self._ids, draft), len(draft), first, position)
         return accepted
 
-    def several(
-        self, pending: int, ahead: Ahead, drafter: Lent | None, first: int, position: int, room: int, n_ctx: int
-    ) -> list[Step]:
-        """`rs_burst_run` from position `first` of the target on;
-
-        steps x (draft + 1) must not be more than the rows of its batch.
-        """
-        b, null, draft, unpack = self._burst, native.ffi.NULL, ahead.draft, self._unpack
-        b.steps, b.draft, b.n_ctx, b.seconds = ahead.steps, draft, n_ctx, AT_ONCE
-        if ahead.account is not None:
-            b.account = ahead.account._asdict()
-        b.chain, b.window = drafter.chain if drafter else null, ahead.window or null
-        done = self._run_burst(b, pending, ahead.before, first, drafter.rows if drafter else 0, position, room)
-        tokens, drafted = unpack(b.tokens, done * (draft + 1)), unpack(b.drafted, done * draft) if draft else []
-        steps: list[Step] = []
-        for c in unpack(b.ran, done):
-            i = len(steps)
-            d, t, decided, target, in_drafter = i * draft, i * (draft + 1), c.accepted + 1, c.target, c.drafter
-            seconds = Seconds(target, in_drafter, c.total - target - in_drafter)
-            steps.append(
-                Step(position, drafted[d : d + c.drafted], decided - 1, tokens[t : t + decided], seconds, asked=c.asked)
-            )
-            position += decided
-        return steps
+    @property
+    def ran(self) -> bool:
+        """Whether the tokens of the last step have been run."""
+        return bool(self.c.ran)
 
     def decided(self, n: int) -> list[int]:
         """The first n tokens that the last step decided."""

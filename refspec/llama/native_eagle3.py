@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec import native
-from refspec.decoding.burst import Lent
 from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.decoding.drafter import Drafter
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
@@ -32,19 +31,19 @@ from refspec.llama.eagle3 import MARGIN, LlamaEagle3Drafter
 from refspec.llama.openmp import team
 from refspec.llama.pair_checks import Lender, check_pair, drafter_config
 from refspec.llama.vec_dot import functions, packed_matrix
+from refspec.reference.chain import ChainDrafter
 from refspec.reference.config import BIASED, DrafterConfig
-from refspec.reference.draft import Draft, Stop, check_draft_arguments
-from refspec.reference.draft_distribution import draft_law, restricted
+from refspec.reference.draft import Draft, Stop
 from refspec.reference.eagle3 import Eagle3Drafter
 from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import Sampler, invert_cdf
+from refspec.reference.sampling import Sampler
 
 Kernels = Literal["auto", "llama", "own"]
 KERNELS: tuple[Kernels, ...] = ("auto", "llama", "own")
 SMALL = 8_000_000  # bytes of a drafter up to which C takes less time than calls of llama.cpp on several
 
 
-class OwnEagle3Drafter:
+class NativeEagle3Drafter(ChainDrafter):
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
     def __init__(self, path: str | os.PathLike[str], target: Lender, *, n_threads: int | None = 1) -> None:
@@ -62,10 +61,14 @@ class OwnEagle3Drafter:
             self._chain = native.Eagle3Chain(config, weights, target.n_ctx + MARGIN, packed, shared := team(n_threads))
         except CheckpointError as error:
             raise CheckpointError(f"{info.path}: {error}") from None
-        # [D]
-        self.d2t = (
-            np.arange(config.vocab_size) if self._chain.draft_ids is None else self._chain.draft_ids.astype(np.int64)
-        )
+        ids = self._chain.draft_ids
+        self.vocab_size, self.width = config.vocab_size, config.draft_vocab_size
+        self.logit_ids = None if ids is None else ids.astype(np.int64)  # [D]
+        self.draft_ids: Ids = np.arange(config.vocab_size) if self.logit_ids is None else self.logit_ids
+        self.choose = native
+        self._feature_width = config.n_states * config.target_hidden_size
+        self._token, self._confidence = np.empty(1, np.int32), np.empty(1, np.float32)  # where C leaves a choice
+        self._drafted = 0  # rows drafted after the last true one
         self.n_rows = 0
         self.seconds = 0.0
         self._penalties: DraftPenalties | None = None
@@ -75,10 +78,10 @@ class OwnEagle3Drafter:
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
         self.note = (
-            f"{info.path.name} runs on refspec's own C kernels, {_threads(shared)}, {held / 1e6:.0f} MB: {_why(config)}"
+            f"drafter ({held / 1e6:.0f} MB) runs inside refspec, {_threads(shared)}, {_why(config)}"
         )
 
-    @property
+    @property  # type: ignore[override]
     def penalties(self) -> DraftPenalties | None:
         """What chains are drafted under."""
         return self._penalties
@@ -97,20 +100,21 @@ class OwnEagle3Drafter:
 
     def survey(self, tokens: Ids, features: Array) -> float:
         """The same, and the mean log probability of the likeliest token after each of these rows; nan without a row."""
-        sureness = math.nan
+        mean = math.nan
 
         def survey(ids: npt.NDArray[np.int32], features: Array, first: int) -> int:
-            nonlocal sureness
-            status, sureness = self._chain.survey(ids, features, first)
+            nonlocal mean
+            status, mean = self._chain.survey(ids, features, first)
             return status
 
         self._append(tokens, features, survey)
-        return sureness
+        return mean
 
     def _append(self, tokens: Ids, features: Array, run: Callable[[npt.NDArray[np.int32], Array, int], int]) -> None:
-        n, width = len(tokens), self.config.n_states * self.config.target_hidden_size
-        if features.shape != (n, width):
-            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
+        n = len(tokens)
+        if features.shape != (n, self._feature_width):
+            wanted = [n, self._feature_width]
+            raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need {wanted}")
         if not n:
             return
         ids = _int32(tokens)
@@ -140,37 +144,57 @@ class OwnEagle3Drafter:
         sampler: Sampler | None = None,
         stop: Stop | None = None,
     ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law; `stop`
-        may end it.
+        """See `ChainDrafter`; fewer where the cache is full, or the tokens that penalties look at."""
+        began = perf_counter()
+        try:
+            return super().draft(k, coins=coins, sampler=sampler, stop=stop)
+        finally:
+            self.seconds += perf_counter() - began
 
-        Fewer when there is no row to start from or the cache is full. BackendError when the logits are not finite.
-        """
-        check_draft_arguments(k, coins, sampler)
+    def begin_chain(self, k: int) -> int:
+        """See `ChainDrafter`."""
         k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
         if k and not self._resumes:
             raise BackendError(
                 f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
             )
-        began = perf_counter()
-        try:
-            self._chain.restart()
-            if self._penalties is not None:
-                k = min(k, len(self._penalties.tokens) - self._penalties.decided)  # C writes drafted tokens there
-                self._chain.decide(self._penalties.decided)
-            if coins is not None and sampler is not None:
-                return self._sampled(k, coins, restricted(sampler, self.d2t), stop)
-            return self._likeliest(k, stop)
-        finally:
-            self.seconds += perf_counter() - began
+        self._chain.restart()
+        self._drafted = 0
+        if self._penalties is not None:
+            k = min(k, len(self._penalties.tokens) - self._penalties.decided)  # C writes drafted tokens there
+            self._chain.decide(self._penalties.decided)
+        return k
 
-    def lend(self) -> Lent | None:
-        """The chain, unless nothing can be drafted now or a probe watches."""
-        return Lent(self._chain.c, self.n_rows) if self._resumes and self.probe is None else None
+    def whole_chain(self, k: int) -> Draft | None:
+        """The argmax chain in one call of C."""
+        if self.probe is not None:
+            return None
+        tokens, confidence = np.empty(k, np.int32), np.empty(k, np.float32)
+        if k:
+            self._checked(self._chain.draft(tokens, confidence, self.n_rows))
+        return Draft(tokens, None, confidence)
 
-    def given(self, rows: int, seconds: float) -> None:
-        """C appended so many true rows, and drafted, in so many seconds."""
-        self.n_rows += rows
-        self.seconds += seconds
+    def likeliest(self, drafted: Sequence[int]) -> tuple[int, float]:
+        """See `ChainDrafter`; chosen in C, penalties included."""
+        if self.probe is not None:
+            self.probe(self._drafted, self._chain.state().copy())
+        if self._penalties is not None:
+            self._chain.decide(self._penalties.decided + len(drafted))
+        self._checked(self._chain.draft(self._token, self._confidence, 0))
+        return int(self._token[0]), float(self._confidence[0])
+
+    def logits(self) -> Array:
+        """Logits [D] of the newest row: overwritten by the next one."""
+        return self._chain.logits()
+
+    def advance(self, token: int) -> None:
+        """One more row."""
+        self._checked(self._chain.follow(token, self.n_rows + self._drafted))
+        self._drafted += 1
+
+    def damaged(self) -> BackendError:
+        """The error for logits that are not finite."""
+        return BackendError(f"{self.path}: {super().damaged()}")
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows and no drafted row; ShapeError unless 0 <= n_rows <= self.n_rows."""
@@ -182,59 +206,15 @@ class OwnEagle3Drafter:
     def reset(self) -> None:
         """Forget every row and the time spent."""
         self.n_rows, self._resumes, self.seconds = 0, False, 0.0
-        self.penalties = None  # they were those of a text
+        self.penalties = None  # they were those of one output
 
     def close(self) -> None:
         """Nothing is held that Python does not free."""
         self.reset()
 
-    def _likeliest(self, k: int, stop: Stop | None) -> Draft:
-        tokens, confidence = np.empty(k, np.int32), np.empty(k, np.float32)
-        if stop is None and self.probe is None:
-            if k:
-                self._checked(self._chain.draft(tokens, confidence, self.n_rows))
-            return Draft(tokens, None, confidence)
-        drafted = 0
-        while drafted < k:
-            self._checked(self._chain.draft(tokens[drafted : drafted + 1], confidence[drafted : drafted + 1], 0))
-            if self.probe is not None:
-                self.probe(drafted, self._chain.state().copy())
-            if stop is not None and stop(drafted, float(confidence[drafted])):
-                break
-            drafted += 1
-            if self._penalties is not None:
-                self._chain.decide(self._penalties.decided + drafted)
-            if drafted < k:  # the last draft token needs no row of its own
-                self._checked(self._chain.follow(int(tokens[drafted - 1]), self.n_rows + drafted - 1))
-        return Draft(tokens[:drafted], None, confidence[:drafted])
-
-    def _sampled(self, k: int, coins: npt.NDArray[np.float64], sampler: Sampler, stop: Stop | None) -> Draft:
-        """`sampler` is restricted to the draft vocabulary."""
-        tokens: list[int] = []
-        laws: list[npt.NDArray[np.float64]] = []
-        k = 0 if np.count_nonzero(np.isneginf(sampler.bias_values)) == len(self.d2t) else k  # nothing may be drafted
-        for i in range(k):
-            logits = self._chain.logits()
-            if not np.isfinite(logits.max()):
-                raise self._not_finite()
-            if self._penalties is not None:
-                logits = self._penalties(logits, tokens, self._chain.draft_ids)
-            law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
-            if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
-                break
-            laws.append(law)
-            tokens.append(invert_cdf(law, float(coins[i])))
-            if i + 1 < k:
-                self._checked(self._chain.follow(tokens[-1], self.n_rows + i))
-        confidence = np.array([law[token] for law, token in zip(laws, tokens, strict=True)], np.float32)
-        return Draft(np.array(tokens, np.int32), np.array(laws).reshape(-1, self.config.vocab_size), confidence)
-
     def _checked(self, status: int) -> None:
         if status:
-            raise self._not_finite()
-
-    def _not_finite(self) -> BackendError:
-        return BackendError(f"{self.path}: the drafter's logits are not finite; its weights are damaged")
+            raise self.damaged()
 
 
 class NumpyEagle3Drafter(Eagle3Drafter):
@@ -246,7 +226,7 @@ class NumpyEagle3Drafter(Eagle3Drafter):
         super().__init__(config, weights)
         self.path = info.path
         held = sum(array.nbytes for array in self.weights.values())
-        self.note = f"{info.path.name} runs on NumPy, slowly, {held / 1e6:.0f} MB as float32: the C module is not built; {_why(config)}"
+        self.note = f"drafter ({held / 1e6:.0f} MB) runs on NumPy, slowly: refspec's C module is not built"
 
 
 def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:
@@ -263,9 +243,9 @@ def _threads(shared: native.Team | None) -> str:
 def _why(config: DrafterConfig) -> str:
     reasons = meta.graph_reasons(config)
     return (
-        f"llama.cpp cannot run it: {'; '.join(reasons)}"
+        f"as llama.cpp cannot run it: {'; '.join(reasons)}"
         if reasons
-        else "it is so small that calls of llama.cpp would take longer"
+        else "which is faster for its size"
     )
 
 
@@ -327,4 +307,4 @@ def open_drafter(
     check_threads(**{name: settings.get(name) for name in ("n_threads", "n_threads_batch")})
     if native.lib is None:
         return NumpyEagle3Drafter(path, target)
-    return OwnEagle3Drafter(path, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))
+    return NativeEagle3Drafter(path, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))

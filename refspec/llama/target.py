@@ -6,28 +6,26 @@ N captured states, Ht target width.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refspec import native
-from refspec.decoding.target import Judge, Penalized
+from refspec.decoding.target import Penalized, Verifier
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import STAGED_ARCHS, check_boundaries, check_target
 from refspec.llama import api, weights
 from refspec.llama.capture import CallbackCapture, Capture, StagedCapture, Views
 from refspec.llama.context import Context, RowBatch, default_threads
-from refspec.llama.judge import LlamaJudge
+from refspec.llama.decoded_rows import DecodedRows
 from refspec.llama.model import Model
 from refspec.llama.native_calls import NativeTarget, possible
 from refspec.llama.probe_cache import ask_once
 from refspec.llama.rounding import BatchProbe, smallest_differing_batch
+from refspec.llama.verifier import LlamaVerifier
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 
@@ -63,7 +61,7 @@ class LlamaTarget:
 
         capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as
         with any drafter (None: with one that captures). `panels` has refspec's kernels multiply where they can
-        (`llama/matmul_hook.py`), `repack` lets llama.cpp lay out quantized weights anew. Verify batches run on
+        (`llama/matmul_hook.py`), `repack` lets llama.cpp repack quantized weights. Verify batches run on
         n_threads_batch. Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError
         (llama.cpp refused).
         """
@@ -83,7 +81,6 @@ class LlamaTarget:
         if n_ctx == 0:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         self._capture = self._choose_capture(capture, min(n_batch, n_ctx))
-        self._capturing = self._capture is not None
         rewind = bool(self.capture_layers) if rewind is None else rewind
         recurrent = api.model_is_recurrent(self.model.handle) or api.model_is_hybrid(self.model.handle)
         # llama.cpp multiplies one row by other kernels than several; with a second row beside it, thrown away, a row
@@ -112,23 +109,31 @@ class LlamaTarget:
         if recurrent and rewind and api.context_n_rs_seq(self.context.handle) == 0:
             self.close()
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it without a drafter"
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it"
+                " without a drafter"
             )
         if self._capture is not None:
             self._capture.attach(self.context.handle)
         self.n_ctx = self.context.n_ctx - self.pair_rows  # the second row of the last position needs a place, too
-        self.n_past = 0
-        self.seconds = 0.0  # inside llama.cpp only: what refspec does around it is refspec's own time
         self._batch = RowBatch(self.context.n_batch)
-        self._fast: NativeTarget | None = None
+        self._rows = DecodedRows(
+            self.context, self._batch, self._capture, self._views, states=len(self.capture_layers),
+            width=self.hidden_size, vocab=self.n_vocab,
+        )  # fmt: skip
         if possible() and not isinstance(self._capture, CallbackCapture):
-            self._fast = NativeTarget(
+            self._rows.native = NativeTarget(
                 self.context, self._batch, self.capture_layers, width=self.hidden_size, vocab=self.n_vocab
             )
-        self._features = np.empty((0, len(self.capture_layers), self.hidden_size), np.float32)  # [>=T, N, Ht]
-        self._n_rows = 0  # rows of the last decode
-        self._first_logits = 0  # the first of them that has logits
-        self._logits: Array = np.empty((0, self.n_vocab), np.float32)  # view of llama.cpp's buffer
+
+    @property
+    def n_past(self) -> int:
+        """Positions held."""
+        return self._rows.n_past
+
+    @property
+    def seconds(self) -> float:
+        """Time inside llama.cpp only: what refspec does around it is refspec's own time."""
+        return self._rows.seconds
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of
@@ -141,15 +146,14 @@ class LlamaTarget:
             return self._decode(tokens, logits)
         self._decode([tokens[0], tokens[0]], logits, spare=1)
         self.rollback(self.n_past - 1)
-        self._n_rows = 1
+        self._rows.n = 1
         return 1
 
     def smallest_differing_batch(self) -> int | None:
-        """The smallest batch, up to `rounding.MOST_TOKENS`, in which a row computes other bits than in a pair; None if
-        there is none.
+        """The smallest batch, up to `rounding.MOST_TOKENS`, in which a token has other bits than in a pair, or None.
 
-        Looked at in a small context of its own, once (`ask_once`). Raises BackendError where rows cannot be run in
-        pairs, or attention not be looked at.
+        Tried in a small context of its own, once (`ask_once`). Raises BackendError where single tokens cannot run in
+        pairs, or llama.cpp does not show the attention.
         """
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
@@ -171,122 +175,46 @@ class LlamaTarget:
             looker.close()
 
     def _decode(self, tokens: Sequence[int] | Ids, logits: str, spare: int = 0) -> int:
-        handle, n = self.context.alive(), len(tokens)
-        if n == 0 or n > self.n_ctx + spare - self.n_past:
+        rows, start, n, size = self._rows, self._rows.n_past, len(tokens), len(self._batch.tokens)
+        if n == 0 or n > self.n_ctx + spare - start:
             raise ShapeError(
-                f"{self.path}: {n} tokens after {self.n_past} do not fit into a context of {self.n_ctx}; give 1 to"
-                f" {self.n_ctx - self.n_past} or a larger context"
+                f"{self.path}: {n} tokens after {start} do not fit into a context of {self.n_ctx}; give 1 to"
+                f" {self.n_ctx - start} or a larger context"
             )
-        size, start = len(self._batch.tokens), self.n_past
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
             raise UsageError(
                 f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none"
             )
-        if self._capturing and len(self._features) < n:
-            self._features = np.empty((n, *self._features.shape[1:]), np.float32)
-        self._n_rows = 0  # nothing to read until this call has succeeded
+        rows.begin(n)
         try:
-            if self._fast is not None and logits == "all":
-                return self._decode_c(self._fast, tokens, start)
+            if rows.native is not None and logits == "all":
+                rows.put(tokens)
+                rows.check_native(rows.native.run(n, start), n)
+                rows.end_native(n, start + n)
+                return n
             for i in range(0, n, size):
                 part = tokens[i : i + size]
-                outputs = logits if i + size >= n else "none"
-                self._run(handle, part, start + i, outputs)
-                if self._capturing and self._capture is not None:
-                    self._capture.collect(handle, self._features[i : i + len(part)])
+                rows.put(part)
+                struct = self._batch.prepare(len(part), start + i, logits if i + size >= n else "none")
+                if code := rows.run(struct, len(part), i):
+                    raise rows.failure(code, len(part), start + i)
+            rows.end(n, start + n, {"all": n, "last": 1, "none": 0}[logits])
+            if logits != "none":
+                rows.check_finite(n - 1, start + n - 1)
         except BaseException:
-            self._back_to(start)
+            rows.back_to(start)
             raise
-        self.n_past = start + n
-        if logits != "none":
-            wanted = n if logits == "all" else 1
-            address = api.get_logits_ith(handle, -wanted)
-            if not address:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-            self._logits = self._views.at(address, wanted, self.n_vocab)
-            self._first_logits = n - wanted
-            if not math.isfinite(self._logits[-1].max()):  # NaN wins every max; -inf entries alone are legal
-                self.rollback(start)
-                raise self._not_finite(start + n - 1)
-        else:
-            self._first_logits = n
-        self._n_rows = n
         return n
 
-    def _decode_c(self, fast: NativeTarget, tokens: Sequence[int] | Ids, start: int) -> int:
-        """`decode` with logits "all" in one call of C."""
-        n = len(tokens)
-        if not self._batch.put(tokens):
-            raise self._bad_token()
-        api.forget_errors()
-        fast.keep_states(self._features if self._capturing else None)
-        status = fast.run(n, start)
-        self.seconds += fast.take_seconds()
-        if status:
-            raise self._not_run(status, fast, n, start)
-        self._ran(fast, n, start + n)
-        return n
-
-    def _ran(self, fast: NativeTarget, rows: int, n_past: int) -> None:
-        """Make the rows of a run in C those of the last decode, n_past positions of them and of before being held."""
-        self._logits = self._views.at(fast.logits(), rows, self.n_vocab)
-        self.n_past, self._first_logits, self._n_rows = n_past, 0, rows
-
-    def _not_run(self, status: int, fast: NativeTarget, rows: int, start: int) -> Exception:
-        return (
-            self._not_finite(start + rows - 1)
-            if status == native.lib.RS_NOT_FINITE
-            else self._failure(fast.c.code, rows, start)
-        )
-
-    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
-        """`decode`, `penalties`, `verify_deterministic` with the coins of `seed`, and `rollback` as one function;
-
-        None where C cannot run them.
-        """
-        return None if self._fast is None else LlamaJudge(self, self._fast, sampler, seed, penalties)
-
-    def _back_to(self, n: int) -> None:
-        """Hold n positions, or none: a recurrent state cannot always go back."""
-        if not self.context.keep(n):
-            self.context.clear()
-            self.n_past = 0
-
-    def _run(self, handle: int, tokens: Sequence[int] | Ids, first: int, outputs: str) -> None:
-        batch, n = self._batch, len(tokens)
-        if not batch.put(tokens):
-            raise self._bad_token()
-        if self._capturing and self._capture is not None:
-            self._capture.begin()
-        api.forget_errors()
-        struct = batch.prepare(n, first, outputs)
-        began = perf_counter()
-        code = api.decode(handle, struct)
-        self.seconds += perf_counter() - began
-        if code:
-            raise self._failure(code, n, first)
-
-    def _failure(self, code: int, n: int, first: int) -> Exception:
-        outside = [t for t in self._batch.tokens[:n].tolist() if not 0 <= t < self.n_vocab]
-        if outside:  # llama.cpp has refused them; here they get a name
-            return ShapeError(f"{self.path}: token id {outside[0]} is outside 0..{self.n_vocab - 1}")
-        return self.context.failure(code, f"run {n} tokens at position {first}")
-
-    def _bad_token(self) -> ShapeError:
-        return ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
-
-    def _not_finite(self, position: int) -> BackendError:
-        return BackendError(f"{self.path}: the logits at position {position} are not finite; the weights are damaged")
+    def verifier(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Verifier | None:
+        """`verifier.MatchVerifier` in one call of C, under penalties if given; None where C cannot."""
+        if self._rows.native is None:
+            return None
+        return LlamaVerifier(self, self._rows, sampler, seed, penalties, pair_rows=self.pair_rows)
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
-        """Logits [V] of row i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
-        row = i - self._first_logits
-        if not 0 <= row < self._n_rows - self._first_logits:
-            raise ShapeError(
-                f"{self.path}: row {i} of the last decode has no logits; rows {self._first_logits}..{self._n_rows - 1} do"
-            )
-        view: Array = self._logits[row]
-        return view
+        """Logits [V] of token i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
+        return self._rows.logits(i)
 
     def logits_pointer(self, i: int) -> int:
         """Address of logits(i), for C."""
@@ -295,23 +223,18 @@ class LlamaTarget:
     @property
     def capturing(self) -> bool:
         """Whether decodes keep hidden states; off, plain decoding costs what it costs without a drafter."""
-        return self._capturing
+        return self._rows.capturing
 
     @capturing.setter
     def capturing(self, wanted: bool) -> None:
-        wanted = wanted and self._capture is not None
-        if wanted != self._capturing and self._capture is not None:
-            self._capture.switch(self.context.alive(), wanted)
-            self._capturing, self._n_rows = wanted, 0
+        self._rows.switch(wanted)
 
     def features(self) -> Array:
-        """Captured states [T, N*Ht] of all rows of the last decode; the buffer is reused by the next one.
+        """Captured states [T, N*Ht] of all tokens of the last decode; the buffer is reused by the next one.
 
         Raises ShapeError while `capturing` is off.
         """
-        if not self._capturing and self._capture is not None:
-            raise ShapeError(f"{self.path}: the last decode kept no states; set capturing before it")
-        return self._features[: self._n_rows].reshape(self._n_rows, -1)
+        return self._rows.features()
 
     def rollback(self, n: int) -> None:
         """Keep positions 0..n-1; ShapeError for more than are held, BackendError where a recurrent state is gone."""
@@ -322,18 +245,17 @@ class LlamaTarget:
         self.context.alive()
         if not self.context.keep(n):
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back {self.n_past - n} tokens;"
-                " run it without speculation"
+                f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back"
+                f" {self.n_past - n} tokens; run it without speculation"
             )
-        self.n_past = n
+        self._rows.n_past = n
 
     def reset(self) -> None:
         """Forget every position and the time spent."""
-        self.context.clear()
-        self.n_past, self._n_rows, self.seconds = 0, 0, 0.0
+        self._rows.reset()
 
     def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of a text (bytes that are not UTF-8 become U+FFFD); BackendError when the file has no tokenizer."""
+        """Token ids of a string (what is not UTF-8 becomes U+FFFD); BackendError when the file has no tokenizer."""
         return self.model.tokenize(text, add_special, parse_special)
 
     def token_to_bytes(self, token: int, *, special: bool = False) -> bytes:

@@ -5,25 +5,19 @@ Shape legend: N nodes, T = N + 1 rows (row 0 the pending token, row i + 1 node i
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from refspec.decoding.burst import Ahead, Lent
-from refspec.decoding.target import Judge, Penalized
+from refspec.decoding.target import Penalized, Verifier
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.llama import api
 from refspec.llama.target import LlamaTarget
 from refspec.llama.tree_batch import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
-from refspec.reference.metrics import Step
 from refspec.reference.ops import Ids
 from refspec.reference.sampling import Sampler
-from refspec.reference.verify import Verdict
 
 # Caches whose cells know more than a position: llama.cpp attends differently, or refuses, when sequences share them.
 UNSHARED_ARCHS = frozenset({"deepseek4", "minimax-m3"})
@@ -33,16 +27,15 @@ class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
     def __init__(self, path: str | os.PathLike[str], *, leaves: int, **settings: Any) -> None:
-        """As LlamaTarget;
-
-        UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run trees.
+        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run
+        trees.
         """
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
         super().__init__(path, n_seq_max=leaves, **settings)
         self.leaves = leaves
         self._tree_batch = TreeBatch(min(self.context.n_batch, MAX_SEQUENCES))
-        self._rows: list[list[int]] | None = None  # sequences of the rows of a tree not settled yet
+        self._sequences: list[list[int]] | None = None  # of the nodes of a tree not settled yet, as `leaf_sequences`
 
     @property
     def max_nodes(self) -> int:
@@ -56,8 +49,9 @@ class LlamaTreeTarget(LlamaTarget):
         `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the
         positions held stay held.
         """
-        handle, n, start = self.context.alive(), len(tokens), self.n_past
+        self.context.alive()
         self._forget_tree()
+        rows, n, start = self._rows, len(tokens), self.n_past
         above = [int(p) for p in parents]
         if n != len(above) + 1 or any(not -1 <= p < i for i, p in enumerate(above)):
             raise ShapeError(
@@ -68,68 +62,52 @@ class LlamaTreeTarget(LlamaTarget):
             raise ShapeError(
                 f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}"
             )
-        rows = leaf_sequences(above)
-        if len(rows[0]) > self.leaves:
-            raise ShapeError(f"{self.path}: a tree of {len(rows[0])} leaves, loaded for {self.leaves}")
+        sequences = leaf_sequences(above)
+        if len(sequences[0]) > self.leaves:
+            raise ShapeError(f"{self.path}: a tree of {len(sequences[0])} leaves, loaded for {self.leaves}")
         ids = np.asarray(tokens)
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.n_vocab:
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
         depths = [0]
         for parent in above:
             depths.append(depths[parent + 1] + 1)
-        self._n_rows = 0  # nothing to read until this call has succeeded
-        if self._capturing and len(self._features) < n:
-            self._features = np.empty((n, *self._features.shape[1:]), np.float32)
+        rows.begin(n)
         self._tree_batch.tokens[:n] = ids
-        struct = self._tree_batch.prepare([start + d for d in depths], rows)
-        self._rows = rows
+        struct = self._tree_batch.prepare([start + d for d in depths], sequences)
+        self._sequences = sequences
         try:
-            share(self.context.memory, len(rows[0]))
-            if self._capturing and self._capture is not None:
-                self._capture.begin()
-            api.forget_errors()
-            began = perf_counter()
-            code = api.decode(handle, struct)
-            self.seconds += perf_counter() - began
-            if code:
+            share(self.context.memory, len(sequences[0]))
+            if code := rows.run(struct, n):
                 raise self.context.failure(code, f"run a tree of {n - 1} nodes at position {start}")
-            if self._capturing and self._capture is not None:
-                self._capture.collect(handle, self._features[:n])
-            address = api.get_logits_ith(handle, -n)
-            if not address:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-            self._logits = self._views.at(address, n, self.n_vocab)
-            if not math.isfinite(self._logits[0].max()):
-                raise BackendError(
-                    f"{self.path}: the logits at position {start} are not finite; the weights are damaged"
-                )
+            rows.end(n, start, outputs=n)
+            rows.check_finite(0, start)
         except BaseException:
+            rows.n = 0
             self._forget_tree()
             raise
-        self._first_logits, self._n_rows = 0, n
         return n
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Keep the pending token and `nodes`, a path from the root of the tree just run;
-
-        logits and features stay readable.
+        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay
+        readable.
         """
-        if self._rows is None:
+        if self._sequences is None:
             raise UsageError(f"{self.path}: keep_path follows decode_tree")
-        rows, self._rows = self._rows, None
-        winner = rows[nodes[-1] + 1][0] if len(nodes) else 0
-        settle(self.context.memory, winner, self.n_past, self.n_past + 1 + len(nodes))
-        self.n_past += 1 + len(nodes)
+        sequences, self._sequences = self._sequences, None
+        winner = sequences[nodes[-1] + 1][0] if len(nodes) else 0
+        held = self.n_past + 1 + len(nodes)
+        settle(self.context.memory, winner, self.n_past, held)
+        self._rows.n_past = held
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """As LlamaTarget; a tree not settled is forgotten first."""
         self._forget_tree()
         return super().decode(tokens, logits=logits)
 
-    def judge(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Judge | None:
+    def verifier(self, sampler: Sampler, seed: int, penalties: Penalized | None = None) -> Verifier | None:
         """As LlamaTarget; a tree not settled is forgotten first."""
-        chain = super().judge(sampler, seed, penalties)
-        return None if chain is None else _Forgetting(self, chain)
+        self._forget_tree()
+        return super().verifier(sampler, seed, penalties)
 
     def rollback(self, n: int) -> None:
         """As LlamaTarget; a tree not settled is forgotten first."""
@@ -138,12 +116,12 @@ class LlamaTreeTarget(LlamaTarget):
 
     def reset(self) -> None:
         """Forget every position and the time spent."""
-        self._rows = None
+        self._sequences = None
         super().reset()
 
     def _forget_tree(self) -> None:
-        if self._rows is not None:
-            self._rows = None
+        if self._sequences is not None:
+            self._sequences = None
             settle(self.context.memory, 0, self.n_past, self.n_past)
 
     def _check_kind(self) -> None:
@@ -151,25 +129,11 @@ class LlamaTreeTarget(LlamaTarget):
         check_shares(self)
 
 
-class _Forgetting:
-    """A Judge that forgets a tree not settled first."""
-
-    def __init__(self, target: LlamaTreeTarget, chain: Judge) -> None:
-        self.target, self.chain = target, chain
-
-    def __call__(self, pending: int, draft: npt.NDArray[np.int32], position: int) -> Verdict:
-        self.target._forget_tree()
-        return self.chain(pending, draft, position)
-
-    def several(self, pending: int, ahead: Ahead, drafter: Lent | None, position: int, room: int) -> list[Step]:
-        self.target._forget_tree()
-        return self.chain.several(pending, ahead, drafter, position, room)
-
-
 def check_shares(target: LlamaTarget) -> None:
     """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
         raise BackendError(
-            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not trees"
+            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not"
+            " trees"
         )

@@ -8,13 +8,14 @@ so rolling back is stepping again from an earlier row. Shape legend: see `refspe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from refspec.errors import BackendError, ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
+from refspec.native.penalties import Penalizer
 from refspec.reference.config import (
     BIASED,
     DrafterConfig,
@@ -28,11 +29,17 @@ from refspec.reference.config import (
 )
 from refspec.reference.ops import Array
 
-if TYPE_CHECKING:  # it knows this package
-    from refspec.decoding.draft_penalties import DraftPenalties
-
 _MATRICES = ("token_embd", *BIASED)
 _VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_norm", "output_norm", "fc_norm")
+
+
+class DraftPenalties(Protocol):
+    """What drafts are penalized by: `decoding/draft_penalties.py`."""
+
+    penalizer: Penalizer
+    tokens: npt.NDArray[np.int32]  # of every position
+    first: int  # the first position that counts
+    row: Array  # [V] scratch
 
 
 class PackedMatrix(NamedTuple):

@@ -23,7 +23,7 @@ class Draft(NamedTuple):
     """Up to k draft tokens in order; fewer when the drafter has no row to start from or no room left."""
 
     tokens: npt.NDArray[np.int32]  # [k] target ids
-    q_draft: npt.NDArray[np.float64] | None  # [k, V] law each token was drawn from; None = drafted deterministically
+    q_draft: npt.NDArray[np.float64] | None  # [k, V] distribution of each token; None = drafted deterministically
     confidence: Array  # [k] draft probability of each drafted token, or a score in 0..1; NaN where not computed
 
 

@@ -1,4 +1,4 @@
-"""A sampler's law over a draft vocabulary: D draft ids, each of which stands for one of the target's V."""
+"""A sampler over a draft vocabulary: D draft ids, each of which is one of the target's V."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import Sampler, p_target
+from refspec.reference.ops import Ids
+from refspec.reference.sampling import Sampler
 
 
-def restricted(sampler: Sampler, d2t: Ids) -> Sampler:
-    """The sampler with its logit bias keyed by draft ids instead of target ids; d2t [D] are the target ids."""
-    bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(d2t == t)}
+def restricted(sampler: Sampler, d2t: Ids | None, width: int) -> Sampler:
+    """The sampler with its logit bias keyed by draft ids instead of target ids.
+
+    d2t [D] are the target ids; None where draft ids are target ids, of which there are `width`.
+    """
+    if not len(sampler.bias_ids) or (d2t is None and sampler.bias_ids.max() < width):
+        return sampler
+    if d2t is None:
+        bias = {t: b for t, b in sampler.logit_bias.items() if t < width}
+    else:
+        bias = {int(j): b for t, b in sampler.logit_bias.items() for j in np.flatnonzero(d2t == t)}
     return replace(sampler, logit_bias=bias)
 
 
-def draft_law(logits: Array, sampler: Sampler, d2t: Ids, vocab_size: int) -> npt.NDArray[np.float64]:
-    """A restricted sampler's law of draft logits [D] as q_draft [V]: exactly zero outside the draft vocabulary."""
+def forbids_all(sampler: Sampler, ids: Ids) -> bool:
+    """Whether the logit bias leaves none of these target ids to sample."""
+    forbidden = sampler.bias_ids[np.isneginf(sampler.bias_values)]
+    return len(forbidden) >= len(ids) and bool(np.isin(ids, forbidden).all())
+
+
+def draft_distribution(p: npt.NDArray[np.float64], d2t: Ids | None, vocab_size: int) -> npt.NDArray[np.float64]:
+    """Probabilities p [D] of draft ids as q_draft [V]: exactly zero outside the draft vocabulary."""
+    if d2t is None and len(p) == vocab_size:
+        return p
     q = np.zeros(vocab_size)  # [V]
-    q[d2t] = p_target(logits, sampler)  # [D]
+    q[slice(len(p)) if d2t is None else d2t] = p
     return q

@@ -9,66 +9,48 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refspec.reference.draft import Draft, Stop, check_draft_arguments, check_tree_arguments
-from refspec.reference.draft_distribution import draft_law, restricted
+from refspec.reference import ops as numpy_ops
+from refspec.reference.chain import ChainDrafter, NumpyChooser
+from refspec.reference.config import DrafterConfig, Weights
+from refspec.reference.draft import Ops, check_tree_arguments
 from refspec.reference.eagle3_forward import feedback, head, output_norm
 from refspec.reference.eagle3_rows import Eagle3Rows, Rows
 from refspec.reference.eagle3_tree import draft_tree
-from refspec.reference.sampling import Sampler, invert_cdf
+from refspec.reference.ops import Array
+from refspec.reference.sampling import Sampler
 from refspec.reference.tree import Tree, TreeShape
 from refspec.reference.tree_grow import More
 
 __all__ = ["Eagle3Drafter", "Rows"]
 
 
-class Eagle3Drafter(Eagle3Rows):
+class Eagle3Drafter(Eagle3Rows, ChainDrafter):
     """The reference drafter: what every other implementation of EAGLE-3 is held to."""
 
-    def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
-    ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's law;
+    def __init__(
+        self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0, grow: float = 0.0
+    ) -> None:
+        """As `Eagle3Rows`."""
+        super().__init__(config, weights, ops, anchor, grow)
+        self.vocab_size, self.width = config.vocab_size, config.draft_vocab_size
+        self.logit_ids = self.draft_ids = self.d2t
+        self.choose = NumpyChooser(ops)
 
-        `stop` may end it.
-        """
-        check_draft_arguments(k, coins, sampler)
+    def begin_chain(self, k: int) -> int:
+        """Drop drafted rows; a chain is drafted after a true row only."""
         self.rollback(self.n_rows)
-        if sampler is not None:
-            sampler = restricted(sampler, self.d2t)
-            forbidden = np.count_nonzero(np.isneginf(sampler.bias_values))
-            k = 0 if forbidden == self.config.draft_vocab_size else k  # nothing may be drafted
-        tokens: list[int] = []
-        laws: list[npt.NDArray[np.float64]] = []
-        confidence: list[float] = []
-        for i in range(k if self.n_rows else 0):
-            h = self.hidden.rows[-1:]  # [1, H]
-            n = output_norm(self.config, self.weights, h, self.ops)  # [1, H]
-            logits = head(self.config, self.weights, h, n, self.ops)[0]  # [D]
-            if self.penalties is not None:
-                logits = self.penalties(logits, tokens, self.d2t)
-            if sampler is None or coins is None:
-                best = self.ops.argmax(logits)
-                probability = float(self.ops.softmax(logits)[best])
-                if stop is not None and stop(i, probability):
-                    break
-                tokens.append(int(self.d2t[best]))
-                confidence.append(probability)
-            else:
-                law = draft_law(logits, sampler, self.d2t, self.config.vocab_size)  # [V]
-                if stop is not None and stop(i, float(law.max())):  # before the coin: see `base.Stop`
-                    break
-                laws.append(law)
-                tokens.append(invert_cdf(laws[-1], float(coins[i])))
-                confidence.append(float(laws[-1][tokens[-1]]))
-            if i + 1 < k:  # the last draft token needs no row of its own
-                self._run(np.array(tokens[-1:]), feedback(self.config, h, n), is_target_feature=False)
-        q_draft = None if sampler is None else np.array(laws).reshape(-1, self.config.vocab_size)  # [k, V]
-        return Draft(np.array(tokens, np.int32), q_draft, np.array(confidence, np.float32))
+        return k if self.n_rows else 0
+
+    def logits(self) -> Array:
+        """Logits [D] of the token after the newest row."""
+        h = self.hidden.rows[-1:]  # [1, H]
+        n = output_norm(self.config, self.weights, h, self.ops)  # [1, H]
+        self._state = feedback(self.config, h, n)  # [1, H] what the next row starts from
+        return head(self.config, self.weights, h, n, self.ops)[0]
+
+    def advance(self, token: int) -> None:
+        """One more chained row."""
+        self._run(np.array([token]), self._state, is_target_feature=False)
 
     def draft_tree(
         self,
@@ -78,9 +60,8 @@ class Eagle3Drafter(Eagle3Rows):
         sampler: Sampler | None = None,
         more: More | None = None,
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row:
-
-        see `tree_grow.grow`, with coins [nodes] `grow_sampled`.
+        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
+        `grow_sampled`.
         """
         check_tree_arguments(shape, coins, sampler)
         return draft_tree(self, shape, coins, sampler, more)

@@ -34,9 +34,8 @@ class Rows(NamedTuple):
 
 
 class Eagle3Rows:
-    """Rows of this forward pass over a KV cache;
-
-    `probe`, when set, is told attention and states of every row that runs.
+    """Rows of this forward pass over a KV cache; `probe`, when set, is told attention and states of every row that
+    runs.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Eagle3Rows:
         folded = fold_rope_attention(config, weights)
         self.weights = {k: np.ascontiguousarray(a, np.float32) for k, a in folded.items() if k != "d2t"}
         identity = np.arange(config.draft_vocab_size)
-        self.d2t = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
+        self.d2t: Ids = np.asarray(weights.get("d2t", identity), dtype=np.int64)  # [D] target id of each draft id
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
         self.penalties: LogitsChange | None = None
@@ -90,7 +89,6 @@ class Eagle3Rows:
 
     def survey(self, tokens: Ids, features: Array) -> float:
         """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out;
-
         nan without a row.
         """
         if not len(tokens):
@@ -107,9 +105,8 @@ class Eagle3Rows:
         return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
 
     def handed_on(self, states: Array, depth: int) -> Array:
-        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from:
-
-        as they are, or resized where `grow` says so.
+        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from: as they are, or resized where
+        `grow` says so.
         """
         if not self.grow or not self.n_rows:
             return states

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.reference.cache import KVCache
-from refspec.reference.draft_distribution import draft_law, restricted
+from refspec.reference.draft_distribution import draft_distribution, forbids_all, restricted
 from refspec.reference.eagle3_forward import Anchor, block, feedback, head, output_norm
 from refspec.reference.eagle3_rows import Eagle3Rows
 from refspec.reference.ops import Array, Ids
-from refspec.reference.sampling import Sampler, invert_cdf
+from refspec.reference.sampling import Sampler, invert_cdf, p_target
 from refspec.reference.tree import ROOT, Law, Tree, TreeShape, empty_tree
 from refspec.reference.tree_grow import Found, More, grow, grow_sampled, top_probs
 
@@ -68,7 +68,7 @@ class TreeRows:
         self.drafter = drafter
         h = drafter.hidden.rows[-1:].copy()  # [1, H]
         n = output_norm(drafter.config, drafter.weights, h, drafter.ops)
-        # the last true row stands for the root; its g is not asked for
+        # the last true row is the root's; its g is not asked for
         self.rows = {ROOT: NodeRow(list(range(drafter.n_rows)), h, n, h)}
 
     def run(self, node: int, token: int, parent: int) -> None:
@@ -90,9 +90,8 @@ class TreeRows:
 def draft_tree(
     d: Eagle3Rows, shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None, more: More | None
 ) -> Tree:
-    """A tree after the last true row:
-
-    the likeliest tokens, or by coins [nodes] from the sampler's law without replacement.
+    """A tree after the last true row: the likeliest tokens, or by coins [nodes] from the sampler's distribution,
+    without replacement.
     """
     if not d.n_rows:
         return empty_tree()
@@ -112,16 +111,17 @@ def draft_tree(
 
     if sampler is None or coins is None:
         return grow(likeliest, shape, more)
-    narrow = restricted(sampler, d.d2t)
-    if np.count_nonzero(np.isneginf(narrow.bias_values)) == d.config.draft_vocab_size:
-        return empty_tree()  # nothing may be drafted
+    if forbids_all(sampler, d.d2t):
+        return empty_tree()
+    narrow = restricted(sampler, d.d2t, d.config.draft_vocab_size)
 
-    def laws(found: Sequence[Found], nodes: Sequence[int]) -> list[Law]:
+    def distributions(found: Sequence[Found], nodes: Sequence[int]) -> list[Law]:
         ready(found, nodes)
-        return [draft_law(rows.logits(node), narrow, d.d2t, d.config.vocab_size) for node in nodes]
+        drawn = [p_target(rows.logits(node), narrow) for node in nodes]  # F x [D]
+        return [draft_distribution(p, d.d2t, d.config.vocab_size) for p in drawn]
 
     given = iter(coins.tolist())
-    return grow_sampled(laws, shape, lambda q: invert_cdf(q, next(given)))
+    return grow_sampled(distributions, shape, lambda q: invert_cdf(q, next(given)))
 
 
 def forward_tree(d: Eagle3Rows, tokens: Ids, parents: Ids) -> tuple[Array, Array, Array]:

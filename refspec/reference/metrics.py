@@ -40,8 +40,6 @@ class Step(NamedTuple):
     stop: str | None = None  # on the last step: length | end | context
     nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
     depth: int = 0  # of a tree: draft tokens on its longest path, which may be another one than `draft`
-    # of a step that was run ahead (`burst.py`): tokens that the drafter was asked about, verified or not
-    asked: int = 0
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from lab.unlikelihood import OwnRepeats, unlikelihood
+from torch import Tensor
 
 from refspec.convert import convert_target
 from refspec.errors import CheckpointError, UsageError
@@ -27,7 +27,18 @@ MOST_IN_A_ROW = 1024
 # 1024 for the last quarter (context). Whole conversations, for a model that already knows words, want longer rows from
 # the start.
 PHASES = {"cut": ((0.75, 256), (1.0, 1024)), "whole": ((0.85, 512), (1.0, 1024))}
-OWN_ROW = 512  # tokens in a row of the model's own text, which is short; a shape that whole rows have compiled already
+
+# (ids int64 [N, T+1], wanted bool [N, T]) -> float32 [W, V]: the model's logits where `wanted`; labels are ids[:, 1:]
+LogitsOf = Callable[[Tensor, Tensor], Tensor]
+
+
+class ExtraLoss(Protocol):
+    """A term that some steps of `train_target` add to the cross-entropy."""
+
+    identity: dict[str, Any]  # options that a resumed run must share
+
+    def __call__(self, step: int, logits_of: LogitsOf) -> Tensor | None:
+        """The term of this step, weight included; None for a step without one."""
 
 
 def is_hidden_matrix(name: str) -> bool:
@@ -55,19 +66,19 @@ def train_target(
     weight_decay: float = 0.01,
     finish: Path | None = None,
     finish_from: float = 0.6,
-    unlikely: Path | None = None,
-    unlikely_weight: float = 0.5,
-    unlikely_every: int = 4,
+    extra_loss: ExtraLoss | None = None,
 ) -> dict[str, float]:
-    """Train for `steps` steps of `batch_tokens` (4096) tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and `out/target.gguf`.
+    """Train for `steps` steps of `batch_tokens` (4096) tokens, resuming from `out/checkpoint.pt`; exports `out/hf` and
+    `out/target.gguf`.
 
-    `init` is a Hugging Face directory to start from (weights only, fresh optimizer), of the same sizes but for `intermediate_size`
-    and the number of layers, which may be larger: the model then begins as the same function (`widened`, `deepened`). `compiled` fuses
-    each block with torch.compile (a fifth faster; needs a C++ compiler). `rows` is a key of `PHASES`.
-    Several `data` folders are read in turn; tokenizer and held-out text are the first one's.
-    From the share `finish_from` of the steps on, batches are those of the folder `finish`, if given. `weight_decay` is that of the blocks' matrices.
-    `unlikely` is a folder of the model's own answers: every `unlikely_every`-th step adds `unlikely_weight` times the mean of
-    -log(1 - p) over the tokens of a batch of it that repeat their answer. Raises CheckpointError and UsageError."""  # fmt: skip
+    `init` is a Hugging Face directory to start from: weights only, of the same sizes but for `intermediate_size` and
+    the number of layers, which may be larger: the model then begins as the same function (`widened`, `deepened`).
+    `compiled` fuses each block with torch.compile, which needs a C++ compiler. `rows` is a key of `PHASES`. Several
+    `data` folders are read in turn; tokenizer and held-out text are the first one's. From the share `finish_from` of
+    the steps on, batches are those of the folder `finish`, if given. `weight_decay` is that of the blocks' matrices.
+    `extra_loss` adds a term of its own to some steps, and its identity to the run's. Raises CheckpointError and
+    UsageError.
+    """
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
@@ -112,16 +123,11 @@ def train_target(
         plan += [(until, length, [finish]) for until, length in PHASES[rows] if until > finish_from]
     batches = [(until, source(read, length)) for until, length, read in plan]
     held_out = Batches(folders[0], "val", length=512, rows=8, seed=0)
-    own = None
-    if unlikely is not None:
-        own = OwnRepeats(
-            unlikely, folders[0] / "tokenizer.json", length=OWN_ROW, rows=batch_tokens // OWN_ROW, seed=seed
-        )
 
-    def hidden_of(ids: torch.Tensor) -> torch.Tensor:
+    def hidden_of(ids: Tensor) -> Tensor:
         return model(ids[:, :-1], document_mask(ids[:, :-1], bos))[0].to(compute_type(on))
 
-    def cross_entropy(tokens) -> torch.Tensor:
+    def cross_entropy(tokens) -> Tensor:
         ids = torch.from_numpy(tokens).to(on)
         with mixed(on):
             logits = model.head(hidden_of(ids))
@@ -129,24 +135,22 @@ def train_target(
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == bos, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
-    def repeat_loss(tokens, marks) -> torch.Tensor:
-        ids, at = torch.from_numpy(tokens).to(on), torch.from_numpy(marks).to(on)
+    def logits_of(ids: Tensor, wanted: Tensor) -> Tensor:
+        ids, wanted = ids.to(on), wanted.to(on)
         with mixed(on):
-            logits = model.head(hidden_of(ids)[at])  # only the head sees the shape that `marks` has
-        return unlikelihood(logits.float(), ids[:, 1:][at]).mean()
+            return model.head(hidden_of(ids)[wanted]).float()  # only the head sees the shape that `wanted` has
 
-    parts: dict[str, torch.Tensor] = {}  # for the log: the term keeps its last value between the steps that have one
+    parts: dict[str, Tensor] = {}  # for the log: the extra term keeps its last value between the steps that have one
 
     def loss_of(step: int):
         now = next(b for until, b in batches if step < until * steps)
         loss = cross_entropy(now[step][0])
-        if own is None:
+        if extra_loss is None:
             return loss, {}
         parts["cross_entropy"] = loss.detach()
-        if (step + 1) % unlikely_every == 0:
-            term = repeat_loss(*own[step // unlikely_every])
-            parts["unlikely"] = term.detach()
-            loss = loss + unlikely_weight * term
+        if (term := extra_loss(step, logits_of)) is not None:
+            parts["extra_loss"] = term.detach()
+            loss = loss + term
         return loss, parts
 
     @torch.no_grad()
@@ -170,8 +174,8 @@ def train_target(
         identity["weight_decay"] = weight_decay
     if finish is not None:
         identity |= {"finish": str(finish), "finish_from": finish_from}
-    if unlikely is not None:
-        identity |= {"unlikely": str(unlikely), "unlikely_weight": unlikely_weight, "unlikely_every": unlikely_every}
+    if extra_loss is not None:
+        identity |= extra_loss.identity
     figures = run_steps(
         out, identity, model, optimizers, steps=steps, loss_of=loss_of, validate=validate,
         tokens_per_step=batch_tokens,

@@ -1,12 +1,11 @@
-"""What an adaptive window has learned, kept in the user's cache directory from one process to the next.
+"""What an adaptive policy has learned, kept in the user's cache directory from one process to the next.
 
-A window that knows nothing has to find out what steps cost, how far the drafter can be trusted and what texts gain, and
-pays for it with the first texts; somebody who runs one prompt at a time would pay each time. What steps cost is
-measured or known from `tune` where that is possible, for another program may have been running when it was learned; the
-costs that are kept are for targets of which a step takes too long to measure many. One file per target, drafter,
-machine and settings: with other settings steps cost something else. It is stale where a record of `tune` would be
-(`tune_store.py`). Not a measurement and never needed: what cannot be read is learned again, what cannot be written is
-not kept, and no text depends on it.
+A policy that knows nothing has to find out what steps cost, how far the drafter can be trusted and what outputs gain,
+and pays for it with the first outputs; who runs one prompt at a time would pay each time. Costs are measured or known
+from `tune` where possible, for another program may have been running when they were learned; the stored ones are for
+targets of which a step takes too long to measure many. One file per target, drafter, machine and settings: with other
+settings steps cost something else. It is stale where a record of `tune` would be (`tuning/store.py`). Never needed:
+what cannot be read is learned again, what cannot be written is not stored, and no output depends on it.
 """
 
 from __future__ import annotations
@@ -23,40 +22,40 @@ from refspec.adaptive.base import P, Policy
 from refspec.adaptive.costs import Costs
 from refspec.tuning import store
 
-FORMAT = 1  # of the file; another one is stale
+FORMAT = 2  # of the file; another one is stale
 
 
 class Memory:
-    """The windows of one pair under some settings (JSON)."""
+    """The policies of one pair under some settings (JSON)."""
 
     def __init__(self, model: store.Name, drafter: store.Name, settings: Mapping[str, Any]) -> None:
         """Raises OSError where a file is not there any more."""
         self._place = store.path(model, drafter)
-        self._identity = store.identity(model, drafter) | {"window": FORMAT}
+        self._identity = store.identity(model, drafter) | {"policy": FORMAT}
         self._settings = json.dumps(settings, sort_keys=True)
 
-    def path(self, window: type[Policy], most: int) -> Path:
-        """Where such a window is kept."""
-        key = json.dumps([self._place.name, self._settings, window.__name__, most])
+    def path(self, kind: type[Policy], most: int) -> Path:
+        """Where such a policy is stored."""
+        key = json.dumps([self._place.name, self._settings, kind.__name__, most])
         return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
 
-    def find(self, window: type[P], most: int, costs: Costs | None = None) -> P | None:
-        """A window that goes on from where the last one was left, with newer `costs` if given;
+    def find(self, kind: type[P], most: int, costs: Costs | None = None) -> P | None:
+        """A policy that goes on from where the last one was left, with newer `costs` if given.
 
-        None where none was kept or it no longer holds.
+        None where none was stored or it is stale.
         """
         try:
-            kept = json.loads(self.path(window, most).read_text("utf-8"))
-            if kept["identity"] != self._identity:
+            stored = json.loads(self.path(kind, most).read_text("utf-8"))
+            if stored["identity"] != self._identity:
                 return None
-            return window.resumed(most, _finite(kept["state"]), costs)
+            return kind.resumed(most, _finite(stored["state"]), costs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
 
-    def keep(self, window: Policy) -> None:
-        """Keep what a window has learned, in place of what was kept before."""
+    def keep(self, policy: Policy) -> None:
+        """Store what a policy has learned, in place of what was stored before."""
         with suppress(OSError):
-            store.write(self.path(type(window), window.most), {"identity": self._identity, "state": window.state()})
+            store.write(self.path(type(policy), policy.most), {"identity": self._identity, "state": policy.state()})
 
 
 def _finite(state: Any) -> Any:

@@ -27,7 +27,7 @@ import tiny
 from refspec import native
 from refspec.gguf.io import read_drafter
 from refspec.llama.eagle3 import LlamaEagle3Drafter
-from refspec.llama.native_eagle3 import OwnEagle3Drafter
+from refspec.llama.native_eagle3 import NativeEagle3Drafter
 from refspec.llama.target import LlamaTarget
 from refspec.reference import ops
 from refspec.reference.config import FeatureNorm, Feedback, Residual
@@ -100,8 +100,8 @@ def by_reference(path: Path, backend: Any, tokens: np.ndarray, features: np.ndar
 
 
 def by_own(path: Path, target: LlamaTarget, tokens: np.ndarray, features: np.ndarray, forced: list[int]) -> Chain:
-    """The same by OwnEagle3Drafter; states are not kept there."""
-    drafter = OwnEagle3Drafter(path, target)
+    """The same by NativeEagle3Drafter; states are not kept there."""
+    drafter = NativeEagle3Drafter(path, target)
     drafter.extend(tokens, features)
     drafted = drafter.draft(DEPTH).tokens.tolist()
     drafter._chain.restart()

@@ -12,7 +12,7 @@ from table import DEPTH, STRICT, TOLERANCE, Row, apart, by_llama, by_own, by_ref
 
 from refspec import native
 from refspec.gguf.io import read_drafter, read_gguf_header
-from refspec.llama.native_eagle3 import OwnEagle3Drafter
+from refspec.llama.native_eagle3 import NativeEagle3Drafter
 from refspec.llama.target import LlamaTarget
 from refspec.reference import ops
 from refspec.reference.config import Feedback
@@ -126,7 +126,7 @@ def test_rows_extended_together_are_rows_extended_one_by_one(
     path = tiny.drafter(
         tmp_path / "d.gguf", quantize="Q8_0", feature_norm="per_state", feedback="post_norm", width=WIDE
     )
-    together, single = OwnEagle3Drafter(path, target), OwnEagle3Drafter(path, target)
+    together, single = NativeEagle3Drafter(path, target), NativeEagle3Drafter(path, target)
     together.extend(tokens, features)
     for i in range(len(tokens)):
         single.extend(tokens[i : i + 1], features[i : i + 1])

@@ -24,7 +24,7 @@ def _borrowed(name, path):
 
 
 tiny = _borrowed("cli_tiny", HERE.parent / "engine" / "tiny.py")
-toys = _borrowed("cli_toys", HERE.parent / "loop" / "loop_toys.py")
+toys = _borrowed("cli_toys", HERE.parent / "decoding" / "loop_toys.py")
 
 
 def write_pair(folder: Path) -> tuple[str, str]:

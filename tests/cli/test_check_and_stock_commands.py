@@ -1,4 +1,4 @@
-"""`refspec check` finds what does not fit and says why; `refspec stock` and `refspec export` write files that load."""
+"""`refspec check` finds what does not fit and says why; `convert --stock` and `export` write files that load."""
 
 import json
 from pathlib import Path
@@ -82,10 +82,12 @@ def test_a_drafter_llama_cpp_cannot_compute_is_run_by_refspec_and_said_so(pair, 
 
 def test_generate_says_that_refspec_itself_drafts_and_the_text_stays_the_same(pair, tmp_path):
     path = changed(tmp_path, {"refspec.head_norm": False, "general.architecture": "refspec-eagle3"})
-    result = call("generate", "-m", pair[0], "-d", path, "-p", "x", "-n", 12, "-t", 1, "--strict", "--compare")
+    result = call(
+        "generate", "-m", pair[0], "-d", path, "-p", "x", "-n", 12, "-t", 1, "--reproducible", "f32", "--compare"
+    )
     assert result.exit_code == 0 and "identical: yes" in result.stderr
-    (said,) = [line for line in result.stderr.splitlines() if "own C kernels" in line]
-    assert said.startswith("refspec: other") and "always normalizes before the output head" in said
+    (said,) = [line for line in result.stderr.splitlines() if "runs inside refspec" in line]
+    assert said.startswith("refspec: drafter (") and "always normalizes before the output head" in said
     assert "refspec (as drafter, -d, on its own kernels)" in call("inspect", path).stdout
 
 
@@ -103,8 +105,8 @@ def statistics(accepted):
 
 def config(**changes):
     sizes = dict(
-        hidden_size=8, target_hidden_size=8, capture_layers=(2, 3, 4), n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8,
-        vocab_size=8, draft_vocab_size=8, rms_eps=1e-5, rope_theta=1e4, rope_style="half_split", feature_norm="none",
+        hidden_size=8, target_hidden_size=8, capture_layers=(2, 3, 4), n_heads=1, n_kv_heads=1, head_dim=8,
+        intermediate_size=8, vocab_size=8, draft_vocab_size=8, rms_eps=1e-5, rope_theta=1e4, rope_style="half_split", feature_norm="none",
         feedback="post_norm", residual="raw",
     )  # fmt: skip
     return DrafterConfig(**(sizes | changes))
@@ -126,7 +128,24 @@ def test_each_detector_fires_on_its_pattern_and_on_no_other():
 
 
 def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss_on_other_prompts(pair, tmp_path):
-    made = record(call("stock", *pair, "-o", tmp_path / "s.gguf", "-t", 1, "-n", 16, "--count", 2, "--json"))
+    made = record(
+        call(
+            "convert",
+            pair[1],
+            "--target",
+            pair[0],
+            "--stock",
+            "-o",
+            tmp_path / "s.gguf",
+            "-t",
+            1,
+            "-n",
+            16,
+            "--count",
+            2,
+            "--json",
+        )
+    )
     tried, held_out = made["calibration"]["candidates"], made["held_out"]
     assert len(tried) == 10 and made["chosen"] == max(tried, key=lambda name: tried[name]["tau"])
     assert made["calibration"]["prompts"] == held_out["prompts"] == 2
@@ -134,7 +153,9 @@ def test_stock_writes_a_file_stock_llama_cpp_runs_and_prints_the_loss_on_other_p
     info = read_gguf_header(tmp_path / "s.gguf")
     assert info.arch == "eagle3" and info.metadata["refspec.provenance.stock"].startswith(made["chosen"])
     assert read_drafter(tmp_path / "s.gguf")[0].feedback.value == "pre_norm"
-    text = call("stock", *pair, "-o", tmp_path / "t.gguf", "-t", 1, "-n", 8, "--count", 1).stdout
+    text = call(
+        "convert", pair[1], "--target", pair[0], "--stock", "-o", tmp_path / "t.gguf", "-t", 1, "-n", 8, "--count", 1
+    ).stdout
     assert "of tau, measured on the 1 prompts it was not calibrated on" in text and "<- best, written" in text
 
 
@@ -147,7 +168,9 @@ def test_prompts_that_calibrate_never_measure(tmp_path):
 
 def test_one_prompt_is_not_enough_to_calibrate_and_to_measure(pair, tmp_path):
     (tmp_path / "p.txt").write_text("the only one\n")
-    result = call("stock", *pair, "-o", tmp_path / "s.gguf", "--prompts", tmp_path / "p.txt")
+    result = call(
+        "convert", pair[1], "--target", pair[0], "--stock", "-o", tmp_path / "s.gguf", "--prompts", tmp_path / "p.txt"
+    )
     assert "at least two prompts" in one_line_error(result, 2) and not (tmp_path / "s.gguf").exists()
 
 
@@ -212,9 +235,11 @@ def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_p
     path = tiny.write(tmp_path / "yarn.gguf", arch, metadata | {"eagle3.rope.scaling.attn_factor": 1.25}, tensors)
     made = record(
         call(
-            "stock",
-            write_pair(tmp_path)[0],
+            "convert",
             path,
+            "--target",
+            write_pair(tmp_path)[0],
+            "--stock",
             "-o",
             tmp_path / "s.gguf",
             "--outtype",
@@ -236,8 +261,15 @@ def test_stock_keeps_the_rope_attention_factor_and_the_targets_tensors_out(tmp_p
 
 
 def test_what_stock_llama_cpp_runs_exactly_needs_no_folding(pair, tmp_path):
-    result = call("stock", pair[0], drafter(tmp_path), "-o", tmp_path / "s.gguf")
+    result = call("convert", drafter(tmp_path), "--target", pair[0], "--stock", "-o", tmp_path / "s.gguf")
     assert "runs it exactly" in one_line_error(result, 2) and not (tmp_path / "s.gguf").exists()
+
+
+def test_a_gguf_is_converted_to_its_nearest_only_and_options_of_checkpoints_are_refused(pair, tmp_path):
+    on = ["convert", pair[1], "-o", tmp_path / "s.gguf", "--target", pair[0]]
+    assert "is a file, not a checkpoint directory; `refspec recast`" in one_line_error(call(*on), 2)
+    assert "--feedback is about checkpoints" in one_line_error(call(*on, "--stock", "--feedback", "pre_norm"), 2)
+    assert "is now `refspec convert DRAFTER --target TARGET --stock" in one_line_error(call("stock", *pair), 2)
 
 
 def test_export_writes_a_checkpoint_and_says_so(pair, tmp_path):

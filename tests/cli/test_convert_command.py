@@ -1,4 +1,4 @@
-"""`refspec convert`: the options reach the converter, facts go to stdout, refusals are one line that names the option."""
+"""`refspec convert`: options reach the converter, facts go to stdout, refusals are one line that names the option."""
 
 import json
 import sys
@@ -26,8 +26,8 @@ def test_what_was_resolved_is_printed(tmp_path):
 
 
 def test_every_override_arrives(tmp_path):
-    options = ["--feedback", "post_norm", "--residual", "normed", "--feature-norm", "none", "--head-norm", "no", "--layer-ids", "1,2, 6",
-               "--rope-theta", "5e5", "--d2t", "offsets", "--ignore", "pretraining_tp", "--name", "toy", "--json"]  # fmt: skip
+    options = ["--feedback", "post_norm", "--residual", "normed", "--feature-norm", "none", "--head-norm", "no",
+               "--layer-ids", "1,2, 6", "--rope-theta", "5e5", "--d2t", "offsets", "--ignore", "pretraining_tp", "--name", "toy", "--json"]  # fmt: skip
     result = call("convert", ORACLE, "-o", tmp_path / "d.gguf", *options)
     assert result.exit_code == 0, result.output
     c, _ = read_drafter(tmp_path / "d.gguf")

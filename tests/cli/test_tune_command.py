@@ -56,14 +56,17 @@ def test_generate_takes_the_setting_over_says_so_and_options_win(tuned):
     result = call(*arguments, "--compare")
     assert result.exit_code == 0
     assert (
-        result.stderr.count("as tuned: threads") == 1 and "predicted: " in result.stderr and "measured" in result.stderr
+        result.stderr.count("as tuned: threads") == 1 and "forecast: " in result.stderr and "measured" in result.stderr
     )
     assert record(call(*arguments, "--json"))["draft_max"] == found["chosen"]["draft_max"]
     assert record(call(*arguments, "--json", "--draft-max", "5"))["draft_max"] == 5
     assert record(call(*arguments, "--json", "--compare"))["predicted_speedup"] > 0
     result = call(*arguments, "--no-tune", "--compare")
-    assert "as tuned" not in result.stderr and "predicted: unknown" in result.stderr
-    assert "as tuned" not in call(*arguments, "--strict").stderr, "strict runs have settings of their own"
+    assert (
+        "as tuned" not in result.stderr
+        and f"run `refspec tune -m {pair[0]} -d {pair[1]}` once for a forecast" in result.stderr
+    )
+    assert "as tuned" not in call(*arguments, "--reproducible", "f32").stderr, "strict runs have settings of their own"
     adaptive = call(*arguments, "--adaptive")
     assert adaptive.exit_code == 0 and "as tuned" in adaptive.stderr
 
@@ -136,7 +139,9 @@ def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monke
     lengths = []
     measure = step_costs.measure
     monkeypatch.setattr(
-        step_costs, "measure", lambda session, text, rounds: lengths.append(len(text)) or measure(session, text, rounds)
+        step_costs,
+        "measure",
+        lambda target, drafter, text, rounds: lengths.append(len(text)) or measure(target, drafter, text, rounds),
     )
     result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
     assert result.exit_code == 0 and "together after 140 tokens" in result.stdout

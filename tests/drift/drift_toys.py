@@ -20,7 +20,7 @@ def borrowed(name, path):
     return module
 
 
-toys = borrowed("drift_loop_toys", "loop/loop_toys.py")
+toys = borrowed("drift_loop_toys", "decoding/loop_toys.py")
 cli_models = borrowed("drift_cli_models", "cli/cli_models.py")
 
 

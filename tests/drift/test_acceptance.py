@@ -154,7 +154,6 @@ def models(tmp_path_factory):
 def bench(models, *more, drafters=("post", "pre")):
     named = [part for name in drafters for part in ("-d", models[name])]
     return call(
-        "bench",
         "acceptance",
         "-m",
         models["target"],
@@ -170,7 +169,7 @@ def bench(models, *more, drafters=("post", "pre")):
 
 
 def test_several_drafters_of_different_layers_share_one_text(models):
-    got = result(bench(models, "--count", "2", "--draft-max", "2,4", "--strict", "--json"))
+    got = result(bench(models, "--count", "2", "--draft-max", "2,4", "--reproducible", "f32", "--json"))
     (condition,) = got["conditions"]
     everything = condition["families"]["all"]
     assert (everything["prompts"], everything["turns"], everything["generated_tokens"]) == (3, 4, 40)
@@ -183,7 +182,8 @@ def test_several_drafters_of_different_layers_share_one_text(models):
                 "2",
                 "--draft-max",
                 "2",
-                "--strict",
+                "--reproducible",
+                "f32",
                 "--json",
                 drafters=[{"drafter": "post", "plain": "pre"}[name]],
             )
@@ -199,7 +199,7 @@ def test_several_drafters_of_different_layers_share_one_text(models):
 
 def test_the_reference_and_llama_cpp_count_the_same(models):
     llama, reference = (
-        result(bench(models, "--strict", "--json", "--draft-max", "3", "--engine", engine))["conditions"]
+        result(bench(models, "--reproducible", "f32", "--json", "--draft-max", "3", "--engine", engine))["conditions"]
         for engine in ("llama", "reference")
     )
     assert llama == reference
@@ -208,7 +208,9 @@ def test_the_reference_and_llama_cpp_count_the_same(models):
 def test_the_cycle_of_a_session_counts_the_same(models):
     import refspec
 
-    (condition,) = result(bench(models, "--strict", "--json", "--turns", "1", "--draft-max", "3"))["conditions"]
+    (condition,) = result(bench(models, "--reproducible", "f32", "--json", "--turns", "1", "--draft-max", "3"))[
+        "conditions"
+    ]
     with refspec.load(models["target"], models["post"], strict=True, threads=1) as session:
         steps = []
         for i, prompt in enumerate(read(models["prompts"])):
@@ -219,7 +221,7 @@ def test_the_cycle_of_a_session_counts_the_same(models):
 
 
 def test_sampled_text_depends_on_the_seed_and_nothing_else(models):
-    args = ("--temp", "0.9", "--json", "--strict")
+    args = ("--temp", "0.9", "--json", "--reproducible", "f32")
     first, again, other = (result(bench(models, *args, "--seed", seed))["conditions"] for seed in ("1", "1", "2"))
     assert first == again != other
 
@@ -281,7 +283,7 @@ def test_buckets_of_context_and_perturbations_are_conditions_of_one_record(model
 
 
 def test_a_directory_or_an_anchor_runs_on_the_reference(models):
-    got = result(bench(models, "--anchor", "2", "--json", "--draft-max", "3", "--strict"))
+    got = result(bench(models, "--anchor", "2", "--json", "--draft-max", "3", "--reproducible", "f32"))
     assert [d["name"] for d in got["drafters"]] == ["drafter", "plain", "drafter+anchor2", "plain+anchor2"]
     assert got["drafters"][2]["anchor"] == 2 and got["baseline"] == "plain"
     assert "--anchor" in one_line_error(bench(models, "--anchor", "2", "--engine", "llama"), code=2)

@@ -138,7 +138,8 @@ def test_the_drafter_is_asked_at_the_temperature_at_which_the_cycle_asks(tempera
         [Prompt("x", "abc")],
     )
     acceptance.measure(
-        session, {"d": drafter(1)}, prompts, 0, ("none", None), layers=LAYERS, lengths=[2], max_tokens=5, sampler=sampler, seed=0, trees=SHAPES[:1]
+        session, {"d": drafter(1)}, prompts, 0, ("none", None), layers=LAYERS, lengths=[2], max_tokens=5,
+        sampler=sampler, seed=0, trees=SHAPES[:1],
     )  # fmt: skip
     assert asked == [2, 6, SHAPES[0]._replace(temperature=temperature or COLDEST)]
 
@@ -205,12 +206,14 @@ def models(tmp_path_factory):
 def bench(models, *more, drafters=("drafter", "two")):
     named = [part for name in drafters for part in ("-d", models[name])]
     common = ["-m", models["target"], *named, "-t", "1", "-n", "14", "--prompts", models["prompts"], "--draft-max", "2"]
-    return call("bench", "acceptance", *common, *more)
+    return call("acceptance", *common, *more)
 
 
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_the_command_counts_what_a_session_with_trees_counts(models, temperature):
-    got = result(bench(models, "--strict", "--json", "--temp", temperature, "--tree", "12:4:3", "--tree", "2:1:2"))
+    got = result(
+        bench(models, "--reproducible", "f32", "--json", "--temp", temperature, "--tree", "12:4:3", "--tree", "2:1:2")
+    )
     assert (
         got["settings"]["trees"] == ["12:4:3", "2:1:2"] and [d["trees"] for d in got["drafters"]] == ["llama.cpp"] * 2
     )
@@ -226,14 +229,17 @@ def test_the_command_counts_what_a_session_with_trees_counts(models, temperature
             list(run)
             steps.append(run.statistics.verify_steps)
     assert condition["by_prompt"]["verify_steps"]["drafter"]["12:4:3"] == steps
-    without = result(bench(models, "--strict", "--json", "--temp", temperature))["conditions"][0]["families"]["all"]
+    without = result(bench(models, "--reproducible", "f32", "--json", "--temp", temperature))["conditions"][0][
+        "families"
+    ]["all"]
     for name in ("drafter", "two"):  # asking for trees leaves the chains as they are
         assert without["drafters"][name]["2"] == condition["families"]["all"]["drafters"][name]["2"]
 
 
 def test_the_reference_and_llama_cpp_count_the_same_trees(models):
     llama, reference = (
-        result(bench(models, "--strict", "--json", "--tree", "9:3:3", "--engine", e)) for e in ("llama", "reference")
+        result(bench(models, "--reproducible", "f32", "--json", "--tree", "9:3:3", "--engine", e))
+        for e in ("llama", "reference")
     )
     assert llama["conditions"] == reference["conditions"]
     assert {d["trees"] for d in llama["drafters"]} == {"llama.cpp"} and {d["trees"] for d in reference["drafters"]} == {
@@ -242,7 +248,7 @@ def test_the_reference_and_llama_cpp_count_the_same_trees(models):
 
 
 def test_what_cannot_grow_trees_is_measured_as_chains_and_named(models):
-    drafted = bench(models, "--tree", "6:2:3", "--lookup", "--strict", drafters=("own", "drafter"))
+    drafted = bench(models, "--tree", "6:2:3", "--lookup", "--reproducible", "f32", drafters=("own", "drafter"))
     assert drafted.exit_code == 0, drafted.output
     said = "trees grown by llama.cpp: drafter; trees and chains drafted by the reference code: own; chains only: lookup"
     assert said in drafted.stdout and "chain own" in drafted.stdout and "gain lookup" not in drafted.stdout

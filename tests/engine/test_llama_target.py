@@ -12,15 +12,14 @@ import pytest
 import tiny
 
 from refspec import native
-from refspec.decoding.burst import Ahead
 from refspec.decoding.penalized_target import under
-from refspec.decoding.target import Target
+from refspec.decoding.verifier import MatchVerifier
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.llama.capture import CallbackCapture
 from refspec.llama.target import LlamaTarget
+from refspec.reference.draft import Draft
 from refspec.reference.penalties import Penalties
-from refspec.reference.sampling import TARGET, Sampler, coins
-from refspec.reference.verify import Verdict, verify_deterministic
+from refspec.reference.sampling import Sampler
 
 IDS = np.random.default_rng(5).integers(3, tiny.V, 45).tolist()
 STRICT: dict[str, Any] = dict(n_ctx=256, kv_type="f32", flash_attn="off", n_threads=1)
@@ -224,10 +223,14 @@ def test_capturing_can_be_switched_off_and_on(
 
 @pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
 @pytest.mark.parametrize("layers", [(), tiny.LAYERS])
-def test_the_run_in_c_gives_the_bits_python_gives(make: Make, layers: tuple[int, ...]) -> None:
-    in_c, in_python = make(capture_layers=layers), make(capture_layers=layers)
-    assert in_c._fast is not None
-    in_python._fast = None
+def test_the_run_in_c_gives_the_bits_python_gives(
+    make: Make, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_c = make(capture_layers=layers)
+    assert in_c.verifier(Sampler(), 0) is not None
+    monkeypatch.setattr("refspec.llama.target.possible", lambda: False)
+    in_python = make(capture_layers=layers)
+    assert in_python.verifier(Sampler(), 0) is None
     for part in (IDS[:7], IDS[7:8], IDS[8:20], IDS[20:21]):
         for target in (in_c, in_python):
             assert target.decode(part) == len(part)
@@ -238,14 +241,9 @@ def test_the_run_in_c_gives_the_bits_python_gives(make: Make, layers: tuple[int,
     assert in_c.n_past == in_python.n_past == 21 and in_c.seconds > 0
 
 
-def in_parts(target: Target, sampler: Sampler, seed: int, pending: int, draft: np.ndarray, position: int) -> Verdict:
-    """The twin of `judge`, as `speculate.py` has it."""
-    start = target.n_past
-    rows = target.decode([pending, *draft.tolist()])
-    needed = coins(seed, position, rows, TARGET)
-    verdict = verify_deterministic([target.logits(i) for i in range(rows)], draft, sampler, needed)
-    target.rollback(start + verdict.accepted + 1)
-    return verdict
+def fixed(*tokens: int) -> Draft:
+    """A draft of these tokens."""
+    return Draft(np.array(tokens, np.int32), None, np.zeros(len(tokens), np.float32))
 
 
 needs_c = pytest.mark.skipif(native.backend != "c", reason="the C module is not built")
@@ -264,124 +262,65 @@ COUNTED = Penalties(repeat=1.4, presence=0.2, frequency=0.1, repeat_last_n=9, pr
     [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})],
     ids=["greedy", "warm", "biased"],
 )
-def test_one_call_judges_as_its_parts_do(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
+def test_one_call_verifies_as_its_twin_does(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
     at_once, parts = (
         under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2)
     )
-    judge = at_once.judge(sampler, 17)  # type: ignore[attr-defined]
-    assert judge is not None
+    in_c, in_python = at_once.verifier(sampler, 17), MatchVerifier(parts, sampler, 17)  # type: ignore[attr-defined]
+    assert in_c is not None
     for target in (at_once, parts):
         target.decode(IDS[:5], logits="none")
     pending, position, rng, accepted = IDS[5], 0, np.random.default_rng(3), set()
     while parts.n_past < parts.n_ctx:
         k = min(int(rng.integers(0, 5)), parts.n_ctx - parts.n_past - 1)
-        draft, start = np.zeros(0, np.int32), parts.n_past
-        for stands in rng.random(k) < 0.7:  # what the target will say, or something else
-            said = in_parts(parts, sampler, 17, pending, draft, position).tokens
-            draft = np.append(draft, said[-1] if stands else (said[-1] + 1) % tiny.V).astype(np.int32)
+        tokens, start = list[int](), parts.n_past
+        for right in rng.random(k) < 0.7:  # what the target will say, or something else
+            said = in_python.step(pending, fixed(*tokens), position).tokens
+            tokens.append(said[-1] if right else (said[-1] + 1) % tiny.V)
             parts.rollback(start)
-        wanted, got = in_parts(parts, sampler, 17, pending, draft, position), judge(pending, draft, position)
+        draft = fixed(*tokens)
+        wanted, got = in_python.step(pending, draft, position), in_c.step(pending, draft, position)
         assert got == wanted and at_once.n_past == parts.n_past
         for i in range(k + 1):
             np.testing.assert_array_equal(at_once.logits(i), parts.logits(i))
         np.testing.assert_array_equal(at_once.features(), parts.features())
         accepted.add((k, wanted.accepted))
         pending, position = wanted.tokens[-1], position + len(wanted.tokens)
-    assert len(accepted) > 6, "drafts of several lengths, of which several numbers stand"
-
-
-@needs_c
-@pytest.mark.parametrize("pair_rows", [False, True])
-@pytest.mark.parametrize(
-    "penalties", [Penalties(), Penalties(dry_multiplier=2.0, dry_allowed_length=1)], ids=["free", "dry"]
-)
-@pytest.mark.parametrize(
-    "sampler", [Sampler(logit_bias={2: -np.inf}), Sampler(temperature=0.7)], ids=["endless", "warm"]
-)
-def test_steps_run_ahead_decide_what_single_ones_decide(
-    make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool
-) -> None:
-    at_once, alone = (
-        under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2)
-    )
-    judges = [target.judge(sampler, 17) for target in (at_once, alone)]  # type: ignore[attr-defined]
-    for target in (at_once, alone):
-        target.decode(IDS[:5], logits="none")
-    pending, position, sizes, ended = IDS[5], 0, [], False
-    while at_once.n_past < at_once.n_ctx and not ended:
-        ran = judges[0].several(pending, Ahead(7), None, position, 1000)
-        tokens = [step.tokens[0] for step in ran]
-        sizes.append(len(tokens))
-        assert len(tokens) <= 7 and all(
-            step.seconds.target > 0 and len(step.tokens) == 1 and not step.draft for step in ran
-        )
-        if not tokens:  # one of which it is not known whether it breaks a sequence is for the cycle to run
-            tokens = judges[0](pending, np.zeros(0, np.int32), position).tokens
-        states = []
-        for i, token in enumerate(tokens):
-            assert judges[1]([pending, *tokens][i], np.zeros(0, np.int32), position + i).tokens == [token]
-            states.append(alone.features().copy())
-        np.testing.assert_array_equal(at_once.features(), np.concatenate(states))
-        np.testing.assert_array_equal(at_once.logits(len(tokens) - 1), alone.logits(0))
-        assert at_once.n_past == alone.n_past
-        ended = any(token in at_once.end_tokens for token in tokens)
-        assert not any(token in at_once.end_tokens for token in tokens[:-1]), (
-            "nothing is decided behind the end of a text"
-        )
-        pending, position = tokens[-1], position + len(tokens)
-    assert max(sizes) > 1
-
-
-@needs_c
-def test_steps_that_fail_are_left_to_single_ones_which_say_why(make: Make) -> None:
-    target = make(n_ctx=64)
-    target.decode(IDS[:10], logits="none")
-    foreign = target.judge(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
-    assert foreign is not None
-    assert foreign.several(3, Ahead(5), None, 0, 9) == [] and target.n_past == 10
-    with pytest.raises(UsageError, match=str(tiny.V + 5)):
-        foreign(3, np.zeros(0, np.int32), 0)
-    target.rollback(10)
-    judge = target.judge(Sampler(), 0)
-    assert judge is not None
-    assert judge.several(tiny.V, Ahead(5), None, 0, 9) == [] and target.n_past == 10
-    with pytest.raises(ShapeError, match=f"{tiny.V} is outside"):
-        judge(tiny.V, np.zeros(0, np.int32), 0)
-    assert target.n_past == 10 and len(judge.several(3, Ahead(1), None, 0, 9)) == 1 and target.n_past == 11
+    assert len(accepted) > 6, "drafts of several lengths, of which several numbers are accepted"
 
 
 @needs_c
 def test_one_call_refuses_what_its_parts_refuse_and_holds_what_was_held(make: Make) -> None:
     target = make(n_ctx=64, n_batch=16, n_ubatch=16)
     target.decode(IDS[:10], logits="none")
-    none, judge = np.zeros(0, np.int32), target.judge(Sampler(), 0)
-    assert judge is not None
+    verifier = target.verifier(Sampler(), 0)
+    assert verifier is not None
     for pending, draft, kind, words in (
-        (tiny.V, none, ShapeError, f"{tiny.V} is outside"),
-        (-1, none, ShapeError, "outside"),
-        (3, np.array([4, tiny.V], np.int32), ShapeError, f"{tiny.V} is outside"),
-        (3, np.full(16, 4, np.int32), UsageError, "at most 16 rows"),
-        (3, np.full(60, 4, np.int32), ShapeError, "do not fit"),
+        (tiny.V, fixed(), ShapeError, f"{tiny.V} is outside"),
+        (-1, fixed(), ShapeError, "outside"),
+        (3, fixed(4, tiny.V), ShapeError, f"{tiny.V} is outside"),
+        (3, fixed(*[4] * 16), UsageError, "at most 16 rows"),
+        (3, fixed(*[4] * 60), ShapeError, "do not fit"),
     ):
         with pytest.raises(kind, match=words):
-            judge(pending, draft, 0)
+            verifier.step(pending, draft, 0)
         assert target.n_past == 10
-    foreign = target.judge(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
+    foreign = target.verifier(Sampler(logit_bias={tiny.V + 5: 1.0}), 0)
     assert foreign is not None
     with pytest.raises(UsageError, match=str(tiny.V + 5)):  # only the rule finds out
-        foreign(3, none, 0)
+        foreign.step(3, fixed(), 0)
     target.rollback(10)
     again = make(n_ctx=64, n_batch=16, n_ubatch=16)
     again.decode(IDS[:10], logits="none")
-    assert judge(IDS[10], none, 0) == in_parts(again, Sampler(), 0, IDS[10], none, 0)
+    assert verifier.step(IDS[10], fixed(), 0) == MatchVerifier(again, Sampler(), 0).step(IDS[10], fixed(), 0)
 
 
 @needs_c
 def test_one_call_says_that_a_recurrent_state_cannot_go_back(make: Make) -> None:
     target = make("lfm2")  # loaded without rewind
-    judge = target.judge(Sampler(), 0)
-    assert judge is not None
-    wrong = np.array([(judge(5, np.zeros(0, np.int32), 0).tokens[0] + 1) % tiny.V] * 3, np.int32)
+    verifier = target.verifier(Sampler(), 0)
+    assert verifier is not None
+    wrong = fixed(*[(verifier.step(5, fixed(), 0).tokens[0] + 1) % tiny.V] * 3)
     target.reset()
     with pytest.raises(BackendError, match="run it without speculation"):
-        judge(5, wrong, 0)
+        verifier.step(5, wrong, 0)

@@ -10,7 +10,7 @@ import tiny
 
 import refspec
 from refspec.adaptive.costs import Costs
-from refspec.adaptive.tree_policy import TreeWindow
+from refspec.adaptive.tree_policy import TreePolicy
 from refspec.errors import UsageError
 from refspec.evaluate import compare
 from refspec.llama.tree_target import LlamaTreeTarget
@@ -115,7 +115,7 @@ def test_accepted_branches_leave_the_plain_text(pair: tuple[Path, Path], plain: 
 
 def test_a_chosen_number_of_nodes_gives_the_plain_text(pair: tuple[Path, Path]) -> None:
     with session(pair, tree="6:3:4", lookup=True) as opened:
-        opened.window = TreeWindow(6, Costs({1: 1.0, 2: 1.1, 7: 1.5}))
+        opened.policy = TreePolicy(6, Costs({1: 1.0, 2: 1.1, 7: 1.5}))
         plain = run(opened, speculate=False, sampler=WARM, seed=3, max_tokens=60)
         chosen = run(opened, adaptive=True, sampler=WARM, seed=3, max_tokens=60)
         assert chosen.tokens == plain.tokens and chosen.statistics.tree_sizes, "the first steps try trees"

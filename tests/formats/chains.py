@@ -102,7 +102,7 @@ def chain_by_llama(path: Path, target: Path, golden: Golden) -> Chain:
     try:
         drafter.extend(golden["prefix_tokens"].astype(np.int32), np.ascontiguousarray(golden["features"], np.float32))
         drafter.draft(len(golden["chain_tokens"]) + 1)
-        ids = drafter._draft_ids
+        ids = drafter.draft_ids
     finally:
         drafter.close()
         lender.close()

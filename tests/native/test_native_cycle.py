@@ -1,6 +1,5 @@
-"""The calls of a decode cycle in C, run on a made-up llama.cpp:
-
-its functions are Python ones that keep what they were sent.
+"""The calls of a decode cycle in C, run on a made-up llama.cpp: its functions are Python ones that keep what they were
+sent.
 """
 
 import ctypes
@@ -29,7 +28,7 @@ def numbers(address: int, kind: Any, count: int) -> list[Any]:
 
 
 class FakeLlama:
-    """Logits of a row: one peak at (token + position) mod V; state of a row: its token in every place, plus its input."""
+    """Logits of a row: a peak at (token + position) mod V; state of a row: its token in every place, plus its input."""
 
     def __init__(self, fail_at: int = -1, poison: float | None = None) -> None:
         self.sent: list[tuple[str, list[int], list[int]]] = []
@@ -221,8 +220,10 @@ def test_a_target_run_checks_its_size_and_keeps_the_code_of_a_failure() -> None:
     assert native.lib.rs_target_run(kept[0], 1, 0) == native.lib.RS_ENGINE and kept[0].code == 7 and len(fake.sent) == 1
 
 
-def judge_on(fake: FakeLlama, removes: bool = True, pair_rows: bool = False) -> tuple[Any, list[tuple[int, ...]], Any]:
-    """An rs_judge, what it removed, and what must be kept alive."""
+def verifier_on(
+    fake: FakeLlama, removes: bool = True, pair_rows: bool = False
+) -> tuple[Any, list[tuple[int, ...]], Any]:
+    """An rs_verifier, what it removed, and what must be kept alive."""
     ffi, (target, *kept) = native.ffi, target_on(fake)
     removed: list[tuple[int, ...]] = []
 
@@ -231,7 +232,7 @@ def judge_on(fake: FakeLlama, removes: bool = True, pair_rows: bool = False) -> 
         return removes
 
     kind = ctypes.CFUNCTYPE(ctypes.c_bool, P, I32, I32, I32)(remove)
-    c, sampler = ffi.new("rs_judge *"), native.c_sampler(Sampler())
+    c, sampler = ffi.new("rs_verifier *"), native.c_sampler(Sampler())
     c.target, c.remove = target, ffi.cast(ffi.typeof(c.remove), ctypes.cast(kind, P).value)
     c.sampler, c.pair_rows = sampler[0], pair_rows
     space = [
@@ -242,37 +243,37 @@ def judge_on(fake: FakeLlama, removes: bool = True, pair_rows: bool = False) -> 
     return c, removed, (target, kept, kind, sampler, space)
 
 
-def judged(c: Any, pending: int, draft: list[int], first: int) -> tuple[int, list[int]]:
-    accepted = int(native.lib.rs_judge_step(c, pending, native.ffi.new("int32_t[]", draft), len(draft), first, 0))
+def verified(c: Any, pending: int, draft: list[int], first: int) -> tuple[int, list[int]]:
+    accepted = int(native.lib.rs_verify_step(c, pending, native.ffi.new("int32_t[]", draft), len(draft), first, 0))
     return accepted, native.ffi.unpack(c.tokens, accepted + 1) if accepted >= 0 else []
 
 
-def test_a_step_keeps_the_rows_that_stand() -> None:
-    c, removed, kept = judge_on(fake := FakeLlama())
+def test_a_step_keeps_what_was_accepted() -> None:
+    c, removed, kept = verifier_on(fake := FakeLlama())
     true = [(3 + 5) % V]
     true.append((true[0] + 6) % V)
-    assert judged(c, 3, [*true, 0], 5) == (2, [*true, (true[1] + 7) % V]) and kept
+    assert verified(c, 3, [*true, 0], 5) == (2, [*true, (true[1] + 7) % V]) and kept
     assert fake.sent == [("decode", [5, 6, 7, 8], [3, *true, 0])] and removed == [(0, 8, -1)]
-    assert judged(c, 3, true[:1], 5) == (1, true) and len(removed) == 1, "where all stand nothing is removed"
-    assert judged(c, 3, [], 5) == (0, true[:1]) and len(removed) == 1
+    assert verified(c, 3, true[:1], 5) == (1, true) and len(removed) == 1, "where all are accepted nothing is removed"
+    assert verified(c, 3, [], 5) == (0, true[:1]) and len(removed) == 1
 
 
-def test_a_single_row_in_a_pair_is_removed_again() -> None:
-    c, removed, kept = judge_on(fake := FakeLlama(), pair_rows=True)
-    assert judged(c, 3, [], 5) == (0, [8]) and kept
+def test_a_single_token_in_a_pair_is_removed_again() -> None:
+    c, removed, kept = verifier_on(fake := FakeLlama(), pair_rows=True)
+    assert verified(c, 3, [], 5) == (0, [8]) and kept
     assert fake.sent == [("decode", [5, 6], [3, 3])] and removed == [(0, 6, -1)]
     fake.sent.clear()
-    assert judged(c, 3, [8], 5)[0] == 1 and fake.sent == [("decode", [5, 6], [3, 8])], "two rows are company enough"
+    assert verified(c, 3, [8], 5)[0] == 1 and fake.sent == [("decode", [5, 6], [3, 8])], "two tokens are company enough"
 
 
-def test_a_step_says_where_it_failed() -> None:
+def test_a_step_says_whether_its_tokens_have_run() -> None:
     lib = native.lib
-    for fake, removes, draft, status, stage in (
-        (FakeLlama(fail_at=0), True, [1], lib.RS_ENGINE, lib.RS_RUNNING),
-        (FakeLlama(poison=np.nan), True, [1], lib.RS_NOT_FINITE, lib.RS_RUNNING),
-        (FakeLlama(), True, [0] * ROOM, lib.RS_BAD_CONFIG, lib.RS_RUNNING),
-        (FakeLlama(), True, [V], lib.RS_BAD_TOKEN, lib.RS_JUDGING),
-        (FakeLlama(), False, [0], lib.RS_ENGINE, lib.RS_KEEPING),
+    for fake, removes, draft, status, ran in (
+        (FakeLlama(fail_at=0), True, [1], lib.RS_ENGINE, False),
+        (FakeLlama(poison=np.nan), True, [1], lib.RS_NOT_FINITE, False),
+        (FakeLlama(), True, [0] * ROOM, lib.RS_BAD_CONFIG, False),
+        (FakeLlama(), True, [V], lib.RS_BAD_TOKEN, True),
+        (FakeLlama(), False, [0], lib.RS_ENGINE, True),
     ):
-        c, _, kept = judge_on(fake, removes)
-        assert judged(c, 3, draft, 5)[0] == status and c.stage == stage and kept
+        c, _, kept = verifier_on(fake, removes)
+        assert verified(c, 3, draft, 5)[0] == status and c.ran == ran and kept

@@ -1,0 +1,105 @@
+"""`refspec bench`: what every way to draft gains on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from refspec.cli.command import DRAFTING, option
+from refspec.cli.group import draft_max_option, main, model_options, tokens_option, tree_option
+from refspec.cli.measure import (
+    drafting,
+    figure_of,
+    figure_option,
+    json_option,
+    prompt_options,
+    repeat_option,
+    rival_of,
+    rival_option,
+)
+from refspec.cli.pairs import whole_numbers
+from refspec.cli.penalties import changed, penalty_options
+from refspec.errors import UsageError
+from refspec.evaluate.prompts import read
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler
+
+
+@main.command()
+@model_options
+@prompt_options
+@option("--count", type=click.IntRange(1), default=6, show_default=True, help="At most so many prompts of each family.")
+@tokens_option(128, "At most so many tokens per run.")
+@repeat_option
+@draft_max_option(
+    "Draft lengths to measure, one or several; the session's own without it.", default=None, metavar="K[,K...]"
+)
+@option(
+    "--kinds",
+    metavar="KIND[,KIND...]",
+    section=DRAFTING,
+    help="What is measured beside plain decoding: chain, adaptive, tree (with --tree), lookup. Without it chain, "
+    "adaptive, and what --tree and --lookup ask for.",
+)
+@tree_option
+@option(
+    "--costs", is_flag=True, help="Also what a step costs, and the speedups forecast from it; for one length always."
+)
+@figure_option
+@json_option
+@penalty_options
+@rival_option
+def bench(
+    max_tokens: int, draft_max: str | None, kinds: str | None, repeat: int, prompts: str | None,
+    families: tuple[str, ...], count: int, costs: bool, rival: str | None, figure: str | None, as_json: bool, **o: Any,
+) -> None:  # fmt: skip
+    """Measure plain decoding and every way to draft in turn.
+
+    \b
+        refspec bench -m target.gguf -d drafter.gguf
+    Which draft length is the fastest, for each family of prompts:
+        refspec bench -m target.gguf -d drafter.gguf --draft-max 1,2,3,5,8 --prompts prompts.jsonl
+
+    With --lookup, or lookup among --kinds, each kind is also measured with guesses from the text so far.
+    """
+    from refspec.evaluate import speed, speed_report
+    from refspec.evaluate.acceptance import first_of_each
+    from refspec.evaluate.kinds import default_kinds
+    from refspec.session import DRAFT_MAX
+
+    lengths = whole_numbers(draft_max, "--draft-max")
+    if draft_max is not None and not lengths:
+        raise UsageError(f"--draft-max {draft_max!r}: give at least one length, such as 1,3,5")
+    if o["adaptive"] is not None:
+        raise UsageError("--adaptive is one of the kinds `bench` compares; leave the option out, or see --kinds")
+    sampler = Sampler(penalties=changed(Penalties(), o))
+    texts = first_of_each(read(prompts, families), count)
+    trained = o["drafter"] is not None or o["model"] is None  # else lookup is the drafter
+    chosen = kinds.split(",") if kinds else None
+    lookup = bool(o["lookup"]) or "lookup" in (chosen or ())
+    o["lookup"] = lookup and not trained
+    draw = figure_of(figure)
+    with drafting(o) as session:
+        if not lengths:
+            lengths = [session.draft_max if session.tree is None else DRAFT_MAX]
+        if chosen is None:
+            chosen = default_kinds(session) + ["lookup"] * (lookup and trained)
+        program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
+        with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
+            measured = speed.measure(
+                session,
+                texts,
+                lengths,
+                chosen,
+                max_tokens=max_tokens,
+                repeat=repeat,
+                costs=costs or len(lengths) == 1,
+                progress=lambda: bar.update(1),
+                rival=program,
+                sampler=sampler,
+            )
+    click.echo(json.dumps(measured) if as_json else "\n".join(speed_report.table(measured)))
+    draw(measured)
