@@ -1,5 +1,4 @@
-"""Write a checkpoint directory: safetensors, or the zip-and-pickle `.bin` of PyTorch made by hand, one tensor in memory
-at a time.
+"""Write a checkpoint directory, safetensors or PyTorch's zip-and-pickle `.bin`, one tensor in memory at a time.
 
 The pickle written here names three things (an ordered dictionary, a tensor of a storage, the storage) and nothing else,
 so that `torch.load(weights_only=True)` reads it. Format: PyTorch serialization, version 3 of the zip archive.
@@ -36,7 +35,7 @@ _ALIGN = 64  # bytes; PyTorch maps storages and wants them so
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write; `kind` is "float" (the file's dtype decides), "I64" or "BOOL"."""
+    """One tensor to write; `kind` is "float" (the file's dtype) or a type of DTYPES but BF16."""
 
     name: str
     shape: tuple[int, ...]
@@ -118,7 +117,7 @@ def _encode(entry: Entry, dtype: str, path: Path) -> np.ndarray:
         raise CheckpointError(f"{path}: tensor {entry.name!r} has shape {array.shape}, expected {entry.shape}")
     kind = dtype if entry.kind == "float" else entry.kind
     if kind == "BF16":
-        return _bf16(array)
+        return bfloat16(array)
     with np.errstate(over="ignore"):
         encoded = np.ascontiguousarray(array, DTYPES[kind])
     if kind == "F16" and not np.isfinite(encoded).all():
@@ -126,10 +125,11 @@ def _encode(entry: Entry, dtype: str, path: Path) -> np.ndarray:
     return encoded
 
 
-def _bf16(array: np.ndarray) -> np.ndarray:
-    """float32 -> the nearest bfloat16 (ties to even) as uint16."""
+def bfloat16(array: np.ndarray) -> np.ndarray:
+    """float32 -> the nearest bfloat16 (ties to even) as uint16; NaN stays NaN."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
 def _member(archive: zipfile.ZipFile, name: str, data: Any) -> None:
@@ -145,7 +145,7 @@ def _member(archive: zipfile.ZipFile, name: str, data: Any) -> None:
 
 
 def _pickle(entries: Sequence[Entry], dtype: str) -> bytes:
-    """Protocol 2 opcodes of OrderedDict(name = _rebuild_tensor_v2(storage i, 0, shape, stride, False, OrderedDict()))."""
+    """Protocol 2 of OrderedDict(name = _rebuild_tensor_v2(storage i, 0, shape, stride, False, OrderedDict()))."""
 
     def text(value: str) -> bytes:
         raw = value.encode()

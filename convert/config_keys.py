@@ -1,8 +1,7 @@
 """Which keys a drafter's config.json may have, and which trainer wrote it.
 
-Every key is one of three kinds: read elsewhere (sizes, flags, RoPE), without influence on the forward pass, or able to
-change it in a way refspec does not compute; the last must have the value that changes nothing. Any other key is
-refused.
+A key is read elsewhere (sizes, flags, RoPE), or has no influence on the forward pass, or could change it in a way
+refspec does not compute and must then have the value that changes nothing. Any other key is refused.
 """
 
 from __future__ import annotations
@@ -12,144 +11,52 @@ from typing import Any
 
 from refspec.errors import CheckpointError
 
-READ = frozenset(
-    [
-        "transformer_layer_config",
-        "eagle_config",
-        "refspec",
-        "hidden_size",
-        "target_hidden_size",
-        "draft_vocab_size",
-        "vocab_size",
-        "num_hidden_layers",
-        "head_dim",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "fc_norm",
-        "norm_before_fc",
-        "norm_output",
-        "norm_before_residual",
-        "num_aux_hidden_states",
-        "num_capture_layers",
-        "eagle_aux_hidden_state_layer_ids",
-        "tie_word_embeddings",
-        "return_hidden_post_norm",
-        "use_last_layernorm",
-        "attention_bias",
-        "qkv_bias",
-        "mlp_bias",
-        "fc_bias",
-        "bias",
-    ]
-)
-NO_INFLUENCE = frozenset(
-    [
-        "architectures",
-        "auto_map",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-        "initializer_range",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "cls_token_id",
-        "unk_token_id",
-        "decoder_start_token_id",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_name_or_path",
-        "_commit_hash",
-        "name_or_path",
-        "tokenizer_class",
-        "prefix",
-        "problem_type",
-        "finetuning_task",
-        "task_specific_params",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "torchscript",
-        "use_bfloat16",
-        "pruned_heads",
-        "tie_encoder_decoder",
-        "cross_attention_hidden_size",
-        "add_cross_attention",
-        "is_decoder",
-        "is_encoder_decoder",
-        "chunk_size_feed_forward",
-        "pretraining_tp",
-        "attention_dropout",
-        "hidden_dropout",
-        "max_window_layers",
-        "max_length",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "bad_words_ids",
-        "num_return_sequences",
-        "output_scores",
-        "return_dict_in_generate",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "tf_legacy_loss",
-        "speculators_model_type",
-        "speculators_version",
-        "speculators_config",
-        "embed_requires_grad",
-        "has_no_defaults_at_init",
-        "_torchspec_version",
-        "target_model_type",
-        "target_model_name_or_path",
-        "base_model_name_or_path",
-        "next_layer_regular",
-        "parallel_draft_heads_num_layers",
-        "has_lm_head",
-    ]
-)  # next_layer_regular: about the second layer on, and there is one
+READ = frozenset([
+    "transformer_layer_config", "eagle_config", "refspec", "hidden_size", "target_hidden_size",
+    "draft_vocab_size", "vocab_size", "num_hidden_layers", "head_dim", "num_attention_heads",
+    "num_key_value_heads", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+    "rope_scaling", "rope_parameters", "fc_norm", "norm_before_fc", "norm_output", "norm_before_residual",
+    "num_aux_hidden_states", "num_capture_layers", "eagle_aux_hidden_state_layer_ids", "tie_word_embeddings",
+    "return_hidden_post_norm", "use_last_layernorm", "attention_bias", "qkv_bias", "mlp_bias", "fc_bias", "bias",
+])  # fmt: skip
+# next_layer_regular is about the second layer on, and a drafter has one
+NO_INFLUENCE = frozenset([
+    "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id",
+    "decoder_start_token_id", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "_attn_implementation_internal", "_name_or_path", "_commit_hash", "name_or_path", "tokenizer_class", "prefix",
+    "problem_type", "finetuning_task", "task_specific_params", "id2label", "label2id", "num_labels",
+    "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "pruned_heads",
+    "tie_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention", "is_decoder",
+    "is_encoder_decoder", "chunk_size_feed_forward", "pretraining_tp", "attention_dropout", "hidden_dropout",
+    "max_window_layers", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
+    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens", "tf_legacy_loss", "speculators_model_type", "speculators_version",
+    "speculators_config", "embed_requires_grad", "has_no_defaults_at_init", "_torchspec_version",
+    "target_model_type", "target_model_name_or_path", "base_model_name_or_path", "next_layer_regular",
+    "parallel_draft_heads_num_layers", "has_lm_head",
+])  # fmt: skip
 # key -> the values that leave the forward pass as refspec computes it; None and absence always do
 MUST_BE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("use_mtp_layernorm", "eh_proj_before_attn", "use_qk_norm_after_rope", "rope_interleaved"), (False,)),
+    **dict.fromkeys(("use_mtp_layernorm", "eh_proj_before_attn", "use_qk_norm_after_rope"), (False,)),
+    "rope_interleaved": (False,),
     **dict.fromkeys(("use_aux_hidden_state", "use_input_layernorm_in_first_layer"), (True,)),
-    "hidden_act": ("silu",), "hidden_activation": ("silu",), "quantization_config": ({},), "partial_rotary_factor": (1, 1.0),
-    "parallel_draft_step": (0, 1), "model_type": ("llama", "qwen3", "qwen2", "mistral", "eagle3", "eagle", "speculator_model"),
+    "hidden_act": ("silu",), "hidden_activation": ("silu",), "quantization_config": ({},),
+    "partial_rotary_factor": (1, 1.0), "parallel_draft_step": (0, 1),
+    "model_type": ("llama", "qwen3", "qwen2", "mistral", "eagle3", "eagle", "speculator_model"),
 }  # fmt: skip
 _MODELOPT = {
-    "use_last_layernorm", "use_mtp_layernorm", "use_input_layernorm_in_first_layer", "next_layer_regular", "parallel_draft_step",
+    "use_last_layernorm", "use_mtp_layernorm", "use_input_layernorm_in_first_layer", "next_layer_regular",
+    "parallel_draft_step",
 }  # fmt: skip
 LAYOUTS = ("speculators", "TorchSpec", "ModelOpt", "NeMo Automodel", "SafeAILab", "SpecForge")
 
 
 def check_keys(config: Mapping[str, Any], where: str) -> None:
-    """Refuse every key that is unknown, or known to change the forward pass; nested objects of the trainers included."""
+    """Refuse every key that is unknown or changes the forward pass, in nested objects of the trainers too."""
     sections = [(config, "")]
     for name in ("transformer_layer_config", "eagle_config"):
         if (section := config.get(name)) is not None:
@@ -164,7 +71,8 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
                 _check_attention(section, where)
             elif key not in MUST_BE:
                 raise CheckpointError(
-                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; --ignore {key} if it does not change the model"
+                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; "
+                    f"--ignore {key} if it does not change the model"
                 )
             elif not any(type(value) is type(v) and value == v for v in MUST_BE[key]):
                 raise CheckpointError(
@@ -182,7 +90,8 @@ def _check_attention(section: Mapping[str, Any], where: str) -> None:
         and types != ["full_attention"]
     ):
         raise CheckpointError(
-            f"{where}: sliding_window = {section['sliding_window']!r} is not supported; --ignore sliding_window if it is off"
+            f"{where}: sliding_window = {section['sliding_window']!r} is not supported; "
+            "--ignore sliding_window if it is off"
         )
     if any(t != "full_attention" for t in types):
         raise CheckpointError(
@@ -200,10 +109,7 @@ def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, An
 
 
 def layout(config: Mapping[str, Any], names: Iterable[str], prefix: str) -> tuple[str, str]:
-    """Which trainer wrote the checkpoint and how that can be told;
-
-    the block's `prefix` where it is none of the known ones.
-    """
+    """Which trainer wrote the checkpoint and what shows it; the block's `prefix` where it is none of the known ones."""
     nested = config.get("eagle_config") or {}
     architectures = config.get("architectures")
     if config.get("speculators_model_type") is not None:

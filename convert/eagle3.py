@@ -18,11 +18,12 @@ from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.files import read_tensors
 from refspec.convert.names import drafter_names
+from refspec.convert.other_models import refuse_adapter, refuse_by_config, refuse_by_tensors
 from refspec.convert.provenance import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
-from refspec.convert.safetensors_io import StoredTensor, read_json
+from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
 from refspec.convert.shapes import check_tensors
 from refspec.convert.shared_tensors import Tensors, check_target, lend
 from refspec.convert.target_info import TargetFacts, target_facts
@@ -53,26 +54,26 @@ def open_checkpoint(
     target: str | os.PathLike[str] | TargetFacts | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Opened:
-    """Resolve a drafter checkpoint; nothing is guessed: `CheckpointError`, `ShapeError` or `UsageError` names the
-    override.
+    """Resolve a drafter checkpoint. Nothing is guessed: an error names the override that decides.
 
     `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
     `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets,
-    absolute), ignore (keys of config.json and tensors that do not matter).
+    absolute), ignore (keys of config.json and tensors that do not matter). Raises `CheckpointError`, `ShapeError`,
+    `UsageError`.
     """
     directory = Path(directory)
+    refuse_adapter(directory)
     where, given = str(directory / "config.json"), {k: v for k, v in (overrides or {}).items() if v is not None}
     if unknown := sorted(given.keys() - flags.OVERRIDES.keys()):
         raise UsageError(f"unknown override {unknown[0]!r}; known: {', '.join(flags.OVERRIDES)}")
-    config, stored = read_json(directory / "config.json"), read_tensors(directory)
+    config = read_json(directory / "config.json")
+    refuse_by_config(config, where)
+    stored = read_tensors(directory)
     ignored = _ignored(given, config, stored)
     config, stored = without(config, ignored), {k: t for k, t in stored.items() if k not in ignored}
     said = recorded(config, where)
     overridden, given = set(given), said | given
-    if config.get("speculators_model_type") not in (None, "eagle3"):
-        raise CheckpointError(
-            f"{where}: speculators_model_type = {str(config['speculators_model_type'])[:40]!r}, refspec reads eagle3"
-        )
+    refuse_by_tensors(config, stored, where)
     check_keys(config, where)
     layer = config.get("transformer_layer_config") or config
     names, prefix = drafter_names(stored, str(directory))
@@ -85,11 +86,12 @@ def open_checkpoint(
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
         raise CheckpointError(
-            f"{where}: speaks of {states} captured states, but {n_states} layers are named; give --layer-ids"
+            f"{where}: num_aux_hidden_states or num_capture_layers is {states}, but {n_states} layers are named; "
+            "give --layer-ids"
         )
     if fc_in % n_states:
         raise CheckpointError(
-            f"{directory}: fc has {fc_in} columns, which {n_states} captured layers cannot share equally; give --layer-ids"
+            f"{directory}: fc has {fc_in} columns, which is no multiple of {n_states} captured layers; give --layer-ids"
         )
     draft_vocab, draft_source = _draft_vocab(config, stored, names, sizes["vocab_size"], where)
     rope, rope_source = _rope(config, layer, trainer, sizes["head_dim"], given.get("rope_theta"), where)
@@ -160,14 +162,6 @@ def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mappin
     return list(wanted)
 
 
-def _whole(section: Mapping[str, Any], key: str, where: str, default: Any = None) -> int:
-    value = section.get(key)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a whole number of at least 1")
-    return value
-
-
 def _number(value: Any, key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a number")
@@ -177,16 +171,17 @@ def _number(value: Any, key: str, where: str) -> float:
 def _sizes(
     layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str
 ) -> dict[str, int]:
-    if (blocks := _whole(layer, "num_hidden_layers", where, 1)) != 1:
+    if (blocks := whole_number(layer, "num_hidden_layers", where, 1)) != 1:
         raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
-    heads, hidden = _whole(layer, "num_attention_heads", where), _whole(layer, "hidden_size", where)
+    heads, hidden = whole_number(layer, "num_attention_heads", where), whole_number(layer, "hidden_size", where)
     if "fc" not in names or len(stored[names["fc"]].shape) != 2:
         raise CheckpointError(f"{where}: tensor 'fc.weight' is missing or not a matrix; this is not an EAGLE-3 drafter")
     return {
-        "hidden_size": hidden, "n_heads": heads, "n_kv_heads": _whole(layer, "num_key_value_heads", where, heads),
-        "head_dim": _whole(layer, "head_dim", where, _head_dim(stored, names, heads) or hidden // heads),
-        "intermediate_size": _whole(layer, "intermediate_size", where), "vocab_size": _whole(layer, "vocab_size", where),
-        "context_length": _whole(layer, "max_position_embeddings", where, 2048),
+        "hidden_size": hidden, "n_heads": heads, "n_kv_heads": whole_number(layer, "num_key_value_heads", where, heads),
+        "head_dim": whole_number(layer, "head_dim", where, _head_dim(stored, names, heads) or hidden // heads),
+        "intermediate_size": whole_number(layer, "intermediate_size", where),
+        "vocab_size": whole_number(layer, "vocab_size", where),
+        "context_length": whole_number(layer, "max_position_embeddings", where, 2048),
     }  # fmt: skip
 
 
@@ -200,7 +195,7 @@ def _draft_vocab(
     config: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], vocab_size: int, where: str
 ) -> tuple[int, str]:
     if config.get("draft_vocab_size") is not None:
-        return _whole(config, "draft_vocab_size", where), "config.json draft_vocab_size"
+        return whole_number(config, "draft_vocab_size", where), "config.json draft_vocab_size"
     for name in ("d2t", "output"):
         if name in names and stored[names[name]].shape:
             return stored[names[name]].shape[0], f"draft_vocab_size absent: rows of {names[name]}"
@@ -224,8 +219,8 @@ def _rope(
             layer, head_dim, where, 10000.0
         ), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
     raise CheckpointError(
-        f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference class the "
-        f"config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
+        f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference "
+        f"class the config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
     )
 
 
@@ -234,10 +229,7 @@ def read_checkpoint(
     target: str | os.PathLike[str] | TargetFacts | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
-    """`open_checkpoint` with everything loaded:
-
-    (config, float32 weights in half-split RoPE order, resolved flags, notes).
-    """
+    """`open_checkpoint`, loaded: (config, float32 weights in half-split RoPE order, resolved flags, notes)."""
     opened = open_checkpoint(directory, target, overrides)
     weights = {k: a.load() if isinstance(a, Lazy) else a for k, a in opened.tensors.items()}
     return opened.config, weights, opened.resolved, opened.notes

@@ -1,8 +1,7 @@
-"""A drafter GGUF -> a checkpoint directory for the trainers and cluster engines: speculators, SpecForge, SafeAILab
-(eagle).
+"""A drafter GGUF -> a checkpoint directory for trainers and other engines: speculators, SpecForge, SafeAILab (eagle).
 
-The inverse of `eagle3.py`: offsets in d2t, half-split RoPE rows, the trainer's names and flags. What a layout has no
-word for is an error that names the switch; nothing is dropped. Which layout can say what: `LAYOUTS`.
+The inverse of `eagle3.py`: offsets in d2t, half-split RoPE rows, the trainer's names and flags. A switch that a layout
+has no flag for is an error; nothing is dropped. What each layout can express: `export_config.py`.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def export_drafter(
     dtype: str = "auto",
     verifier: str | None = None,
 ) -> Exported:
-    """Write the drafter GGUF at `path` as a checkpoint directory `out`; `dtype` auto is the smallest that rounds
-    nothing.
+    """Write the drafter GGUF at `path` as a checkpoint directory `out`; `dtype` auto is the smallest exact one.
 
     `verifier` names the target (for speculators' config). Raises `CheckpointError` for a file or a switch the layout
     cannot express, `UsageError` for an unknown layout or dtype, or a directory that holds a checkpoint already.
@@ -90,7 +88,7 @@ def export_drafter(
 
 
 def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entry]:
-    """Every tensor under the layout's name, to be loaded when its turn comes."""
+    """Every tensor under the layout's name, loaded when it is written."""
     required, optional = weight_shapes(config)
     shapes = required | optional
     spelled = {ours: theirs for theirs, ours in TOP.items()}
@@ -103,22 +101,25 @@ def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entr
             raise CheckpointError(f"{info.path}: tensor {tensor!r} is not part of this drafter; convert it again")
         if info.tensors[tensor].shape != shapes[ours]:
             raise CheckpointError(
-                f"{info.path}: tensor {tensor!r} is {list(info.tensors[tensor].shape)}, the metadata says {list(shapes[ours])}"
+                f"{info.path}: tensor {tensor!r} is {list(info.tensors[tensor].shape)}, the metadata says "
+                f"{list(shapes[ours])}; convert the drafter again"
             )
         if ours not in ("d2t", "rope_freqs"):
             entries.append(to.Entry(spelled[ours], shapes[ours], "float", _loader(info, tensor, ours, config.head_dim)))
     for ours, values in meta.fc_norm_values(info, config).items():
-        array = np.array(values, np.float32)
-        entries.append(to.Entry(f"{ours}.weight", array.shape, "float", lambda array=array: array))  # type: ignore[misc]
+        entries.append(_held(f"{ours}.weight", np.array(values, np.float32)))
     for ours in config.biases:  # all or none of a group: the others are zero
         if meta.TENSORS[name := f"{ours}.bias"] not in info.tensors:
-            array = np.zeros(shapes[name], np.float32)
-            entries.append(to.Entry(spelled[name], array.shape, "float", lambda array=array: array))  # type: ignore[misc]
+            entries.append(_held(spelled[name], np.zeros(shapes[name], np.float32)))
     found = {e.name for e in entries}
     for ours in required.keys() - {"d2t", *meta.SHARED} - {n for n in required if n.startswith("fc_norm.")}:
         if spelled[ours] not in found:
             raise CheckpointError(f"{info.path}: tensor {meta.TENSORS[ours]!r} is missing; convert the drafter again")
     return sorted(entries, key=lambda e: e.name) + _vocabulary(info, config, layout)
+
+
+def _held(name: str, array: np.ndarray) -> to.Entry:
+    return to.Entry(name, array.shape, "float", lambda: array)
 
 
 def _zero_biases(info: GgufInfo) -> list[str]:
@@ -186,7 +187,8 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
         notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
         if config.feedback is Feedback.POST_NORM:
             notes.append(
-                "norm_output = true means post-norm feedback from SpecForge's change #879 on; older ones feed back pre-norm"
+                "norm_output = true means post-norm feedback from SpecForge's change #879 on; older versions feed back "
+                "the pre-norm state"
             )
         if not config.head_norm:
             notes.append("norm_output = false means no norm before lm_head up to SpecForge's change #879 only")

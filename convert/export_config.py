@@ -1,4 +1,4 @@
-"""The config.json of each checkpoint layout, and the switches it has no word for.
+"""The config.json of each checkpoint layout, and the switches that a layout cannot express.
 
 Sources: speculators 0.9 (`Eagle3SpeculatorConfig`), SpecForge (`LlamaForCausalLMEagle3`), SafeAILab (`cnets.Model`).
 """
@@ -62,12 +62,15 @@ def _not_eagle(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
     return [
         _states(c),
         (c.feature_norm is not FeatureNorm.NONE, f"feature_norm = {c.feature_norm.value}", "it has no feature norm"),
-        (c.feedback is not Feedback.PRE_NORM, f"feedback = {c.feedback.value}", "it always feeds back the pre-norm state"),
-        (c.residual is not Residual.RAW, f"residual = {c.residual.value}", "it always adds attention to the state itself"),
+        (c.feedback is not Feedback.PRE_NORM, f"feedback = {c.feedback.value}",
+         "it always feeds back the pre-norm state"),
+        (c.residual is not Residual.RAW, f"residual = {c.residual.value}",
+         "it always adds attention to the state itself"),
         (not c.head_norm, "head_norm = no", "it always norms before lm_head"),
         (c.qk_norm, "qk_norm = yes", "its Llama block has no query and key norms"),
         _biases(c),
-        (c.head_dim * c.n_heads != c.hidden_size, f"head_dim = {c.head_dim}", f"it wants heads * head_dim = {c.hidden_size}"),
+        (c.head_dim * c.n_heads != c.hidden_size, f"head_dim = {c.head_dim}",
+         f"it wants heads * head_dim = {c.hidden_size}"),
         (kind not in (None, "linear"), f"rope scaling {kind}", "it knows linear scaling only"),
         (kind == "linear" and c.rope_theta != 10000, f"rope_theta = {c.rope_theta:g} with linear scaling",
          "its linear scaling ignores rope_theta and uses 10000"),
@@ -86,7 +89,8 @@ def block(c: DrafterConfig, scaling: Scaling, specials: Mapping[str, int]) -> di
         "num_hidden_layers": 1, "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads,
         "head_dim": c.head_dim, "intermediate_size": c.intermediate_size, "vocab_size": c.vocab_size,
         "max_position_embeddings": c.context_length or 2048, "rms_norm_eps": c.rms_eps, "hidden_act": "silu",
-        "attention_bias": "attn_q" in c.biases, "mlp_bias": "ffn_gate" in c.biases, "attention_dropout": 0.0, "initializer_range": 0.02,
+        "attention_bias": "attn_q" in c.biases, "mlp_bias": "ffn_gate" in c.biases, "attention_dropout": 0.0,
+        "initializer_range": 0.02,
         "tie_word_embeddings": False, "use_cache": True, **specials, **rope_keys(c.rope_theta, scaling),
     }  # fmt: skip
 
@@ -111,7 +115,9 @@ def _speculators(
         "speculators_version": "0.9.0",
         "speculators_config": {
             "algorithm": "eagle3", "default_proposal_method": "greedy",
-            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 3, "verifier_accept_k": 1, "accept_tolerance": 0.0}],
+            "proposal_methods": [
+                {"proposal_type": "greedy", "speculative_tokens": 3, "verifier_accept_k": 1, "accept_tolerance": 0.0},
+            ],
             "verifier": {"name_or_path": verifier, "architectures": []},
         },
         "draft_vocab_size": c.draft_vocab_size,

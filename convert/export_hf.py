@@ -1,7 +1,7 @@
 """A Llama target GGUF -> its Hugging Face directory: config.json, model.safetensors, tokenizer.json, chat template.
 
-The inverse of `target.py` and `tokenizer.py`. A GGUF names its pre-tokenizer; the regular expression it stands for
-comes from the same table that named it, and another name is an error.
+The inverse of `target.py` and `tokenizer.py`. A GGUF has only the name of its pre-tokenizer; the regular expression
+comes from the table in `tokenizer.py`, and a name that is not there is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from refspec.convert import checkpoint_out as to
 from refspec.convert.export import DTYPES, Exported, split_rows
 from refspec.convert.export_config import TORCH
-from refspec.convert.rope_out import rope_keys, scaling_in
+from refspec.convert.rope_out import decimal, rope_keys, scaling_in
 from refspec.convert.target import LAYER
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from refspec.errors import CheckpointError, UsageError
@@ -31,11 +31,9 @@ _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
 
 
 def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "auto") -> Exported:
-    """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest that rounds
-    nothing.
+    """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest exact one.
 
-    Raises `CheckpointError` for another architecture or tokenizer, `UsageError` for a directory that holds a
-    checkpoint.
+    Raises `CheckpointError` for another architecture or tokenizer, `UsageError` if `out` holds a checkpoint already.
     """
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -83,31 +81,28 @@ def _loader(info: GgufInfo, name: str, head_dim: int) -> Callable[[], np.ndarray
     return lambda: read_tensor(info, name)
 
 
-def _decimal(value: float) -> float:
-    return float(str(np.float32(value)))  # 1e-5, not 9.99999974e-06
-
-
 def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
     def whole(key: str) -> int:
         return int(info.need(f"llama.{key}", int))
 
-    theta = _decimal(info.optional("llama.rope.freq_base", float, 10000.0))
+    theta = decimal(info.optional("llama.rope.freq_base", float, 10000.0))
     if (kind := info.optional("llama.rope.scaling.type", str, "none")) not in ("none", "linear"):
         raise CheckpointError(f"{info.path}: llama.rope.scaling.type = {kind!r} is not supported; known: none, linear")
     divisors = read_tensor(info, "rope_freqs.weight") if "rope_freqs.weight" in info.tensors else None
     if kind == "linear":
         factor = np.float32(info.need("llama.rope.scaling.factor", float))
         divisors = (np.ones(head_dim // 2, np.float32) if divisors is None else divisors) * factor
-    attention = _decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
+    attention = decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
     heads, context = whole("attention.head_count"), whole("context_length")
     scaling = scaling_in(info, divisors, theta, head_dim, context, attention)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"), "num_attention_heads": heads,
+        "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"),
+        "num_attention_heads": heads,
         "num_key_value_heads": info.optional("llama.attention.head_count_kv", int, heads), "head_dim": head_dim,
         "intermediate_size": whole("feed_forward_length"), "vocab_size": info.tensors["token_embd.weight"].shape[0],
         "max_position_embeddings": context,
-        "rms_norm_eps": _decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
+        "rms_norm_eps": decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
         "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
         **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
     }  # fmt: skip
@@ -157,9 +152,9 @@ def _post_processor(info: GgufInfo, tokens: list[str]) -> dict[str, Any] | None:
         return None
     first = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
+    second = [{"SpecialToken": {"id": tokens[bos], "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     return {
-        "type": "TemplateProcessing", "single": [first, text],
-        "pair": [first, text, {"SpecialToken": {"id": tokens[bos], "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "type": "TemplateProcessing", "single": [first, text], "pair": [first, text, *second],
         "special_tokens": {tokens[bos]: {"id": tokens[bos], "ids": [bos], "tokens": [tokens[bos]]}},
     }  # fmt: skip
 

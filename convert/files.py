@@ -10,7 +10,7 @@ from refspec.convert.safetensors_io import StoredTensor, read_json, read_safeten
 from refspec.convert.torch_bin import read_torch_bin
 from refspec.errors import CheckpointError
 
-# In the order they are looked for; where both kinds exist, safetensors is the one that is read.
+# In order of preference: where both kinds exist, safetensors is read.
 KINDS: tuple[tuple[str, Callable[[Path], dict[str, StoredTensor]]], ...] = (
     ("model.safetensors", read_safetensors),
     ("pytorch_model.bin", read_torch_bin),
@@ -33,7 +33,8 @@ def read_tensors(directory: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         if (directory / f"{name}.index.json").exists():
             return _shards(directory / f"{name}.index.json", read)
     raise CheckpointError(
-        f"{directory / KINDS[0][0]}: no such file, nor {KINDS[1][0]}, nor an index of shards; a checkpoint has one of them"
+        f"{directory / KINDS[0][0]}: no such file, nor {KINDS[1][0]}, nor an index of shards; "
+        "a checkpoint has one of them"
     )
 
 

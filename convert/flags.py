@@ -33,20 +33,19 @@ def choice(kind: type[_Choice], value: Any, name: str) -> _Choice:
         raise UsageError(f"{OVERRIDES[name]} {value!r} is unknown; choose one of {options}") from None
 
 
-def flag(config: Mapping[str, Any], key: str, where: str) -> bool | None:
-    """A boolean of config.json (top level or nested eagle_config, which must not disagree), None when absent."""
-    said = [v for section in (config, config.get("eagle_config") or {}) if (v := section.get(key)) is not None]
+def flag(config: Mapping[str, Any], key: str, where: str, layer: Mapping[str, Any] | None = None) -> bool | None:
+    """A boolean of config.json: top level, nested eagle_config and `layer`, which must agree; None when absent."""
+    sections = (config, layer or {}, config.get("eagle_config") or {})
+    said = [v for section in sections if (v := section.get(key)) is not None]
     if wrong := [v for v in said if not isinstance(v, bool)]:
         raise CheckpointError(f"{where}: {key} = {str(wrong[0])[:40]!r} must be true or false")
     if len(set(said)) > 1:
-        raise CheckpointError(
-            f"{where}: {key} is {said[0]} at the top level and {said[1]} in eagle_config; remove the wrong one"
-        )
+        raise CheckpointError(f"{where}: {key} is true in one place and false in another; remove the wrong one")
     return said[0] if said else None
 
 
 def count(config: Mapping[str, Any], where: str) -> int | None:
-    """How many captured states config.json speaks of, outside its list of layers; None if it does not."""
+    """The number of captured states in config.json, apart from its list of layers; None when absent."""
     said: dict[str, Any] = {}
     for section in (config, config.get("eagle_config") or {}):
         said |= {k: section[k] for k in ("num_aux_hidden_states", "num_capture_layers") if section.get(k) is not None}
@@ -92,7 +91,8 @@ def feedback(config: Mapping[str, Any], layout: str, given: Any, where: str) -> 
     value, returned = flag(config, "norm_output", where), flag(config, "return_hidden_post_norm", where)
     if returned is not None and value is not None and returned != value:
         raise CheckpointError(
-            f"{where}: return_hidden_post_norm = {returned} and norm_output = {value}; decide with --feedback pre_norm|post_norm"
+            f"{where}: return_hidden_post_norm = {returned} and norm_output = {value}; "
+            "decide with --feedback pre_norm|post_norm"
         )
     if returned is not None:
         return Resolved(
@@ -103,15 +103,15 @@ def feedback(config: Mapping[str, Any], layout: str, given: Any, where: str) -> 
         return Resolved(Feedback.PRE_NORM, f"norm_output {'absent' if value is None else '= false'}: EAGLE-3")
     if layout not in _ONE_MEANING:
         raise CheckpointError(
-            f"{where}: norm_output = true means two things in this layout (older SpecForge: a norm before lm_head, what "
-            "EAGLE-3 does anyway: pre_norm; newer SpecForge and the specdrift releases: the normed state is fed back: "
+            f"{where}: norm_output = true means two things in this layout: a norm before lm_head, which EAGLE-3 has "
+            "anyway (older SpecForge: pre_norm), or that the normed state is fed back (newer SpecForge and specdrift: "
             "post_norm); decide with --feedback pre_norm|post_norm"
         )
     return Resolved(Feedback.POST_NORM, f"config.json norm_output = true, {layout} meaning")
 
 
 def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any, where: str) -> Resolved:
-    """Whether the final norm stands before lm_head; one SpecForge version drops it for `norm_output: false`."""
+    """Whether the final norm comes before lm_head; one SpecForge version drops it for `norm_output: false`."""
     if given is not None:
         if not isinstance(given, bool):
             raise UsageError(f"{OVERRIDES['head_norm']} {given!r} must be yes or no")
@@ -119,13 +119,14 @@ def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any
     if (last := flag(config, "use_last_layernorm", where)) is not None:
         if last != has_norm:
             raise CheckpointError(
-                f"{where}: use_last_layernorm = {last}, but norm.weight is {'there' if has_norm else 'missing'}; decide with --head-norm yes|no"
+                f"{where}: use_last_layernorm = {last}, but norm.weight {'exists' if has_norm else 'is missing'}; "
+                "decide with --head-norm yes|no"
             )
         return Resolved(last, f"config.json use_last_layernorm = {str(last).lower()}")
     if layout not in _ONE_MEANING and flag(config, "norm_output", where) is False:
         raise CheckpointError(
-            f"{where}: norm_output = false means two things in this layout (older SpecForge: no norm before lm_head; newer: "
-            "plain EAGLE-3); decide with --head-norm yes|no"
+            f"{where}: norm_output = false means two things in this layout: no norm before lm_head (older SpecForge) "
+            "or plain EAGLE-3 (newer); decide with --head-norm yes|no"
         )
     return Resolved(True, "every EAGLE-3 layout normalizes before lm_head")
 
@@ -172,13 +173,20 @@ def layer_ids(
         return readings[0], notes
     if n_layer is None:
         raise CheckpointError(f"{where}: {key} is absent; give --target (for the default layers) or --layer-ids")
-    default = (2, n_layer // 2, n_layer - 3)
-    if not 0 < default[1] < default[2] or default[0] >= default[1]:
+    if not (default := default_layers(n_layer)):
         raise ShapeError(
-            f"{where}: {key} is absent, and its default {list(default)} for the target's {n_layer} layers has no three distinct "
-            "layers in order; give --layer-ids"
+            f"{where}: {key} is absent, and its default 2, n/2, n-3 names no three distinct layers in order for the "
+            f"target's {n_layer}; give --layer-ids"
         )
     return Resolved(default, f"absent: default 2, n/2, n-3 of the target's {n_layer} layers"), []
+
+
+def default_layers(n_layer: Any) -> tuple[int, ...]:
+    """The captured layers of EAGLE-3 for a target of `n_layer` layers; empty for fewer than 7, or for no number."""
+    if type(n_layer) is not int:
+        return ()
+    layers = 2, n_layer // 2, n_layer - 3
+    return layers if layers[0] < layers[1] < layers[2] else ()
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

@@ -1,20 +1,20 @@
-"""What a model is: a target or a drafter, every normalization flag in words, and what will run it.
+"""What a model is: a target or a drafter, every normalization switch in words, and what runs it.
 
-Reads headers (and the d2t table), never the large tensors. `describe` gives the dictionary behind --json, `lines` the
-text.
+Reads headers and the d2t table, never the large tensors. `describe` gives the dictionary behind --json, `lines` the
+text. GGUF files are described here, checkpoint directories in `inspect_checkpoint.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refspec.convert.flags import default_layers
 from refspec.convert.inspect_checkpoint import describe_directory
-from refspec.convert.inspect_words import runs_in, switches
+from refspec.convert.inspect_words import coverage, drafter_sizes, runs_in, switches, weights
 from refspec.errors import CheckpointError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
@@ -38,21 +38,10 @@ def describe(path: str | os.PathLike[str], target: str | os.PathLike[str] | None
         "name": info.metadata.get("general.name"),
         "bytes": info.file_size,
         "parameters": sum(int(np.prod(t.shape)) for t in info.tensors.values() if t.type != "I64"),
-        "weights": _weights(info),
+        "weights": weights((t.type, t.shape) for t in info.tensors.values()),
         "tokenizer": _tokenizer(info),
     }
     return common | (_drafter(info) if info.arch in meta.ARCHS else _target(info))
-
-
-def _weights(info: GgufInfo) -> dict[str, Any]:
-    """Which types the matrices have: the type holding most weights, and the count of tensors of each."""
-    size: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    for t in info.tensors.values():
-        count[t.type] += 1
-        if len(t.shape) > 1:
-            size[t.type] += int(np.prod(t.shape))
-    return {"mostly": size.most_common(1)[0][0] if size else None, "tensors": dict(count.most_common())}
 
 
 def _tokenizer(info: GgufInfo) -> dict[str, Any]:
@@ -89,17 +78,18 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
     )
     if embd is None:
-        warnings.append("no token embedding: not a text model llama.cpp can run alone")
+        warnings.append("no token embedding: llama.cpp cannot run it alone")
     return {
         "sizes": {
-            "layers": n_layer, "hidden": hidden, "heads": heads, "kv_heads": m.get(f"{a}.attention.head_count_kv", heads),
+            "layers": n_layer, "hidden": hidden, "heads": heads,
+            "kv_heads": m.get(f"{a}.attention.head_count_kv", heads),
             "head_dim": head_dim, "feed_forward": m.get(f"{a}.feed_forward_length"),
             "vocabulary": embd.shape[0] if embd is not None else m.get(f"{a}.vocab_size"),
             "context": m.get(f"{a}.context_length"),
         },
         "recommended_sampling": str(recommended(info.metadata, str(info.path))) or None,
         "tied_head": "output.weight" not in info.tensors,
-        "default_capture_layers": [2, n_layer // 2, n_layer - 3] if type(n_layer) is int and n_layer > 5 else None,
+        "default_capture_layers": list(default_layers(n_layer)) or None,
         "hidden_states": "staged layer inputs" if a in STAGED_ARCHS else "evaluation callback",
         "runs_in": ["refspec (as target, -m)", "stock llama.cpp"],
         "warnings": warnings,
@@ -121,21 +111,17 @@ def _drafter(info: GgufInfo) -> dict[str, Any]:
     reasons = meta.stock_reasons(config)
     warnings = []
     if info.metadata.get("tokenizer.ggml.model", "none") == "none":
-        warnings.append("no tokenizer inside: that it fits a target can be told by width and vocabulary size only")
+        warnings.append("no tokenizer inside: only width and vocabulary size show whether it fits a target")
     if reasons and info.arch == meta.STOCK_ARCH:
-        warnings.append("its architecture name says stock llama.cpp runs it, but it would compute something else")
+        warnings.append("its architecture name lets stock llama.cpp run it, which would compute something else")
     unused = [t for t in info.tensors if meta.weights_name(t) is None]
     warnings += [f"tensor {t} is present and never applied" for t in unused]
     if not config.uses_output_norm and meta.TENSORS["output_norm"] in info.tensors:
         warnings.append("output_norm is present and never applied: head_norm = no and pre-norm feedback")
     return {
-        "sizes": {
-            "hidden": config.hidden_size, "target_hidden": config.target_hidden_size, "heads": config.n_heads,
-            "kv_heads": config.n_kv_heads, "head_dim": config.head_dim, "feed_forward": config.intermediate_size,
-            "vocabulary": config.vocab_size, "context": config.context_length,
-        },
+        "sizes": drafter_sizes(config),
         "capture_layers": list(config.capture_layers),
-        "draft_vocabulary": _coverage(info, config),
+        "draft_vocabulary": coverage(config, _d2t(info, config)),
         "flags": switches(config, lambda name: _source(info, name)),
         "provenance": {k.removeprefix("refspec.provenance."): v for k, v in info.metadata.items()
                        if k.startswith("refspec.provenance.")},
@@ -146,15 +132,14 @@ def _drafter(info: GgufInfo) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _coverage(info: GgufInfo, config: DrafterConfig) -> dict[str, Any]:
-    d, v = config.draft_vocab_size, config.vocab_size
-    out: dict[str, Any] = {"tokens": d, "of": v, "share": d / v}
-    if "d2t" in info.tensors:
-        ids = read_tensor(info, "d2t")
-        if ids.dtype.kind != "i" or ids.min() < 0 or ids.max() >= v or len(np.unique(ids)) != len(ids):
-            raise CheckpointError(f"{info.path}: d2t does not hold {d} different token ids below {v}; convert it again")
-        out |= {"lowest_id": int(ids.min()), "highest_id": int(ids.max())}
-    return out
+def _d2t(info: GgufInfo, config: DrafterConfig) -> np.ndarray | None:
+    """The target id of each draft id, checked; None where the file has no such table."""
+    if "d2t" not in info.tensors:
+        return None
+    ids, d, v = read_tensor(info, "d2t"), config.draft_vocab_size, config.vocab_size
+    if ids.dtype.kind != "i" or ids.min() < 0 or ids.max() >= v or len(np.unique(ids)) != len(ids):
+        raise CheckpointError(f"{info.path}: d2t does not hold {d} different token ids below {v}; convert it again")
+    return ids
 
 
 def _sizes_text(sizes: dict[str, Any]) -> str:
@@ -194,9 +179,8 @@ def lines(about: dict[str, Any]) -> list[str]:
         bounds = ", ".join("embeddings" if b == 0 else f"{b} (entering layer {b})" for b in about["capture_layers"])
         d = about["draft_vocabulary"]
         ids = f", ids {d['lowest_id']}..{d['highest_id']}" if "lowest_id" in d else ""
-        out.append(
-            f"  captured states  {f'residual stream at {bounds}' if bounds else 'undecided'}{_from(about, 'capture_layers')}"
-        )
+        states = f"residual stream at {bounds}" if bounds else "undecided"
+        out.append(f"  captured states  {states}{_from(about, 'capture_layers')}")
         for name in ("layout", "rope", "stock"):
             if said := about["provenance"].get(name):
                 out.append(f"  {name:<16} {said.split('; ', 1)[0]}{_from(about, name)}")

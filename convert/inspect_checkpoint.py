@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ import numpy as np
 
 from refspec.convert.eagle3 import Opened, open_checkpoint
 from refspec.convert.files import read_tensors
-from refspec.convert.inspect_words import runs_in, switches
+from refspec.convert.flags import default_layers
+from refspec.convert.inspect_words import coverage, drafter_sizes, runs_in, switches, weights
+from refspec.convert.other_models import refuse_adapter
 from refspec.convert.report import Report
 from refspec.convert.safetensors_io import StoredTensor, read_json
 from refspec.errors import CheckpointError
@@ -27,21 +28,22 @@ from refspec.reference.config import DrafterConfig
 # override -> values to go on with while it is undecided; the first the importer takes
 _TRIALS: dict[str, tuple[Any, ...]] = {
     "feature_norm": ("per_state", "concat", "none"), "feedback": ("pre_norm",), "residual": ("raw",),
-    "head_norm": (True,), "layer_ids": ((2, 3, 4), (2,), (2, 3), (2, 3, 4, 5), (2, 3, 4, 5, 6)), "d2t": ("offsets", "absolute"),
-    "rope_theta": (10000.0,),
+    "head_norm": (True,), "layer_ids": ((2, 3, 4), (2,), (2, 3), (2, 3, 4, 5), (2, 3, 4, 5, 6)),
+    "d2t": ("offsets", "absolute"), "rope_theta": (10000.0,),
 }  # fmt: skip
 _FLAG = {"layer_ids": "capture_layers", "rope_theta": "rope"}
 
 
 def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Everything `refspec inspect` prints of a checkpoint directory; `CheckpointError` if it is none.
+    """Everything `refspec inspect` prints of a checkpoint directory; `CheckpointError` if it is not one.
 
     `target` (GGUF or directory) supplies what a drafter leaves to it: the default captured layers, missing tensors.
     """
     folder = Path(path)
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder}: has no config.json, so it is no checkpoint; inspect a GGUF file or a model's directory"
+            f"{folder}: no checkpoint folder, it has no config.json; give a GGUF file or a model's folder"
         )
     config, stored = read_json(folder / "config.json"), read_tensors(folder)
     drafter = any(name.removeprefix("model.") == "fc.weight" for name in stored)
@@ -53,7 +55,7 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
         "name": None,
         "bytes": sum(file.stat().st_size for file in {t.path for t in stored.values()}),
         "parameters": sum(_count(t) for t in stored.values() if t.dtype not in ("I64", "I32", "BOOL")),
-        "weights": _weights(stored),
+        "weights": weights((t.dtype, t.shape) for t in stored.values()),
         "tokenizer": _tokenizer(folder, config),
     }
     return common | (_drafter(folder, target, stored) if drafter else _target(config, stored, common["tokenizer"]))
@@ -61,15 +63,6 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
 
 def _count(tensor: StoredTensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
-
-
-def _weights(stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    size: Counter[str] = Counter()
-    count: Counter[str] = Counter(t.dtype for t in stored.values())
-    for tensor in stored.values():
-        if len(tensor.shape) > 1:
-            size[tensor.dtype] += _count(tensor)
-    return {"mostly": size.most_common(1)[0][0] if size else None, "tensors": dict(count.most_common())}
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +85,8 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     vocab = model.get("vocab") if isinstance(model, dict) else {}
     return none | {
         "model": f"tokenizer.json, {model.get('type', 'BPE') if isinstance(model, dict) else '?'}",
-        "tokens": len(vocab) if isinstance(vocab, (dict, list)) else 0, "chat_template": chat_template(folder) is not None,
+        "tokens": len(vocab) if isinstance(vocab, (dict, list)) else 0,
+        "chat_template": chat_template(folder) is not None,
     }  # fmt: skip
 
 
@@ -104,21 +98,24 @@ def _target(
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(inner, dict) or inner is config
     hidden, heads, n = (inner.get(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    width = hidden // heads if type(hidden) is int and type(heads) is int and heads else None
     known = (config.get("architectures") or ["?"])[0] in ARCHITECTURES
-    warnings = [] if known else ["refspec convert reads Llama only; use llama.cpp's converter for this one"]
+    has_head = any(name.endswith("lm_head.weight") for name in stored)
+    runs = ["refspec and stock llama.cpp, after refspec convert"] if known else []
+    warnings = [] if known else ["refspec converts Llama only; use llama.cpp's convert_hf_to_gguf.py for this one"]
     if not tokenizer["chat_template"]:
         warnings.append("no chat template: use --raw, or prompts are sent as they are")
     return {
         "sizes": {
             "layers": n, "hidden": hidden, "heads": heads, "kv_heads": inner.get("num_key_value_heads", heads),
-            "head_dim": inner.get("head_dim") or (hidden // heads if type(hidden) is int and type(heads) is int and heads else None),
+            "head_dim": inner.get("head_dim") or width,
             "feed_forward": inner.get("intermediate_size"), "vocabulary": inner.get("vocab_size"),
             "context": inner.get("max_position_embeddings"),
         },
-        "tied_head": bool(config.get("tie_word_embeddings")) or not any(name.endswith("lm_head.weight") for name in stored),
-        "default_capture_layers": [2, n // 2, n - 3] if type(n) is int and n > 5 else None,
+        "tied_head": bool(config.get("tie_word_embeddings")) or not has_head,
+        "default_capture_layers": list(default_layers(n)) or None,
         "hidden_states": "whatever runs it",
-        "runs_in": [*(["refspec and stock llama.cpp, after refspec convert"] if known else []), "vLLM, if it knows the architecture"],
+        "runs_in": [*runs, "vLLM, if it knows the architecture"],
         "warnings": warnings,
     }  # fmt: skip
 
@@ -157,9 +154,9 @@ def _drafter(folder: Path, target: str | os.PathLike[str] | None, stored: Mappin
     reasons = meta.stock_reasons(config)
     unsure = {"feature_norm", "feedback", "head_norm"} & undecided.keys()
     return {
-        "sizes": _sizes(config),
+        "sizes": drafter_sizes(config),
         "capture_layers": [] if "layer_ids" in undecided else list(config.capture_layers),
-        "draft_vocabulary": _coverage(config, opened.tensors.get("d2t")),
+        "draft_vocabulary": coverage(config, opened.tensors.get("d2t")),
         "flags": flags,
         "provenance": {n: said for n, said in told.items() if n not in {_FLAG.get(u, u) for u in undecided}},
         "taken_from_target": [n for n in meta.SHARED if n not in opened.tensors],
@@ -168,21 +165,6 @@ def _drafter(folder: Path, target: str | os.PathLike[str] | None, stored: Mappin
         "undecided": undecided,
         "warnings": _warnings(config, stored, opened, undecided),
     }  # fmt: skip
-
-
-def _sizes(c: DrafterConfig) -> dict[str, Any]:
-    return {
-        "hidden": c.hidden_size, "target_hidden": c.target_hidden_size, "heads": c.n_heads, "kv_heads": c.n_kv_heads,
-        "head_dim": c.head_dim, "feed_forward": c.intermediate_size, "vocabulary": c.vocab_size, "context": c.context_length,
-    }  # fmt: skip
-
-
-def _coverage(config: DrafterConfig, ids: Any) -> dict[str, Any]:
-    d, v = config.draft_vocab_size, config.vocab_size
-    out: dict[str, Any] = {"tokens": d, "of": v, "share": d / v}
-    if isinstance(ids, np.ndarray):
-        out |= {"lowest_id": int(ids.min()), "highest_id": int(ids.max())}
-    return out
 
 
 def _warnings(

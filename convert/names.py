@@ -72,7 +72,8 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
             )
         if ours is None:
             raise CheckpointError(
-                f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; --ignore {name} if it is not used"
+                f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; "
+                f"--ignore {name} if it is not used"
             )
         if ours in out:
             raise CheckpointError(f"{where}: {out[ours]!r} and {name!r} are the same tensor")

@@ -1,7 +1,4 @@
-"""The `refspec` object that `refspec export` leaves in config.json:
-
-the switches in words, where flags could be misread.
-"""
+"""The `refspec` object that `refspec export` writes into config.json: the switches by name, so no flag is misread."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""RoPE settings of a Hugging Face config -> base frequency, the divisors GGUF calls rope_freqs, and YaRN's attention
-factor.
+"""RoPE settings of a Hugging Face config -> base frequency, frequency divisors (rope_freqs) and attention factor.
 
 Spellings: `rope_theta` at the top level, or inside `rope_parameters`; scaling in `rope_scaling` or `rope_parameters`.
 Sources: Llama 3.1 model card; YaRN (Peng 2023) as transformers and the trainers compute it.
@@ -42,8 +41,8 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
     scaling = legacy or parameters
     if legacy and parameters and stated(legacy) != stated(parameters):
         raise CheckpointError(
-            f"{where}: rope_scaling and rope_parameters differ ({str(stated(legacy))[:80]}, {str(stated(parameters))[:80]}); "
-            "remove the wrong one with --ignore rope_scaling or --ignore rope_parameters"
+            f"{where}: rope_scaling and rope_parameters differ ({str(stated(legacy))[:80]}, "
+            f"{str(stated(parameters))[:80]}); leave one out with --ignore rope_scaling or --ignore rope_parameters"
         )
     kind = _kind(scaling)
     if kind not in _OWN:
@@ -93,7 +92,7 @@ def _kind(scaling: Mapping[str, Any]) -> Any:
 
 
 def stated(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that say something, in one order and under one name for the kind; the base is kept elsewhere."""
+    """The parameters without empty ones and without the base, sorted, the kind as `rope_type`."""
     said = {k: v for k, v in scaling.items() if k not in ("rope_type", "type", "rope_theta") and v is not None}
     return {"rope_type": _kind(scaling), **dict(sorted(said.items()))}
 
@@ -110,9 +109,7 @@ def _llama3(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarr
 
 
 def _yarn(scaling: Mapping[str, Any], theta: float, head_dim: int, factor: float, original: float) -> np.ndarray:
-    """Dimensions that turn more than beta_fast times within the original context stay, below beta_slow they are
-    divided.
-    """
+    """Dimensions that turn over beta_fast times in the original context are kept, below beta_slow they are divided."""
     fast, slow = (
         float(v if (v := scaling.get(k)) is not None else d) for k, d in (("beta_fast", 32), ("beta_slow", 1))
     )
@@ -143,7 +140,7 @@ def _attention_factor(scaling: Mapping[str, Any], factor: float, where: str) -> 
         return scale(one) / scale(both)
     if both or one not in (0.0, 1.0):  # transformers ignores one alone, the trainers' own classes do not
         raise CheckpointError(
-            f"{where}: yarn with only one of mscale and mscale_all_dim is computed differently by transformers and the trainers; "
-            "add attention_factor to the scaling in config.json"
+            f"{where}: transformers and the trainers compute yarn with only one of mscale and mscale_all_dim "
+            "differently; add attention_factor to the scaling in config.json"
         )
     return scale(1.0)

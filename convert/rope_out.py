@@ -1,9 +1,8 @@
-"""RoPE divisors of a GGUF -> the scaling a Hugging Face config states. The inverse of `rope.py`, checked by running
-that.
+"""RoPE divisors of a GGUF -> the scaling in a Hugging Face config: the inverse of `rope.py`, checked by running that.
 
-llama.cpp runs the divisors (`rope_freqs`), not the parameters they were made from; refspec keeps those beside them
-(`refspec.rope_scaling`). Where another program wrote the file, the usual parameters are tried. Either way they are
-given back only if they make the same divisors, bit for bit.
+llama.cpp runs the divisors (`rope_freqs`), not the parameters they were made from. refspec stores those beside them
+(`refspec.rope_scaling`); in a file of another program the usual parameters are tried. Either way they are returned only
+if they make the same divisors, bit for bit.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ def scaling_in(
     if KEY not in info.metadata:
         return scaling_of(divisors, theta, head_dim, str(info.path), attention_factor)
     wrong = CheckpointError(
-        f"{info.path}: {KEY} = {str(info.metadata[KEY])[:80]!r} does not make the divisors in rope_freqs; convert it again"
+        f"{info.path}: {KEY} = {str(info.metadata[KEY])[:80]!r} does not make the divisors in rope_freqs; "
+        "convert the model again"
     )
     try:
         scaling = json.loads(info.need(KEY, str))
@@ -57,7 +57,7 @@ def scaling_in(
 
 def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> bool:
     return (
-        _decimal(made.attention_factor) == attention_factor
+        decimal(made.attention_factor) == attention_factor
         and divisors is not None
         and np.array_equal(made.divisors, divisors)
     )  # type: ignore[arg-type]
@@ -66,13 +66,13 @@ def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> 
 def scaling_of(
     divisors: np.ndarray | None, theta: float, head_dim: int, where: str, attention_factor: float = 1.0
 ) -> dict[str, Any] | None:
-    """The `rope_scaling` object whose divisors [hd/2] are these; None for none, `CheckpointError` if no known kind is."""
+    """The `rope_scaling` object that makes these divisors [hd/2]; None for none, `CheckpointError` if no kind does."""
     if attention_factor == 1.0:
         if divisors is None or (divisors == 1.0).all():
             return None
         if (divisors == divisors[0]).all():
-            return {"rope_type": "linear", "factor": _decimal(divisors[0])}
-    largest = [] if divisors is None else [_decimal(divisors.max())]
+            return {"rope_type": "linear", "factor": decimal(divisors[0])}
+    largest = [] if divisors is None else [decimal(divisors.max())]
     for factor, length, kind in product([*largest, *_FACTORS], _LENGTHS, _kinds(attention_factor)):
         found = {**kind, "factor": factor, "original_max_position_embeddings": length}
         try:
@@ -89,8 +89,9 @@ def _kinds(attention_factor: float) -> list[dict[str, Any]]:
     return [_LLAMA3, *yarn] if attention_factor == 1.0 else yarn
 
 
-def _decimal(value: Any) -> float:
-    return float(str(np.float32(value)))  # the shortest decimal of a float32
+def decimal(value: Any) -> float:
+    """The shortest decimal with this float32 value: 1e-5, not 9.99999974e-06."""
+    return float(str(np.float32(value)))
 
 
 def rope_keys(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any]:

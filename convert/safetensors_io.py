@@ -1,4 +1,4 @@
-"""Read and write safetensors with json and NumPy only, and read a checkpoint directory.
+"""Read safetensors with json and NumPy only, and the JSON files beside them.
 
 The file is mapped, a tensor is copied (and bfloat16 widened to float32) only when it is loaded. Nothing in the header
 is trusted: ranges, shapes and types are checked against the size of the file before use.
@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError
+from refspec.gguf.header import LFS_POINTER, lfs_pointer
 from refspec.gguf.lazy import Lazy
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -86,10 +87,12 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(8)
+            if head == LFS_POINTER[:8]:
+                raise CheckpointError(lfs_pointer(path))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= size - 8:
                 raise CheckpointError(
-                    f"{path}: not a safetensors file, or truncated (header of {length} in {size} bytes)"
+                    f"{path}: not a safetensors file, or truncated: its header would take {length} of {size} bytes"
                 )
             header = json.loads(file.read(length))
     except FileNotFoundError:
@@ -124,53 +127,25 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
     return StoredTensor(name, dtype, tuple(shape), path, start + begin)
 
 
-def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], dtype: str | None = None
-) -> Path:
-    """Write `tensors`; `dtype` F32, F16 or BF16 converts the float ones. The final name appears when complete."""
-    path = Path(path)
-    if dtype not in (None, "F32", "F16", "BF16"):
-        raise UsageError(f"dtype {dtype!r} is unknown; choose F32, F16 or BF16")
-    names = {v: k for k, v in DTYPES.items() if k != "BF16"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    blobs, at = [], 0
-    for name, array in tensors.items():
-        kind = dtype if dtype and array.dtype.kind == "f" else names[array.dtype]
-        data = _round_bf16(array) if kind == "BF16" else np.ascontiguousarray(array, DTYPES[kind])
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + data.nbytes]}
-        blobs.append(data)
-        at += data.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for data in blobs:
-                file.write(data.tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _round_bf16(array: np.ndarray) -> np.ndarray:
-    """float32 -> the nearest bfloat16 (ties to even) as uint16; NaN stays NaN."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from `path`; `CheckpointError` if it is missing or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
+        raise CheckpointError(f"{path}: no such file; give a checkpoint directory that has it") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: is not valid JSON") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def whole_number(section: Mapping[str, Any], key: str, where: str, default: Any = None) -> int:
+    """A size in config.json, `default` where it is absent; `CheckpointError` unless it is a whole number above 0."""
+    value = section.get(key)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a whole number of at least 1")
     return value

@@ -1,4 +1,4 @@
-"""Do the tensors of a checkpoint have the shapes its config.json speaks of? Said in the checkpoint's own names."""
+"""Whether the tensors of a checkpoint have the shapes that its config.json says, in the checkpoint's own names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_tensors(c: DrafterConfig, tensors: Tensors, names: Mapping[str, str], 
             continue
         theirs = names.get(ours, ours)
         if held.shape != shape:
-            raise ShapeError(f"{where}: tensor {theirs!r} is {list(held.shape)}, config.json speaks of {list(shape)}")
+            raise ShapeError(f"{where}: tensor {theirs!r} is {list(held.shape)}, config.json says {list(shape)}")
         if isinstance(held, np.ndarray) and held.dtype.kind == "f" and not np.isfinite(held).all():
             raise CheckpointError(f"{where}: tensor {theirs!r} holds NaN or infinite values; the checkpoint is damaged")
     if unused := sorted(tensors.keys() - required.keys() - optional.keys()):

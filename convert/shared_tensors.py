@@ -59,8 +59,8 @@ def lend(tensors: Tensors, drafter: DrafterConfig, tied: bool, facts: TargetFact
             raise CheckpointError(f"{where}: {theirs} is missing, and its rows are the target's; give --target")
         if facts.hidden_size != drafter.hidden_size:
             raise ShapeError(
-                f"{where}: {theirs} is missing, and the target's {facts.hidden_size} columns do not fit a drafter of width "
-                f"{drafter.hidden_size}; get a checkpoint that has it"
+                f"{where}: {theirs} is missing, and the target's {facts.hidden_size} columns do not fit a drafter of "
+                f"width {drafter.hidden_size}; get a checkpoint that has it"
             )
         rows = facts.matrix(name)
         tensors[name] = rows.take(ids) if name == "output" and isinstance(ids, np.ndarray) else rows

@@ -1,9 +1,9 @@
-"""The nearest drafters stock llama.cpp can run: its missing norms replaced by what they were on calibration text.
+"""The nearest drafters that stock llama.cpp can run: norms it lacks are replaced by constants from calibration prompts.
 
-Stock llama.cpp knows no norm per state, feeds back the pre-norm state, always norms before the head, has no query and
-key norms, no biases, and takes three states. A norm divides by a number that differs from row to row; folded, it
-divides by the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen. Nothing here is
-exact but the head (a positive factor per row leaves the argmax) and states added with zero weights.
+Stock llama.cpp has no norm per state, feeds back the pre-norm state, always norms before the head, has no query and key
+norms, no biases, and takes three states. A norm divides each row by its own number; folded into a matrix, it divides by
+the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen. Exact are only the head
+(a positive factor per row leaves the argmax) and added states of zero weight.
 """
 
 from __future__ import annotations
@@ -86,17 +86,15 @@ class _Recording:
 
 
 def _constants(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
-    """For each matrix with a bias, the smallest u for which its inputs give x u near 1 (least squares, a little
-    damped).
-    """
+    """For each matrix with a bias, the smallest u with x u near 1 for its inputs x (damped least squares)."""
     recording = _Recording()
     drafter = Eagle3Drafter(c, w, recording)
     drafter.forward_rows(tokens[:BIAS_ROWS], features[:BIAS_ROWS], is_target_feature=True)
     out = {}
     for name in c.biases:
         x = recording.inputs[id(drafter.weights[name])].astype(np.float64)  # [T, inputs]
-        products = x @ x.T  # [T, T]
-        damped = products + 1e-2 * float(np.mean(np.diag(products))) * np.eye(len(x))
+        gram = x @ x.T  # [T, T]
+        damped = gram + 1e-2 * float(np.mean(np.diag(gram))) * np.eye(len(x))
         out[name] = x.T @ np.linalg.solve(damped, np.ones(len(x)))
     return out
 
@@ -121,7 +119,7 @@ def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Cand
     """Every near drafter by a name that says what was done: feature norms folded or joined, both residuals."""
     if c.n_states > STOCK_STATES:
         raise CheckpointError(
-            f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}, and which to drop is a matter of training"
+            f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}; train a drafter with that many"
         )
     out: dict[str, Candidate] = {}
     for said, weights in _without_biases(c, w, cal).items():

@@ -19,7 +19,7 @@ from refspec.convert.files import read_tensors
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
 from refspec.convert.rope_out import kept_scaling
-from refspec.convert.safetensors_io import StoredTensor, read_json
+from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
 from refspec.gguf.io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
@@ -37,14 +37,6 @@ LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-def _size(config: dict[str, Any], path: Path, key: str, default: Any = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{path}: {key} = {value!r} must be a whole number of at least 1")
-    return value
 
 
 def _names(n_layers: int, tied: bool) -> dict[str, str]:
@@ -93,21 +85,27 @@ def convert_target(
     config, stored = read_json(config_path), read_tensors(directory)
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{config_path}: architecture {architecture!r} is unknown; refspec converts {ARCHITECTURES[0]}, "
-                              "llama.cpp's own converter the others")  # fmt: skip
-    n_heads, hidden = _size(config, config_path, "num_attention_heads"), _size(config, config_path, "hidden_size")
+        raise CheckpointError(
+            f"{config_path}: architecture {architecture!r}; refspec converts {ARCHITECTURES[0]} only, use llama.cpp's "
+            "convert_hf_to_gguf.py"
+        )
+
+    def size(key: str, default: int | None = None) -> int:
+        return whole_number(config, key, str(config_path), default)
+
+    n_heads, hidden = size("num_attention_heads"), size("hidden_size")
     sizes = {
-        "hidden": hidden, "n_heads": n_heads, "n_layers": _size(config, config_path, "num_hidden_layers"),
-        "n_kv_heads": _size(config, config_path, "num_key_value_heads", n_heads),
-        "head_dim": _size(config, config_path, "head_dim", hidden // n_heads),
-        "ffn": _size(config, config_path, "intermediate_size"), "vocab": _size(config, config_path, "vocab_size"),
+        "hidden": hidden, "n_heads": n_heads, "n_layers": size("num_hidden_layers"),
+        "n_kv_heads": size("num_key_value_heads", n_heads),
+        "head_dim": size("head_dim", hidden // n_heads),
+        "ffn": size("intermediate_size"), "vocab": size("vocab_size"),
     }  # fmt: skip
     tied = bool(config.get("tie_word_embeddings", False))
     rope = rope_settings(config, sizes["head_dim"], str(config_path))
     theta, divisors, scaling = rope.theta, rope.divisors, rope.words
     if rope.attention_factor != 1.0:
         raise CheckpointError(
-            f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's own converter"
+            f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's convert_hf_to_gguf.py"
         )
     names = _names(sizes["n_layers"], tied)
     notes = []
@@ -143,7 +141,7 @@ def convert_target(
     values = {
         "general.name": name or directory.resolve().name, "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": 2,
-        "llama.context_length": _size(config, config_path, "max_position_embeddings"),
+        "llama.context_length": size("max_position_embeddings"),
         "llama.embedding_length": hidden, "llama.block_count": sizes["n_layers"],
         "llama.feed_forward_length": sizes["ffn"], "llama.attention.head_count": n_heads,
         "llama.attention.head_count_kv": sizes["n_kv_heads"],

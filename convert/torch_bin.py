@@ -1,10 +1,8 @@
-"""`pytorch_model.bin` without PyTorch and without executing anything: the tensors of torch.save's zip and legacy
-formats.
+"""Tensors of `pytorch_model.bin` (torch.save's zip and legacy formats) without PyTorch and without executing anything.
 
-A pickle is a program. This reads it with an interpreter of its own that knows dictionaries, tuples, numbers, strings
-and the handful of functions torch.save uses to name a tensor; every other global is refused by name, nothing is
-imported. Tensors are not loaded: each becomes a `StoredTensor`, a place in the file. The tar format of torch < 0.2 is
-refused.
+A pickle is a program. The interpreter here knows dictionaries, tuples, numbers, strings and the few functions that
+torch.save uses to name a tensor; every other global is refused by name, and nothing is imported. Tensors are not
+loaded: each becomes a `StoredTensor`, a place in the file. The tar format of torch < 0.2 is refused.
 """
 
 from __future__ import annotations
@@ -20,39 +18,23 @@ from typing import IO, Any, NamedTuple, cast
 
 from refspec.convert.safetensors_io import DTYPES, StoredTensor
 from refspec.errors import CheckpointError
+from refspec.gguf.header import LFS_POINTER, lfs_pointer
 
 PICKLE_LIMIT = 64 << 20  # bytes; a checkpoint's pickle names tensors, it holds no weights
 MEMO_LIMIT = 1 << 20
 MAGIC = 0x1950A86A20F9469CFC6C  # what a legacy file's first pickle holds
 STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
 }  # fmt: skip
 _REBUILD = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter")
 _KNOWN = {*_REBUILD, "collections OrderedDict", *(f"torch {name}" for name in STORAGES)}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "UNICODE",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-    ]
-)
+_LITERALS = frozenset([
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES",
+])  # fmt: skip
 _MARK = object()
 
 
@@ -84,6 +66,8 @@ def read_torch_bin(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
                 return _read_zip(path, file, size)
             if head[:1] == b"\x80":
                 return _read_legacy(path, file, size)
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(lfs_pointer(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
@@ -138,10 +122,7 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]
 
 
 def _read_legacy(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]:
-    """Magic number, protocol, system facts, the object, the storage keys (a pickle each), then key order:
-
-    count, bytes.
-    """
+    """Pickles of magic number, protocol, system facts, object and storage keys; then, by key, a count and the bytes."""
     if _run(path, file) != MAGIC:
         raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote; nothing of it was executed")
     protocol, system = _run(path, file), _run(path, file)

@@ -1,7 +1,4 @@
-"""The draft vocabulary of a checkpoint:
-
-d2t as absolute target ids, whichever way it is stored, and heads that do not fit it.
-"""
+"""The draft vocabulary of a checkpoint: d2t as absolute target ids, however it is stored, and heads that do not fit."""
 
 from __future__ import annotations
 
@@ -30,13 +27,15 @@ def absolute_d2t(
         raise CheckpointError(f"{where}: d2t is {list(d2t.shape)} of {d2t.dtype}, expected a list of whole numbers")
     if t2d is not None and (t2d.shape != (vocab_size,) or int(t2d.astype(bool).sum()) != len(d2t)):
         raise CheckpointError(
-            f"{where}: t2d marks {int(t2d.astype(bool).sum())} of {t2d.size} tokens, but d2t has {len(d2t)} and the vocabulary {vocab_size}"
+            f"{where}: t2d marks {int(t2d.astype(bool).sum())} of {t2d.size} tokens, but d2t has {len(d2t)} and the "
+            f"vocabulary {vocab_size}"
         )
     ids = d2t.astype(np.int64)
     readings = {OFFSETS: np.arange(len(ids)) + ids, ABSOLUTE: ids}
     valid = {
         how: r for how, r in readings.items()
-        if r.min() >= 0 and r.max() < vocab_size and (np.diff(r) > 0).all() and (t2d is None or t2d.astype(bool)[r].all())
+        if r.min() >= 0 and r.max() < vocab_size and (np.diff(r) > 0).all()
+        and (t2d is None or t2d.astype(bool)[r].all())
     }  # fmt: skip
     if given is not None:
         valid = {how: r for how, r in valid.items() if how == given}
@@ -74,8 +73,8 @@ def check_head_rows(head: Lazy, ids: np.ndarray, where: str) -> None:
     pairs = [head.rows(int(j), int(j) + 2) for j in same if j + 2 <= head.shape[0]]
     if len(pairs) > 1 and all(np.array_equal(a, b) and a.any() for a, b in pairs):
         raise CheckpointError(
-            f"{where}: rows {same[0]} and {same[0] + 1} of lm_head are the same, as are all that d2t's offsets repeat: the head "
-            "was pruned with offsets for ids (a TorchSpec bug); prune the full checkpoint again"
+            f"{where}: rows {same[0]} and {same[0] + 1} of lm_head are equal, as are all that d2t's offsets repeat: "
+            "the head was pruned with offsets for ids (a TorchSpec bug); prune the full checkpoint again"
         )
 
 

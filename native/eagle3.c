@@ -1,7 +1,7 @@
-/* eagle3.c: one EAGLE-3 drafter step for one row, the C twin of refspec/reference/eagle3_forward.py, in execution order; then chains of them.
+/* eagle3.c: refspec/reference/eagle3_forward.py for one row, in execution order; then chains of rows.
  *
- * Runs the drafters that llama.cpp's graph does not compute, and those so small that calling llama.cpp costs more than computing
- * (refspec/llama/native_eagle3.py). Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
+ * Runs drafters that llama.cpp's graph cannot compute, and those so small that a call of llama.cpp costs more than the
+ * computation (refspec/llama/native_eagle3.py). Source: EAGLE-3 (Li 2025), with the three norm switches of EAGLE 3.1.
  */
 #include "refspec.h"
 
@@ -9,8 +9,8 @@
 #include <string.h>
 
 int32_t rs_eagle3_check(const rs_eagle3_config *c, const rs_eagle3_weights *w) {
-    bool sizes = c->hidden && c->target_hidden && c->n_states && c->n_heads && c->n_kv_heads && c->head_dim && c->intermediate &&
-                 c->vocab && c->draft_vocab && c->capacity;
+    bool sizes = c->hidden && c->target_hidden && c->n_states && c->n_heads && c->n_kv_heads && c->head_dim &&
+                 c->intermediate && c->vocab && c->draft_vocab && c->capacity;
     if (!sizes || c->n_heads % c->n_kv_heads || c->head_dim % 2) return RS_BAD_CONFIG;
     if (c->rope_style != RS_INTERLEAVED && c->rope_style != RS_HALF_SPLIT) return RS_BAD_CONFIG;
     if (c->feature_norm < RS_FEATURE_NONE || c->feature_norm > RS_FEATURE_PER_STATE) return RS_BAD_CONFIG;
@@ -21,16 +21,18 @@ int32_t rs_eagle3_check(const rs_eagle3_config *c, const rs_eagle3_weights *w) {
     bool always = w->attn_norm && w->hidden_norm && w->ffn_norm;
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) always = always && matrices[i]->data;
     bool norms = (c->feature_norm != RS_FEATURE_CONCAT || w->fc_norm) &&
-                 (c->feature_norm != RS_FEATURE_PER_STATE || w->fc_norm_state) && (!c->qk_norm || (w->q_norm && w->k_norm)) &&
+                 (c->feature_norm != RS_FEATURE_PER_STATE || w->fc_norm_state) &&
+                 (!c->qk_norm || (w->q_norm && w->k_norm)) &&
                  ((!c->head_norm && c->feedback == RS_PRE_NORM) || w->output_norm);
     return always && norms ? RS_OK : RS_BAD_CONFIG;
 }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Floats for the widest input of a matrix in packed form: no type of ggml that is multiplied is wider than float32. */
+/* Floats for the widest input of a matrix, quantized: no type of ggml is wider than float32. */
 static size_t packed_size(const rs_eagle3_config *c) {
-    return larger(larger(c->n_states * c->target_hidden, 2 * c->hidden), larger(c->n_heads * c->head_dim, c->intermediate)) + 64;
+    size_t inputs = larger(c->n_states * c->target_hidden, 2 * c->hidden);
+    return larger(inputs, larger(c->n_heads * c->head_dim, c->intermediate)) + 64;
 }
 
 size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
@@ -38,37 +40,41 @@ size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
     return packed_size(c) + larger(step, c->hidden + c->n_states * c->target_hidden);
 }
 
-enum { SHARED = 1 << 15 }; /* products per thread from which sharing them takes less time than calling the others together */
+/* multiply-adds per thread from which sharing a matrix is faster than waking the other threads */
+enum { SHARED = 1 << 15 };
 
-/* out [O] = w input, by one thread or by a team, each output summed by one of them. */
-typedef struct product {
+/* out [O] = w input, by one thread or by a team; each output is summed by one thread. */
+typedef struct matmul_task {
     float *out;
     const rs_matrix *w;
-    const void *input; /* [I], packed where the matrix wants it */
+    const void *input; /* [I], quantized if the matrix needs it */
     size_t n_out, n_in;
     const rs_team *team;
-} product;
+} matmul_task;
 
-static void multiply(const product *p, size_t from, size_t to) {
+static void multiply(const matmul_task *p, size_t from, size_t to) {
     const char *row = (const char *)p->w->data + from * p->w->row_bytes;
     if (!p->w->dot) {
         rs_matvec(p->out + from, (const float *)row, p->input, 1, to - from, p->n_in);
         return;
     }
-    for (size_t o = from; o < to; o++, row += p->w->row_bytes) p->w->dot((int32_t)p->n_in, p->out + o, 0, row, 0, p->input, 0, 1);
+    for (size_t o = from; o < to; o++, row += p->w->row_bytes)
+        p->w->dot((int32_t)p->n_in, p->out + o, 0, row, 0, p->input, 0, 1);
 }
 
 static void multiply_share(void *data) {
-    const product *p = data;
-    size_t rank = (size_t)p->team->rank(), size = (size_t)p->team->size(); /* it may be fewer threads than were asked for */
+    const matmul_task *p = data;
+    size_t rank = (size_t)p->team->rank(), size = (size_t)p->team->size(); /* may be fewer threads than asked for */
     multiply(p, p->n_out * rank / size, p->n_out * (rank + 1) / size);
 }
 
 /* out [O] = w x, plus bias [O] unless it is NULL. */
-static void linear(float *out, const rs_matrix *w, const float *bias, const float *x, size_t n_out, size_t n_in, float *packed,
-                   const rs_team *team) {
-    if (w->dot && w->pack) w->pack(x, packed, (int64_t)n_in);
-    product p = {.out = out, .w = w, .input = w->dot && w->pack ? (const void *)packed : x, .n_out = n_out, .n_in = n_in, .team = team};
+static void linear(float *out, const rs_matrix *w, const float *bias, const float *x, size_t n_out, size_t n_in,
+                   float *packed, const rs_team *team) {
+    const bool packs = w->dot && w->pack;
+    if (packs) w->pack(x, packed, (int64_t)n_in);
+    const void *input = packs ? (const void *)packed : x;
+    matmul_task p = {.out = out, .w = w, .input = input, .n_out = n_out, .n_in = n_in, .team = team};
     if (team && n_out * n_in >= (size_t)SHARED * team->threads)
         team->parallel(multiply_share, &p, team->threads, 0);
     else
@@ -76,7 +82,8 @@ static void linear(float *out, const rs_matrix *w, const float *bias, const floa
     for (size_t i = 0; bias && i < n_out; i++) out[i] += bias[i];
 }
 
-void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, const float *feature) {
+void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w,
+                      const float *feature) {
     size_t width = c->n_states * c->target_hidden;
     float *packed = scratch;
     const float *normed = scratch += packed_size(c); /* [n_states*Ht] */
@@ -84,24 +91,25 @@ void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *c, c
         rs_rms_norm(scratch, feature, w->fc_norm, c->rms_eps, 1, width);
     } else if (c->feature_norm == RS_FEATURE_PER_STATE) {
         for (size_t s = 0; s < c->n_states; s++)
-            rs_rms_norm(scratch + s * c->target_hidden, feature + s * c->target_hidden, w->fc_norm_state[s], c->rms_eps, 1,
-                        c->target_hidden);
+            rs_rms_norm(scratch + s * c->target_hidden, feature + s * c->target_hidden, w->fc_norm_state[s],
+                        c->rms_eps, 1, c->target_hidden);
     } else {
         normed = feature;
     }
     linear(state, &w->fc, w->fc_bias, normed, c->hidden, width, packed, c->team); /* [H] */
 }
 
-void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width) {
+void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm,
+                       size_t width) {
     if (post_norm)
         rs_rms_norm(out, h, output_norm, eps, 1, width);
     else if (out != h)
         memcpy(out, h, width * sizeof *out);
 }
 
-int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache, float *attn_weights,
-                       float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w, int64_t token,
-                       const float *state, int64_t position, size_t row) {
+int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache,
+                       float *attn_weights, float *scratch, const rs_eagle3_config *c, const rs_eagle3_weights *w,
+                       int64_t token, const float *state, int64_t position, size_t row) {
     if (token < 0 || (uint64_t)token >= c->vocab) return RS_BAD_TOKEN;
     if (row >= c->capacity) return RS_CACHE_FULL;
     size_t H = c->hidden, q_width = c->n_heads * c->head_dim, kv_width = c->n_kv_heads * c->head_dim;
@@ -117,19 +125,22 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
 
     const void *embedding = (const char *)w->token_embd.data + (size_t)token * w->token_embd.row_bytes;
     if (w->token_embd.unpack) w->token_embd.unpack(embedding, e, (int64_t)H);
-    rs_rms_norm(e, w->token_embd.unpack ? e : embedding, w->attn_norm, c->rms_eps, 1, H); /* embedding first, then state */
+    /* embedding first, then state */
+    rs_rms_norm(e, w->token_embd.unpack ? e : embedding, w->attn_norm, c->rms_eps, 1, H);
     rs_rms_norm(g, state, w->hidden_norm, c->rms_eps, 1, H);
 
     linear(k, &w->attn_k, w->attn_k_bias, e, kv_width, 2 * H, packed, c->team);
     linear(v, &w->attn_v, w->attn_v_bias, e, kv_width, 2 * H, packed, c->team);
     if (c->qk_norm) rs_rms_norm(k, k, w->k_norm, c->rms_eps, c->n_kv_heads, c->head_dim);
     rs_rope(k, k, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_kv_heads, c->head_dim);
-    if (!logits && !hidden && !next_state && !attn_weights) return RS_OK; /* in a block of one layer later rows read only k and v */
+    /* with one layer, later rows read only k and v */
+    if (!logits && !hidden && !next_state && !attn_weights) return RS_OK;
 
     linear(q, &w->attn_q, w->attn_q_bias, e, q_width, 2 * H, packed, c->team);
     if (c->qk_norm) rs_rms_norm(q, q, w->q_norm, c->rms_eps, c->n_heads, c->head_dim);
     rs_rope(q, q, &position, w->rope_freqs, c->rope_theta, c->rope_style, 1, c->n_heads, c->head_dim);
-    rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads, c->head_dim);
+    rs_attention(mixed, attn_weights, scores, q, k_cache, v_cache, &visible, 1, row + 1, c->n_heads, c->n_kv_heads,
+                 c->head_dim);
 
     const float *residual = c->residual == RS_NORMED ? g : state;
     linear(y, &w->attn_output, w->attn_output_bias, mixed, H, q_width, packed, c->team);
@@ -150,7 +161,7 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     return RS_OK;
 }
 
-/* The next row's state is where the chain continues from: after a true row, or after a drafted one. */
+/* The row that drafting continues after: a true or a chained one. */
 static void continue_after(rs_eagle3_chain *c, const float *logits, const float *state) {
     c->logits = logits;
     c->state = state;
@@ -165,15 +176,17 @@ int32_t rs_eagle3_extend(rs_eagle3_chain *c, const int32_t *tokens, const float 
     for (size_t i = 0; i < rows; i++) {
         bool last = i + 1 == rows;
         rs_eagle3_encode(c->true_state, c->scratch, c->config, c->weights, features + i * width);
-        int32_t status = rs_eagle3_step(last ? c->true_logits : NULL, NULL, last ? c->true_state : NULL, c->k_cache, c->v_cache, NULL,
-                                        c->scratch, c->config, c->weights, tokens[i], c->true_state, (int64_t)(first + i), first + i);
+        int32_t status = rs_eagle3_step(last ? c->true_logits : NULL, NULL, last ? c->true_state : NULL, c->k_cache,
+                                        c->v_cache, NULL, c->scratch, c->config, c->weights, tokens[i], c->true_state,
+                                        (int64_t)(first + i), first + i);
         if (status != RS_OK) return status;
     }
     continue_after(c, c->true_logits, c->true_state);
     return RS_OK;
 }
 
-int32_t rs_eagle3_survey(rs_eagle3_chain *c, double *sureness, const int32_t *tokens, const float *features, size_t rows, size_t first) {
+int32_t rs_eagle3_survey(rs_eagle3_chain *c, double *mean_log_probability, const int32_t *tokens, const float *features,
+                         size_t rows, size_t first) {
     size_t width = c->config->n_states * c->config->target_hidden;
     double sum = 0.0;
     for (size_t i = 0; i < rows; i++) {
@@ -183,18 +196,18 @@ int32_t rs_eagle3_survey(rs_eagle3_chain *c, double *sureness, const int32_t *to
         if (rs_argmax_prob(&confidence, c->true_logits, c->config->draft_vocab) < 0) return RS_NOT_FINITE;
         sum += log((double)confidence);
     }
-    *sureness = sum / (double)rows;
+    *mean_log_probability = sum / (double)rows;
     return RS_OK;
 }
 
 int32_t rs_eagle3_follow(rs_eagle3_chain *c, int32_t token, size_t row) {
-    int32_t status = rs_eagle3_step(c->drafted_logits, NULL, c->drafted_state, c->k_cache, c->v_cache, NULL, c->scratch, c->config,
-                                    c->weights, token, c->state, (int64_t)row, row);
+    int32_t status = rs_eagle3_step(c->drafted_logits, NULL, c->drafted_state, c->k_cache, c->v_cache, NULL,
+                                    c->scratch, c->config, c->weights, token, c->state, (int64_t)row, row);
     if (status == RS_OK) continue_after(c, c->drafted_logits, c->drafted_state);
     return status;
 }
 
-/* The logits [D] to choose the token at position n by: the newest row's, under the penalties of the n tokens before it. */
+/* The logits [D] of the token at position n: the newest row's, under the penalties of the n tokens before it. */
 static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
     size_t D = c->config->draft_vocab;
     if (!c->penalties || n <= c->counted_from) return c->logits;

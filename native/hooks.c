@@ -1,6 +1,6 @@
 /* hooks.c: copies hidden states out of a running llama.cpp graph.
  *
- * Not a binding: no llama.cpp or ggml header is read. Everything needed from that library arrives as function addresses in
+ * Not a binding: it includes no header of llama.cpp or ggml. Functions of that library arrive as addresses in
  * rs_capture, and a tensor is an opaque pointer, so a change in its layout cannot break this file.
  */
 #include "refspec.h"

@@ -1,12 +1,13 @@
-/* matmul_hook.c: how llama.cpp comes to multiply with packed_matmul.c.
+/* matmul_hook.c: makes llama.cpp multiply with packed_matmul.c.
  *
- * llama.cpp's processor backend hands every product of a matrix with rows to `llamafile_sgemm`, a function of a shared library, before it
- * multiplies itself. Linux resolves that name to the first library that offers it, so where this one is loaded first (refspec/llama/matmul_hook.py)
- * the products of matrices that were announced here are computed here, on llama.cpp's own threads, and all others by the function of that name
- * in llama.cpp. A panel is laid out when it is first needed, by the thread that needs it.
+ * llama.cpp's CPU backend offers every matrix multiplication to `llamafile_sgemm`, a function of a shared library,
+ * before it computes it in another way. Linux resolves that name to the first library that has it. Where this library
+ * is loaded first (refspec/llama/matmul_hook.py), multiplications by matrices announced here are computed here, on
+ * llama.cpp's own threads; all others go to llama.cpp's function of that name. A panel is packed when it is first used,
+ * by the thread that uses it.
  *
- * It stands in another library's place, so unlike the rest of this one it keeps state: the panels, and a thread's input rows. Any number of
- * threads may multiply at once; matrices are taken back (rs_matmul_forget) by who knows that nobody multiplies with them.
+ * Unlike the other files here it keeps state: the panels, and the prepared inputs of each thread. Any number of threads
+ * may multiply at once. The caller of rs_matmul_forget must know that no thread is multiplying with those matrices.
  */
 #define _GNU_SOURCE
 #include "packed_matmul.h"
@@ -35,60 +36,78 @@ static size_t panels_in(const matrix *m) { return (m->rows + PANEL - 1) / PANEL;
 /* Bytes of its panels, whole cache lines. */
 static size_t room_for(const matrix *m) { return (panels_in(m) * m->blocks * m->kind->panel + 63) / 64 * 64; }
 
-/* Panel p from block b on, the beginning of a stretch of `blocks`: all panels of a stretch lie one after the other, as they are read. */
-static uint8_t *piece_at(matrix *m, size_t p, size_t b, size_t blocks) { return m->panels + (b * panels_in(m) + p * blocks) * m->kind->panel; }
+/* Panel p of the chunk of `blocks` blocks that begins at block b: all panels of a chunk are consecutive, as they are
+ * read. */
+static uint8_t *piece_at(matrix *m, size_t p, size_t b, size_t blocks) {
+    return m->panels + (b * panels_in(m) + p * blocks) * m->kind->panel;
+}
 
-static size_t stretch_at(const matrix *m, size_t b) { return m->blocks - b < m->kind->stretch ? m->blocks - b : m->kind->stretch; }
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Has panel p laid out, by this thread if no other has begun. */
+/* Blocks of the chunk that begins at block b. */
+static size_t chunk_at(const matrix *m, size_t b) { return smaller(m->blocks - b, m->kind->chunk); }
+
+/* Waits until panel p is packed, and packs it if no other thread has begun. */
 static void need(matrix *m, size_t p) {
-    if (atomic_load_explicit(&m->state[p], memory_order_acquire) == THERE) return; /* without a write: other threads read the states beside it */
+    /* a load first: a write would take the cache line from other threads, which read the states beside it */
+    if (atomic_load_explicit(&m->state[p], memory_order_acquire) == THERE) return;
     unsigned char state = MISSING;
     if (atomic_compare_exchange_strong(&m->state[p], &state, BEGUN)) {
-        const size_t left = m->rows - p * PANEL, row_bytes = m->blocks * m->kind->bytes;
-        for (size_t b = 0; b < m->blocks; b += m->kind->stretch)
-            rs_panel_lay_out(m->kind, piece_at(m, p, b, stretch_at(m, b)), m->weights + p * PANEL * row_bytes + b * m->kind->bytes,
-                             left < PANEL ? left : PANEL, row_bytes, stretch_at(m, b));
+        const size_t rows = smaller(m->rows - p * PANEL, PANEL), row_bytes = m->blocks * m->kind->bytes;
+        const uint8_t *weights = m->weights + p * PANEL * row_bytes;
+        for (size_t b = 0; b < m->blocks; b += m->kind->chunk) {
+            const size_t blocks = chunk_at(m, b);
+            rs_panel_pack(m->kind, piece_at(m, p, b, blocks), weights + b * m->kind->bytes, rows, row_bytes, blocks);
+        }
         atomic_store(&m->state[p], THERE);
     }
-    while (atomic_load_explicit(&m->state[p], memory_order_acquire) != THERE) sched_yield(); /* another context of the same model is at it */
+    /* another context of the same model may be packing it */
+    while (atomic_load_explicit(&m->state[p], memory_order_acquire) != THERE) sched_yield();
 }
 
 /* Panels first..last-1 times n input rows, `input_stride` bytes apart -> out, rows `out_stride` floats apart. */
-static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs, size_t n, size_t input_stride, float *out, size_t out_stride) {
+static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs, size_t n, size_t input_stride,
+                     float *out, size_t out_stride) {
     static _Thread_local _Alignas(64) uint8_t prepared[TOGETHER * PREPARED];
     panel_set set;
-    if (!rs_panel_set(&set)) return; /* or nothing was announced */
+    if (!rs_panel_set(&set)) return; /* never: then nothing was announced */
     const panel_kind *k = m->kind;
     for (size_t p = first; p < last; p++) need(m, p);
     for (size_t at = 0; at < n; at += TOGETHER) {
-        const size_t rows = n - at < TOGETHER ? n - at : TOGETHER;
-        for (size_t b = 0; b < m->blocks; b += k->stretch) {
-            const size_t blocks = stretch_at(m, b);
-            for (size_t r = 0; r < rows; r++)
-                rs_panel_prepare(k, &set, prepared + r * blocks * k->prepared, inputs + (at + r) * input_stride + b * k->input_bytes, blocks);
+        const size_t rows = smaller(n - at, TOGETHER);
+        for (size_t b = 0; b < m->blocks; b += k->chunk) {
+            const size_t blocks = chunk_at(m, b);
+            for (size_t r = 0; r < rows; r++) {
+                const uint8_t *from = inputs + (at + r) * input_stride + b * k->input_bytes;
+                rs_panel_prepare(k, &set, prepared + r * blocks * k->prepared, from, blocks);
+            }
             for (size_t p = first; p < last; p++) {
-                const size_t column = p * PANEL, columns = m->rows - column < PANEL ? m->rows - column : PANEL;
-                rs_panel_multiply(&set, k, out + at * out_stride + column, out_stride, piece_at(m, p, b, blocks), columns, prepared, rows, blocks, b == 0);
+                const size_t column = p * PANEL, columns = smaller(m->rows - column, PANEL);
+                rs_panel_multiply(&set, k, out + at * out_stride + column, out_stride, piece_at(m, p, b, blocks), columns,
+                                  prepared, rows, blocks, b == 0);
             }
         }
     }
 }
 
-/* ---- matrices llama.cpp multiplies with --------------------------------------------------------------------------- */
+/* ---- announced matrices ------------------------------------------------------------------------------------------ */
 
 typedef struct slot {
-    _Atomic(uintptr_t) low, high; /* addresses of its weights, none below a `high` of 0. Every product reads them, and the rest only within them. */
+    /* range of the addresses of its weights, empty if `high` is 0; every multiplication reads it, and the rest only if
+     * it lies within */
+    _Atomic(uintptr_t) low, high;
     atomic_bool taken, on;
     matrix *matrices; /* sorted by address */
     size_t count, bytes;
     uint8_t *memory;
-    _Alignas(64) atomic_llong products; /* in a line of its own: it is written */
+    /* multiplications computed here; in a cache line of its own, because it is written */
+    _Alignas(64) atomic_llong calls;
 } slot;
 
 static slot slots[SLOTS];
 
-int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count) {
+int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
+                           size_t count) {
     slot *s = NULL;
     for (int i = 0; i < SLOTS && !s; i++) {
         bool taken = false;
@@ -103,12 +122,15 @@ int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const
     size_t bytes = 0, panels = 0;
     for (size_t i = 0; s->matrices && i < count; i++) {
         matrix *m = &s->matrices[i];
-        *m = (matrix){(const uint8_t *)weights[i], rs_panel_kind(types[i]), rows[i], columns[i] / rs_panel_kind(types[i])->numbers, NULL, NULL};
+        const panel_kind *kind = rs_panel_kind(types[i]);
+        *m = (matrix){(const uint8_t *)weights[i], kind, rows[i], columns[i] / kind->numbers, NULL, NULL};
         bytes += room_for(m);
         panels += panels_in(m);
     }
-    s->bytes = bytes + panels; /* pages are given only when a panel is laid out */
-    void *memory = s->matrices ? mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : MAP_FAILED;
+    s->bytes = bytes + panels; /* a page is used only when a panel is packed into it */
+    void *memory = MAP_FAILED;
+    if (s->matrices)
+        memory = mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
         free(s->matrices);
         atomic_store(&s->taken, false);
@@ -126,7 +148,7 @@ int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const
         at += room_for(m);
         state += panels_in(m);
     }
-    atomic_store(&s->products, 0);
+    atomic_store(&s->calls, 0);
     atomic_store(&s->on, true);
     atomic_store(&s->low, weights[0]);
     atomic_store(&s->high, weights[count - 1] + 1);
@@ -142,21 +164,24 @@ void rs_matmul_forget(int32_t index) {
     atomic_store(&s->taken, false);
 }
 
-typedef bool (*sgemm)(const void *, int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *, int64_t, int, int, int);
+typedef bool (*sgemm)(const void *, int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *,
+                      int64_t, int, int, int);
 typedef bool (*tiled)(const void *, void *);
 typedef void *(*get_data)(const void *);
 static _Atomic(sgemm) others; /* llama.cpp's own */
 static _Atomic(tiled) others_tiled;
-static _Atomic(get_data) data_of; /* ggml_get_data; NULL: how a product holds its matrix is not known */
-static atomic_size_t matrix_at;   /* bytes from a product to the address of its matrix */
+static _Atomic(get_data) data_of; /* ggml_get_data; NULL: it is not known how a ggml_tensor points to its operands */
+static atomic_size_t matrix_at;   /* bytes from a ggml_tensor to the address of its first operand */
 
-typedef struct compute_params { int ith, nth; } compute_params; /* struct ggml_compute_params begins so: this thread, of how many */
+/* the first fields of ggml_compute_params: this thread, of how many */
+typedef struct compute_params { int ith, nth; } compute_params;
 
 static matrix *find(const void *weights, slot **where) {
     const uintptr_t at = (uintptr_t)weights;
     for (int i = 0; i < SLOTS; i++) {
         slot *s = &slots[i];
-        if (at < atomic_load_explicit(&s->low, memory_order_acquire) || at >= atomic_load_explicit(&s->high, memory_order_acquire)) continue;
+        if (at < atomic_load_explicit(&s->low, memory_order_acquire)) continue;
+        if (at >= atomic_load_explicit(&s->high, memory_order_acquire)) continue;
         if (!atomic_load_explicit(&s->on, memory_order_relaxed)) return NULL;
         size_t low = 0, high = s->count;
         while (low + 1 < high) {
@@ -171,40 +196,44 @@ static matrix *find(const void *weights, slot **where) {
     return NULL;
 }
 
-/* llama.cpp's name and arguments: out [n rows of m, ldc apart] = rows of B times rows of A; k, lda and ldb count blocks of their types. Whether it
- * is done here must be the same for every thread of one product, so it depends on nothing that another thread changes meanwhile. */
-__attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
-                                                            const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type);
-bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,
-                     int a_type, int b_type, int c_type) {
+/* llama.cpp's name and arguments: c [n rows of m, ldc apart] = rows of B times rows of A; k, lda and ldb count blocks
+ * of their types. All threads of one multiplication must decide alike whether it is computed here, so that depends on
+ * nothing that another thread changes meanwhile. */
+__attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k,
+                                                            const void *a, int64_t lda, const void *b, int64_t ldb,
+                                                            void *c, int64_t ldc, int a_type, int b_type, int c_type);
+bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
+                     int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type) {
     slot *where;
     matrix *found = find(a, &where);
-    if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k || c_type != TYPE_F32) {
+    if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k ||
+        c_type != TYPE_F32) {
         sgemm other = atomic_load_explicit(&others, memory_order_relaxed);
-        return other && other(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type); /* false: llama.cpp multiplies otherwise */
+        /* false: llama.cpp computes it */
+        return other && other(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
     }
-    if (found->kind->inputs != b_type) return false; /* it converts them, and asks again */
+    if (found->kind->inputs != b_type) return false; /* llama.cpp quantizes the inputs and asks again */
     const compute_params *mine = params;
-    if (mine->ith == 0) atomic_fetch_add_explicit(&where->products, 1, memory_order_relaxed);
+    if (mine->ith == 0) atomic_fetch_add_explicit(&where->calls, 1, memory_order_relaxed);
     const size_t all = panels_in(found), each = (all + (size_t)mine->nth - 1) / (size_t)mine->nth;
-    const size_t first = (size_t)mine->ith * each < all ? (size_t)mine->ith * each : all, last = first + each < all ? first + each : all;
+    const size_t first = smaller((size_t)mine->ith * each, all), last = smaller(first + each, all);
     if (first < last)
         multiply(found, first, last, b, (size_t)n, (size_t)ldb * found->kind->input_bytes, c, (size_t)ldc);
     return true;
 }
 
-/* Of K types llama.cpp asks this function first where rows are many; `product` is a ggml_tensor. */
-__attribute__((visibility("default"))) bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product);
-bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product) {
+/* llama.cpp calls this first for K types and many rows; `tensor` is a ggml_tensor, the result. */
+__attribute__((visibility("default"))) bool ggml_compute_forward_mul_mat_tiled(const void *params, void *tensor);
+bool ggml_compute_forward_mul_mat_tiled(const void *params, void *tensor) {
     get_data data = atomic_load_explicit(&data_of, memory_order_relaxed);
     if (data) {
         const void *weights;
-        memcpy(&weights, (const char *)product + atomic_load_explicit(&matrix_at, memory_order_relaxed), sizeof weights);
+        memcpy(&weights, (const char *)tensor + atomic_load_explicit(&matrix_at, memory_order_relaxed), sizeof weights);
         slot *where;
-        if (find(data(weights), &where)) return false; /* llamafile_sgemm is asked next */
+        if (find(data(weights), &where)) return false; /* llamafile_sgemm is called next */
     }
     tiled other = atomic_load_explicit(&others_tiled, memory_order_relaxed);
-    return other && other(params, product);
+    return other && other(params, tensor);
 }
 
 void rs_matmul_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at) {
@@ -218,9 +247,10 @@ uintptr_t rs_matmul_entry(void) { return (uintptr_t)llamafile_sgemm; }
 
 void rs_matmul_switch(int32_t index, bool on) { atomic_store(&slots[index].on, on); }
 
-int64_t rs_matmul_products(int32_t index) { return (int64_t)atomic_load(&slots[index].products); }
+int64_t rs_matmul_calls(int32_t index) { return (int64_t)atomic_load(&slots[index].calls); }
 #else
-int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count) {
+int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
+                           size_t count) {
     (void)weights, (void)types, (void)rows, (void)columns, (void)count;
     return -1;
 }
@@ -230,5 +260,5 @@ void rs_matmul_others(uintptr_t function, uintptr_t tiled_function, uintptr_t ge
 }
 uintptr_t rs_matmul_entry(void) { return 0; }
 void rs_matmul_switch(int32_t index, bool on) { (void)index, (void)on; }
-int64_t rs_matmul_products(int32_t index) { return (void)index, 0; }
+int64_t rs_matmul_calls(int32_t index) { return (void)index, 0; }
 #endif

@@ -1,8 +1,9 @@
 /* ops.c: the kernels of refspec/reference/ops.py in portable C11, same names, same order.
  *
- * Written so that a compiler vectorizes them without -ffast-math: a reduction keeps LANES independent partial sums, so the
- * order of summation is fixed by the source and not by the instruction set, and exp is branch-free arithmetic.
- * Built with -ffp-contract=off for the same reason: a fused multiply-add would round differently from one machine to the next.
+ * Written so that a compiler vectorizes them without -ffast-math: a reduction keeps LANES independent partial sums, so
+ * the order of summation is fixed by the source and not by the instruction set, and exp is branch-free arithmetic.
+ * Built with -ffp-contract=off for the same reason: a fused multiply-add would round differently from one machine to
+ * the next.
  */
 #include "refspec.h"
 
@@ -30,7 +31,7 @@ const char *rs_build(void) {
 #endif
 }
 
-/* Lane sums folded pairwise, then nothing: the one place that fixes the order. */
+/* The sum of the lanes, pairwise: with the lanes themselves, the only order of summation. */
 RS_INLINE float fold(float *lane) {
     for (size_t width = LANES / 2; width > 0; width /= 2)
         for (size_t j = 0; j < width; j++) lane[j] += lane[j + width];
@@ -82,11 +83,12 @@ RS_INLINE uint32_t to_bits(float value) {
     return pun.bits;
 }
 
-/* exp within 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an ulp),
- * 2^n applied in two halves so that overflow to infinity and gradual underflow come out as IEEE has them.
- * Not libm's expf: that one is neither vectorizable nor the same on every platform. No branch, and a NaN falls through. */
+/* exp within 1 ulp: x = n ln2 + r, |r| <= ln2/2, e^r by its Taylor series to degree 7 (truncation 5e-9, below half an
+ * ulp), 2^n applied in two halves so that overflow to infinity and gradual underflow come out as IEEE has them. Not
+ * libm's expf: that one is neither vectorizable nor the same on every platform. No branch, and a NaN falls through. */
 RS_INLINE float exp_one(float x) {
-    const float shift = 12582912.0f; /* 1.5 * 2^23: a float this large has no fraction bits, so adding it rounds to an integer */
+    /* 1.5 * 2^23: a float this large has no fraction bits, so adding it rounds to an integer */
+    const float shift = 12582912.0f;
     float c = x < -105.0f ? -105.0f : x; /* exp(-105) rounds to 0 */
     c = c > 90.0f ? 90.0f : c;           /* exp(90) overflows to infinity */
     float shifted = c * 1.44269504f + shift, n = shifted - shift;
@@ -154,7 +156,8 @@ RS_FAST void rs_swiglu(float *out, const float *gate, const float *up, size_t n)
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
-/* o [hd] = sum over s of p[s] value[s], in the order of s; some channels at a time, so that their sums stay in registers. */
+/* o [hd] = sum over s of p[s] value[s], in the order of s; some channels at a time, so that their sums stay in
+ * registers. */
 RS_INLINE void mix(float *o, const float *p, const float *value, size_t seen, size_t stride, size_t head_dim) {
     size_t i = 0;
     for (; i + LANES <= head_dim; i += LANES) {
@@ -194,7 +197,8 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
 }
 
 RS_FAST int64_t rs_argmax(const float *x, size_t n) {
-    enum { STRIDE = 512 }; /* one pass, stride by stride: a loop that must be left at the first hit cannot be vectorized */
+    /* one pass, stride by stride: a loop that must be left at the first hit cannot be vectorized */
+    enum { STRIDE = 512 };
     float top = -INFINITY;
     size_t best = 0;
     for (size_t at = 0; at < n; at += STRIDE) {

@@ -1,4 +1,4 @@
-/* packed_avx2.c: packed_matmul.h on AVX2 and FMA (Intel since Haswell, AMD since Zen): a panel is two registers of eight rows. */
+/* packed_avx2.c: packed_tiles.h for AVX2 and FMA (Intel since Haswell, AMD since Zen): 16 sums are two registers. */
 #include "packed_matmul.h"
 
 #ifdef PANELS_X86
@@ -25,7 +25,8 @@ OP ints i_and(ints x, int mask) {
     return BOTH(_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m));
 }
 OP ints i_or(ints x, ints y) { return EACH(_mm256_or_si256, x, y); }
-OP ints i_right(ints x, int bits) { return BOTH(_mm256_srli_epi16(x.a, bits), _mm256_srli_epi16(x.b, bits)); } /* what crosses into another byte is masked away */
+/* shifts move bits into the neighbouring byte; the caller masks them off */
+OP ints i_right(ints x, int bits) { return BOTH(_mm256_srli_epi16(x.a, bits), _mm256_srli_epi16(x.b, bits)); }
 OP ints i_left(ints x, int bits) { return BOTH(_mm256_slli_epi16(x.a, bits), _mm256_slli_epi16(x.b, bits)); }
 OP ints i_add(ints x, ints y) { return EACH(_mm256_add_epi32, x, y); }
 OP ints i_mul(ints x, ints y) { return EACH(_mm256_mullo_epi32, x, y); }
@@ -38,9 +39,11 @@ OP ints i_signed_bytes(const void *p) {
     return BOTH(_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)));
 }
 OP ints i_unsigned_pairs(const void *p) {
-    return BOTH(_mm256_cvtepu8_epi16(_mm_loadu_si128(p)), _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p + 1)));
+    const __m128i *x = p;
+    return BOTH(_mm256_cvtepu8_epi16(_mm_loadu_si128(x)), _mm256_cvtepu8_epi16(_mm_loadu_si128(x + 1)));
 }
-/* unsigned codes of at most 6 bits: two products and their sum fit 16 bits, as they do for 7 bits and a sign */
+/* x is at most 63, or at most 128 where its sign is applied to y, and |y| at most 127: two products and their sum fit
+ * 16 bits */
 OP __m256i dot4(__m256i sum, __m256i x, __m256i y) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
 }
@@ -59,18 +62,22 @@ OP signed_codes i_signed(ints x) {
 }
 OP ints i_dot_signed(ints sum, signed_codes x, int32_t word) {
     __m256i y = _mm256_set1_epi32(word);
-    return BOTH(dot4(sum.a, x.size.a, _mm256_sign_epi8(y, x.sign.a)), dot4(sum.b, x.size.b, _mm256_sign_epi8(y, x.sign.b)));
+    return BOTH(dot4(sum.a, x.size.a, _mm256_sign_epi8(y, x.sign.a)),
+                dot4(sum.b, x.size.b, _mm256_sign_epi8(y, x.sign.b)));
 }
 OP floats f_zero(void) { return (floats){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 OP floats f_set(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 OP floats f_half(const uint16_t *p) {
-    return (floats){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
+    return (floats){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
+                    _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
 }
 OP floats f_of(ints x) { return (floats){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 OP floats f_add(floats x, floats y) { return FEACH(_mm256_add_ps, x, y); }
 OP floats f_sub(floats x, floats y) { return FEACH(_mm256_sub_ps, x, y); }
 OP floats f_mul(floats x, floats y) { return FEACH(_mm256_mul_ps, x, y); }
-OP floats f_fused(floats x, floats y, floats sum) { return (floats){_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)}; }
+OP floats f_fused(floats x, floats y, floats sum) {
+    return (floats){_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)};
+}
 OP floats f_load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 OP void f_store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
@@ -84,5 +91,5 @@ bool rs_packed_avx2(panel_set *set) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 #else
-typedef int packed_avx2_is_for_x86; /* a file of C declares something */
+typedef int packed_avx2_is_for_x86; /* ISO C forbids an empty file */
 #endif

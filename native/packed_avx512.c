@@ -1,4 +1,5 @@
-/* packed_avx512.c: packed_matmul.h on AVX-512 with VNNI (Intel since Ice Lake, AMD since Zen 4): four products of bytes and their sum are one instruction. */
+/* packed_avx512.c: packed_tiles.h for AVX-512 with VNNI (Intel since Ice Lake, AMD since Zen 4), which multiplies four
+ * bytes and adds them up in one instruction. */
 #include "packed_matmul.h"
 
 #ifdef PANELS_X86
@@ -11,14 +12,15 @@
 #define SET_TILE 8
 
 typedef __m512i ints;
-typedef __m512i signed_codes; /* as they are stored: `offset` makes up for it */
+typedef __m512i signed_codes; /* still unsigned: input_32.offset makes up for it */
 typedef __m512 floats;
 
 OP ints i_load(const void *p) { return _mm512_loadu_si512(p); }
 OP ints i_set(int32_t x) { return _mm512_set1_epi32(x); }
 OP ints i_and(ints x, int mask) { return _mm512_and_si512(x, _mm512_set1_epi8((char)mask)); }
 OP ints i_or(ints x, ints y) { return _mm512_or_si512(x, y); }
-OP ints i_right(ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); } /* what crosses into another byte is masked away */
+/* shifts move bits into the neighbouring byte; the caller masks them off */
+OP ints i_right(ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); }
 OP ints i_left(ints x, int bits) { return _mm512_slli_epi16(x, (unsigned)bits); }
 OP ints i_add(ints x, ints y) { return _mm512_add_epi32(x, y); }
 OP ints i_mul(ints x, ints y) { return _mm512_mullo_epi32(x, y); }
@@ -44,9 +46,10 @@ OP void f_store(float *p, floats x) { _mm512_storeu_ps(p, x); }
 
 bool rs_packed_avx512(panel_set *set) {
     *set = (panel_set){SET_TILE, -128, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 }
 #else
-typedef int packed_avx512_is_for_x86; /* a file of C declares something */
+typedef int packed_avx512_is_for_x86; /* ISO C forbids an empty file */
 #endif

@@ -1,12 +1,13 @@
-/* packed_matmul.c: refspec/reference/packed_matmul.py: rows of weights laid out in panels, rows of inputs prepared for them, and their products.
+/* packed_matmul.c: refspec/reference/packed_matmul.py in C: weights packed into panels, inputs prepared, and the matrix
+ * multiplication.
  *
- * How llama.cpp comes to multiply with it is matmul_hook.c.
+ * matmul_hook.c makes llama.cpp multiply with it.
  */
 #include "packed_matmul.h"
 
 #include <string.h>
 
-/* ---- the types ---------------------------------------------------------------------------------------------------- */
+/* ---- the types --------------------------------------------------------------------------------------------------- */
 
 static const panel_kind KINDS[] = {
     {TYPE_F16, TYPE_F16, 1, 2, 2, sizeof(panel_f16), sizeof(float), 512},
@@ -17,7 +18,8 @@ static const panel_kind KINDS[] = {
     {TYPE_Q6_K, TYPE_Q8_K, K_BLOCK, 210, 292, sizeof(panel_q6_k), sizeof(input_256), 4},
 };
 
-_Static_assert(512 * sizeof(float) <= PREPARED && 32 * sizeof(input_32) <= PREPARED && 4 * sizeof(input_256) <= PREPARED, "a stretch fits");
+_Static_assert(512 * sizeof(float) <= PREPARED, "a chunk of float16 fits");
+_Static_assert(32 * sizeof(input_32) <= PREPARED && 4 * sizeof(input_256) <= PREPARED, "a chunk of the others fits");
 
 const panel_kind *rs_panel_kind(int32_t type) {
     for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++)
@@ -97,9 +99,9 @@ RS_INLINE void read_block(const panel_kind *k, const uint8_t *p, block *out) {
     }
 }
 
-/* ---- panels ------------------------------------------------------------------------------------------------------- */
+/* ---- panels ------------------------------------------------------------------------------------------------------ */
 
-/* The words of 32 codes of row i: low halves of bytes. */
+/* The low four bits of 32 codes of row i, as `lo`. */
 RS_INLINE void put_low(uint8_t lo[4][4 * PANEL], int i, const uint8_t *codes) {
     for (int t = 0; t < 4; t++)
         for (int e = 0; e < 4; e++) lo[t][4 * i + e] = (uint8_t)((codes[4 * t + e] & 15) | codes[16 + 4 * t + e] << 4);
@@ -158,7 +160,8 @@ RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block
     }
 }
 
-RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes, size_t blocks) {
+RS_FAST void rs_panel_pack(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes,
+                           size_t blocks) {
     if (rows < PANEL) memset(panel, 0, blocks * k->panel);
     if (k->type == TYPE_F16) {
         uint16_t *to = (uint16_t *)(void *)panel;
@@ -174,7 +177,7 @@ RS_FAST void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t
         }
 }
 
-/* ---- input rows --------------------------------------------------------------------------------------------------- */
+/* ---- input rows -------------------------------------------------------------------------------------------------- */
 
 RS_INLINE void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out, const uint8_t *in, size_t blocks) {
     const int32_t bias = k->type == TYPE_Q4_0 ? -8 : set->offset_q8_0;
@@ -187,7 +190,8 @@ RS_INLINE void prepare_32(const panel_kind *k, const panel_set *set, input_32 *o
     }
 }
 
-RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) { /* block_q8_K: float d, int8 [256], int16 sums of 16 */
+/* block_q8_K: float d, int8 [256], int16 sums of 16 */
+RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) {
     for (size_t b = 0; b < blocks; b++, in += 4 + K_BLOCK + 32) {
         int16_t sums[16], pairs[8];
         memcpy(&out[b].d, in, 4);
@@ -206,20 +210,22 @@ RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *o
     else prepare_256(out, in, blocks);
 }
 
-/* ---- products ----------------------------------------------------------------------------------------------------- */
+/* ---- multiplication ---------------------------------------------------------------------------------------------- */
 
-/* One number, straight from the file's rows: what every other way has to give. */
+/* One number of the result, straight from the file's rows: what the instruction sets must reproduce. */
 static float one(const panel_kind *k, const uint8_t *weights, const uint8_t *in, size_t blocks) {
     float total = 0;
     if (k->type == TYPE_F16) {
-        for (size_t at = 0; at < blocks; at += k->stretch) {
+        for (size_t at = 0; at < blocks; at += k->chunk) {
             float sums[2] = {0, 0};
-            for (size_t i = at; i < blocks && i < at + k->stretch; i++) sums[i % 2] += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
+            for (size_t i = at; i < blocks && i < at + k->chunk; i++)
+                sums[i % 2] += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
             total += sums[0] + sums[1];
         }
         return total;
     }
-    const int k_type = k->numbers == K_BLOCK, bias = k->type == TYPE_Q8_0 ? 128 : k->type == TYPE_Q4_0 ? 8 : k->type == TYPE_Q6_K ? 32 : 0;
+    const int k_type = k->numbers == K_BLOCK;
+    const int bias = k->type == TYPE_Q8_0 ? 128 : k->type == TYPE_Q4_0 ? 8 : k->type == TYPE_Q6_K ? 32 : 0;
     const size_t each = k->type == TYPE_Q6_K ? 16 : BLOCK;
     for (size_t at = 0; at < blocks; at++, weights += k->bytes, in += k->input_bytes) {
         block b;
@@ -272,8 +278,8 @@ const char *rs_matmul_set(void) {
     return set_named(&set, "avx512") ? "avx512" : set_named(&set, "avx2") ? "avx2" : "";
 }
 
-void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns, const uint8_t *prepared,
-                       size_t rows, size_t blocks, bool first) {
+void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel,
+                       size_t columns, const uint8_t *prepared, size_t rows, size_t blocks, bool first) {
     const panel_tile tile = tile_of(set, k->type);
     for (size_t r = 0, these; r < rows; r += these) {
         const uint8_t *inputs = prepared + r * blocks * k->prepared;
@@ -283,8 +289,9 @@ void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, si
             tile(to, out_stride, first, (int)these, panel, inputs, blocks, blocks);
             continue;
         }
-        float sums[TILE * PANEL] = {0}; /* the last panel: fewer rows than the tile writes */
-        for (size_t i = 0; i < these && !first; i++) memcpy(sums + i * PANEL, to + i * out_stride, columns * sizeof *to);
+        float sums[TILE * PANEL] = {0}; /* the last panel may have fewer rows than the tile writes */
+        for (size_t i = 0; i < these && !first; i++)
+            memcpy(sums + i * PANEL, to + i * out_stride, columns * sizeof *to);
         tile(sums, PANEL, first, (int)these, panel, inputs, blocks, blocks);
         for (size_t i = 0; i < these; i++) memcpy(to + i * out_stride, sums + i * PANEL, columns * sizeof *to);
     }
@@ -294,27 +301,31 @@ bool rs_matmul_takes(int32_t type) { return rs_panel_kind(type) != NULL; }
 
 size_t rs_matmul_scratch(int32_t type, size_t n) {
     const panel_kind *k = rs_panel_kind(type);
-    return k ? k->stretch * (k->panel + n * k->prepared) : 0;
+    return k ? k->chunk * (k->panel + n * k->prepared) : 0;
 }
 
-int32_t rs_matmul_product(float *out, uint8_t *scratch, const char *set_name, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
-                          size_t rows, size_t blocks) {
+int32_t rs_matmul(float *out, uint8_t *scratch, const char *set_name, int32_t type, const uint8_t *weights,
+                  const uint8_t *inputs, size_t n, size_t rows, size_t blocks) {
     const panel_kind *k = rs_panel_kind(type);
     panel_set set;
     if (!k || (*set_name && !set_named(&set, set_name))) return RS_BAD_CONFIG;
     const size_t row_bytes = blocks * k->bytes, input_bytes = blocks * k->input_bytes;
     if (!*set_name) {
         for (size_t r = 0; r < n; r++)
-            for (size_t j = 0; j < rows; j++) out[r * rows + j] = one(k, weights + j * row_bytes, inputs + r * input_bytes, blocks);
+            for (size_t j = 0; j < rows; j++)
+                out[r * rows + j] = one(k, weights + j * row_bytes, inputs + r * input_bytes, blocks);
         return RS_OK;
     }
-    uint8_t *panel = scratch, *prepared = scratch + k->stretch * k->panel;
-    for (size_t b = 0; b < blocks; b += k->stretch) {
-        const size_t these = blocks - b < k->stretch ? blocks - b : k->stretch;
-        for (size_t r = 0; r < n; r++) rs_panel_prepare(k, &set, prepared + r * these * k->prepared, inputs + r * input_bytes + b * k->input_bytes, these);
+    uint8_t *panel = scratch, *prepared = scratch + k->chunk * k->panel;
+    for (size_t b = 0; b < blocks; b += k->chunk) {
+        const size_t these = blocks - b < k->chunk ? blocks - b : k->chunk;
+        for (size_t r = 0; r < n; r++) {
+            const uint8_t *from = inputs + r * input_bytes + b * k->input_bytes;
+            rs_panel_prepare(k, &set, prepared + r * these * k->prepared, from, these);
+        }
         for (size_t at = 0; at < rows; at += PANEL) {
             const size_t columns = rows - at < PANEL ? rows - at : PANEL;
-            rs_panel_lay_out(k, panel, weights + at * row_bytes + b * k->bytes, columns, row_bytes, these);
+            rs_panel_pack(k, panel, weights + at * row_bytes + b * k->bytes, columns, row_bytes, these);
             rs_panel_multiply(&set, k, out + at, rows, panel, columns, prepared, n, these, b == 0);
         }
     }

@@ -1,22 +1,27 @@
-/* packed_matmul.h: how weights lie in panels, what inputs are made into, and what an instruction set has to offer; shared by packed_*.c only.
+/* packed_matmul.h: how weights lie in panels, how inputs are prepared, and what an instruction set provides; for
+ * packed_*.c and matmul_hook.c.
  *
- * A panel is 16 rows of a matrix, side by side: where a row of the file has the four codes of a 32-bit word, a panel has 16 such words, one of
- * each row, so that one load feeds 16 sums and nothing has to be added up across a register.
+ * A panel is 16 rows of weights side by side: where a row of the file has a 32-bit word of four codes, a panel has 16
+ * such words, one of each row. One load then feeds 16 sums, and no sum runs across a register.
  */
 #ifndef REFSPEC_PACKED_MATMUL_H
 #define REFSPEC_PACKED_MATMUL_H
 
 #include "refspec.h"
 
-enum { PANEL = 16, TILE = 8, TOGETHER = 64 };     /* weight rows of a panel; input rows of a tile, and of a stretch, at most */
-enum { PREPARED = 2048 };                         /* bytes of an input row's stretch, at most */
-enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 }; /* numbers of a block of ggml's K types, its groups of 32, and of the older types */
+/* weight rows of a panel; input rows of a tile and of a batch, at most */
+enum { PANEL = 16, TILE = 8, TOGETHER = 64 };
+enum { PREPARED = 2048 };                         /* bytes of a prepared input row's chunk, at most */
+/* numbers in a block of ggml's K types, its groups of 32; numbers in other blocks */
+enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 };
 
-/* ggml_type: what a GGUF file says, and what ggml makes of inputs */
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
+/* ggml_type of weights, and of inputs */
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8 };
+enum { TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
 
-/* One block of 16 rows. Words are numbered within 32 numbers: word t holds the codes of numbers 4t..4t+3. `lo`: word t in the low halves of
- * bytes, word t + 4 in the high ones. What is read together lies together, or memory is read at half its speed. */
+/* One block of each of 16 rows. Word t of 32 numbers holds the codes of numbers 4t..4t+3. `lo` holds word t in the low
+ * halves of its bytes and word t + 4 in the high halves. What is read together lies together; otherwise memory is read
+ * at half its speed. */
 typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
 typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
 typedef struct panel_k_head {
@@ -35,7 +40,8 @@ typedef struct group_q6_k {
 typedef struct panel_q6_k { uint16_t d[PANEL]; group_q6_k groups[K_GROUPS]; } panel_q6_k;
 typedef struct panel_f16 { uint16_t x[PANEL]; } panel_f16; /* one number of each row */
 
-/* One block of an input row: its codes as words, `offset` what to begin a sum with because codes are stored without their sign. */
+/* One block of an input row: its codes as words; a sum starts at `offset`, because the codes of weights are stored
+ * unsigned. */
 typedef struct input_32 { int32_t words[8]; int32_t offset; float d; } input_32;
 typedef struct input_256 {
     int32_t words[64];
@@ -44,42 +50,47 @@ typedef struct input_256 {
     float d;
 } input_256;
 
-/* out [rows, PANEL], rows `out_stride` floats apart: set to (`first`) or increased by inputs [rows of `stride` blocks] times `blocks` blocks of a
- * panel, a stretch at most; rows 1..tile of the instruction set. */
-typedef void (*panel_tile)(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride);
+/* out [rows, PANEL], rows `out_stride` floats apart, is set to (`first`) or increased by inputs [rows, `stride` blocks]
+ * times `blocks` blocks of a panel, at most a chunk; rows is 1..panel_set.tile. */
+typedef void (*panel_tile)(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs,
+                           size_t blocks, size_t stride);
 
 typedef struct panel_set {
-    int tile;            /* rows of a call at most */
-    int32_t offset_q8_0; /* what stands for 128 too many in Q8_0's codes: -128, or 0 where the sign is restored on the way */
+    int tile;            /* most input rows of a call */
+    /* makes up for the 128 added to Q8_0's codes: -128, or 0 where the sign is restored before multiplying */
+    int32_t offset_q8_0;
     panel_tile f16, q4_0, q8_0, q4_k, q5_k, q6_k;
     void (*halves)(float *out, const uint8_t *in, size_t n); /* float16 to float32 */
 } panel_set;
 
-/* What packed_matmul.c knows of a type of weights. */
+/* A type of weights. */
 typedef struct panel_kind {
     int32_t type, inputs;                      /* ggml_type */
-    size_t numbers, bytes, input_bytes, panel; /* of a block: its numbers, bytes in the file and of an input row, bytes of 16 rows' */
-    size_t prepared;                           /* bytes of an input's block as tiles take it */
-    size_t stretch;                            /* blocks that are multiplied with all panels before the next ones: a few inputs then stay in the first cache */
+    /* of a block: its numbers; its bytes in the file, in an input row, in a panel */
+    size_t numbers, bytes, input_bytes, panel;
+    size_t prepared;                           /* bytes of a prepared input block */
+    /* blocks multiplied with all panels before the next ones: prepared inputs stay in the L1 cache */
+    size_t chunk;
 } panel_kind;
 
-const panel_kind *rs_panel_kind(int32_t type); /* NULL for a type that is not laid out */
-bool rs_panel_set(panel_set *set);              /* the best of this processor; false where there is none */
+const panel_kind *rs_panel_kind(int32_t type); /* NULL for a type that cannot be packed */
+bool rs_panel_set(panel_set *set);              /* the best set this processor has; false if none */
 
-/* `blocks` blocks of 16 rows of a matrix, `rows` of them there, `row_bytes` apart, as a panel. */
-void rs_panel_lay_out(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes, size_t blocks);
+/* Packs `blocks` blocks of up to 16 rows of a matrix, rows `row_bytes` apart, into a panel. */
+void rs_panel_pack(const panel_kind *k, uint8_t *panel, const uint8_t *weights, size_t rows, size_t row_bytes,
+                   size_t blocks);
 
-/* One row of inputs, as ggml packs it -> out [blocks] as tiles take it. */
+/* One row of inputs as ggml quantizes it -> out [blocks] as a tile reads it. */
 void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks);
 
-/* A stretch of a panel, of which `columns` rows are there, times prepared rows of it -> out [rows, columns], rows `out_stride` floats apart,
- * the `first` stretch, or added to what the ones before it left there. */
-void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel, size_t columns,
-                       const uint8_t *prepared, size_t rows, size_t blocks, bool first);
+/* Prepared input rows [rows, blocks] times a chunk of a panel with `columns` rows -> out [rows, columns], rows
+ * `out_stride` floats apart: set by the `first` chunk, increased by the others. */
+void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel,
+                       size_t columns, const uint8_t *prepared, size_t rows, size_t blocks, bool first);
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86
-bool rs_packed_avx2(panel_set *set); /* false where this processor has no such instructions */
+bool rs_packed_avx2(panel_set *set); /* false if this processor lacks the instructions */
 bool rs_packed_avx512(panel_set *set);
 #endif
 

@@ -1,9 +1,10 @@
-/* packed_tiles.h: products of a panel with a few input rows, for one instruction set; packed_avx2.c and packed_avx512.c include it.
+/* packed_tiles.h: a panel times a few input rows, for one instruction set; included by packed_avx2.c, packed_avx512.c.
  *
- * Before it is included: the types `ints` (16 int32, or 64 bytes, of a panel) and `floats` (16), and what is done with them (i_..., f_...);
- * ON, which puts a function on the instruction set, TILE_FN, which inlines it as well, and SET_TILE, the input rows that its registers hold. The order of every sum is
- * refspec/reference/packed_matmul.py's: whole numbers within a block, blocks one after the other, nothing fused, so that a result depends neither on the
- * instruction set nor on how many rows are computed together.
+ * They define before: the types `ints` (16 int32, or 64 bytes, of a panel) and `floats` (16) with their operations
+ * (i_..., f_...); ON, which compiles a function for the instruction set; TILE_FN, which inlines it too; SET_TILE, the
+ * input rows that the registers hold. The order of every sum is that of refspec/reference/packed_matmul.py: integers
+ * within a block, blocks one after the other, nothing fused. So a result depends neither on the instruction set nor on
+ * how many rows are computed together.
  */
 
 /* Each `rows` below is a constant once inlined, so that the loops over it unroll into registers. */
@@ -14,8 +15,9 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 #endif
 
-/* Products of two float16 numbers are exact in float32: fused or not, the same bits. */
-TILE_FN void tile_f16(float *out, size_t out_stride, bool first, const int rows, const panel_f16 *p, const float *in, size_t numbers, size_t stride) {
+/* The product of two float16 numbers is exact in float32, so a fused multiply-add gives the same bits. */
+TILE_FN void tile_f16(float *out, size_t out_stride, bool first, const int rows, const panel_f16 *p, const float *in,
+                      size_t numbers, size_t stride) {
     floats even[SET_TILE], odd[SET_TILE];
     ROWS even[r] = odd[r] = f_zero();
     size_t k = 0;
@@ -33,7 +35,8 @@ TILE_FN void tile_f16(float *out, size_t out_stride, bool first, const int rows,
     ROWS f_store(out + r * out_stride, f_add(first ? f_zero() : f_load(out + r * out_stride), f_add(even[r], odd[r])));
 }
 
-TILE_FN void tile_q8_0(float *out, size_t out_stride, bool first, const int rows, const panel_q8_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q8_0(float *out, size_t out_stride, bool first, const int rows, const panel_q8_0 *p,
+                       const input_32 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
     ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
@@ -49,7 +52,8 @@ TILE_FN void tile_q8_0(float *out, size_t out_stride, bool first, const int rows
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
-TILE_FN void tile_q4_0(float *out, size_t out_stride, bool first, const int rows, const panel_q4_0 *p, const input_32 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q4_0(float *out, size_t out_stride, bool first, const int rows, const panel_q4_0 *p,
+                       const input_32 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
     ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
@@ -65,9 +69,11 @@ TILE_FN void tile_q4_0(float *out, size_t out_stride, bool first, const int rows
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
-/* Q4_K, and Q5_K where groups hold a `fifth` bit. */
-TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int rows, const uint8_t *panel, const bool fifth, const input_256 *in, size_t blocks, size_t stride) {
-    const size_t size = fifth ? sizeof(panel_q5_k) : sizeof(panel_q4_k), group = fifth ? sizeof(group_q5_k) : sizeof(group_q4_k);
+/* Q4_K, and Q5_K, whose groups hold a `fifth` bit. */
+TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int rows, const uint8_t *panel,
+                        const bool fifth, const input_256 *in, size_t blocks, size_t stride) {
+    const size_t size = fifth ? sizeof(panel_q5_k) : sizeof(panel_q4_k);
+    const size_t group = fifth ? sizeof(group_q5_k) : sizeof(group_q4_k);
     floats total[SET_TILE];
     ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
@@ -76,7 +82,8 @@ TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int row
         ints all[SET_TILE];
         ROWS all[r] = i_set(0);
         for (int g = 0; g < K_GROUPS; g++) {
-            const group_q4_k *p = (const group_q4_k *)((const uint8_t *)(head + 1) + g * group); /* a group_q5_k begins with one */
+            /* a group_q5_k begins with one */
+            const group_q4_k *p = (const group_q4_k *)((const uint8_t *)(head + 1) + g * group);
             ints sum[SET_TILE], scale = i_unsigned_bytes(p->scales), high = i_set(0);
             if (fifth) high = i_load(((const group_q5_k *)p)->hi);
             ROWS sum[r] = i_set(0);
@@ -86,7 +93,8 @@ TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int row
                     x = i_or(x, i_and(i_left(high, 4 - t), 0x10));
                     y = i_or(y, i_and(i_right(high, t), 0x10));
                 }
-                ROWS sum[r] = i_dot(i_dot(sum[r], x, at[r * stride].words[8 * g + t]), y, at[r * stride].words[8 * g + t + 4]);
+                ROWS sum[r] = i_dot(i_dot(sum[r], x, at[r * stride].words[8 * g + t]), y,
+                                    at[r * stride].words[8 * g + t + 4]);
             }
             ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
         }
@@ -102,28 +110,34 @@ TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int row
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
-TILE_FN void tile_q4_k(float *out, size_t out_stride, bool first, const int rows, const panel_q4_k *p, const input_256 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q4_k(float *out, size_t out_stride, bool first, const int rows, const panel_q4_k *p,
+                       const input_256 *in, size_t blocks, size_t stride) {
     tile_q45_k(out, out_stride, first, rows, (const uint8_t *)p, false, in, blocks, stride);
 }
 
-TILE_FN void tile_q5_k(float *out, size_t out_stride, bool first, const int rows, const panel_q5_k *p, const input_256 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q5_k(float *out, size_t out_stride, bool first, const int rows, const panel_q5_k *p,
+                       const input_256 *in, size_t blocks, size_t stride) {
     tile_q45_k(out, out_stride, first, rows, (const uint8_t *)p, true, in, blocks, stride);
 }
 
 /* all += scale times the sums over 16 numbers of group g, words 0..3 of it or, `upper` 4, words 4..7. */
-TILE_FN void half_q6_k(ints *all, const int rows, const group_q6_k *p, int g, const int upper, const input_256 *in, size_t stride) {
+TILE_FN void half_q6_k(ints *all, const int rows, const group_q6_k *p, int g, const int upper, const input_256 *in,
+                       size_t stride) {
     ints sum[SET_TILE], scale = i_signed_bytes(p->scales[upper / 4]);
     ROWS sum[r] = i_set(in[r * stride].offset[2 * g + upper / 4]);
     UNROLLED for (int t = 0; t < 4; t++) {
         const int shift = 2 * ((t + upper) / 2);
         ints low = i_load(p->lo[t]), high = i_load(p->hi[t & 1]);
-        ints x = i_or(i_and(upper ? i_right(low, 4) : low, 0x0f), i_and(shift <= 4 ? i_left(high, 4 - shift) : i_right(high, shift - 4), 0x30));
+        ints four = i_and(upper ? i_right(low, 4) : low, 0x0f);
+        ints two = i_and(shift <= 4 ? i_left(high, 4 - shift) : i_right(high, shift - 4), 0x30);
+        ints x = i_or(four, two);
         ROWS sum[r] = i_dot(sum[r], x, in[r * stride].words[8 * g + t + upper]);
     }
     ROWS all[r] = i_add(all[r], i_mul(sum[r], scale));
 }
 
-TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows, const panel_q6_k *p, const input_256 *in, size_t blocks, size_t stride) {
+TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows, const panel_q6_k *p,
+                       const input_256 *in, size_t blocks, size_t stride) {
     floats total[SET_TILE];
     ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
     for (size_t b = 0; b < blocks; b++) {
@@ -142,7 +156,7 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
 #undef ROWS
 #undef UNROLLED
 
-/* ---- what the dispatcher is given -------------------------------------------------------------------------------- */
+/* ---- the functions of panel_set ---------------------------------------------------------------------------------- */
 
 #define CASE(name, n) case n: tile_##name(out, out_stride, first, n, panel, inputs, blocks, stride); break;
 #if SET_TILE == 8
@@ -150,9 +164,10 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
 #else
 #define MORE_CASES(name)
 #endif
-#define TILES(name)                                                                                                                        \
-    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs, size_t blocks, size_t stride) { \
-        switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) MORE_CASES(name) }                                          \
+#define TILES(name)                                                                                                    \
+    ON static void name(float *out, size_t out_stride, bool first, int rows, const void *panel, const void *inputs,    \
+                        size_t blocks, size_t stride) {                                                                \
+        switch (rows) { CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) MORE_CASES(name) }                     \
     }
 TILES(f16)
 TILES(q4_0)

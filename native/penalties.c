@@ -1,6 +1,6 @@
-/* penalties.c: refspec/reference/penalties.py, bit for bit: what the text so far does to the logits of the next token.
+/* penalties.c: refspec/reference/penalties.py, bit for bit: how the tokens so far change the next token's logits.
  *
- * Changes the row where it lies. Allocates nothing: the caller passes scratch. Legend: V vocabulary, n tokens of history.
+ * Changes the row in place. Allocates nothing: the caller passes scratch. Legend: V vocabulary, n tokens of history.
  */
 #include "refspec.h"
 
@@ -27,7 +27,7 @@ static void count(float *row, const int32_t *tokens, size_t n, const rs_penaltie
     for (size_t i = 0; i < n; i++) counts[tokens[i]]++;
     for (size_t i = 0; i < n; i++) {
         int32_t times = counts[tokens[i]];
-        if (!times) continue; /* had its turn */
+        if (!times) continue; /* done before */
         double x = row[tokens[i]];
         x = x <= 0 ? x * p->repeat : x / p->repeat;
         row[tokens[i]] = (float)(x - times * p->frequency - p->presence);
@@ -35,7 +35,8 @@ static void count(float *row, const int32_t *tokens, size_t n, const rs_penaltie
     }
 }
 
-/* DRY: back to the newest sequence breaker, no breaker is punished; z [n] is working space, longest [V] is 0 before and after. */
+/* DRY: no repetition reaches beyond the newest breaker, and no breaker is punished. z [n] is scratch, longest [V] is 0
+ * before and after. */
 static void dry(float *row, const int32_t *tokens, size_t n, const rs_penalties *p, int32_t *z, int32_t *longest) {
     int32_t length = (int32_t)n, limit = length, allowed = p->dry_allowed_length;
     for (int32_t back = 0; p->breaks && back < length; back++)

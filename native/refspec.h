@@ -1,15 +1,16 @@
-/* refspec.h: the whole public C API of refspec, portable C11.
+/* refspec.h: the whole C API of refspec, portable C11.
  *
- * Scalar kernels under the names of refspec/reference/ops.py and refspec/reference/verify.py, one drafter step, and the hooks that carry hidden
- * states out of llama.cpp. Not an inference engine: llama.cpp runs the models, this file is the reference made fast.
- * The block between the two cdef marks is also the cffi cdef (native/build_ffi.py), so it holds no macro and no #include.
+ * The functions of refspec/reference under their names, and what refspec does between calls of llama.cpp. Not an
+ * inference engine: llama.cpp runs the models. The block between the two cdef marks is also the cffi cdef
+ * (native/build_ffi.py), so it has no macro and no #include.
  *
- * Rules: output first, sizes last; const inputs; the caller owns all memory; no globals, no allocation, no locks: any number
- * of threads may call at once on their own outputs (matmul_hook.c aside, which says what it keeps). Unless a function says so, outputs must not overlap inputs.
- * A row's result never depends on the other rows of the call, bit for bit.
+ * Rules: output first, sizes last; const inputs; the caller owns all memory; no globals, no allocation, no locks, so
+ * any number of threads may call at once on their own outputs (matmul_hook.c is the exception and says what it keeps).
+ * Outputs must not overlap inputs unless a function allows it. A row's result never depends on the other rows of the
+ * call, bit for bit.
  *
- * Shape legend: T rows, W I O F widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V target vocabulary,
- * D draft vocabulary, Ht target width. All matrices are row-major, weights are [outputs, inputs].
+ * Shape legend: T rows, W I O F widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V target
+ * vocabulary, D draft vocabulary, Ht target width. All matrices are row-major, weights are [outputs, inputs].
  */
 #ifndef REFSPEC_H
 #define REFSPEC_H
@@ -18,8 +19,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Compile a function a second time for AVX2 machines, chosen when the module is loaded; the source fixes the order of every sum and
- * nothing is fused, so both give the same bits. Elsewhere, and under sanitizers (which start too late for it), nothing. */
+/* Compiles a function a second time for AVX2; the loader chooses. The source fixes the order of every sum and
+ * nothing is fused, so both give the same bits. Empty on other platforms, and under sanitizers, which start after
+ * the choice. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define RS_FAST __attribute__((target_clones("avx2", "default")))
@@ -27,7 +29,7 @@
 #define RS_FAST
 #endif
 
-/* A helper of such functions: inlined into each copy, because a call would go to code for the older machine. */
+/* A helper of such functions: inlined into both copies, because a call would go to the copy without AVX2. */
 #if defined(__GNUC__)
 #define RS_INLINE static inline __attribute__((always_inline))
 #else
@@ -36,13 +38,13 @@
 
 /* cdef begin */
 
-/* What a function that can fail returns; every other int is documented where it occurs. */
+/* What a function that can fail returns; other ints are documented at their function. */
 enum rs_status {
     RS_OK = 0,
     RS_BAD_TOKEN = -1,   /* token id outside 0..V-1 */
     RS_CACHE_FULL = -2,  /* row index outside the cache */
     RS_BAD_CONFIG = -3,  /* switch value or sizes the kernels cannot run */
-    RS_NOT_FINITE = -4,  /* a NaN where a decision was to be made */
+    RS_NOT_FINITE = -4,  /* a NaN or infinity where a decision was due */
     RS_ENGINE = -5       /* a llama.cpp call failed; its own code is in the struct */
 };
 
@@ -54,7 +56,7 @@ enum rs_residual { RS_RAW = 0, RS_NORMED = 1 };
 /* How this build was compiled: "plain" or "sanitized". */
 const char *rs_build(void);
 
-/* ---- ops.c: refspec/reference/ops.py ---------------------------------------------------------------------------------------- */
+/* ---- ops.c: refspec/reference/ops.py ----------------------------------------------------------------------------- */
 
 /* x [T, W], weight [W] -> out [T, W] = weight * x / sqrt(mean(x^2) + eps). In place allowed (out == x). */
 void rs_rms_norm(float *out, const float *x, const float *weight, float eps, size_t rows, size_t width);
@@ -72,8 +74,8 @@ void rs_softmax(float *out, const float *x, size_t rows, size_t width);
 /* gate, up [n] -> out [n] = gate / (1 + exp(-gate)) * up. In place allowed on either. */
 void rs_swiglu(float *out, const float *gate, const float *up, size_t n);
 
-/* q [T, H, hd], k and v [S, Hkv, hd], visible [T] in 1..S -> out [T, H*hd]; row t reads the first visible[t] cached rows.
- * weights [H, T, S] receives the attention weights, or is NULL; scratch [S] is working space. */
+/* q [T, H, hd], k and v [S, Hkv, hd], visible [T] in 1..S -> out [T, H*hd]; row t reads the first visible[t] cached
+ * rows. weights [H, T, S] receives the attention weights, or is NULL; scratch [S] is working space. */
 void rs_attention(float *out, float *weights, float *scratch, const float *q, const float *k, const float *v,
                   const int64_t *visible, size_t rows, size_t keys, size_t heads, size_t kv_heads, size_t head_dim);
 
@@ -83,63 +85,69 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
 /* Lowest index of the largest of x [n]; -1 - i when x[i] is the first NaN; n must be at least 1. */
 int64_t rs_argmax(const float *x, size_t n);
 
-/* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then untouched. */
+/* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then
+ * untouched. */
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
-/* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature), temperature > 0.
- * Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN, +inf or all -inf. */
+/* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature),
+ * temperature > 0. Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN,
+ * +inf or all -inf. */
 int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n);
 
 /* True when x [n] holds neither NaN nor infinity. */
 bool rs_all_finite(const float *x, size_t n);
 
-/* Feature gathering: src[s] points to state s, T rows of W floats `src_stride` floats apart -> row t of out holds the states
- * side by side, rows `out_stride` floats apart (at least n_states * W). norm_weights[s] points to [W]: every state is RMS-normed
- * on the way (FeatureNorm.PER_STATE); NULL copies. src_stride = W for llama.cpp's layer inputs, n_states * W for rows that were
- * gathered before. In place allowed when the strides are equal and src[s] = out + s * W. */
+/* Feature gathering: src[s] points to state s, T rows of W floats `src_stride` floats apart -> row t of out holds the
+ * states side by side, rows `out_stride` floats apart (at least n_states * W). norm_weights[s] points to [W]: every
+ * state is RMS-normed on the way (FeatureNorm.PER_STATE); NULL copies. src_stride = W for llama.cpp's layer inputs,
+ * n_states * W for rows already gathered. In place allowed when the strides are equal and src[s] = out + s * W. */
 void rs_gather_features(float *out, const float *const *src, const float *const *norm_weights, float eps, size_t rows,
                         size_t n_states, size_t width, size_t src_stride, size_t out_stride);
 
-/* Q8_0 as ggml has it, without its scales: x [n, 32] finite -> out [n, 34] bytes, of which the last 32 of each block are written, and
- * scale [n] = max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
+/* ggml's Q8_0: x [blocks, 32] finite -> out [blocks, 34] bytes, of which the last 32 are written, and scale [blocks] =
+ * max |x| / 127, which the caller stores as float16 in the first two. Rounds halves away from zero. */
 void rs_quantize_q8_0(uint8_t *out, float *scale, const float *x, size_t blocks);
 
-/* ---- packed_matmul.c: refspec/reference/packed_matmul.py ------------------------------------------------------------------------------------- */
+/* ---- packed_matmul.c: refspec/reference/packed_matmul.py --------------------------------------------------------- */
 
-/* The instruction set that multiplies here: "avx512", "avx2", or "" where there is none and llama.cpp is left to itself. */
+/* The instruction set of this processor that is used: "avx512", "avx2", or "" if none is supported. */
 const char *rs_matmul_set(void);
 
-/* Whether a matrix of this ggml_type can be laid out in panels. */
+/* Whether a matrix of this ggml_type can be packed into panels (16 rows side by side, see packed_matmul.h). */
 bool rs_matmul_takes(int32_t type);
 
-/* weights [rows] and inputs [n] rows of `blocks` blocks, as ggml stores them -> out [n, rows], by an instruction set, or number by number ("").
- * scratch [rs_matmul_scratch] is working space. RS_BAD_CONFIG for a type or a set that is not here. */
-int32_t rs_matmul_product(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights, const uint8_t *inputs, size_t n,
-                          size_t rows, size_t blocks);
+/* weights [rows] and inputs [n], rows of `blocks` blocks as ggml stores them -> out [n, rows], by an instruction set
+ * or, if `set` is "", in plain C. scratch [rs_matmul_scratch bytes] is working space. RS_BAD_CONFIG for an unknown type
+ * or set. */
+int32_t rs_matmul(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights,
+                  const uint8_t *inputs, size_t n, size_t rows, size_t blocks);
 size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
 
-/* ---- matmul_hook.c: refspec/llama/matmul_hook.py -------------------------------------------------------------------------- */
+/* ---- matmul_hook.c: refspec/llama/matmul_hook.py ----------------------------------------------------------------- */
 
-/* From now on llama.cpp's products with these matrices [count], ascending addresses of whole tensors in memory, are computed here: their
- * ggml_types (rs_matmul_takes), rows and columns. Returns a number to name them by; negative: too many models, or no memory. */
-int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns, size_t count);
+/* From now on llama.cpp's multiplications by these matrices [count] are computed here: ascending addresses of whole
+ * tensors, their ggml_types (rs_matmul_takes), rows and columns. Returns the index of this set of matrices; negative:
+ * too many sets, or no memory. */
+int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
+                           size_t count);
 
-/* Before their memory is given back, and while nobody multiplies with them. */
+/* Ends that; call it before the weights are freed, while no thread multiplies with them. */
 void rs_matmul_forget(int32_t index);
 
-/* Leaves these matrices to llama.cpp while `on` is false; between two of its computations. */
+/* Leaves these matrices to llama.cpp while `on` is false; not during a computation. */
 void rs_matmul_switch(int32_t index, bool on);
 
-/* How many products of these matrices were computed here; 0 after a computation: llama.cpp does not ask. */
-int64_t rs_matmul_products(int32_t index);
+/* How many multiplications were computed here; 0 after a computation means that llama.cpp does not call the hook. */
+int64_t rs_matmul_calls(int32_t index);
 
-/* llama.cpp's own functions of the names that are answered here, for all other products (0: it has none): llamafile_sgemm, and
- * ggml_compute_forward_mul_mat_tiled, which is given a product as a ggml_tensor: `at` bytes into it is the address of its matrix, whose weights
- * ggml_get_data tells (0: not known, and that function is left to llama.cpp). rs_matmul_entry is the first of them here. */
+/* llama.cpp's own functions under the hooked names, for all other matrices (0: it has none): llamafile_sgemm, and
+ * ggml_compute_forward_mul_mat_tiled, which gets a ggml_tensor; `at` bytes into that is the address of the matrix,
+ * whose weights ggml_get_data returns (0: unknown, and that function is left to llama.cpp). rs_matmul_entry is the
+ * address of llamafile_sgemm here. */
 void rs_matmul_others(uintptr_t function, uintptr_t tiled_function, uintptr_t get_data_function, size_t at);
 uintptr_t rs_matmul_entry(void);
 
-/* ---- penalties.c: refspec/reference/penalties.py ------------------------------------------------------------------------------- */
+/* ---- penalties.c: refspec/reference/penalties.py ----------------------------------------------------------------- */
 
 typedef struct rs_penalties {
     double repeat, presence, frequency, dry_multiplier, dry_base;
@@ -147,21 +155,22 @@ typedef struct rs_penalties {
     bool counting, dry;            /* Penalties.counting, Penalties.dry */
     const int8_t *breaks;          /* [V] above 0: a sequence breaker; NULL: there are none */
     int32_t *scratch;              /* [V] zeros before and after */
-    int32_t *lengths;              /* working space for as many numbers as the longest history has tokens */
+    int32_t *lengths;              /* scratch, one number per token of the longest history */
 } rs_penalties;
 
 /* row [V] = logits of the token that follows history [n], tokens below V, under the penalties. */
 void rs_penalize(float *row, const int32_t *history, size_t n, const rs_penalties *penalties);
 
-/* ---- eagle3.c: refspec/reference/eagle3.py ------------------------------------------------------------------------- */
+/* ---- eagle3.c: refspec/reference/eagle3.py ----------------------------------------------------------------------- */
 
-/* Threads that share the outputs of a large matrix: those of the OpenMP library that llama.cpp uses, so that they are the same ones,
- * as addresses (refspec/llama/openmp.py). */
+/* Threads that share the outputs of a large matrix, as addresses of functions of the OpenMP library that llama.cpp
+ * uses, so that they are the same threads (refspec/llama/openmp.py). */
 typedef struct rs_team {
     void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
     int (*rank)(void);   /* omp_get_thread_num */
     int (*size)(void);   /* omp_get_num_threads */
-    unsigned threads;    /* to ask for; always as many, because GNU OpenMP ends the threads that a smaller team leaves over */
+    /* to ask for; constant, because GNU OpenMP ends the threads that a smaller team does not use */
+    unsigned threads;
 } rs_team;
 
 typedef struct rs_eagle3_config {
@@ -184,12 +193,14 @@ typedef struct rs_eagle3_config {
     const rs_team *team;    /* NULL: the calling thread alone; results are the same bits */
 } rs_eagle3_config;
 
-/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's own functions for it, passed as
- * addresses (refspec/llama/vec_dot.py). Then a product packs its input once and takes one dot product per output, as llama.cpp does. */
+/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's functions for it,
+ * passed as addresses (refspec/llama/vec_dot.py). A multiplication then quantizes its input once and takes one dot
+ * product per output, as llama.cpp does. */
 typedef struct rs_matrix {
-    const void *data;              /* NULL: there is no such matrix */
+    const void *data;              /* NULL: absent */
     size_t row_bytes;
-    void (*dot)(int32_t n, float *out, size_t, const void *row, size_t, const void *packed, size_t, int32_t); /* NULL: float32 */
+    /* NULL: float32 */
+    void (*dot)(int32_t n, float *out, size_t, const void *row, size_t, const void *packed, size_t, int32_t);
     void (*pack)(const float *x, void *packed, int64_t n); /* NULL: dot takes float32 */
     void (*unpack)(const void *row, float *x, int64_t n);  /* a row as float32, for embeddings; NULL: it is */
 } rs_matrix;
@@ -217,7 +228,8 @@ typedef struct rs_eagle3_weights {
     const float *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias, *output_bias;
 } rs_eagle3_weights;
 
-/* RS_OK, or RS_BAD_CONFIG when a size is 0, the heads do not divide, a switch is unknown or a needed pointer is NULL. */
+/* RS_OK, or RS_BAD_CONFIG when a size is 0, the heads do not divide, a switch is unknown or a needed pointer is
+ * NULL. */
 int32_t rs_eagle3_check(const rs_eagle3_config *config, const rs_eagle3_weights *weights);
 
 /* Floats of scratch that rs_eagle3_encode and rs_eagle3_step need. */
@@ -227,49 +239,53 @@ size_t rs_eagle3_scratch(const rs_eagle3_config *config);
 void rs_eagle3_encode(float *state, float *scratch, const rs_eagle3_config *config, const rs_eagle3_weights *weights,
                       const float *feature);
 
-/* One drafter step for one row: reads keys/values of cache rows 0..row-1, writes row `row`, and returns
- * logits [D] (NULL to skip the head), the block output hidden [H], and the state [H] for the next row (either may be NULL; where
- * nothing at all is asked for, only the row's key and value are computed).
- * k_cache, v_cache [capacity, nkv, hd]; attn_weights [nh, row+1] or NULL. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
-int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache, float *attn_weights,
-                       float *scratch, const rs_eagle3_config *config, const rs_eagle3_weights *weights, int64_t token,
-                       const float *state, int64_t position, size_t row);
+/* One drafter row: reads keys and values of cache rows 0..row-1, writes those of `row`, and returns logits [D] (NULL
+ * skips the head), the block output hidden [H] and the state [H] for the next row, each if not NULL; if all are NULL
+ * only the key and value are computed. k_cache, v_cache [capacity, nkv, hd]; attn_weights [nh, row+1] or NULL. RS_OK,
+ * RS_BAD_TOKEN or RS_CACHE_FULL. */
+int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k_cache, float *v_cache,
+                       float *attn_weights, float *scratch, const rs_eagle3_config *config,
+                       const rs_eagle3_weights *weights, int64_t token, const float *state, int64_t position,
+                       size_t row);
 
-/* One drafter with its rows, for chains: `rs_chain` below without llama.cpp. Buffers are the caller's. */
+/* A drafter with its rows, for chains; `rs_chain` below is the same in llama.cpp. The caller owns the buffers. */
 typedef struct rs_eagle3_chain {
     const rs_eagle3_config *config;
     const rs_eagle3_weights *weights;
     float *k_cache, *v_cache;      /* [capacity, nkv, hd] */
     float *scratch;                /* rs_eagle3_scratch floats */
-    float *true_logits, *true_state;       /* [D] and [H]: outputs of the last true row, and the state for the next row */
-    float *drafted_logits, *drafted_state; /* the same of the last drafted row */
+    float *true_logits, *true_state;       /* [D] and [H]: logits of the last true row, and the state it hands on */
+    float *drafted_logits, *drafted_state; /* the same of the last chained row */
     const int32_t *d2t;            /* [D] target ids, or NULL: draft ids are target ids */
-    const float *logits, *state;   /* outputs of the row to draft after: the true ones, or the drafted ones */
-    const rs_penalties *penalties; /* tokens are chosen under these; NULL: there are none */
-    int32_t *text;                 /* tokens by position: the text's, then drafted ones, written here */
-    size_t counted_from, decided;  /* positions below the first do not count; the text has this many tokens before the draft */
+    const float *logits, *state;   /* of the row to draft after: the true ones, or the drafted ones */
+    const rs_penalties *penalties; /* draft tokens are chosen under these; or NULL */
+    int32_t *text;                 /* tokens by position: the output's, then draft tokens, written here */
+    size_t counted_from, decided;  /* the first position that counts; the number of tokens before the draft */
     float *row, *penalized;        /* [V] and [D] of working space */
 } rs_eagle3_chain;
 
 /* True rows first..first+T-1 from tokens [T] and features [T, n_states*Ht]; drafting continues after the last of them.
  * RS_OK, RS_BAD_TOKEN, RS_CACHE_FULL or RS_NOT_FINITE (a feature), all of them before a row is written. */
-int32_t rs_eagle3_extend(rs_eagle3_chain *chain, const int32_t *tokens, const float *features, size_t rows, size_t first);
+int32_t rs_eagle3_extend(rs_eagle3_chain *chain, const int32_t *tokens, const float *features, size_t rows,
+                         size_t first);
 
-/* The same, and how sure the drafter is: the mean over these rows of the log probability of the likeliest token after each, penalties left out;
- * NaN without a row. The statuses of rs_eagle3_extend, RS_NOT_FINITE for logits too; rows may then be written. */
-int32_t rs_eagle3_survey(rs_eagle3_chain *chain, double *sureness, const int32_t *tokens, const float *features, size_t rows, size_t first);
+/* rs_eagle3_extend, and the mean over these rows of the log-probability of the likeliest token after each, without
+ * penalties; NaN if T = 0. The statuses of rs_eagle3_extend, and RS_NOT_FINITE for logits; rows may then be written. */
+int32_t rs_eagle3_survey(rs_eagle3_chain *chain, double *mean_log_probability, const int32_t *tokens,
+                         const float *features, size_t rows, size_t first);
 
-/* One drafted row: token, after the row that chain->state came from. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
+/* One chained row: token, with chain->state. RS_OK, RS_BAD_TOKEN or RS_CACHE_FULL. */
 int32_t rs_eagle3_follow(rs_eagle3_chain *chain, int32_t token, size_t row);
 
-/* Chain of k argmax draft tokens, k - 1 rows from `first` on: tokens [k], a target's ids, with their probabilities confidence [k].
- * RS_OK, RS_CACHE_FULL or RS_NOT_FINITE (logits). */
+/* A chain of k argmax draft tokens, k - 1 rows from `first` on: tokens [k] as target ids, with their probabilities
+ * confidence [k]. RS_OK, RS_CACHE_FULL or RS_NOT_FINITE (logits). */
 int32_t rs_eagle3_draft(rs_eagle3_chain *chain, int32_t *tokens, float *confidence, size_t k, size_t first);
 
 /* The feedback rule alone: h [H] -> out [H] = RMSNorm(h; output_norm) if post_norm, else h. In place allowed. */
-void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm, size_t width);
+void rs_draft_feedback(float *out, const float *h, const float *output_norm, float eps, int32_t post_norm,
+                       size_t width);
 
-/* ---- hooks.c: hidden states out of llama.cpp ---------------------------------------------------------------------- */
+/* ---- hooks.c: hidden states out of llama.cpp --------------------------------------------------------------------- */
 
 struct ggml_tensor;
 
@@ -280,10 +296,12 @@ enum rs_capture_error {
     RS_CAPTURE_WIDTH = 3      /* its size is no multiple of `width` */
 };
 
-/* user_data of rs_eval_callback. The functions are llama.cpp's own, passed as addresses: no ggml header is needed to build. */
+/* user_data of rs_eval_callback. The functions are llama.cpp's, passed as addresses: no ggml header is needed to
+ * build. */
 typedef struct rs_capture {
     const char *(*get_name)(const struct ggml_tensor *tensor);                                   /* ggml_get_name */
-    void (*tensor_get)(const struct ggml_tensor *tensor, void *data, size_t offset, size_t size); /* ggml_backend_tensor_get */
+    /* ggml_backend_tensor_get */
+    void (*tensor_get)(const struct ggml_tensor *tensor, void *data, size_t offset, size_t size);
     int64_t (*nelements)(const struct ggml_tensor *tensor);                                       /* ggml_nelements */
     size_t (*nbytes)(const struct ggml_tensor *tensor);                                           /* ggml_nbytes */
     const char *const *names;  /* n_states tensor names wanted, e.g. "l_out-3" */
@@ -294,8 +312,9 @@ typedef struct rs_capture {
     int32_t error_state;       /* which state it happened at */
 } rs_capture;
 
-/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer (a decode of several micro-batches
- * calls it several times). Never writes past `capacity`, never cancels the computation: look at `error` afterwards. */
+/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer (a decode of several
+ * micro-batches calls it several times). Never writes past `capacity` and never cancels the computation; look at
+ * `error` afterwards. */
 bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 
 /* Start a new decode: forget rows and error. */
@@ -365,15 +384,16 @@ int32_t rs_chain_extend(rs_chain *chain, const int32_t *tokens, const float *fea
  * positions first... RS_OK, RS_NOT_FINITE (logits) or RS_ENGINE. */
 int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size_t k, int32_t first);
 
-/* ---- sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py (probabilities are double) ----------------------------- */
+/* ---- sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py (probabilities are double) -------- */
 
 enum rs_sampling_status {
-    RS_BAD_LAW = -6,  /* not a law: a sum that is not 1, a negative probability, or a drafted token with q = 0 */
+    RS_BAD_LAW = -6,  /* a sum that is not 1, a negative probability, or a draft token with q = 0 */
     RS_BAD_COIN = -7, /* a coin outside [0, 1) */
-    RS_BAD_TREE = -8  /* a parent that does not stand before its child */
+    RS_BAD_TREE = -8  /* a parent that does not precede its child */
 };
 
-/* refspec.reference.sampling.Sampler, already validated there. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
+/* refspec.reference.sampling.Sampler, which validates it. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is
+ * argmax. */
 typedef struct rs_sampler {
     double temperature, top_p, min_p;
     int32_t top_k;
@@ -382,14 +402,15 @@ typedef struct rs_sampler {
     const double *bias_values;  /* [n_bias] finite or -inf */
 } rs_sampler;
 
-/* In all of these p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
- * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_LAW, RS_BAD_COIN. The
- * Python function of the same name raises for the same input with the reason in words. Bits equal the Python's. */
+/* Below, p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
+ * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_LAW,
+ * RS_BAD_COIN. The Python function of the same name raises for the same input with the reason in words. Bits equal the
+ * Python's. */
 
 /* The uniform multiple of 2^-53 in [0, 1) that belongs to (seed, output position, stream). */
 double rs_coin(uint64_t seed, uint64_t position, uint64_t stream);
 
-/* logits [V] -> p [V], the target's law. RS_OK or a status. */
+/* logits [V] -> p [V], the target's distribution. RS_OK or a status. */
 int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sampler *sampler, size_t vocab);
 
 /* Lowest index whose cumulative probability exceeds coin * sum(p), or a status. */
@@ -401,8 +422,8 @@ int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, d
 /* p, q [V] -> rest [V] = max(p - q, 0) normalised, p when nothing is left. In place allowed (rest == p). */
 void rs_residual(double *rest, const double *p, const double *q, size_t vocab);
 
-/* logits: k+1 pointers to [V]; draft [k], coins [k+1] -> tokens [k+1], of which accepted + 1 are written. Returns the number
- * accepted or a status. Rows after the first mismatch are not read. */
+/* logits: k+1 pointers to [V]; draft [k], coins [k+1] -> tokens [k+1], of which accepted + 1 are written. Returns the
+ * number accepted or a status. Rows after the first mismatch are not read. */
 int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, const int32_t *draft,
                                 const rs_sampler *sampler, const double *coins, double *p, int32_t *order, size_t k,
                                 size_t vocab);
@@ -442,17 +463,19 @@ typedef struct rs_verifier {
  * positions are still held), or RS_ENGINE where they could not be removed. */
 int32_t rs_verify_step(rs_verifier *verifier, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
 
-/* ---- tree.c: refspec/reference/tree_verify.py --------------------------------------------------------------------------------- */
+/* ---- tree.c: refspec/reference/tree_verify.py -------------------------------------------------------------------- */
 
-/* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V], row 0 the
- * pending token's, row i + 1 node i's; path [h] receives the nodes that stand, tokens [h+1] their tokens and one more, h the height
- * of the tree. They return the number of nodes that stand or a status. coins [h+1], one per level. */
+/* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V],
+ * row 0 the pending token's, row i + 1 node i's; path [h] receives the accepted nodes, tokens [h+1] their tokens and
+ * one more, h the height of the tree. They return the number of accepted nodes or a status. coins [h+1], one per
+ * level. */
 int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                      const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
                                      int32_t *order, size_t n_nodes, size_t vocab);
 
-/* Siblings drawn without replacement from laws[row of the parent], N+1 pointers to [V], NULL where nothing follows;
- * accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is working space. */
+/* For siblings drawn without replacement from laws[row of the parent], N+1 pointers to [V], NULL for a row
+ * without children; accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is
+ * working space. */
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                  const int32_t *parents, const double *const *laws, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,

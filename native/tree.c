@@ -67,7 +67,7 @@ int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *co
     int32_t node = ROOT;
     for (int32_t level = 0;; level++) {
         size_t child = next_child(parents, node, (size_t)(node + 1), n_nodes);
-        if (child == n_nodes) { /* nothing follows: the target's law decides */
+        if (child == n_nodes) { /* no children: draw from the target's distribution */
             tokens[level] = rs_sample(logits[node + 1], sampler, residual_coins[level], p, order, vocab);
             return tokens[level] < 0 ? tokens[level] : level;
         }
@@ -84,7 +84,7 @@ int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *co
             rs_residual(p, p, q, vocab);
             rs_without(q, token, vocab);
         }
-        if (child == n_nodes) { /* no sibling stands */
+        if (child == n_nodes) { /* no sibling is accepted */
             tokens[level] = rs_invert_cdf(p, residual_coins[level], vocab);
             return tokens[level] < 0 ? tokens[level] : level;
         }

@@ -1,8 +1,8 @@
 """The pair that comes with the package: where its files are, and the settings measured to suit it.
 
 Not a loader. `refspec/models/defaults.json` holds what was chosen from measured costs (draft_max, threads,
-threads_batch); a key that is absent falls back to the defaults of `api.load`. `penalties` in it keeps so small a model
-from repeating itself.
+threads_batch); a key that is absent falls back to the defaults of `refspec.load`. `penalties` in it keeps so small a
+model from repeating itself.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ def defaults() -> dict[str, Any]:
 
 
 def penalties() -> Penalties:
-    """What the embedded pair's text is decided under, unless something else is asked for."""
+    """Penalties that the embedded pair decodes under, unless others are asked for."""
     return Penalties(**defaults().get("penalties", {}))

@@ -1,4 +1,4 @@
-"""Random rows as ggml packs them: any bits for codes, scales that are numbers."""
+"""Random rows in ggml's formats: any bits for codes, finite scales."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCALES_AT = {2: (0,), 8: (0,), 12: (0, 2), 13: (0, 2), 14: (208,)}  # float16 nu
 
 
 def weights_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    """[rows, bytes of a row]; of float16 `blocks` numbers a row."""
+    """[rows, bytes of a row]; a float16 row has `blocks` numbers."""
     rng = np.random.default_rng(seed)
     if kind == packed_matmul.F16:
         return rng.standard_normal((rows, blocks)).astype(np.float16).view(np.uint8)
@@ -22,7 +22,7 @@ def weights_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[n
 
 
 def inputs_of(kind: int, rows: int, blocks: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    """[rows, bytes of a row] of the type that ggml makes inputs into: codes of -127..127, and for K types their sums."""
+    """[rows, bytes of a row] of the type that inputs are quantized to: codes of -127..127; K types: and their sums."""
     rng, other = np.random.default_rng(seed), packed_matmul.KINDS[kind][2]
     if other == packed_matmul.F16:
         return rng.standard_normal((rows, blocks)).astype(np.float16).view(np.uint8)

@@ -181,8 +181,6 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
         note("plain generation: " + ("--no-spec" if o["no_spec"] else "--draft-max is 0"))
     if session.chat_template is None and not o["raw"]:
         note(f"{session.name} has no chat template: the prompt is used as it is")
-    if o["reproducible"] == "f32" and not session.bit_strict:
-        note("--reproducible f32: the weights are not all F32, so batches of other sizes still round differently")
     before = session.policy.remembered if session.policy is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
         learned = f", as learned from {before} output{'s' * (before > 1)} before" if before else ""

@@ -242,19 +242,7 @@ def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, A
     asked = {name: o[name] for name in alike}
     asked |= {"draft_max": o.get("draft_max"), "tree": o.get("tree")}
     asked |= {"adaptive": None if chooses else bool(o["adaptive"]), "tuned": not o["no_tune"]}
-    return _for_the_old_load(asked)
-
-
-# --- Delete, with the call above, when `refspec.load` takes `matmul` and `reproducible`. ---
-def _for_the_old_load(asked: dict[str, Any]) -> dict[str, Any]:
-    matmul, reproducible = asked.pop("matmul"), asked.pop("reproducible")
-    asked["panels"] = {"auto": None, "refspec": True}.get(matmul, False)
-    asked["repack"] = {"repack": True, "stored": False}.get(matmul)
-    asked["exact"], asked["strict"] = reproducible == "exact", reproducible == "f32"
     return asked
-
-
-# --- until here ---
 
 
 def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
@@ -262,22 +250,9 @@ def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
     import refspec
 
     session = refspec.load(o["model"], o["drafter"], **options_for_load(o, chooses=chooses))
-    for said in notes_of(session):
+    for said in session.notes:
         note(said)
     return session
-
-
-def notes_of(session: Session) -> list[str]:
-    """What a user should be told of how the models run (`Session.notes`, once it has them all)."""
-    from refspec.evaluate.tune_report import settings
-    from refspec.llama import open_pair
-
-    said = open_pair.notes(session.target, session.drafter)
-    if session.tuned.record:
-        said.append(f"as tuned: {settings(session.tuned.record['chosen'])} (--no-tune ignores it, options win)")
-    elif session.tuned.why:
-        said.append(session.tuned.why)
-    return said
 
 
 def check_names_file(out: str) -> None:

@@ -101,6 +101,6 @@ def verify(
                 + [line for each in laws for line in sampled_law.describe(each)]
             )
         )
-    broken = session.bit_strict and any(r.differences for r in results)
+    broken = session.batch_invariant and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in laws)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)

@@ -1,26 +1,23 @@
 """One run in progress: the decode cycle's steps made into text, with the statistics that go with it.
 
-Not the cycle (`speculate.py`) and not a session (`api.py`), which starts one.
+Not the cycle (`cycle.py`) and not a session (`refspec/session.py`), which starts one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from refspec.decoding.cycle import prefill, speculate
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.penalized_target import under
+from refspec.decoding.target import Target
 from refspec.decoding.text import Utf8Stream
 from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
 from refspec.reference.metrics import Seconds, Statistics, Step
-from refspec.reference.sampling import Sampler
-
-if TYPE_CHECKING:
-    from refspec.adaptive.policy import ChainPolicy
-    from refspec.session import Session
 
 
 class Event(NamedTuple):
@@ -30,63 +27,98 @@ class Event(NamedTuple):
     step: Step
 
 
+class Latest:
+    """Which generation on a target was started last; it keeps none of them alive."""
+
+    def __init__(self) -> None:
+        self._generation: weakref.ref[Generation] | None = None
+
+    def start(self, generation: Generation) -> None:
+        """This one is the last from now on."""
+        self._generation = weakref.ref(generation)
+
+    def __call__(self, generation: Generation) -> bool:
+        """Whether none was started after this one."""
+        return self._generation is not None and self._generation() is generation
+
+
 class Generation(Iterator[Event]):
     """One run in progress: iterate Events, one per verify step; every attribute is current at any moment.
 
-    text        str   what the Events gave so far; a character whose bytes are not all decided yet is not in it
+    It keeps the models alive as long as it is referenced, and not the session: a session may be dropped before its
+    last generation is read. No generation is part of a reference cycle, so models are freed with the last reference.
+
+    text        str   what the Events gave so far, without a character whose bytes are not all decided yet
     tokens      [n]   ids decided so far, an end-of-generation token included
     prompt      [N]   ids the run began with
     target            the session's, under the sampler's penalties
-    statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context or interrupted
+    statistics        counts and seconds so far; `statistics.stop` says why it ended: length, end, context, interrupted
     """
 
     def __init__(
-        self, session: Session, prompt: Sequence[int], drafter: Drafter | None, options: dict[str, object]
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        prompt: Sequence[int],
+        options: Mapping[str, Any],
+        *,
+        trees: bool,
+        is_latest: Latest,
     ) -> None:
+        """`options` are those of `speculate`, or with `trees` of `speculate_tree`."""
         self.text = ""
         self.tokens: list[int] = []
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
-        self._session, self._drafter, self._options = session, drafter, options
-        self.target = under(session.target, cast(Sampler, options["sampler"]).penalties, prompt)
-        self._stopping = False
-        self._events = self._run()
-
-    def __next__(self) -> Event:
-        return next(self._events)
+        self.target = under(target, options["sampler"].penalties, prompt)
+        self._drafter, self._options, self._trees, self._is_latest = drafter, options, trees, is_latest
+        self._steps: Iterator[Step] | None = None  # once the prompt has been read
+        self._stream = Utf8Stream()
+        self._stopping = self._ended = False
+        is_latest.start(self)
 
     def stop(self) -> None:
         """End after the call under way, keeping what was generated; safe to call from a signal handler."""
         self._stopping = True
 
-    def _run(self) -> Iterator[Event]:
-        target, statistics, session = self.target, self.statistics, self._session
-        began = perf_counter()
-        policy = cast("ChainPolicy | None", self._options.get("policy"))
-        for _ in prefill(target, self._drafter, self.prompt, expect=None if policy is None else policy.expect):
-            if self._stopping:
-                statistics.stop = "interrupted"
-                return
-        statistics.prompt_seconds = perf_counter() - began
-        stream = Utf8Stream()
-        cycle: Any = speculate if self._drafter is None or session.tree is None else speculate_tree
-        steps: Iterator[Step] = cycle(target, self._drafter, self.prompt[-1], **self._options)
-        for step in steps:
-            began = perf_counter()
-            text = stream.push(b"".join([target.token_to_bytes(t) for t in step.tokens if t not in target.end_tokens]))
-            if step.stop is not None:
-                text += stream.close()
-            self.text += text
-            self.tokens += step.tokens
-            # Making text is refspec's work too; what the caller does with it is not.
-            target_s, drafter_s, other_s = step.seconds
-            step = step._replace(seconds=Seconds(target_s, drafter_s, other_s + perf_counter() - began))
-            statistics.add(step)
-            statistics.stop = step.stop or "interrupted"
-            yield Event(text, step)
-            if self._stopping and step.stop is None:
-                return
-            if session.current is not self:
-                raise UsageError("this generation was ended by a later one on the same session; open a second session")
-        if not self.tokens:
-            statistics.stop = "length"
+    def __next__(self) -> Event:
+        """Run one verify step, the prompt before the first; UsageError after a later generation was started."""
+        if self._ended:
+            raise StopIteration
+        self._ended = True  # unless this step succeeds and another follows
+        if not self._stopping and not self._is_latest(self):
+            raise UsageError("this generation was ended by a later one on the same session; open a second session")
+        step = self._next_step()
+        if step is None:
+            raise StopIteration
+        self._ended = step.stop is not None
+        began, ends = perf_counter(), self.target.end_tokens
+        text = self._stream.push(b"".join([self.target.token_to_bytes(t) for t in step.tokens if t not in ends]))
+        if self._ended:
+            text += self._stream.close()
+        self.text += text
+        self.tokens += step.tokens
+        # Making text is refspec's work too; what the caller does with it is not.
+        target_s, drafter_s, other_s = step.seconds
+        step = step._replace(seconds=Seconds(target_s, drafter_s, other_s + perf_counter() - began))
+        self.statistics.add(step)
+        self.statistics.stop = step.stop or "interrupted"
+        return Event(text, step)
+
+    def _next_step(self) -> Step | None:
+        """The next verify step; None where the run ends without one."""
+        if self._steps is None:
+            began, policy = perf_counter(), self._options.get("policy")
+            for _ in prefill(self.target, self._drafter, self.prompt, expect=policy.expect if policy else None):
+                if self._stopping:
+                    break
+            self.statistics.prompt_seconds = perf_counter() - began
+            cycle: Any = speculate_tree if self._trees else speculate
+            self._steps = cycle(self.target, self._drafter, self.prompt[-1], **self._options)
+        if self._stopping:
+            self.statistics.stop = "interrupted"
+            return None
+        step = next(self._steps, None)
+        if step is None:  # no token was wanted
+            self.statistics.stop = "length"
+        return step

@@ -1,16 +1,17 @@
 """Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best
 setting chosen.
 
-Not a benchmark of text: `bench` runs prompts. The settings are tried one after another, not every combination: first
-flash attention, cache type and how weights lie on all threads, then the numbers of threads on the best of them.
-Acceptance is counted once, because no setting changes it beyond rounding. For a setting with costs c(r) of r rows
-together, and the drafter's per cycle (`costs.Costs`),
+Not a benchmark of prompts: `bench` is. The settings are tried one after another, not every combination: first flash
+attention, cache type and who multiplies, on all threads, then the numbers of threads on the best of them. Acceptance is
+counted once, because no setting changes it beyond rounding. With costs c(r) of r tokens verified together, and the
+drafter's per verify step (`adaptive/costs.py`),
 
-    predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o),    tau(k) = 1 + sum of accepted shares
+    predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o)
+    tau(k)                               =  1 + sum of accepted shares
 
 with o and o_plain refspec's own time in a step, which on a small model is not small.
 
-Where two rows cost less than one, a single row is run beside a copy of itself, and c(1) above is c(2).
+Where two tokens cost less than one, a single token is run beside a copy of itself, and c(1) above is c(2).
 
 A cache in q8_0 rounds keys and values: it is shown, and never chosen without being asked for.
 """
@@ -26,7 +27,6 @@ from refspec import embedded
 from refspec.errors import BackendError, RefspecError
 from refspec.evaluate import speed
 from refspec.evaluate.prompts import built_in
-from refspec.evaluate.tune_report import layout
 from refspec.gguf.io import read_gguf_header
 from refspec.llama import open_pair
 from refspec.llama.amx import repacking_works
@@ -34,14 +34,14 @@ from refspec.llama.context import default_threads
 from refspec.llama.target import DEFAULT_N_CTX
 from refspec.llama.weights import why_not
 from refspec.reference.metrics import Statistics
-from refspec.session import GREEDY, Session
+from refspec.session import GREEDY, Session, load
 from refspec.tuning import step_costs, store
 from refspec.tuning.step_costs import MOST
 
 ROUNDS = 3
 PROMPTS, TOKENS = 6, 64  # for the acceptance: a prompt of each built-in kind, or the easy ones alone decide the verdict
 NEVER_CHOSEN = ("q8_0",)
-PAIRED = 0.95  # of a single row's cost, at which a pair is worth it
+PAIRED = 0.95  # of a single token's cost, at which a pair is worth it
 
 Setting = dict[str, Any]
 
@@ -64,24 +64,24 @@ def run(
     with its reason. Costs are those `after` so many tokens of context, 128 or what fits if not given: attention's part
     grows, and not alike in all forms.
 
-    Raises what `api.load` raises, and RefspecError where the context is too small to measure in.
+    Raises what `load` raises, and RefspecError where the context is too small to measure in.
     """
     if model is None:
         model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
     names = {"model": model, "drafter": drafter, "n_ctx": n_ctx, "gpu_layers": gpu_layers}
     cores = threads or default_threads()
-    layouts: list[Setting] = [{"panels": True, "repack": None}] if why_not() is None and not gpu_layers else []
-    layouts += [{"panels": False, "repack": repack} for repack in ((True, False) if repacking_works() else (False,))]
+    kernels = ["auto"] if why_not() is None and not gpu_layers else []  # then refspec's
+    kernels += ["repack", "stored"] if repacking_works() else ["stored"]
     forms: list[Setting] = [
-        {"flash_attn": flash, "kv_type": kv, **held}
-        for held in layouts
+        {"flash_attn": flash, "kv_type": kv, "matmul": matmul}
+        for matmul in kernels
         for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16"), ("on", "q8_0"))
     ]
     counts = sorted({1, *(n for n in (2, 4, 6, 8, 12, 16, 24, 32) if n < cores), cores})
-    total, load = len(forms) + len(counts), speed.ForeignLoad()
+    total, foreign = len(forms) + len(counts), speed.ForeignLoad()
     tried: list[Setting] = []
     seen = Seen([], 0.0, 0.0)
-    refused = [] if repacking_works() else ["repacked: the AMX kernels of this llama.cpp crash on this processor"]
+    refused = [] if repacking_works() else ["repack: the AMX kernels of this llama.cpp crash on this processor"]
     for i, form in enumerate(forms):
         progress(i, total, describe_form(form))
         try:
@@ -96,7 +96,7 @@ def run(
                 seen = acceptance(session)
             tried.append(form | {"threads": cores, "threads_batch": cores} | _priced(session, rounds, seen, after))
     best = max((s for s in tried if s["kv_type"] not in NEVER_CHOSEN), key=lambda s: s["tokens_per_second"])
-    form = {name: best[name] for name in ("flash_attn", "kv_type", "panels", "repack")}
+    form = {name: best[name] for name in ("flash_attn", "kv_type", "matmul")}
     by_count: dict[int, Setting] = {}
     for i, n in enumerate(counts, start=len(forms)):
         progress(i, total, f"{n} threads")
@@ -117,9 +117,9 @@ def run(
         "chosen": chosen,
         "costs": {"target": {str(r): t for r, t in rows.items()}, **{n: costs[n] for n in ("switch", "feed", "draft")},
                   "own": seen.own, "own_plain": seen.own_plain},
-        "settings": tried, "refused": refused, "accepted": seen.accepted, "predicted": final["by_length"], "speedup": final["speedup"],
-        "paired": paired,
-        "foreign_cores": load.cores(), "cores": os.cpu_count(),
+        "settings": tried, "refused": refused, "accepted": seen.accepted, "predicted": final["by_length"],
+        "speedup": final["speedup"], "paired": paired,
+        "foreign_cores": foreign.cores(), "cores": os.cpu_count(),
     }  # fmt: skip
     if after:
         record["after"] = after
@@ -140,11 +140,10 @@ def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | N
 
 
 def paired_rows(rows: dict[int, float]) -> tuple[dict[int, float], float]:
-    """Costs by rows with a single row run in a pair if that pays, and the factor by which it makes plain decoding
-    faster, 0 where it does not.
+    """Costs with a single token run in a pair if that pays, and how much faster that makes plain decoding, else 0.
 
-    llama.cpp multiplies several rows by other kernels than one, and of some weights on some processors two rows cost
-    less than one.
+    llama.cpp multiplies with several tokens by other kernels than with one, and of some weights on some processors two
+    tokens cost less than one.
     """
     if rows.get(2, math.inf) > PAIRED * rows[1]:
         return rows, 0.0
@@ -160,10 +159,7 @@ class Seen(NamedTuple):
 
 
 def verdict(rows: dict[int, float], feed: float, draft: float, seen: Seen) -> dict[str, Any]:
-    """{by_length: predicted speedup of draft lengths 1..K, best:
-
-    length (0 = plain decoding), speedup, tokens_per_second}.
-    """
+    """{by_length: predicted speedup of draft lengths 1..K, best: length (0 is plain), speedup, tokens_per_second}."""
     out, tau, plain = [], 1.0, rows[1] + seen.own_plain
     for k, share in enumerate(seen.accepted, start=1):
         tau += share
@@ -181,9 +177,7 @@ def _priced(session: Session, rounds: int, seen: Seen, after: int | None) -> Set
 
 
 def _session(names: dict[str, Any], setting: Setting) -> Session:
-    from refspec.session import load
-
-    return load(**names, **setting, draft_max=MOST)
+    return load(**names, **setting, draft_max=MOST, adaptive=False, tuned=False)
 
 
 def acceptance(session: Session) -> Seen:
@@ -212,14 +206,11 @@ def acceptance(session: Session) -> Seen:
 
 def describe_form(form: Setting) -> str:
     """A form in a few words, for the progress bar."""
-    return f"flash {form['flash_attn']}, {form['kv_type']}, {layout(form)}"
+    return f"flash {form['flash_attn']}, {form['kv_type']}, matmul {form['matmul']}"
 
 
 def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:
-    """Predicted speedup of a run that decided `tokens` tokens with windows[k] steps of k drafted tokens;
-
-    None where unknown.
-    """
+    """Predicted speedup of `tokens` tokens decided in windows[k] steps of k drafted tokens; None if unknown."""
     costs = record["costs"]
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):

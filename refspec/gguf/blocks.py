@@ -12,7 +12,7 @@ import numpy as np
 
 from refspec.errors import CheckpointError, ShapeError
 
-Progress = Callable[[int, int], None]  # told how many bytes were just written, and how many there are in all
+Progress = Callable[[int, int], None]  # told the bytes just written, and the bytes of the whole file
 
 # (stored, written) types that are converted bit by bit, without going through float32
 DIRECT = (("bf16", "bf16"), ("f16", "f16"), ("bf16", "f16"))
@@ -29,7 +29,7 @@ def _bf16_as_f16() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What gguf's writer is handed in place of an array: it asks for `nbytes`, then has it write itself."""
+    """Given to gguf's writer in place of an array; the writer reads `nbytes`, then calls `tofile`."""
 
     path: Path
     name: str
@@ -65,7 +65,7 @@ class Blocks:
             return np.ascontiguousarray(array, np.int64)
         array = np.ascontiguousarray(array, np.float32)
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        if not (np.isfinite(low) and np.isfinite(high)):  # NaN wins both
+        if not (np.isfinite(low) and np.isfinite(high)):  # min and max of an array with a NaN are NaN
             raise self._not_finite()
         if self.type == "f16":
             if max(-low, high) > 65504.0:

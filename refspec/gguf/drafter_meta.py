@@ -1,7 +1,7 @@
 """DrafterConfig <-> the metadata of a drafter GGUF, and the table of its tensor names.
 
-Sizes use the keys llama.cpp's eagle3 loader wants (`eagle3.*`). What llama.cpp has no key for is written under
-`refspec.*`, always, so that a file says in words what it is even where a default would have been right.
+Sizes use the keys of llama.cpp's eagle3 loader (`eagle3.*`). What llama.cpp has no key for is always written under
+`refspec.*`, even where it equals the default, so that a file says what it is.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def stock_reasons(config: DrafterConfig) -> list[str]:
 
 
 def graph_reasons(config: DrafterConfig) -> list[str]:
-    """Why llama.cpp's eagle3 graph cannot compute this drafter even with refspec's norms around it; empty when it can."""
+    """Why llama.cpp's eagle3 graph cannot compute it even with refspec's norms around it; empty when it can."""
     reasons = []
     if not config.head_norm:
         reasons.append("it always normalizes before the output head")
@@ -140,13 +140,14 @@ def rope_divisor(info: GgufInfo) -> float:
     kind = info.optional("eagle3.rope.scaling.type", str, "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(
-            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; convert the checkpoint with refspec.convert"
+            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; "
+            "convert the checkpoint with `refspec convert`"
         )
     return _decimal(info.optional("eagle3.rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that a float32 stands for, so that 1e-5 comes back as 1e-5 and not as 9.99999974e-06."""
+    """The shortest decimal with this float32 value: 1e-5, not 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
@@ -172,6 +173,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
     before_fc = info.optional("eagle3.norm_before_fc", bool, False)
     normed = info.optional("eagle3.norm_before_residual", bool, False)
     stock_norm = FeatureNorm.CONCAT if before_fc else FeatureNorm.NONE
+    stock_residual = Residual.NORMED if normed else Residual.RAW
     hidden, heads, vocab_size = whole("embedding_length"), whole("attention.head_count"), _vocab_size(info)
     head_dim = whole("attention.key_length", hidden // max(heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -194,7 +196,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
             # DrafterConfig turns these strings into enums, and names the choices if it cannot
             feature_norm=_flag(info, "feature_norm", stock_norm.value),  # type: ignore[arg-type]
             feedback=_flag(info, "feedback", Feedback.PRE_NORM.value),  # type: ignore[arg-type]
-            residual=_flag(info, "residual", (Residual.NORMED if normed else Residual.RAW).value),  # type: ignore[arg-type]
+            residual=_flag(info, "residual", stock_residual.value),  # type: ignore[arg-type]
             head_norm=info.optional("refspec.head_norm", bool, True),
             context_length=whole("context_length"),
             qk_norm=TENSORS["q_norm"] in info.tensors,

@@ -2,7 +2,7 @@
 
 Every length is checked against the bytes that are left before anything is allocated, so a truncated, random or hostile
 file ends in a one-line `CheckpointError`. Format: GGUF version 2 and 3, little-endian. Only the standard library is
-used; tensor data and the table of tensor types belong to `gguf_io`.
+used; tensor data and tensor types are in `io.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SCALARS = {
 }  # fmt: skip
 _U64 = struct.Struct("<Q")
 MAX_DIMS = 4  # ggml tensors never have more
+LFS_POINTER = b"version https://git-lfs"  # how the small file begins that git-lfs keeps in place of a large one
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class GgufInfo:
     def optional(self, key: str, kind: type | tuple[type, ...], default: Any) -> Any:
         """The metadata value of `key`, `default` if it is absent; `CheckpointError` if it is not of `kind`."""
         return self.need(key, kind) if key in self.metadata else default
+
+
+GgufSource = str | os.PathLike[str] | GgufInfo  # a file, or its header where it has been read already
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,11 @@ class _Cursor:
             raise self.fail(f"{what} is not UTF-8") from None
 
     def text(self, what: str) -> str:
-        # Values (token texts, above all) need not be UTF-8; surrogates keep the bytes for a later copy.
+        # Values, tokens above all, need not be UTF-8; surrogates keep the bytes for a later copy.
         return self.take(self.u64(f"the length of {what}"), what).decode("utf-8", "surrogateescape")
 
     def texts(self, n: int, what: str) -> list[str]:
-        """n texts in a row: `text` in one loop, because a vocabulary has hundreds of thousands of them."""
+        """n strings: `text` in one loop, because a vocabulary has hundreds of thousands of them."""
         out: list[bytes] = []
         data, at, room, length_at = self.data, self.at, self.size, _U64.unpack_from
         append = out.append
@@ -170,6 +174,8 @@ class _Cursor:
 def _parse(cursor: _Cursor) -> RawHeader:
     path = cursor.path
     magic = cursor.data[:4]
+    if cursor.data[: len(LFS_POINTER)] == LFS_POINTER:
+        raise CheckpointError(lfs_pointer(path))
     if magic != MAGIC:
         raise CheckpointError(f"{path}: not a GGUF file (starts with {magic!r}, expected {MAGIC!r})")
     cursor.at = 4
@@ -197,6 +203,11 @@ def _parse(cursor: _Cursor) -> RawHeader:
     return RawHeader(version, metadata, value_types, tensors, data_offset, cursor.size)
 
 
+def lfs_pointer(path: Path) -> str:
+    """What to say of a file that begins with LFS_POINTER."""
+    return f"{path}: a git-lfs pointer, not the file itself; get it with `git lfs pull`"
+
+
 def parse_header(path: str | os.PathLike[str]) -> RawHeader:
     """Parse the header of the GGUF file at `path`; `CheckpointError` if it is missing, not GGUF or damaged."""
     path = Path(path)
@@ -210,7 +221,9 @@ def parse_header(path: str | os.PathLike[str]) -> RawHeader:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{path}: is a directory, expected a GGUF file") from None
+        if (path / "config.json").is_file():
+            raise CheckpointError(f"{path}: a checkpoint folder; run `refspec convert` on it first") from None
+        raise CheckpointError(f"{path}: a folder, expected a GGUF file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except MemoryError:

@@ -1,9 +1,9 @@
-"""GGUF files <-> metadata, tensors and drafters. The only file that imports `gguf`.
+"""GGUF files <-> metadata, tensors and drafters.
 
-A drafter that stock llama.cpp computes exactly is written under its architecture name, `eagle3`. Any other (post-norm
-feedback, per-state feature norms, ...) is written as `refspec-eagle3`, which stock llama.cpp refuses instead of running
-something else; refspec loads it with the override general.architecture=eagle3. Its extra facts travel as metadata
-(`refspec.*`), because llama.cpp's loader refuses tensors it does not know.
+A drafter that stock llama.cpp computes exactly is written under llama.cpp's architecture name, `eagle3`. Any other
+(post-norm feedback, norms per state, ...) is written as `refspec-eagle3`, which stock llama.cpp refuses instead of
+computing something else; refspec loads it with the override general.architecture=eagle3. What llama.cpp has no tensor
+for is stored as metadata (`refspec.*`), because its loader refuses unknown tensors.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from refspec import native
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.blocks import DIRECT, Blocks, Progress
-from refspec.gguf.header import GgufInfo, TensorInfo, parse_header
+from refspec.gguf.header import GgufInfo, GgufSource, TensorInfo, parse_header
 from refspec.gguf.lazy import Lazy
 from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
 
 __all__ = [
-    "FILE_TYPES", "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows", "outtype_for",
-    "read_drafter", "read_gguf_header", "read_tensor", "tensor_rows", "write_drafter", "write_gguf",
+    "FILE_TYPES", "OUTTYPES", "GgufInfo", "TensorInfo", "TensorOut", "Typed", "copy_metadata", "interleave_rows",
+    "outtype_for", "read_drafter", "read_gguf_header", "read_tensor", "tensor_rows", "write_drafter", "write_gguf",
 ]  # fmt: skip
 
 # The weight types refspec writes; gguf quantizes these without a C library.
@@ -53,10 +53,7 @@ class Typed:
 
 @dataclass(frozen=True)
 class TensorOut:
-    """One tensor to write: `load` gives the array of `shape`, whole or in blocks, when its turn comes;
-
-    `type` is a key of OUTTYPES.
-    """
+    """One tensor to write; `type` is a key of OUTTYPES; `load` gives the array, whole or in blocks."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,9 +67,14 @@ class TensorOut:
         return int(np.prod(self.shape, dtype=np.int64)) // block * size
 
 
-def read_gguf_header(path: str | os.PathLike[str]) -> GgufInfo:
-    """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`."""
-    path = Path(path)
+def read_gguf_header(source: GgufSource) -> GgufInfo:
+    """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`.
+
+    A header that was read already is returned as it is.
+    """
+    if isinstance(source, GgufInfo):
+        return source
+    path = Path(source)
     raw = parse_header(path)
     tensors = {}
     for name, shape, type_id, offset in raw.tensors:
@@ -143,7 +145,7 @@ def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
 
 
 def outtype_for(shape: tuple[int, ...], outtype: str) -> str:
-    """The type a float tensor really gets: vectors stay f32, rows that do not fill whole blocks fall back to f16."""
+    """The type a float tensor gets: vectors f32, rows that are not whole blocks f16, all others `outtype`."""
     if outtype not in OUTTYPES or outtype == "i64":
         raise UsageError(
             f"outtype {outtype!r} is unknown; choose one of {', '.join(k for k in OUTTYPES if k != 'i64')}"
@@ -248,7 +250,7 @@ def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
     return interleave_rows(weight, head_dim)
 
 
-def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
+def read_drafter(path: GgufSource) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
     """Load a drafter GGUF as (config, weights float32, d2t int64 absolute), RoPE style interleaved as in the file.
 
     `token_embd` and `output` are absent from the weights when the file leaves them to the target. `CheckpointError` for
@@ -273,8 +275,8 @@ def read_drafter(path: str | os.PathLike[str]) -> tuple[DrafterConfig, dict[str,
 
 def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray | Lazy], source: str) -> None:
     required, _ = weight_shapes(config)
-    # Tensors left to the target are checked when the pair is put together; here stand-ins of no size take their place.
-    # The values of lazy ones are checked when they are written.
+    # Tensors left to the target are checked when the pair is opened; here zeros without memory replace them, and lazy
+    # tensors, whose values are checked when they are written.
     lent = {n: np.broadcast_to(np.float32(0), required[n]) for n in meta.SHARED if n not in weights}
     held = {n: np.broadcast_to(np.float32(0), a.shape) if isinstance(a, Lazy) else a for n, a in weights.items()}
     check_weights(config, {**lent, **held}, source)

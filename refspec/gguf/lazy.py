@@ -1,6 +1,4 @@
-"""Arrays that stay on disk until a few of their rows are wanted, so that a file is converted without being held in
-memory.
-"""
+"""Arrays that stay on disk and are read a few rows at a time, so that no conversion holds a whole file in memory."""
 
 from __future__ import annotations
 
@@ -17,11 +15,9 @@ Rows = Callable[[int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Lazy:
-    """An array of `shape` whose rows first..last-1 are made by `rows(first, last)`; last - first is a multiple of
-    `unit`.
+    """An array of `shape` whose rows first..last-1 `rows(first, last)` reads; last - first is a multiple of `unit`.
 
-    `bits(first, last)`, where the array is stored as `bits_type` (f16 or bf16), gives the same rows as stored, in
-    uint16.
+    An array stored as `bits_type` (f16 or bf16) also has `bits(first, last)`: the same rows as stored, in uint16.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +39,7 @@ class Lazy:
         return self.rows(0, self.shape[0])
 
     def reordered(self, function: Callable[[np.ndarray], np.ndarray], unit: int) -> Lazy:
-        """The array with `function`, which only moves rows within `unit` rows, applied to it."""
+        """The array with `function` applied to it, which must only move rows within every `unit` rows."""
 
         def over(rows: Rows) -> Rows:
             return lambda first, last: function(rows(first, last))

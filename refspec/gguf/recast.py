@@ -1,7 +1,7 @@
-"""The same model with other weight types: F32 for strict runs, Q8_0 and Q4_0 to measure what they cost and gain.
+"""The same model with other weight types: F32 for reproducible runs, Q8_0 and Q4_0 to measure their cost and gain.
 
-Not a converter: everything but the weight type is copied. What `recast` makes for a run lives in the user's cache
-directory, named after the content it came from, and is made once; `write_as` writes where the user says.
+Not a converter: everything but the weight type is copied. `recast` keeps its result in the user's cache directory,
+named after the content it came from; `write_as` writes where the user says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refspec.errors import UsageError
 from refspec.gguf.blocks import Progress
-from refspec.gguf.header import GgufInfo
+from refspec.gguf.header import GgufInfo, GgufSource
 from refspec.gguf.io import (
     FILE_TYPES,
     TensorOut,
@@ -26,7 +26,7 @@ from refspec.gguf.io import (
 )
 
 FILE_TYPE = "general.file_type"
-LIMIT = 4 << 30  # bytes; a larger file is the user's own decision, made with a converter
+LIMIT = 4 << 30  # bytes; a larger file should be the user's decision, made with a converter
 
 
 def cache_directory() -> Path:
@@ -40,12 +40,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "refspec"
 
 
-def is_f32(path: str | os.PathLike[str]) -> bool:
+def is_f32(path: GgufSource) -> bool:
     """Whether every floating-point tensor of a GGUF file is F32."""
     return all(t.type in ("F32", "I64", "I32") for t in read_gguf_header(path).tensors.values())
 
 
-def recast(path: str | os.PathLike[str], outtype: str) -> Path:
+def recast(path: GgufSource, outtype: str) -> Path:
     """A copy of a GGUF file with its matrices as `outtype` (f32 f16 bf16 q8_0 q4_0), from the cache if it is there.
 
     F16, BF16 and quantized weights become F32 exactly. Raises CheckpointError for the file, UsageError above 4 GiB.
@@ -54,8 +54,8 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
     weights = sum(4 * _elements(t.shape) for t in info.tensors.values())
     if weights > LIMIT:
         raise UsageError(
-            f"{path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
-            f"{LIMIT >> 30}; convert it yourself"
+            f"{info.path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
+            f"{LIMIT >> 30}; convert it with llama.cpp's llama-quantize"
         )
     out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
     if out.is_file():
@@ -70,8 +70,7 @@ def recast(path: str | os.PathLike[str], outtype: str) -> Path:
 
 
 def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
-    """Write a copy of a GGUF file to `out` with its matrices as `outtype`; vectors are F32, rows that do not fill whole
-    blocks F16.
+    """Write a copy of a GGUF file to `out` with the types of `io.outtype_for`.
 
     Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
     """

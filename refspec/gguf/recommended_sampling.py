@@ -1,8 +1,7 @@
-"""The sampling that a model's file recommends: GGUF metadata `general.sampling.*`, which llama.cpp's converter takes
-from generation_config.json.
+"""The sampling settings that a model's file recommends: GGUF metadata `general.sampling.*`.
 
-Not applied unless asked for (`generate --recommended`): greedy decoding is what runs are compared by. Some models
-repeat themselves without end when decoded greedily, and say so here only.
+llama.cpp's converter takes them from generation_config.json. Applied only if asked for (`generate --recommended`),
+because runs are compared by greedy decoding. For some models they are the only sign that greedy decoding repeats.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ HUGGING_FACE = {
 
 @dataclass(frozen=True)
 class Recommended:
-    """What a file says: `sampler` fields, `penalties` fields, and the keys it has that are not known here."""
+    """What a file recommends: fields of Sampler, fields of Penalties, and keys not known here."""
 
     sampler: dict[str, Any]
     penalties: dict[str, Any]
@@ -46,13 +45,13 @@ class Recommended:
         )
 
     def applied(self, sampler: Sampler, given: set[str]) -> Sampler:
-        """`sampler` with these settings, but for the fields (of it and its penalties) that the user has `given`."""
+        """`sampler` with these settings, except fields of it and of its penalties that the user has `given`."""
         penalties = replace(sampler.penalties, **{k: v for k, v in self.penalties.items() if k not in given})
         return replace(sampler, penalties=penalties, **{k: v for k, v in self.sampler.items() if k not in given})
 
 
 def recommended(metadata: Mapping[str, Any], source: str) -> Recommended:
-    """What `metadata` of the file `source` recommends; CheckpointError for a value that cannot be."""
+    """What `metadata` of the file `source` recommends; CheckpointError for a value out of range."""
     said = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     unknown = tuple(sorted(said.keys() - FIELDS.keys() - PENALTIES.keys()))
     found = Recommended(
@@ -67,10 +66,7 @@ def recommended(metadata: Mapping[str, Any], source: str) -> Recommended:
 
 
 def from_generation_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The metadata for a generation_config.json; nothing where it says not to sample.
-
-    CheckpointError for a value that cannot be.
-    """
+    """The metadata for a generation_config.json, empty where do_sample is false; CheckpointError for a bad value."""
     if config.get("do_sample") is False:
         return {}
     found = {PREFIX + key: config[name] for key, name in HUGGING_FACE.items() if config.get(name) is not None}
@@ -82,11 +78,11 @@ def from_generation_config(config: Mapping[str, Any], source: str) -> dict[str, 
 
 
 def to_generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation_config.json for a file's metadata; empty where it recommends nothing that one can say."""
+    """The generation_config.json for a file's metadata; empty where it recommends nothing that has a name there."""
     said = {name: _plain(metadata[PREFIX + key]) for key, name in HUGGING_FACE.items() if PREFIX + key in metadata}
     return {"do_sample": True, **said} if said else {}
 
 
 def _plain(value: Any) -> Any:
-    """A float32 0.6 of a file as the 0.6 that was meant."""
+    """0.6 for the float32 nearest to 0.6."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,7 +1,6 @@
-"""What must be true of a target GGUF before llama.cpp may see it: each rule here stands for an abort or a silently
-wrong result.
+"""What must hold of a target GGUF before llama.cpp may load it: each rule prevents an abort or a wrong result.
 
-Not a reader: `gguf_io.read_gguf_header` has already refused files that are missing, truncated or not GGUF. Facts about
+Not a reader: `io.read_gguf_header` has already refused files that are missing, truncated or not GGUF. Facts about
 llama.cpp 0c1e57098 (llama-cpp-python 0.3.36), found by reading and running it.
 """
 
@@ -16,7 +15,7 @@ from refspec.gguf.header import GgufInfo
 
 DRAFTER_ARCHS = (*drafter_meta.ARCHS, "dflash", "gemma4-assistant")
 
-# Architectures whose graph marks every layer's input, for layers 0..n_layer-1; elsewhere the staged call aborts.
+# Architectures whose graph marks the input of every layer 0..n_layer-1; elsewhere llama.cpp's call for it aborts.
 STAGED_ARCHS = frozenset({
     "bailingmoe3", "deepseek4", "gemma4", "gpt-oss", "hunyuan_vl", "lfm2", "llama", "mimo2", "minimax-01", "minimax-m2",
     "muse-glimmer", "nanbeige", "nemotron_h", "nemotron_h_moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next",
@@ -25,9 +24,9 @@ STAGED_ARCHS = frozenset({
 
 # Architectures whose graph asserts that RoPE turns the whole head.
 FULL_ROPE_ARCHS = frozenset({
-    "baichuan", "deci", "eagle3", "exaone", "exaone4", "falcon", "granite", "hunyuan_vl", "internlm2", "llama", "llama4",
-    "minimax-m2", "mistral3", "nemotron", "olmo", "olmo2", "olmoe", "orion", "qwen2", "qwen2moe", "qwen2vl", "qwen3",
-    "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "starcoder2", "xverse",
+    "baichuan", "deci", "eagle3", "exaone", "exaone4", "falcon", "granite", "hunyuan_vl", "internlm2", "llama",
+    "llama4", "minimax-m2", "mistral3", "nemotron", "olmo", "olmo2", "olmoe", "orion", "qwen2", "qwen2moe", "qwen2vl",
+    "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "starcoder2", "xverse",
 })  # fmt: skip
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # arrays of this size in llama.cpp
@@ -35,7 +34,7 @@ BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
 
 
 def check_tensor_types(info: GgufInfo) -> None:
-    """Raise CheckpointError for a tensor type that makes llama.cpp abort inside a product or a norm."""
+    """Raise CheckpointError for a tensor type that makes llama.cpp abort in a matrix multiplication or a norm."""
     for name, tensor in info.tensors.items():
         integer = tensor.type.startswith("I") and tensor.type[1:].isdigit()
         if tensor.type == "F64":
@@ -57,7 +56,7 @@ def check_target(info: GgufInfo) -> None:
     """Raise CheckpointError unless the file may be loaded as a target."""
     if info.arch in DRAFTER_ARCHS:
         raise CheckpointError(
-            f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it as the drafter"
+            f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it as the drafter, with -d"
         )
     if info.metadata.get("general.type", "model") != "model":
         raise CheckpointError(
@@ -71,7 +70,7 @@ def check_target(info: GgufInfo) -> None:
 
 
 def check_sizes(info: GgufInfo, prefix: str) -> None:
-    """Raise CheckpointError for a value llama.cpp asserts, divides by or indexes with; absent keys it reports itself."""
+    """Raise CheckpointError for a value that llama.cpp asserts, divides by or indexes with; it reports absent keys."""
 
     def get(key: str) -> Any:
         return info.metadata.get(f"{prefix}.{key}")
@@ -123,7 +122,8 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
         rule = "equal" if prefix in FULL_ROPE_ARCHS else "even and at most"
         raise CheckpointError(
-            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} the head size {head_dim}; convert it again"
+            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} the head size {head_dim}; "
+            "convert the model again"
         )
 
 
@@ -147,8 +147,8 @@ def check_boundaries(path: Any, arch: str, n_layer: int, layers: tuple[int, ...]
     for k in layers:
         if k == n_layer:
             raise ShapeError(
-                f"{path}: capture layer {k} is the output of the last layer, which llama.cpp keeps only for output rows;"
-                f" use a drafter with layers below {n_layer}"
+                f"{path}: capture layer {k} is the output of the last layer, which llama.cpp keeps only for output "
+                f"rows; use a drafter with layers below {n_layer}"
             )
         if not 0 <= k < n_layer:
             raise ShapeError(

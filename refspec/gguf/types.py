@@ -1,7 +1,4 @@
-"""ggml's types of weights by number: name, numbers in a block, bytes of a block.
-
-Reading and writing them is `gguf_io`.
-"""
+"""ggml's weight types by number: name, numbers in a block, bytes of a block. Reading and writing them is `io.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 
 class WeightType(NamedTuple):
-    """One type; a row of a matrix is whole blocks."""
+    """One type; a row of a matrix is a whole number of blocks."""
 
     id: int
     name: str
@@ -20,7 +17,7 @@ class WeightType(NamedTuple):
 
 
 def weight_type(type_id: int) -> WeightType | None:
-    """The type of a number, None for one that the gguf package does not know."""
+    """The type `type_id`, None if the gguf package does not know it."""
     try:
         kind = GGMLQuantizationType(type_id)
         return WeightType(type_id, kind.name, *GGML_QUANT_SIZES[kind])

@@ -8,13 +8,13 @@ A long backlog, a prompt, runs at once. Shape legend: T rows, V target vocabular
 
 from __future__ import annotations
 
-import os
 from time import perf_counter
 
 import numpy as np
 
 from refspec import native
 from refspec.errors import BackendError, ShapeError
+from refspec.gguf.header import GgufSource
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import check_target
 from refspec.llama import api, weights
@@ -38,7 +38,7 @@ class LlamaModelDrafter(ChainDrafter):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: GgufSource,
         target: Lender,
         *,
         n_threads: int | None = None,

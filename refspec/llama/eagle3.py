@@ -12,7 +12,6 @@ V vocabulary.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from refspec import native
 from refspec.errors import BackendError, ShapeError
 from refspec.gguf import drafter_meta
+from refspec.gguf.header import GgufSource
 from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api, weights
 from refspec.llama.capture import Floats, Views
@@ -44,7 +44,7 @@ class LlamaEagle3Drafter(ChainDrafter):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: GgufSource,
         target: Lender,
         *,
         n_threads: int | None = None,

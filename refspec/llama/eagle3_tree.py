@@ -10,7 +10,6 @@ Shape legend: F nodes expanded together, H drafter width, V vocabulary, D draft 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.gguf.header import GgufSource
 from refspec.llama import api
 from refspec.llama.capture import Floats
 from refspec.llama.eagle3 import Lender, LlamaEagle3Drafter
@@ -35,7 +35,7 @@ from refspec.reference.tree_grow import Found, More, grow, grow_sampled
 class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
     """A LlamaEagle3Drafter as a TreeDrafter, for trees that expand at most `top_k` nodes per level."""
 
-    def __init__(self, path: str | os.PathLike[str], target: Lender, *, top_k: int, **settings: Any) -> None:
+    def __init__(self, path: GgufSource, target: Lender, *, top_k: int, **settings: Any) -> None:
         """As LlamaEagle3Drafter; UsageError for `top_k` outside 1..64."""
         TreeShape(1, top_k).checked()
         super().__init__(path, target, n_seq_max=top_k, **settings)

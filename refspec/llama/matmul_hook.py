@@ -190,7 +190,7 @@ class PackedMatrices:
     @property
     def calls(self) -> int:
         """How many multiplications llama.cpp has asked for."""
-        return int(native.lib.rs_matmul_products(self.index))
+        return int(native.lib.rs_matmul_calls(self.index))
 
     def note(self, info: GgufInfo) -> str:
         """What a user should know of it, in one line."""

@@ -11,7 +11,6 @@ own function for that type; llama.cpp runs the target.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from refspec.decoding.draft_penalties import DraftPenalties
 from refspec.decoding.drafter import Drafter
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.gguf import drafter_meta as meta
-from refspec.gguf.header import GgufInfo
+from refspec.gguf.header import GgufInfo, GgufSource
 from refspec.gguf.io import read_drafter, read_gguf_header, read_tensor
 from refspec.llama.context import check_threads
 from refspec.llama.eagle3 import MARGIN, LlamaEagle3Drafter
@@ -46,7 +45,7 @@ SMALL = 8_000_000  # bytes of a drafter up to which C takes less time than calls
 class NativeEagle3Drafter(ChainDrafter):
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
-    def __init__(self, path: str | os.PathLike[str], target: Lender, *, n_threads: int | None = 1) -> None:
+    def __init__(self, path: GgufSource, target: Lender, *, n_threads: int | None = 1) -> None:
         """Load a drafter made for `target`.
 
         Raises CheckpointError (file), ShapeError (for another target), BackendError without C.
@@ -220,7 +219,7 @@ class NativeEagle3Drafter(ChainDrafter):
 class NumpyEagle3Drafter(Eagle3Drafter):
     """The reference as the Drafter of a GGUF, where C is not built; `note` says so, and why, in one line."""
 
-    def __init__(self, path: str | os.PathLike[str], target: Lender) -> None:
+    def __init__(self, path: GgufSource, target: Lender) -> None:
         """Load a drafter made for `target`. Raises CheckpointError (file), ShapeError (for another target)."""
         info, config, weights = _read_for(path, target)
         super().__init__(config, weights)
@@ -229,7 +228,7 @@ class NumpyEagle3Drafter(Eagle3Drafter):
         self.note = f"drafter ({held / 1e6:.0f} MB) runs on NumPy, slowly: refspec's C module is not built"
 
 
-def _read_for(path: str | os.PathLike[str], target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:
+def _read_for(path: GgufSource, target: Lender) -> tuple[GgufInfo, DrafterConfig, dict[str, np.ndarray]]:
     info = read_gguf_header(path)
     config = drafter_config(info, in_graph=False)
     check_pair(info, config, target.info, target.hidden_size, target.n_vocab, target.n_layer)
@@ -261,7 +260,7 @@ def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str]
 
 def complete_weights(info: GgufInfo, target: GgufInfo) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
     """Configuration and float32 weights of a drafter GGUF, what it leaves to the target filled in from there."""
-    config, weights = read_drafter(info.path)
+    config, weights = read_drafter(info)
     for name in meta.SHARED:
         if name not in weights and (held := _holder(name, info, target)):
             weights[name] = read_tensor(*held)
@@ -285,7 +284,7 @@ def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
 
 
 def open_drafter(
-    path: str | os.PathLike[str], target: Lender, *, kernels: Kernels | None = None, **settings: Any
+    path: GgufSource, target: Lender, *, kernels: Kernels | None = None, **settings: Any
 ) -> Drafter:
     """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
 
@@ -303,8 +302,8 @@ def open_drafter(
         )
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
-        return LlamaEagle3Drafter(path, target, **settings)
+        return LlamaEagle3Drafter(info, target, **settings)
     check_threads(**{name: settings.get(name) for name in ("n_threads", "n_threads_batch")})
     if native.lib is None:
-        return NumpyEagle3Drafter(path, target)
-    return NativeEagle3Drafter(path, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))
+        return NumpyEagle3Drafter(info, target)
+    return NativeEagle3Drafter(info, target, n_threads=settings.get("n_threads_batch") or settings.get("n_threads"))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from refspec.decoding.target import Penalized, Verifier
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
+from refspec.gguf.header import GgufSource
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import STAGED_ARCHS, check_boundaries, check_target
 from refspec.llama import api, weights
@@ -38,7 +39,7 @@ class LlamaTarget:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: GgufSource,
         *,
         n_ctx: int = 0,
         n_threads: int | None = None,

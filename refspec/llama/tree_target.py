@@ -5,7 +5,6 @@ Shape legend: N nodes, T = N + 1 rows (row 0 the pending token, row i + 1 node i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from refspec.decoding.target import Penalized, Verifier
 from refspec.errors import BackendError, ShapeError, UsageError
+from refspec.gguf.header import GgufSource
 from refspec.llama import api
 from refspec.llama.target import LlamaTarget
 from refspec.llama.tree_batch import MAX_SEQUENCES, TreeBatch, leaf_sequences, settle, share
@@ -26,7 +26,7 @@ UNSHARED_ARCHS = frozenset({"deepseek4", "minimax-m3"})
 class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
-    def __init__(self, path: str | os.PathLike[str], *, leaves: int, **settings: Any) -> None:
+    def __init__(self, path: GgufSource, *, leaves: int, **settings: Any) -> None:
         """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run
         trees.
         """

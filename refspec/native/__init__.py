@@ -1,10 +1,12 @@
-"""The door to the C module: the names of `refspec/reference/ops.py` and `refspec/reference/verify.py`, from C where it
-is built, else from NumPy.
+"""The reference in C: the names of `refspec/reference`, from the C module where it is built, else from NumPy.
 
-`backend` says which: "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides, and `check()` raises what is wrong with it.
-Integers and decisions are bit-equal in both, floats differ by the order of summation only (tests/agreement states the
-bounds), and in both a row's result never depends on its neighbours. This package serves as the `ops` argument of
-Eagle3Drafter: `Eagle3Drafter(config, weights, native)`.
+    ops        operations of a drafter           verify, tree   sampling and the lossless rules
+    penalties  repetition penalties              eagle3         rows and chains of the EAGLE-3 drafter
+    hooks      what happens between calls of llama.cpp          module   finding and loading the C module
+
+`backend` says which is used, "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides. Integers and decisions are bit-equal in
+both, floats differ only by the order of summation (tests/agreement states the bounds), and in both a row's result never
+depends on the other rows. The package can be the `ops` argument of a drafter: `Eagle3Drafter(config, weights, native)`.
 """
 
 from refspec.native.eagle3 import Eagle3Chain, Eagle3Rows, PackedMatrix, StepResult, Team

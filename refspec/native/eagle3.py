@@ -1,8 +1,7 @@
-"""The EAGLE-3 drafter's rows in C: `refspec/reference/eagle3_forward.py` one row at a time or chained, KV cache
-included.
+"""Rows of the EAGLE-3 drafter in C: `refspec/reference/eagle3_forward.py` over a KV cache, one by one or chained.
 
-Not a drafter: no rollback, no sampling; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r,
-so rolling back is stepping again from an earlier row. Shape legend: see `refspec/reference/config.py`.
+Not a drafter; `llama/native_eagle3.py` is one. Row r has RoPE position r and sees rows 0..r, so a rollback is a step
+from an earlier row. Shape legend: see `refspec/reference/config.py`.
 """
 
 from __future__ import annotations
@@ -43,27 +42,34 @@ class DraftPenalties(Protocol):
 
 
 class PackedMatrix(NamedTuple):
-    """A matrix in a type of ggml and the addresses of ggml's functions for it (`llama/vec_dot.py`);
-
-    0 where none is needed.
-    """
+    """A matrix in one of ggml's types, and the addresses of ggml's functions for that type; 0 where none is needed."""
 
     data: npt.NDArray[np.uint8]  # [rows, bytes of a row]
-    dot: int  # a row times a packed input
-    pack: int  # float32 input to packed; 0: dot takes float32
+    dot: int  # a row times a quantized input
+    pack: int  # quantizes a float32 input; 0: dot takes float32
     unpack: int  # a row to float32
 
 
 class Team(NamedTuple):
-    """Threads to share a large matrix:
-
-    addresses of an OpenMP library's functions (`llama/openmp.py`), and how many to ask for.
-    """
+    """Threads that share a large matrix: addresses of three functions of OpenMP, and how many threads to ask for."""
 
     parallel: int
     rank: int
     size: int
     threads: int
+
+
+class ChainPenalties(Protocol):
+    """Penalties that drafts are chosen under, with the tokens they count, [n_ctx + 2], from `first` on."""
+
+    @property
+    def penalizer(self) -> Penalizer: ...
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def row(self) -> Array: ...  # [V] scratch
 
 
 class StepResult(NamedTuple):
@@ -76,19 +82,13 @@ class StepResult(NamedTuple):
 
 
 class Eagle3Rows:
-    """The weights and a KV cache of `capacity` rows in C's hands;
-
-    raises like Eagle3Drafter, and BackendError without C.
-    """
+    """Weights and a KV cache of `capacity` rows for C; raises like Eagle3Drafter, and BackendError without C."""
 
     def __init__(
         self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
         team: Team | None = None,
     ) -> None:  # fmt: skip
-        """`packed` holds matrices to be used as they are stored, in place of the float32 ones of the same name; None:
-
-        one thread.
-        """
+        """`packed` matrices replace the float32 ones of the same name; without a team one thread computes."""
         if lib is None:
             raise BackendError("Eagle3Rows needs the C module; build it with: python native/build_ffi.py")
         check_weights(config, weights)
@@ -117,7 +117,7 @@ class Eagle3Rows:
         return g
 
     def step(self, token: int, state: Array, row: int, attention: bool = False) -> StepResult:
-        """Run one row: token id, state [H] (from encode, or state_out of the row before), cache row.
+        """Run cache row `row` from a token id and a state [H] (of `encode`, or state_out of the row before).
 
         Raises ShapeError.
         """
@@ -127,8 +127,9 @@ class Eagle3Rows:
         logits, h, out = (np.empty(n, dtype=np.float32) for n in (c.draft_vocab_size, c.hidden_size, c.hidden_size))
         weights = np.empty((c.n_heads, row + 1), dtype=np.float32) if attention else None
         status = lib.rs_eagle3_step(
-            to_c(logits), to_c(h), to_c(out), to_c(self.keys), to_c(self.values), ffi.NULL if weights is None else to_c(weights),
-            to_c(self._scratch), self._config, self._weights, token, to_c(state), row, row,
+            to_c(logits), to_c(h), to_c(out), to_c(self.keys), to_c(self.values),
+            ffi.NULL if weights is None else to_c(weights), to_c(self._scratch), self._config, self._weights, token,
+            to_c(state), row, row,
         )  # fmt: skip
         require(status != lib.RS_BAD_TOKEN, f"step: token {token} leaves the vocabulary of {c.vocab_size}")
         require(status != lib.RS_CACHE_FULL, f"step: row {row} is outside the cache of {self.capacity} rows")
@@ -137,9 +138,10 @@ class Eagle3Rows:
     def _make_config(self) -> Any:
         c = self.config
         return ffi.new("rs_eagle3_config *", {
-            "hidden": c.hidden_size, "target_hidden": c.target_hidden_size, "n_states": c.n_states, "n_heads": c.n_heads,
-            "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "intermediate": c.intermediate_size, "vocab": c.vocab_size,
-            "draft_vocab": c.draft_vocab_size, "capacity": self.capacity, "rope_theta": c.rope_theta, "rms_eps": c.rms_eps,
+            "hidden": c.hidden_size, "target_hidden": c.target_hidden_size, "n_states": c.n_states,
+            "n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim,
+            "intermediate": c.intermediate_size, "vocab": c.vocab_size, "draft_vocab": c.draft_vocab_size,
+            "capacity": self.capacity, "rope_theta": c.rope_theta, "rms_eps": c.rms_eps,
             "rope_style": list(RopeStyle).index(c.rope_style), "feature_norm": list(FeatureNorm).index(c.feature_norm),
             "feedback": list(Feedback).index(c.feedback), "residual": list(Residual).index(c.residual),
             "head_norm": int(c.head_norm), "qk_norm": int(c.qk_norm), "team": self._team,
@@ -171,17 +173,14 @@ class Eagle3Rows:
 
 
 class Eagle3Chain(Eagle3Rows):
-    """Eagle3Rows with what chains of drafted rows need:
-
-    each method is the function of native/eagle3.c, statuses as errors.
-    """
+    """Eagle3Rows with what chains of draft tokens need; each method is the function of that name in native/eagle3.c."""
 
     def __init__(
         self, config: DrafterConfig, weights: Weights, capacity: int, packed: Mapping[str, PackedMatrix] | None = None,
         team: Team | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, weights, capacity, packed, team)
-        # [D] target ids, or None: draft ids are
+        # [D] target id of each draft id; None: they are the same
         self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None
         shapes = {"true_logits": config.draft_vocab_size, "true_state": config.hidden_size}
         self._outputs = {
@@ -203,25 +202,24 @@ class Eagle3Chain(Eagle3Rows):
         self._extend, self._follow, self._draft = lib.rs_eagle3_extend, lib.rs_eagle3_follow, lib.rs_eagle3_draft
 
     def extend(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> int:
-        """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both without gaps: its status."""
+        """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both contiguous: its status."""
         status: int = self._extend(
             self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
         )
         return status
 
     def survey(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> tuple[int, float]:
-        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both without gaps:
-
-        its status and the sureness.
+        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both contiguous: its status and the mean
+        log-probability.
         """
-        sureness = ffi.new("double *")
+        mean = ffi.new("double *")
         status = lib.rs_eagle3_survey(
-            self.c, sureness, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
+            self.c, mean, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
         )
-        return status, sureness[0]
+        return status, mean[0]
 
-    def under(self, penalties: DraftPenalties | None) -> None:
-        """Drafts are chosen under these from now on; each draft needs `decide` before it."""
+    def under(self, penalties: ChainPenalties | None) -> None:
+        """Choose drafts under these penalties from now on; each draft needs `decide` before it."""
         held = (ffi.NULL, ffi.NULL, ffi.NULL)
         if penalties is not None:
             held = penalties.penalizer.c, ffi.from_buffer("int32_t[]", penalties.tokens), to_c(penalties.row)
@@ -230,11 +228,11 @@ class Eagle3Chain(Eagle3Rows):
         self.c.counted_from = 0 if penalties is None else penalties.first
 
     def decide(self, tokens: int) -> None:
-        """The text, and what was drafted after it, has so many tokens."""
+        """The number of tokens before the next draft: the output's, and any drafted after it."""
         self.c.decided = tokens
 
     def restart(self) -> None:
-        """Continue after the last true row, forgetting drafted ones."""
+        """Continue after the last true row, without the chained ones."""
         self.c.logits, self.c.state = self.c.true_logits, self.c.true_state
 
     def draft(self, tokens: npt.NDArray[np.int32], confidence: Array, first: int) -> int:
@@ -250,11 +248,11 @@ class Eagle3Chain(Eagle3Rows):
         return status
 
     def logits(self) -> Array:
-        """Of the row that drafting continues after: [D], overwritten by the next call."""
+        """[D] of the row that drafting continues after; overwritten by the next call."""
         return self._outputs["true_logits" if self.c.logits == self.c.true_logits else "drafted_logits"]
 
     def state(self) -> Array:
-        """The state of that row which the next one takes: [H], overwritten by the next call."""
+        """[H] the state that this row hands to the next one; overwritten by the next call."""
         return self._outputs["true_state" if self.c.state == self.c.true_state else "drafted_state"]
 
 

@@ -1,8 +1,7 @@
-"""What refspec does between llama.cpp's calls: gather captured states and norm them, choose a token, feed its state
-back.
+"""What happens between calls of llama.cpp: captured states are gathered, a token is chosen, a state is fed back.
 
-Not an engine: nothing here knows llama_cpp. The evaluation callback (native/hooks.c) is used by `llama/capture.py`
-directly. Shape legend: T rows, W width of a state, H drafter width, V vocabulary.
+Nothing here calls llama.cpp. The evaluation callback (native/hooks.c) is used by `llama/capture.py` directly. Shape
+legend: T rows, W width of a captured state, H drafter width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +26,10 @@ def gather_features(
     eps: float = 0.0,
     out: Array | None = None,
 ) -> Array:
-    """Captured states, one [T, W] array or the address of one per state, side by side: -> [T, n_states*W], state 0
-    first.
+    """Captured states, each an array [T, W] or its address, side by side -> features [T, n_states*W], state 0 first.
 
-    With `norms`, n_states weights [W], every state is RMS-normed on the way (FeatureNorm.PER_STATE). `out` [>=T,
-    >=n_states*W] float32 with contiguous rows receives the result; the view of it that was filled is returned. Raises
-    ShapeError.
+    With `norms`, n_states weights [W], every state is RMS-normed on the way (FeatureNorm.PER_STATE). The result is a
+    view of `out` [>=T, >=n_states*W] float32, rows contiguous, where that is given. Raises ShapeError.
     """
     n = len(sources)
     if out is None:
@@ -86,10 +83,7 @@ def argmax_prob(x: Array) -> tuple[int, float]:
 
 
 def draft_feedback(h: Array, output_norm: Array | None, eps: float, post_norm: bool) -> Array:
-    """The state a chained row starts from: h [H] itself, or RMSNorm(h;
-
-    output_norm [H]) if post_norm (config.Feedback).
-    """
+    """The state a chained row starts from: h [H], or its RMSNorm with output_norm [H] if post_norm (Feedback)."""
     h = floats(h)
     if not post_norm:
         return h

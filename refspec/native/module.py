@@ -1,8 +1,8 @@
-"""Finding the compiled module refspec._native: the only file that imports it.
+"""Finds and loads the compiled module refspec._native; the only file that imports it.
 
-REFSPEC_BACKEND=numpy|c decides; unset takes C if it is built, and says once on stderr if it is not. REFSPEC_NATIVE_PATH
-names another build of the module to load (the sanitizer run does). Decided once, at import; a request that cannot be
-met is raised by `check` or by the first use, so that the command line can print it as one line.
+REFSPEC_BACKEND=numpy|c decides; unset takes C if it is built, and says so on stderr if it is not. REFSPEC_NATIVE_PATH
+names another build of the module (the sanitizer run uses it). Decided once, at import. An error is raised by `check` or
+by the first use, so that `import refspec` works and the command line can print one line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BACKENDS = ("numpy", "c")
 
 
 def _load(wanted: str, path: str) -> ModuleType | None:
-    """The compiled module, or None when NumPy is wanted or nothing is compiled; `path` names another build of it."""
+    """The compiled module; None when NumPy is wanted or nothing is compiled; `path` names another build."""
     if wanted not in ("", *BACKENDS):
-        raise RefspecError(f"REFSPEC_BACKEND = {wanted!r} is not one of {', '.join(BACKENDS)}")
+        raise RefspecError(f"REFSPEC_BACKEND = {wanted!r} is unknown; set it to {' or '.join(BACKENDS)}, or unset it")
     if wanted == "numpy":
         return None
     try:
@@ -45,7 +45,7 @@ def _load(wanted: str, path: str) -> ModuleType | None:
 
 
 class _Refused:
-    """Stands for a C module that was asked for and cannot be had: `import refspec` works, any use raises the reason."""
+    """In place of a C module that was asked for and cannot be loaded: any use raises the reason."""
 
     def __init__(self, reason: RefspecError) -> None:
         self._reason = reason
@@ -67,10 +67,7 @@ except RefspecError as _reason:
 
 
 def check() -> None:
-    """Raise now, in one line, what the first use of a refused backend would raise;
-
-    for programs, before their work starts.
-    """
+    """Raise now what the first use of a refused backend would raise; for programs, before their work starts."""
     if backend == "refused":
         _ = lib.rs_build
 
@@ -87,10 +84,7 @@ def floats(x: Array) -> Array:
 
 
 def to_c(x: np.ndarray[Any, Any]) -> Any:
-    """A C pointer into a contiguous array; it keeps the array alive.
-
-    Only arrays made here are ever written through it.
-    """
+    """A C pointer into a contiguous array, which it keeps alive; C writes only to arrays made in this package."""
     return ffi.from_buffer(_C_TYPES[x.dtype.char], x)
 
 
@@ -103,6 +97,6 @@ _C_TYPES = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ShapeError: C trusts its sizes, so every shape is checked on this side."""
+    """Raise ShapeError unless `condition`: C trusts its sizes, so every shape is checked on this side."""
     if not condition:
         raise ShapeError(message)

@@ -1,8 +1,7 @@
-"""The functions of `refspec/reference/ops.py` from C, or from there when there is no C: same names, same arguments,
-same shapes.
+"""`refspec/reference/ops.py` from C, or from there without C: same names, arguments and shapes.
 
-Not a specification: `refspec/reference/ops.py` is. Shapes are checked before C sees them. Shape legend: T rows, D or I
-or O widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V vocabulary.
+Shapes are checked before C sees them. Shape legend: T rows, D or I or O widths, H query heads, Hkv key/value heads, hd
+head size, S cached rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -126,10 +125,7 @@ def argmax(x: Array) -> int:
 
 
 def quantize_q8_0(x: Array) -> npt.NDArray[np.uint8]:
-    """Rows [R, W] float32, W a multiple of 32 -> their Q8_0 bytes [R, W / 32 * 34], bit for bit those of `gguf`;
-
-    needs C.
-    """
+    """Rows [R, W] float32, W a multiple of 32 -> Q8_0 bytes [R, W / 32 * 34], bit for bit those of `gguf`; needs C."""
     x = floats(x)
     require(x.ndim == 2 and x.shape[1] % 32 == 0, f"quantize_q8_0: shape {x.shape} is not rows of blocks of 32")
     blocks = x.size // 32

@@ -1,5 +1,4 @@
-"""`refspec/reference/penalties.py` from C, or from there when there is no C. Bit-equal: native/penalties.c does the
-same arithmetic in the same order.
+"""`refspec/reference/penalties.py` from C, or from there without C, bit for bit.
 
 Legend: V vocabulary, n tokens of history.
 """
@@ -19,7 +18,7 @@ from refspec.reference.penalties import Penalties
 class Penalizer:
     """`penalties.penalize` for one Penalties, vocabulary and longest history, with everything C needs prepared once.
 
-    breaks int8 [V] above 0 marks sequence breakers, None for none; its entries may change from call to call.
+    breaks int8 [V] is above 0 for sequence breakers, None if there are none; its entries may change between calls.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Penalizer:
         self._keep = (scratch, lengths, marks)
 
     def __call__(self, row: npt.NDArray[np.floating], history: npt.NDArray[np.int32]) -> npt.NDArray[np.floating]:
-        """Logits [V] of the token that follows history [n], as a new array; row [V] is left alone."""
+        """Logits [V] of the token that follows history [n], as a new array; `row` [V] is not changed."""
         if self.c is None or row.dtype != np.float32:
             breaks = () if self.breaks is None else self.breaks[history] > 0
             return reference.penalize(row, history, self.penalties, breaks)

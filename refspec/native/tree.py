@@ -1,5 +1,4 @@
-"""The functions of `refspec/reference/tree_verify.py` from C, or from there when there is no C; `native/verify.py` says
-how errors travel.
+"""`refspec/reference/tree_verify.py` from C, or from there without C; errors are raised as in `native/verify.py`.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -30,8 +29,8 @@ def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins:
         tokens, path = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)  # [N+1]
         p, order = _scratch(len(rows[0]))
         accepted = lib.rs_verify_tree_deterministic(
-            to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), c_sampler(sampler)[0], to_c(u),
-            to_c(p), to_c(order), len(draft), len(rows[0]),
+            to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), c_sampler(sampler)[0],
+            to_c(u), to_c(p), to_c(order), len(draft), len(rows[0]),
         )  # fmt: skip
         if accepted >= 0:
             return TreeVerdict(path[:accepted].tolist(), tokens[: accepted + 1].tolist())
@@ -56,8 +55,8 @@ def verify_tree_rejection(
             p, order = _scratch(len(rows[0]))
             accepted = lib.rs_verify_tree_rejection(
                 to_c(tokens), to_c(path), _pointers("float *[]", rows), to_c(draft), to_c(parents), pointers,
-                c_sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(np.empty_like(p)), to_c(order), len(draft), u.shape[1],
-                len(rows[0]),
+                c_sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(np.empty_like(p)), to_c(order), len(draft),
+                u.shape[1], len(rows[0]),
             )  # fmt: skip
             if accepted >= 0:
                 return TreeVerdict(path[:accepted].tolist(), tokens[: accepted + 1].tolist())
@@ -71,7 +70,7 @@ def _fits(tree: Tree, u: NDArray[np.float64], v: NDArray[np.float64]) -> bool:
 
 
 def without(q: Law, token: int) -> Law:
-    """tree_verify.without: the law q [V] after `token` was drawn and not put back."""
+    """tree_verify.without: the distribution of the next draw from q [V] when `token` is not put back."""
     if lib is None or np.ndim(q) != 1 or not 0 <= token < len(q):
         return tree_verify.without(q, token)
     rest = np.array(q, dtype=np.float64)  # [V], a copy
@@ -103,6 +102,6 @@ def _given(logits: Rows, tree: Tree) -> tuple[list[NDArray[Any]], NDArray[np.int
         or len(rows) != len(draft) + 1
     ):
         return None
-    if ((parents < ROOT) | (parents >= np.arange(len(parents)))).any():  # before anyone asks such a tree for its height
+    if ((parents < ROOT) | (parents >= np.arange(len(parents)))).any():  # the height of such a tree is undefined
         return None
     return rows, draft, np.ascontiguousarray(parents, np.int32)

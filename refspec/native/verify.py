@@ -1,9 +1,7 @@
-"""The functions of `refspec/reference/sampling.py` and `refspec/reference/verify.py` from C, or from there when there
-is no C.
+"""`refspec/reference/sampling.py` and `refspec/reference/verify.py` from C, or from there without C.
 
-Bit-equal to them: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status;
-the Python function is then run on the same input and raises the reason in words, so both backends raise the same
-errors.
+Bit-equal: native/sampling.c does the same arithmetic in the same order. C answers a bad input with a status; the Python
+function then runs on the same input and raises the reason in words, so both backends raise the same errors.
 
 Legend: V vocabulary, k draft length.
 """
@@ -30,7 +28,7 @@ def coin(seed: int, position: int, stream: int = 0) -> float:
 
 
 def p_target(logits: NDArray[np.floating[Any]], sampler: Sampler) -> NDArray[np.float64]:
-    """sampling.p_target: the law of the next token, float64 [V], from logits [V]."""
+    """sampling.p_target: the distribution of the next token, float64 [V], from logits [V]."""
     row = _row(logits)
     if lib is None or row is None:
         return sampling.p_target(logits, sampler)
@@ -77,7 +75,7 @@ def verify_deterministic(logits: Rows, draft: ArrayLike, sampler: Sampler, coins
 
 
 class MatchRule:
-    """`verify_deterministic` for one sampler, with everything C needs prepared once: the rule of every decode cycle."""
+    """`verify_deterministic` for one sampler, with everything C needs prepared once."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
@@ -89,10 +87,7 @@ class MatchRule:
     def __call__(
         self, logits: Sequence[NDArray[np.float32]], draft: NDArray[np.int32], coins: NDArray[np.float64]
     ) -> Verdict:
-        """logits k+1 rows [V], draft int32 [k], coins float64 [k+1] -> Verdict;
-
-        raises what `verify_deterministic` raises.
-        """
+        """logits k+1 rows [V], draft int32 [k], coins float64 [k+1] -> Verdict; raises as `verify_deterministic`."""
         rows, vocab = len(logits), len(logits[0])
         if self._c is None or rows != len(draft) + 1 or rows != len(coins):
             return verify.verify_deterministic(logits, draft, self.sampler, coins)
@@ -107,8 +102,8 @@ class MatchRule:
             pointers[i] = ffi.from_buffer(self._floats, row)
         tokens = self._tokens
         accepted = lib.rs_verify_deterministic(
-            tokens, pointers, ffi.from_buffer(self._ints, draft), self._c[0], ffi.from_buffer(self._doubles, coins), self._p, self._order,
-            rows - 1, vocab,
+            tokens, pointers, ffi.from_buffer(self._ints, draft), self._c[0], ffi.from_buffer(self._doubles, coins),
+            self._p, self._order, rows - 1, vocab,
         )  # fmt: skip
         if accepted < 0:  # Python says in words what is wrong
             return verify.verify_deterministic(logits, draft, self.sampler, coins)
@@ -127,8 +122,8 @@ def verify_rejection(
         tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
         p, order = _scratch(len(rows[0]))
         accepted = lib.rs_verify_rejection(
-            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws), c_sampler(sampler)[0],
-            to_c(u), to_c(v), to_c(p), to_c(order), len(proposed), len(rows[0]),
+            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws),
+            c_sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(order), len(proposed), len(rows[0]),
         )  # fmt: skip
         if accepted >= 0:
             return Verdict(accepted, tokens[: accepted + 1].tolist())
@@ -136,7 +131,7 @@ def verify_rejection(
 
 
 def c_sampler(sampler: Sampler) -> tuple[Any, ...]:
-    """The C struct, and what it points to: cffi does not keep that alive by itself."""
+    """The C struct, and the arrays it points to, which the caller must keep alive."""
     ids, values = to_c(sampler.bias_ids), to_c(sampler.bias_values)
     fields = (sampler.temperature, sampler.top_p, sampler.min_p, sampler.top_k, len(sampler.bias_ids), ids, values)
     return ffi.new("rs_sampler *", fields), ids, values
@@ -147,7 +142,7 @@ def _scratch(vocab: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
 
 
 def _row(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32] | None:
-    """logits [V] for C; None for what C does not take: no row, or float64 logits, which float32 would round."""
+    """logits [V] for C; None for what C does not take: other shapes, and float64 logits, which float32 would round."""
     x = np.asarray(logits)
     return floats(x) if x.dtype == np.float32 and x.ndim == 1 and len(x) else None
 

@@ -1,6 +1,7 @@
-"""A KV cache of one attention layer: append rows, drop the newest ones again.
+"""The KV cache of one attention layer: append rows, drop the newest ones again.
 
-Not a ring and not paged: row i always is position i, so rolling back is forgetting everything from a row on.
+Not a ring and not paged: row i holds position i, so a rollback forgets everything from one row on.
+Shape legend: S rows held, T rows added, Hkv key/value heads, hd head size.
 """
 
 from __future__ import annotations

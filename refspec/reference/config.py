@@ -1,8 +1,8 @@
 """DrafterConfig: what an EAGLE-3 drafter is, and the one table of its tensors.
 
-Not a file reader: `gguf/io.py` and `refspec.convert` turn files into these two things. Every rule is checked when the
-object is built, so that nothing later has to. Source of the switches: EAGLE-3 (Li 2025) and the EAGLE 3.1 variants of
-the public trainers, where one flag name means different things; here each meaning has its own name.
+Not a file reader. Every rule is checked when the object is built, so that nothing later has to. Source of the
+switches: EAGLE-3 (Li 2025) and the EAGLE 3.1 variants of the public trainers. One flag name means different things
+there; here each meaning has a name of its own, with the trainers' flag in quotes beside it.
 
 Shape legend: T rows (tokens), H drafter width, Ht target width, nh query heads, nkv key/value heads, hd head size,
 F feed-forward width, V target vocabulary, D draft vocabulary.
@@ -24,15 +24,18 @@ Weights = Mapping[str, npt.NDArray[Any]]
 
 
 class FeatureNorm(str, Enum):
-    """What happens to the captured target states before `fc`; never applied to a chained state."""
+    """What happens to a feature, the target's captured states side by side, before the matrix `fc`.
 
-    NONE = "none"  # fc sees the states as captured
-    CONCAT = "concat"  # one RMSNorm over the concatenation: the states keep their relative scale ("norm_before_fc")
+    Never applied to the state of a chained row.
+    """
+
+    NONE = "none"  # fc reads the states as captured
+    CONCAT = "concat"  # one RMSNorm over all of them: the states keep their relative scale ("norm_before_fc")
     PER_STATE = "per_state"  # one RMSNorm per captured state: all states enter at the same scale ("fc_norm")
 
 
 class Feedback(str, Enum):
-    """Which vector a drafted row hands to the next one."""
+    """Which vector a row hands to the chained row after it."""
 
     PRE_NORM = "pre_norm"  # the block output h: its magnitude may grow with draft depth (EAGLE-3)
     POST_NORM = "post_norm"  # RMSNorm(h; output_norm): bounded magnitude (EAGLE 3.1, "norm_output")
@@ -62,7 +65,7 @@ class DrafterConfig:
 
     hidden_size: int  # H
     target_hidden_size: int  # Ht, may differ from H
-    capture_layers: tuple[int, ...]  # boundaries of the target: b = residual stream entering layer b, in captured order
+    capture_layers: tuple[int, ...]  # where a feature is read: b = the target's residual stream entering its layer b
     n_heads: int
     n_kv_heads: int
     head_dim: int  # hd; nh * hd need not be H
@@ -76,7 +79,7 @@ class DrafterConfig:
     feedback: Feedback
     residual: Residual
     head_norm: bool = True  # False: logits = output @ h with no norm in between (SpecForge a6b6b02, norm_output false)
-    context_length: int = 0  # positions it was trained for; information, not a limit of the reference
+    context_length: int = 0  # positions it was trained for; not enforced
     qk_norm: bool = False  # RMSNorm over hd on every query and key head before RoPE (Qwen3-style drafters)
     rope_attention_factor: float = 1.0  # YaRN: cos and sin are multiplied by it, so scores by its square
     biases: tuple[str, ...] = ()  # matrices of BIASED that have a bias; kept in that order
@@ -88,7 +91,7 @@ class DrafterConfig:
 
     @property
     def uses_output_norm(self) -> bool:
-        """Whether the tensor output_norm takes part at all."""
+        """Whether the tensor output_norm is used."""
         return self.head_norm or self.feedback is Feedback.POST_NORM
 
     def __post_init__(self) -> None:
@@ -127,7 +130,7 @@ class DrafterConfig:
 
 
 def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """The table of tensors: (required, optional) names with their shapes, rows = outputs."""
+    """The table of tensors: (required, optional), each name with its shape; a matrix is [outputs, inputs]."""
     required: dict[str, tuple[int, ...]] = {
         "token_embd": (c.vocab_size, c.hidden_size),
         "fc": (c.hidden_size, c.n_states * c.target_hidden_size),
@@ -157,7 +160,7 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
 
 
 def fold_rope_attention(config: DrafterConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
-    """The weights with rope_attention_factor inside the queries:
+    """The weights with the square of rope_attention_factor multiplied into the queries.
 
     RoPE and scores are linear in q, so a * q.k = (a * q).k.
     """

@@ -1,8 +1,6 @@
-"""What a drafter returns, what it tells a probe about its rows, and what it needs from a numerical backend.
+"""What a drafter returns, what it reports about its rows for diagnostics, and what it needs from a numerical backend.
 
-Not a drafter: `eagle3.py` is one, the protocol of all of them is `refspec/decoding/drafter.py`. Alignment used
-everywhere: row P pairs (token x_{P+1}, feature a_P), has RoPE position P and predicts x_{P+2}; x_0 is never fed to a
-drafter. Shape legend: see `config.py`.
+Not a drafter: `eagle3.py` is one. Shape legend: k draft tokens, T rows, S rows held, the rest in `config.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ class Draft(NamedTuple):
     """Up to k draft tokens in order; fewer when the drafter has no row to start from or no room left."""
 
     tokens: npt.NDArray[np.int32]  # [k] target ids
-    q_draft: npt.NDArray[np.float64] | None  # [k, V] distribution of each token; None = drafted deterministically
+    q_draft: npt.NDArray[np.float64] | None  # [k, V] what each token was drawn from; None = drafted deterministically
     confidence: Array  # [k] draft probability of each drafted token, or a score in 0..1; NaN where not computed
 
 
@@ -51,7 +49,7 @@ def check_tree_arguments(shape: TreeShape, coins: npt.NDArray[np.float64] | None
 
 
 class RowRecord(NamedTuple):
-    """What a probe is told about T rows that ran together, for drift diagnostics; S counts all rows held with them."""
+    """What a `Probe` is told about T rows that ran together; S counts all rows held with them."""
 
     depth: int  # 0 = true rows; j = the j-th chained row after the last true row
     first_row: int  # index, and RoPE position, of the first of the T rows
@@ -72,10 +70,7 @@ def magnitude(state: Array) -> Array:
 
 
 class Ops(Protocol):
-    """The numerical backend:
-
-    the module `refspec.reference.ops`, or another with its functions and its batch invariance.
-    """
+    """The numerical backend: the module `ops.py`, or another with its functions and its batch invariance."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
     def rope(self, x: Array, positions: Ids, theta: float, style: str, freqs: Array | None = None) -> Array: ...

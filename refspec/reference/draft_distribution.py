@@ -1,4 +1,7 @@
-"""A sampler over a draft vocabulary: D draft ids, each of which is one of the target's V."""
+"""The distribution that a sampled draft token is drawn from, where draft ids differ from the target's.
+
+Legend: D draft ids, V target ids, d2t [D] the target id of each draft id.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens, or grown into draft trees
-(`eagle3_tree.py`).
+"""The EAGLE-3 drafter: rows of `eagle3_rows.py` chained into draft tokens; draft trees are in `eagle3_tree.py`.
 
 Shape legend: T rows, k draft tokens, the rest in `config.py`.
 """
@@ -60,8 +59,6 @@ class Eagle3Drafter(Eagle3Rows, ChainDrafter):
         sampler: Sampler | None = None,
         more: More | None = None,
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
-        `grow_sampled`.
-        """
+        """A tree of at most shape.nodes tokens after the last true row: `grow`, or by coins [nodes] `grow_sampled`."""
         check_tree_arguments(shape, coins, sampler)
         return draft_tree(self, shape, coins, sampler, more)

@@ -1,9 +1,18 @@
-"""The EAGLE-3 forward pass with its three normalization switches, in execution order: the readable heart of refspec.
+"""The EAGLE-3 forward pass with its three normalization switches, in execution order: the heart of refspec.
 
-One decoder layer that predicts the target's next token from the token just decided and the target's own hidden states.
-Functions of arrays and nothing else: rows, rollback and drafting are in `eagle3.py`. Source: EAGLE-3 (Li 2025) and the
-public trainers. Departure: those recognize target features by their width, which fails when n_states * Ht == H; here
-only `project` treats target features, and the caller says which rows have them.
+One decoder layer predicts the next token from the newest token and a state. The state is a projection of the target's
+hidden states in a true row, and the output of the row before it in a chained row.
+
+    feature -> normalized -> fc -> state g            true rows only (`project`)
+    token, g -> attention, feed-forward -> h          `block`
+    h -> output norm -> head -> logits                `output_norm`, `head`
+    h or its norm -> state of the next chained row    `feedback`
+
+Functions of arrays and nothing else: rows, rollback and drafting are in `eagle3_rows.py` and `eagle3.py`. Every
+function takes the configuration `c`, the weights `w` by name and the operations `ops`: the module `ops.py`, or another
+with its functions. Source: EAGLE-3 (Li 2025) and the public trainers. Departure: those recognize features by their
+width, which fails when n_states * Ht == H; here only `project` reads features, and the caller says which rows have
+them.
 
 Shape legend: T rows of this call, S rows held with them, H drafter width, Ht target width, nh query heads,
 nkv key/value heads, hd head size, F feed-forward width, D draft vocabulary.
@@ -23,14 +32,14 @@ from refspec.reference.ops import Array, Ids
 
 
 def linear(w: Weights, name: str, x: Array, ops: Ops) -> Array:
-    """The matrix `name`, and its bias where the drafter has one: [T, inputs] -> [T, outputs]."""
+    """x times the matrix `name`, plus its bias where the drafter has one: [T, inputs] -> [T, outputs]."""
     y = ops.matvec(w[name], x)
     bias = w.get(f"{name}.bias")
     return y if bias is None else y + bias
 
 
 def normalized(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
-    """Feature norm, before fc and on target features only: [T, n_states*Ht] -> same shape."""
+    """The feature norm, before fc: [T, n_states*Ht] -> same shape."""
     if c.feature_norm is FeatureNorm.NONE:
         return features
     if c.feature_norm is FeatureNorm.CONCAT:
@@ -40,8 +49,16 @@ def normalized(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array
 
 
 def project(c: DrafterConfig, w: Weights, features: Array, ops: Ops) -> Array:
-    """Captured target states [T, n_states*Ht] -> drafter states g [T, H]."""
+    """Features, captured states of the target side by side, [T, n_states*Ht] -> states g [T, H] of true rows."""
     return linear(w, "fc", normalized(c, w, features, ops), ops)
+
+
+class Attention(NamedTuple):
+    """What attention did in T rows, for diagnostics."""
+
+    weights: Array  # [nh, T, S], 0 where a row does not see
+    residual: Array  # [T, H] what its output was added to
+    added: Array  # [T, H] that output
 
 
 def block(
@@ -56,7 +73,8 @@ def block(
 ) -> tuple[Array, Attention | None]:
     """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, what attention did.
 
-    Appends T rows to the cache; each row has the RoPE position of its index there and sees itself and all before it.
+    Appends T rows to the cache. The RoPE position of a row is its index there; it sees itself and all rows before it.
+    `anchor` is an experiment, see below.
     """
     n, eps = len(tokens), c.rms_eps
     positions = np.arange(len(cache), len(cache) + n)  # [T]
@@ -86,29 +104,45 @@ def block(
     return y + linear(w, "ffn_down", f, ops), None if weights is None else Attention(weights, beside, added)  # [T, H]
 
 
-class Attention(NamedTuple):
-    """What attention did in T rows, for drift diagnostics."""
+def residual(c: DrafterConfig, g: Array, s: Array) -> Array:
+    """What attention is added to: the state g [T, H], or its norm s [T, H]."""
+    return s if c.residual is Residual.NORMED else g
 
-    weights: Array  # [nh, T, S], 0 where a row does not see
-    residual: Array  # [T, H] what its output was added to
-    added: Array  # [T, H] that output
+
+def output_norm(c: DrafterConfig, w: Weights, h: Array, ops: Ops) -> Array:
+    """The norm n of h before the head: [T, H] -> [T, H]; h itself where neither head nor feedback uses it."""
+    return ops.rms_norm(h, w["output_norm"], c.rms_eps) if c.uses_output_norm else h
+
+
+def head(c: DrafterConfig, w: Weights, h: Array, n: Array, ops: Ops) -> Array:
+    """Logits over the draft vocabulary: [T, H] -> [T, D]."""
+    return linear(w, "output", n if c.head_norm else h, ops)
+
+
+def feedback(c: DrafterConfig, h: Array, n: Array) -> Array:
+    """The state the next chained row starts from: the block output h [T, H], or its norm n [T, H]."""
+    return n if c.feedback is Feedback.POST_NORM else h
+
+
+# Two experiments against the drift of chained rows, off by default and part of no drafter's definition: `anchored`
+# holds their attention on true rows, `resized` holds the size of their states.
 
 
 class Anchor(NamedTuple):
-    """An experiment, part of no drafter's definition: a bonus on the true rows' scores, against attention drift."""
+    """A bonus on the scores of true rows, against chained rows drawing the attention to themselves."""
 
     n_true: int  # rows made from target features
     bonus: float  # in units of a score, after the 1/sqrt(hd)
 
 
 def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Array]:
-    """Attention with `bonus` added to the scores of rows 0..n_true-1: weights [nh, T, S], values [S, nkv, hd] -> ([T,
-    nh*hd], weights).
+    """Attention with `bonus` added to the scores of true rows: weights [nh, T, S], values [S, nkv, hd] -> [T, nh*hd]
+    and the new weights.
 
-    softmax(score + bonus [s < n_true]) is weights * exp(bonus [s < n_true]) / its sum, so the odds of true rows against
-    the chain's own grow by the factor exp(bonus) in every head; order and ratios inside either part stay.
+    softmax(score + bonus [s < n_true]) = weights * exp(bonus [s < n_true]) / its sum, so the odds of true against
+    chained rows grow by the factor exp(bonus) in every head; ratios within either kind stay.
     """
-    own = np.exp(np.float32(-anchor.bonus))  # the chain's own rows lose what the true ones gain: nothing overflows
+    own = np.exp(np.float32(-anchor.bonus))  # chained rows lose the factor, not true ones gain it: nothing overflows
     scaled = weights * np.where(np.arange(weights.shape[-1]) < anchor.n_true, np.float32(1), own)  # [nh, T, S]
     new: Array = scaled / scaled.sum(-1, keepdims=True)  # [nh, T, S]
     group = len(weights) // values.shape[1]
@@ -117,29 +151,6 @@ def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Arra
 
 
 def resized(states: Array, sizes: npt.NDArray[np.float64]) -> Array:
-    """An experiment, part of no drafter's definition: states [T, H] scaled to root mean squares `sizes` [T];
-
-    zeros stay zero.
-    """
+    """States [T, H] scaled to the root mean squares `sizes` [T]; zeros stay zero."""
     now = np.sqrt(np.mean(np.square(states, dtype=np.float64), axis=1))  # [T]
     return states * np.where(now > 0, sizes / np.where(now > 0, now, 1), 1)[:, None].astype(np.float32)
-
-
-def residual(c: DrafterConfig, g: Array, s: Array) -> Array:
-    """What attention is added to: the state g [T, H], or its norm s [T, H]."""
-    return s if c.residual is Residual.NORMED else g
-
-
-def output_norm(c: DrafterConfig, w: Weights, h: Array, ops: Ops) -> Array:
-    """The norm in front of the head: [T, H] -> [T, H]; h itself where neither head nor feedback uses it."""
-    return ops.rms_norm(h, w["output_norm"], c.rms_eps) if c.uses_output_norm else h
-
-
-def feedback(c: DrafterConfig, h: Array, n: Array) -> Array:
-    """The state the next chained row starts from: the block output h [T, H], or its norm n [T, H]."""
-    return n if c.feedback is Feedback.POST_NORM else h
-
-
-def head(c: DrafterConfig, w: Weights, h: Array, n: Array, ops: Ops) -> Array:
-    """Logits over the draft vocabulary: [T, H] -> [T, D]."""
-    return linear(w, "output", n if c.head_norm else h, ops)

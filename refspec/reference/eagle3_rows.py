@@ -1,8 +1,8 @@
 """Rows of the EAGLE-3 forward pass over a KV cache: true rows, and chained rows after them.
 
-A row made from target features is a true row; a row whose state is the output of the row before it is a chained row,
-and lives only until the next call. What is drafted from them: chains in `eagle3.py`, trees in `eagle3_tree.py`. Shape
-legend: T rows, the rest in `config.py`.
+A true row is made from a feature of the target. A chained row starts from the output of the row before it, and lives
+only until the next call. Chains of draft tokens are in `eagle3.py`, trees in `eagle3_tree.py`. Shape legend: T rows,
+the rest in `config.py`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ class Rows(NamedTuple):
 
 
 class Eagle3Rows:
-    """Rows of this forward pass over a KV cache; `probe`, when set, is told attention and states of every row that
-    runs.
-    """
+    """Rows of the forward pass over a KV cache; `probe`, when set, is told of every row that runs."""
 
     def __init__(
         self, config: DrafterConfig, weights: Weights, ops: Ops = numpy_ops, anchor: float = 0.0, grow: float = 0.0
     ) -> None:
         """Raises ShapeError or CheckpointError unless the weights are exactly what the configuration needs.
 
-        Two experiments, off at 0: `anchor` is a bonus on the scores chained rows give true rows
-        (`eagle3_forward.anchored`); `grow` sets the size of the states chained rows start from, grow^(d - 1) times the
-        first one's at depth d, which changes nothing where the residual is normed.
+        Two experiments, off at 0: `anchor` is a bonus on the scores that chained rows give true rows
+        (`eagle3_forward.anchored`); `grow` sets the size of the state that the chained row of depth d starts from, to
+        grow^(d - 1) times the size of the first one's, which changes nothing where the residual is normed.
         """
         check_weights(config, weights)
         for name, value in (("anchor", anchor), ("grow", grow)):
@@ -59,7 +57,7 @@ class Eagle3Rows:
         self.capture_layers = config.capture_layers
         self.probe: Probe | None = None
         self.penalties: LogitsChange | None = None
-        self.seconds = 0.0  # no clock here: what this takes is the caller's to measure
+        self.seconds = 0.0  # measured by the caller: there is no clock here
         self.reset()
 
     def varied(self: Self, *, anchor: float = 0.0, grow: float = 0.0) -> Self:
@@ -76,7 +74,7 @@ class Eagle3Rows:
         self.n_rows = 0
 
     def rollback(self, n_rows: int) -> None:
-        """Keep the first n_rows true rows and no drafted row; raises ShapeError unless 0 <= n_rows <= self.n_rows."""
+        """Keep the first n_rows true rows and no chained row; raises ShapeError unless 0 <= n_rows <= self.n_rows."""
         if not 0 <= n_rows <= self.n_rows:
             raise ShapeError(f"cannot roll the drafter back to {n_rows} rows: it holds {self.n_rows}")
         self.cache.rollback(n_rows)
@@ -84,13 +82,11 @@ class Eagle3Rows:
         self.n_rows = n_rows
 
     def extend(self, tokens: Ids, features: Array) -> None:
-        """Drop drafted rows, then append true rows from tokens [T] and target features [T, n_states*Ht]."""
+        """Drop chained rows, then append true rows from tokens [T] and features [T, n_states*Ht]."""
         self._run(tokens, features, is_target_feature=True)
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out;
-        nan without a row.
-        """
+        """`extend`, and the mean log-probability of each row's likeliest token without penalties; nan if T = 0."""
         if not len(tokens):
             return math.nan
         logits = self.forward_rows(tokens, features, is_target_feature=True).logits  # [T, D]
@@ -99,15 +95,13 @@ class Eagle3Rows:
     def forward_rows(self, tokens: Ids, states: Array, *, is_target_feature: bool) -> Rows:
         """Teacher-forced rows: tokens [T] with target features [T, n_states*Ht] or chained states [T, H]; all outputs.
 
-        True rows replace drafted ones, chained rows are appended as drafted ones.
+        True rows replace chained ones; chained rows are appended.
         """
         g, h, n = self._run(tokens, states, is_target_feature)
         return Rows(head(self.config, self.weights, h, n, self.ops), g, h, feedback(self.config, h, n))
 
     def handed_on(self, states: Array, depth: int) -> Array:
-        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from: as they are, or resized where
-        `grow` says so.
-        """
+        """[T, H] states that chained rows of depth `depth`, `depth` + 1, ... start from, resized if `grow` is set."""
         if not self.grow or not self.n_rows:
             return states
         c, h = self.config, self.hidden.rows[self.n_rows - 1 : self.n_rows]  # [1, H] of the last true row

@@ -1,8 +1,8 @@
-"""Draft trees by the reference drafter: the rows of `eagle3_forward.py`, each of which sees only its own path.
+"""Draft trees by the reference drafter: chained rows, each of which sees only its own path.
 
-Every node of a tree gets one row of the cache, and reads the true rows, its ancestors' rows and itself: the tree
-attention mask, written as the list of rows seen, so that a node's numbers are bit for bit those of a chain forced onto
-its path. Its RoPE position is its depth after the last true row. Growing itself is `refspec/reference/tree_grow.py`.
+Every node that is expanded gets one row of the cache. It reads the true rows, its ancestors' rows and itself: the
+attention mask of a tree, written as the list of rows seen, so that a node's numbers are bit for bit those of a chain
+forced onto its path. Its RoPE position is its depth after the last true row. How a tree grows is `tree_grow.py`.
 
 Shape legend: T rows, S rows seen, F nodes run together, N nodes, the rest in `config.py`.
 """
@@ -68,7 +68,7 @@ class TreeRows:
         self.drafter = drafter
         h = drafter.hidden.rows[-1:].copy()  # [1, H]
         n = output_norm(drafter.config, drafter.weights, h, drafter.ops)
-        # the last true row is the root's; its g is not asked for
+        # the last true row is the root's; its g is never read
         self.rows = {ROOT: NodeRow(list(range(drafter.n_rows)), h, n, h)}
 
     def run(self, node: int, token: int, parent: int) -> None:
@@ -90,9 +90,7 @@ class TreeRows:
 def draft_tree(
     d: Eagle3Rows, shape: TreeShape, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None, more: More | None
 ) -> Tree:
-    """A tree after the last true row: the likeliest tokens, or by coins [nodes] from the sampler's distribution,
-    without replacement.
-    """
+    """A tree after the last true row: the likeliest tokens, or drawn by coins [nodes] without replacement."""
     if not d.n_rows:
         return empty_tree()
     rows = TreeRows(d)

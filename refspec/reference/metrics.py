@@ -1,6 +1,7 @@
 """What a run did: counts and times are recorded, every rate is derived from them.
 
-Not a benchmark. The definitions, because they differ between code bases:
+Not a benchmark, and no clock: times come from the caller. The definitions, because they differ between code bases:
+
   verify step  one run of the target that decides tokens; without a drafter it decides exactly one
   tau          generated tokens / verify steps: accepted draft tokens and the bonus (or correcting) token both count
   acceptance at position i
@@ -34,8 +35,8 @@ class Step(NamedTuple):
 
     position: int  # index of the first output token this step decided
     draft: Sequence[int]  # [k] draft tokens the target judged
-    accepted: int  # how many of them stand, 0..k
-    tokens: Sequence[int]  # [accepted + 1] tokens decided; [accepted] when an accepted draft token ended the text
+    accepted: int  # how many of them were accepted, 0..k
+    tokens: Sequence[int]  # [accepted + 1] tokens decided; [accepted] when an accepted draft token ended the output
     seconds: Seconds
     stop: str | None = None  # on the last step: length | end | context
     nodes: int = 0  # of a tree: draft tokens the target judged on all its paths
@@ -52,8 +53,7 @@ class Statistics:
     verify_steps: int = 0
     judged: list[int] = field(default_factory=list)  # judged[i]: verify steps with more than i draft tokens
     stood: list[int] = field(default_factory=list)  # stood[i]: verify steps that accepted more than i
-    # verify steps by the nodes of their tree, where they had one
-    tree_sizes: Counter[int] = field(default_factory=Counter)
+    tree_sizes: Counter[int] = field(default_factory=Counter)  # verify steps by the nodes of their tree
     target_seconds: float = 0.0
     drafter_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -89,7 +89,7 @@ class Statistics:
 
     @property
     def accepted_by_position(self) -> list[float]:
-        """[K] share of steps that accepted at least i+1 draft tokens, of those that judged so many."""
+        """[K] share of steps that accepted at least i+1 draft tokens, of those that judged as many."""
         return [stood / judged for stood, judged in zip(self.stood, self.judged, strict=True)]
 
     @property
@@ -100,7 +100,7 @@ class Statistics:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second of decoding; reading the prompt is not in it."""
+        """Generated tokens per second of decoding, without the prompt."""
         return self.generated_tokens / self.seconds.total if self.seconds.total > 0 else 0.0
 
     @property

@@ -1,9 +1,11 @@
-"""The numerical specification: the few functions a drafter is made of, in NumPy, one row at a time where it matters.
+"""The numerical specification: the few operations a drafter is made of, in NumPy.
 
-Not fast: `native.py` offers the same names in C. Float32 in, float32 out, statistics in float32, RoPE angles in
-float64. Batch-invariant: a row's result depends on that row alone, bit for bit. A matrix-matrix product would choose
-its summation order by the number of rows, so every product here is one matrix-vector product per row, and an attention
-row reads exactly the keys it may see instead of a masked longer set.
+Not fast; `refspec/native/ops.py` offers the same names in C. Float32 in, float32 out, statistics in float32, RoPE
+angles in float64. Sources: the papers named at each function.
+
+Batch-invariant: a row's result depends on that row alone, bit for bit. BLAS chooses the order of a sum by the shape of
+the matrices, so a matrix is applied to one row at a time here, and an attention row reads exactly the keys it may see
+instead of a longer, masked set.
 
 Shape legend: T rows, D or I or O widths, H query heads, Hkv key/value heads, hd head size, S cached rows, V vocabulary.
 """
@@ -59,7 +61,7 @@ def rope(x: Array, positions: Ids, theta: float, style: str, freqs: Array | None
 
 
 def matvec(w: Array, x: Array) -> Array:
-    """Product of w [O, I] with every row of x [T, I] -> [T, O]; one product per row keeps rows independent."""
+    """Each row of x [T, I] times w [O, I] transposed -> [T, O]; one row at a time, so that rows stay independent."""
     out = np.empty((x.shape[0], w.shape[0]), dtype=np.float32)  # [T, O]
     for t, row in enumerate(np.ascontiguousarray(x, dtype=np.float32)):
         out[t] = w @ row  # [O]

@@ -1,14 +1,13 @@
-"""Products of packed weights with rows of inputs, so that a row's result does not depend on how many rows are computed
-with it.
+"""Matrix multiplication with quantized weights whose result for a row of inputs does not depend on the other rows.
 
-The reference of native/packed_*.c, which multiplies so in llama.cpp's place (`llama/matmul_hook.py`). A weight is d *
-scale * code - dmin * min with whole numbers for code, scale and min, an input d' * code'. Within a block the sum of
-code * code' times scale is a whole number and thus exact; blocks are added one after the other in float32, nothing
-fused. So the order of every sum is fixed by what the file's blocks are, and neither the instruction set nor the number
-of rows changes a bit. (llama.cpp takes other functions for one row than for several, and each has an order of its own.)
+The reference of the C kernels in native/packed_*.c; not a quantizer. A weight is d * scale * code - dmin * min with
+integers for code, scale and min; an input is d' * code'. Within a block the sum of code * code' * scale is an integer
+and thus exact. Blocks are added one after the other in float32, nothing fused. So the file's blocks fix the order of
+every sum, and neither the instruction set nor the number of rows changes a bit. (llama.cpp uses one function for a
+single row and others for several, each with its own order.)
 
-Blocks as in ggml-common.h; M rows of weights, N of inputs, B blocks of a row, G groups of a block with a scale each, E
-numbers of a group.
+Source of the block formats: ggml-common.h of llama.cpp. Legend: M rows of weights, N rows of inputs, B blocks of a row,
+G groups of a block with a scale each, E numbers of a group.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from refspec.reference.ops import Array
 Bytes = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 
-# ggml_type -> (numbers in a block, bytes of it, ggml_type that its inputs are made into)
+# ggml_type -> (numbers in a block, bytes of a block, ggml_type that its inputs are quantized to)
 KINDS = {1: (1, 2, 1), 2: (32, 18, 8), 8: (32, 34, 8), 12: (256, 144, 15), 13: (256, 176, 15), 14: (256, 210, 15)}
 F16, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
-STRETCH = 512  # float16 numbers, whose sums are then added up
-INPUT_BYTES = {1: 2, 8: 34, 15: 292}
+CHUNK = 512  # float16 numbers that are summed together; the sums of the chunks are then added
+INPUT_BYTES = {1: 2, 8: 34, 15: 292}  # ggml_type of inputs -> bytes of a block
 
 
 class Blocks(NamedTuple):
-    """Weights without what packs them."""
+    """Unpacked weights: d * scales * codes - dmin * mins."""
 
     d: Array  # [M, B]
     codes: Whole  # [M, B, G, E], signed
@@ -41,18 +40,16 @@ class Blocks(NamedTuple):
     mins: Whole | None = None  # [M, B, G]
 
 
-def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
-    """weights [M, bytes of a row] of a ggml_type, inputs [N, bytes of a row] of the type that goes with it -> [N, M]
-    float32.
-    """
+def matmul(kind: int, weights: Bytes, inputs: Bytes) -> Array:
+    """weights [M, bytes of a row] of the ggml_type `kind`, inputs [N, bytes of a row] of its input type -> [N, M]."""
     _, nbytes, inputs_kind = KINDS[kind]
     blocks = weights.shape[1] // nbytes
     if weights.shape[1] % nbytes or inputs.shape[1] != blocks * INPUT_BYTES[inputs_kind]:
-        raise ShapeError(f"rows of {weights.shape[1]} and {inputs.shape[1]} bytes are not of one width")
+        raise ShapeError(f"weights and inputs: rows of {weights.shape[1]} and {inputs.shape[1]} bytes differ in width")
     if kind == F16:
         x, y = weights.view(np.float16).astype(np.float32), inputs.view(np.float16).astype(np.float32)
-        stretches = [slice(i, i + STRETCH) for i in range(0, blocks, STRETCH)]
-        return _in_turn(np.stack([_halves(x[:, s], y[:, s]) for s in stretches], axis=-1))
+        chunks = [slice(i, i + CHUNK) for i in range(0, blocks, CHUNK)]
+        return _in_turn(np.stack([_halves(x[:, s], y[:, s]) for s in chunks], axis=-1))
     w = unpack(kind, weights.reshape(len(weights), blocks, nbytes))
     d, codes = _inputs(inputs_kind, inputs.reshape(len(inputs), blocks, -1))
     codes = codes.reshape(*codes.shape[:2], *w.codes.shape[2:])
@@ -65,7 +62,7 @@ def product(kind: int, weights: Bytes, inputs: Bytes) -> Array:
 
 
 def _halves(x: Array, y: Array) -> Array:
-    """x [M, K], y [N, K] -> [N, M]: even numbers, and odd ones, in turn; each product is exact."""
+    """x [M, K], y [N, K] -> [N, M]: even and odd numbers are summed apart; each single product is exact."""
     even, odd = (_in_turn(x[None, :, i::2] * y[:, None, i::2]) for i in (0, 1))
     return even + odd
 
@@ -86,7 +83,7 @@ def _inputs(kind: int, raw: Bytes) -> tuple[Array, Whole]:
 
 
 def unpack(kind: int, raw: Bytes) -> Blocks:
-    """Blocks [M, B, bytes of a block] of a quantized type."""
+    """Blocks [M, B, bytes of a block] of the quantized type `kind`, unpacked."""
     m, b = raw.shape[:2]
 
     def half(at: int) -> Array:

@@ -1,24 +1,23 @@
-"""What the text so far does to the law of the next token: repetition, presence and frequency penalties, and DRY.
+"""How the tokens so far change the next token's logits: repetition, presence and frequency penalties, and DRY.
 
-What it is: the reference of the transform, logits in, logits out. What it is not: a sampler with state; the history is
-an argument, so a target with penalties is one more target whose logits are a function of its rows
-(`decoding/penalized_target.py`), and everything that is proven of a target holds for it: losslessness, same seed same
-text, trees. native/penalties.c holds the same arithmetic in the same order.
+What it is: the transform itself, logits in, logits out. What it is not: a sampler with state; the history is an
+argument. A target with penalties is therefore just another target, whose logits are a function of the tokens before
+them, and everything proven of a target holds for it. The C twin (native/penalties.c) returns the same bits.
 
-In the order of llama.cpp's chain, before every filter of `sampling.py`. With h_0..h_{n-1} the tokens that count and
-c(v) how often v is among the last `repeat_last_n` of them, the logit x of every v with c(v) > 0 becomes
+Penalties come before every filter of `sampling.py`, as in llama.cpp. Let c(v) be the number of times token v is among
+the last `repeat_last_n` tokens of the history. The logit x of every v with c(v) > 0 becomes
 
-    (x * repeat if x <= 0 else x / repeat)  -  c(v) frequency  -  presence          Keskar 2019 (CTRL), section 4.1; OpenAI's API
+    (x * repeat if x <= 0 else x / repeat)  -  c(v) * frequency  -  presence
 
-DRY ("don't repeat yourself"): emitting v would extend a stretch of L tokens that has stood before, the longest one
-there is:
+(Keskar 2019, CTRL, section 4.1, and OpenAI's API). DRY ("don't repeat yourself"): let L be the length of the longest
+end of the history that occurred before with v after it, so that v would prolong a repetition. Its logit becomes
 
     x  -  multiplier * base^(L - allowed_length)     if L >= allowed_length
 
-where no stretch reaches back beyond the newest sequence breaker, and no breaker is punished. Departures from llama.cpp:
-sums in float64, rounded once; a breaker is a token whose text contains one of the given strings, and one split over
-several tokens breaks nothing; tokens of the prompt count only if asked; a logit bias is added after the penalties, not
-before.
+A repetition does not reach back beyond the newest sequence breaker, and no breaker is punished.
+
+Departures from llama.cpp: sums are float64, rounded once; a breaker is one token that contains one of the given
+strings; tokens of the prompt count only if asked; a logit bias is added after the penalties, not before.
 
 Legend: V vocabulary, n tokens of history.
 """
@@ -37,7 +36,7 @@ from refspec.errors import UsageError
 
 Breaks = Sequence[bool] | npt.NDArray[np.bool_]  # [n] whether a token of the history is a sequence breaker
 
-LARGEST = 1e30  # base^(L - allowed_length) is not raised further: no logit is left to lose
+LARGEST = 1e30  # base^(L - allowed_length) grows no further: no logit is left to lose
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class Penalties:
     repeat: float = 1.0  # > 0, 1 is off
     presence: float = 0.0
     frequency: float = 0.0
-    repeat_last_n: int = 64  # tokens that these three look at; -1 is all, 0 is off
+    repeat_last_n: int = 64  # newest tokens that the three above count; -1 is all, 0 is off
     dry_multiplier: float = 0.0  # >= 0, 0 is off
     dry_base: float = 1.75  # >= 1
-    dry_allowed_length: int = 2  # tokens that may be said again, 1 or more
-    dry_last_n: int = -1  # tokens that DRY looks at; -1 is all, 0 is off
+    dry_allowed_length: int = 2  # a repetition of fewer tokens is free; >= 1
+    dry_last_n: int = -1  # newest tokens that DRY looks at; -1 is all, 0 is off
     dry_breakers: Sequence[str] = ("\n", ":", '"', "*")
     prompt: bool = False  # whether the tokens of the prompt count, as in llama.cpp
 
@@ -71,17 +70,17 @@ class Penalties:
         if self.dry_base < 1:
             raise UsageError(f"dry_base: {self.dry_base} is below 1: longer repetitions would be punished less")
         if isinstance(self.dry_breakers, str) or not all(isinstance(text, str) and text for text in self.dry_breakers):
-            raise UsageError(f"dry_breakers: {self.dry_breakers!r} are not texts of a character or more")
+            raise UsageError(f"dry_breakers: {self.dry_breakers!r} must be strings of at least one character")
         object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
 
     def times(self, share: float) -> Penalties:
-        """The same with `share` of what each takes from a logit; of the factor `repeat`, the power."""
+        """Penalties that take `share` as much from a logit; the factor `repeat` is raised to that power."""
         scaled = {name: share * getattr(self, name) for name in ("presence", "frequency", "dry_multiplier")}
         return replace(self, repeat=self.repeat**share, **scaled)
 
     @property
     def counting(self) -> bool:
-        """Whether tokens are counted: one of repeat, presence and frequency is on."""
+        """Whether repeat, presence or frequency is on."""
         return self.repeat_last_n != 0 and (self.repeat != 1 or self.presence != 0 or self.frequency != 0)
 
     @property
@@ -91,7 +90,7 @@ class Penalties:
 
     @property
     def on(self) -> bool:
-        """Whether anything changes."""
+        """Whether any logit changes."""
         return self.counting or self.dry
 
     @property
@@ -99,9 +98,9 @@ class Penalties:
         """Whether there are sequence breakers to look for."""
         return self.dry and bool(self.dry_breakers)
 
-    def breaks(self, said: bytes) -> bool:
-        """Whether a token of this text is a sequence breaker."""
-        return any(text.encode() in said for text in self.dry_breakers)
+    def breaks(self, token: bytes) -> bool:
+        """Whether a token, given by its bytes, is a sequence breaker."""
+        return any(breaker.encode() in token for breaker in self.dry_breakers)
 
 
 NO_PENALTIES = Penalties()
@@ -128,7 +127,7 @@ def penalize(
 
 
 def continuations(history: npt.NDArray[np.integer], penalties: Penalties, breaks: Breaks = ()) -> dict[int, int]:
-    """Token -> length of the longest stretch it would continue, for those of dry_allowed_length and more."""
+    """Token -> length L of the longest repetition it would prolong, where L >= dry_allowed_length."""
     tokens = _newest(history, penalties.dry_last_n)
     limit = len(tokens)
     for back in range(min(len(tokens), len(breaks))):
@@ -146,13 +145,10 @@ def continuations(history: npt.NDArray[np.integer], penalties: Penalties, breaks
 
 
 def common_beginnings(x: Sequence[int]) -> list[int]:
-    """[n] how many elements x and x[j:] have in common at their beginning:
-
-    the Z-function (Gusfield 1997, section 1.4), in n steps.
-    """
+    """[n] how many elements x and x[j:] share at their beginning: the Z-function (Gusfield 1997, 1.4), in O(n)."""
     n = len(x)
     z = [n] * min(n, 1) + [0] * (n - 1)
-    left = right = 0  # x[left:right] equals a beginning of x, and no such stretch found so far ends later
+    left = right = 0  # x[left:right] equals a beginning of x; no such part found so far ends later
     for j in range(1, n):
         same = min(z[j - left], right - j) if j < right else 0
         while j + same < n and x[same] == x[j + same]:
@@ -168,7 +164,7 @@ def _newest(tokens: npt.NDArray[np.integer], n: int) -> npt.NDArray[np.integer]:
 
 
 def _power(base: float, exponent: int) -> float:
-    """base^exponent by multiplication, as in C, to the last bit; LARGEST or a little more at most."""
+    """base^exponent by multiplication, bit for bit as in C; stops at LARGEST or a little above."""
     out = 1.0
     for _ in range(exponent if base > 1 else 0):
         if out >= LARGEST:

@@ -1,17 +1,18 @@
-"""Logits to the target's law, and one coin to one token.
+"""From logits to the target's distribution, and from one coin to one token.
 
-What it is: the one definition of the distribution that speculation must reproduce (`p_target`), the inverse-CDF draw,
-and the counter-based coins. What it is not: a random number generator with state; every draw is a function of
-(seed, position, stream). native/sampling.c holds the same functions with the same arithmetic in the same order, so
-both backends return the same bits; that is why sums are sequential (`np.cumsum(...)[-1]`, not the pairwise `np.sum`)
-and why `exp` is spelled out below.
+What it is: the one definition of the distribution that speculation must reproduce (`p_target`), the draw from it by
+inverse CDF, and counter-based coins. What it is not: a random number generator with state; every coin is a function of
+(seed, position, stream). Source of the coins: splitmix64 (Steele, Lea and Flood 2014).
+
+The C twin (native/sampling.c) returns the same bits, because it does the same arithmetic in the same order. That is
+why sums are sequential here (`np.cumsum(...)[-1]`, not the pairwise `np.sum`) and why `exp` is spelled out.
 
 Order of the transforms, llama.cpp's default chain, because users carry their settings over from there:
 
     penalties (`penalties.py`) -> logit bias -> top-k -> top-p -> min-p -> temperature -> softmax
 
-The filters therefore look at the untempered law (after bias), and raising the temperature never lets in tokens that
-they removed. Departures from llama.cpp: probabilities are float64, and ties go to the lowest token id.
+The filters therefore look at the distribution at temperature 1, after the bias, and a higher temperature never lets in
+tokens that they removed. Departures from llama.cpp: probabilities are float64, and ties go to the lowest token id.
 
 Legend: V vocabulary, n count.
 """
@@ -38,18 +39,17 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
 
 @dataclass(frozen=True)
 class Sampler:
-    """What defines the target's law; the defaults are greedy decoding with every filter off. Raises UsageError."""
+    """What turns logits into a distribution; the defaults are greedy decoding without filters. Raises UsageError."""
 
     temperature: float = 0.0  # >= 0; 0 is argmax
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # (0, 1]; 1 is off
     min_p: float = 0.0  # [0, 1], relative to the most probable token; 0 is off
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit; -inf forbids it
-    # What the text so far does to the logits, before all of this: `decoding/penalized_target.py` applies it where the
-    # text is known. Functions of logits take those it has given.
+    # Applied before all of this, by the caller, who knows the output so far; the functions below do not read it.
     penalties: Penalties = field(default_factory=Penalties)
-    bias_ids: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # [n] logit_bias as arrays,
-    bias_values: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [n] for NumPy and for C
+    bias_ids: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # [n] logit_bias as arrays
+    bias_values: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [n]
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p"):
@@ -76,12 +76,12 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """True when the law is one-hot, so that coins are ignored."""
+        """Whether the distribution is one-hot, so that coins are ignored."""
         return self.temperature == 0
 
 
 def p_target(logits: NDArray[np.floating], sampler: Sampler) -> NDArray[np.float64]:
-    """The law of the next token under `sampler`, float64 [V], from logits [V]; BackendError for NaN, +inf, all -inf."""
+    """The distribution of the next token, float64 [V], from logits [V]; BackendError for NaN, +inf, all -inf."""
     biased, best = _biased(logits, sampler)  # [V], argmax
     if sampler.greedy:
         p = np.zeros(len(biased))  # [V]
@@ -142,7 +142,7 @@ def exp_nonpositive(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     zero = x < -708.0  # 2^n must stay a normal number; e^-708 is 3e-308
     x = np.where(zero, 0.0, x)  # [V]
-    n = (0.5 - x * _LOG2_E).astype(np.int64)  # [V], -n in the text: truncation rounds because x <= 0
+    n = (0.5 - x * _LOG2_E).astype(np.int64)  # [V], -n of the docstring; truncation rounds because x <= 0
     r = (x + n * _LN2_HIGH) + n * _LN2_LOW  # [V]
     y = np.full_like(r, _TAYLOR[-1])  # [V]
     for c in _TAYLOR[-2::-1]:
@@ -169,7 +169,7 @@ def _biased(logits: NDArray[np.floating], sampler: Sampler) -> tuple[NDArray[np.
             raise UsageError(f"logit_bias: token id {sampler.bias_ids.max()} is outside the vocabulary of {len(x)}")
         x = x.astype(np.float64)
         x[sampler.bias_ids] += sampler.bias_values
-    best = int(np.argmax(x))  # NumPy's argmax stops at a NaN, so this one look finds NaN, +inf and all -inf
+    best = int(np.argmax(x))  # NumPy's argmax stops at a NaN, so x[best] shows NaN, +inf and all -inf
     if not math.isfinite(x[best]):
         if x[best] == -math.inf:
             raise BackendError("target logits: every token has logit -inf; relax logit_bias or check the model")

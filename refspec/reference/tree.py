@@ -1,9 +1,8 @@
-"""A tree of draft tokens: several continuations of the text that one run of the target judges together.
+"""A tree of draft tokens: several continuations of the output that one run of the target judges together.
 
-A data structure and nothing else: growing is `reference/tree_grow.py`, judging `reference/tree_verify.py`. Nodes are
-draft tokens; the root is not a node but the pending token, so a chain of k draft tokens is a tree of k nodes. Where
-rows are meant, row 0 is the pending token and row i + 1 is node i, in the batch the target runs as in the logits it
-returns.
+A data structure and nothing else: judging is `tree_verify.py`, growing `tree_grow.py`. Nodes are draft tokens; the
+root is not a node but the pending token, so a chain of k draft tokens is a tree of k nodes. In the batch that the
+target runs, and in the logits it returns, row 0 is the pending token and row i + 1 is node i.
 
 Legend: N nodes, V vocabulary.
 """
@@ -21,23 +20,19 @@ from refspec.errors import ShapeError, UsageError
 from refspec.reference.ops import Array
 
 ROOT = -1  # the parent of the nodes that follow the pending token
-# as for chains: more rows than pay anywhere; llama.cpp knows 256 sequences, a tree has at most so many leaves
-NODES_LIMIT = 64
+NODES_LIMIT = 64  # more than pays anywhere; llama.cpp allows 256 sequences, and each leaf takes one
 
 Law = npt.NDArray[np.float64]
 
 
 class Tree(NamedTuple):
-    """N draft tokens and what each one follows;
-
-    a parent stands before its children, siblings in the order they are judged.
-    """
+    """N draft tokens and what each one follows; a parent precedes its children, siblings are in order of judging."""
 
     tokens: npt.NDArray[np.int32]  # [N] target ids
-    parents: npt.NDArray[np.int32]  # [N] index of the node before, ROOT (-1) where that is the pending token
+    parents: npt.NDArray[np.int32]  # [N] index of the node it follows, ROOT (-1) where that is the pending token
     # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
     confidence: Array
-    # [N+1] law [V] from which the children of each row were drawn; None = deterministic
+    # [N+1] distribution [V] from which the children of each row were drawn; None = deterministic
     laws: Sequence[Law | None] | None = None
 
     def children(self, node: int) -> list[int]:
@@ -75,7 +70,7 @@ class Tree(NamedTuple):
         return [i for i in range(len(self.parents)) if i not in inner]
 
     def keep(self, wanted: Sequence[int]) -> Tree:
-        """The tree of the nodes `wanted` (ascending, each with its parent); ShapeError when a parent would be missing."""
+        """The subtree of the nodes `wanted`, ascending; ShapeError when a parent would be missing."""
         index = {ROOT: ROOT} | {node: i for i, node in enumerate(wanted)}
         if list(wanted) != sorted(index.keys() - {ROOT}) or any(int(self.parents[i]) not in index for i in wanted):
             raise ShapeError(f"tree: nodes {list(wanted)} are not a subtree in ascending order")
@@ -85,14 +80,14 @@ class Tree(NamedTuple):
 
 
 def empty_tree() -> Tree:
-    """No draft at all: plain decoding."""
+    """No draft at all."""
     return Tree(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 def chain(
     tokens: Sequence[int] | npt.NDArray[np.integer], q_draft: Sequence[Law] | npt.NDArray[np.float64] | None = None
 ) -> Tree:
-    """The tree of one path: tokens [k] and, for sampled ones, their laws q_draft [k, V]."""
+    """The tree of one path: tokens [k] and, for sampled ones, their distributions q_draft [k, V]."""
     k = len(tokens)
     laws = None if q_draft is None else [*(np.asarray(q) for q in q_draft), None]
     return Tree(
@@ -109,7 +104,7 @@ def check_tree(tree: Tree, vocabulary: int) -> None:
         or (tokens.size and {tokens.dtype.kind, parents.dtype.kind} - set("iu"))
     ):
         raise ShapeError(
-            f"tree: tokens {tokens.shape} and parents {parents.shape} are not two rows of integers of one length"
+            f"tree: tokens {tokens.shape} and parents {parents.shape} are not two lists of integers of one length"
         )
     for i, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
         if not ROOT <= parent < i:
@@ -118,7 +113,8 @@ def check_tree(tree: Tree, vocabulary: int) -> None:
             raise ShapeError(f"tree: token {token} of node {i} is outside the vocabulary of {vocabulary}")
     if tree.laws is not None and len(tree.laws) != len(tokens) + 1:
         raise ShapeError(
-            f"tree: {len(tree.laws)} laws for {len(tokens)} nodes; need one per row, None where nothing follows"
+            f"tree: {len(tree.laws)} distributions for {len(tokens)} nodes; need one per row, "
+            "None for a row without children"
         )
 
 
@@ -128,9 +124,8 @@ class TreeShape(NamedTuple):
     nodes: int  # N, draft tokens judged by one run of the target
     top_k: int = 4  # children per node, and nodes expanded per level
     depth: int = 8  # tokens on the longest path
-    # > 0, of the draft law by which nodes are valued; 1 is EAGLE-2's; a sampler brings its own
-    temperature: float = 1.0
-    floor: float = 0.0  # of a node's value: what is worth less is not kept, and nothing is grown from it
+    temperature: float = 1.0  # > 0, of the draft probabilities that value nodes; EAGLE-2 has 1; a sampler has its own
+    floor: float = 0.0  # nodes of a smaller value are not kept, nor expanded
 
     def __str__(self) -> str:
         return f"{self.nodes}:{self.top_k}:{self.depth}"

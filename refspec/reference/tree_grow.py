@@ -1,20 +1,19 @@
-"""Growing a draft tree: which nodes are worth a row of the target.
+"""Growing a draft tree: which nodes are worth a row of the target's batch.
 
-Not a drafter: `Likeliest` and `Laws` ask one for what may follow nodes that were found already, level by level. The
-value of a node is its cumulative draft probability, the product along its path, the drafter's own estimate that the
-target gets there (EAGLE-2, Li 2024). The target gets to x with p(x), its law at its own temperature, so a drafter
+Not a drafter: the callables `Likeliest` and `Laws` ask one what may follow nodes already found, level by
+level. The value of a node is its cumulative draft probability, the product along its path: the drafter's own estimate
+of the chance that the target accepts it (EAGLE-2, Li 2024). The target samples at its own temperature, so the drafter
 should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far
-more often than the softmax says, and a tree valued by the softmax is too broad.
+more often than its softmax says, and a tree valued by the softmax is too broad.
 
-- `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node, of each level the top_k best nodes expanded,
-  and in the end the N best of all nodes found. A connected subtree: a child is never worth more than its parent, and
-  ties go to the smaller depth, then to the node found first. Departures: nodes whose children could not be kept are not
-  expanded, which are those outside the N best so far and, once there are N, the worst of these; a shape may have a
-  `floor`, the value below which a node does not pay here; and growing may be ended before any level but the first
-  (`adaptive/tree_policy.py`).
-- `grow_sampled`: children drawn without replacement from the drafter's law, for `verify_tree_rejection`. Here the tree
-  must not be pruned by what was drawn, so each level has a share of the N nodes and how many children a node gets is
-  decided from its value and its law before the first one is drawn.
+- `grow` (EAGLE-2/3): the top_k likeliest children of each expanded node; of each level the top_k best nodes are
+  expanded; in the end the N best of all nodes found are kept. They form a subtree: a child is never worth more than its
+  parent, and ties go to the smaller depth, then to the node found first. Departures: nodes whose children could not be
+  kept are not expanded (those outside the N best so far and, once there are N, the worst of these); a shape may have
+  a `floor`, below which a node is not kept; the caller may end growing before any level but the first (`More`).
+- `grow_sampled`: children drawn without replacement from the drafter's distribution, for `verify_tree_rejection`. This
+  tree must not be pruned by what was drawn, so each level has a share of the N nodes, and the number of children of a
+  node is decided from its value and its distribution before the first of them is drawn.
 
 Legend: N nodes, F nodes expanded together, V vocabulary, D draft vocabulary.
 """
@@ -43,22 +42,18 @@ class Found(NamedTuple):
     value: float  # product of confidences along its path
 
 
-# What follows each of F nodes just found, asked once per level; the first call asks for [ROOT]. `found` holds them and
-# their parents.
+# What may follow each of F nodes, asked once per level, first for [ROOT]: (all nodes found, indices of the F nodes) ->
 # F x (tokens [k], probs [k])
 Likeliest = Callable[[Sequence[Found], Sequence[int]], Sequence[tuple[npt.NDArray[np.integer], Array]]]
 Laws = Callable[[Sequence[Found], Sequence[int]], Sequence[Law]]  # F x [V]
 
-# Asked before each level but the first, with the tree so far: False ends growing. What it says depends on what was
-# drafted, never on a coin.
+# Asked before each level but the first, with the tree so far: False ends growing. It depends on what was drafted, never
+# on a coin.
 More = Callable[[Tree], bool]
 
 
 def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tree:
-    """The N best nodes by cumulative draft probability;
-
-    `children` gives at most shape.top_k tokens per node, likeliest first.
-    """
+    """The N best nodes by cumulative draft probability; `children` gives tokens likeliest first."""
     found: list[Found] = []
     frontier = [ROOT]
     for depth in range(1, shape.depth + 1):
@@ -72,7 +67,7 @@ def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tre
                     break  # likeliest first
                 found.append(Found(token, node, depth, p, worth))
         best = _best(found, range(len(found)), shape.nodes)
-        # a child has to be worth more to be kept, hence its parent, too
+        # once N nodes are found, a child is kept only if it is worth more than the worst of them, hence its parent too
         beaten = found[best[-1]].value if len(best) == shape.nodes else -1.0
         frontier = _best(found, (i for i in best if i >= level and found[i].value > beaten), shape.top_k)
         if not frontier or depth == shape.depth or (more is not None and not more(_tree(found, sorted(best), None))):
@@ -81,15 +76,13 @@ def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tre
 
 
 def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tree:
-    """At most N nodes drawn without replacement; `draw` gives a token of a law [V] and is called once per node, in
-    their order.
+    """At most N nodes drawn without replacement; `draw` draws a token from [V] and is called once per node, in order.
 
-    Level by level: the nodes still to give divided by the levels still to fill, rounded up, and handed to (node, j-th
-    child) with the largest value(node) * (j-th largest probability of its law), j < top_k: a plan made before any of
-    these children is drawn.
+    A level gets the nodes left divided by the levels left, rounded up. They go to the pairs (node, j-th child), j <
+    top_k, with the largest value(node) * (j-th largest probability after it): planned before any of them is drawn.
     """
     found: list[Found] = []
-    kept: dict[int, Law] = {}  # law of each row with children
+    kept: dict[int, Law] = {}  # distribution after each node with children
     frontier = [ROOT]
     for depth in range(1, shape.depth + 1):
         room = -(-(shape.nodes - len(found)) // (shape.depth + 1 - depth))
@@ -110,10 +103,7 @@ def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tr
 
 
 def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
-    """`count` tokens drawn from q [V] one after the other and not put back;
-
-    count is at most the tokens q gives a probability.
-    """
+    """`count` tokens drawn from q [V] one after the other and not put back; q must have as many of probability > 0."""
     tokens: list[int] = []
     for _ in range(count):
         tokens.append(draw(q))
@@ -122,17 +112,16 @@ def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
 
 
 def with_path(tree: Tree, tokens: Sequence[int], chances: Sequence[float], nodes: int, floor: float = 0.0) -> Tree:
-    """The `nodes` most valuable nodes of a deterministic tree and of one more path from its root, of those worth
-    `floor` or more.
+    """The `nodes` most valuable nodes of a deterministic tree joined with one more path from its root.
 
-    `chances` [k] are the values of the path's tokens [k], each at most the one before. A token both have keeps the
-    larger value, so a child is still never worth more than its parent.
+    `chances` [k] are the values of the path's tokens [k], each at most the one before; those below `floor` are left
+    out. A token that both have keeps the larger value, so a child is still never worth more than its parent.
     """
     found: list[Found] = []
     for token, parent, p in zip(tree.tokens.tolist(), tree.parents.tolist(), tree.confidence.tolist(), strict=True):
         value, depth = (1.0, 0) if parent == ROOT else (found[parent].value, found[parent].depth)
         found.append(Found(token, parent, depth + 1, p, value * min(p, 1.0)))
-    # of equal siblings the first, which is followed
+    # (parent, token) -> node; of equal siblings the first, which is the one that verification follows
     at = {(node.parent, node.token): i for i, node in reversed(list(enumerate(found)))}
     above, before = ROOT, 1.0
     for depth, (token, chance) in enumerate(zip(tokens, chances, strict=True), start=1):
@@ -177,7 +166,7 @@ def _best(found: Sequence[Found], nodes: Any, n: int) -> list[int]:
 
 
 def _plan(nodes: dict[int, tuple[float, Law]], room: int, top_k: int) -> dict[int, int]:
-    """How many of `room` children each node (value, law [V]) gets, none of them drawn yet."""
+    """How many of `room` children each node (value, distribution [V]) gets, none of them drawn yet."""
     offers: list[tuple[float, int, int]] = []
     for order, (value, q) in enumerate(nodes.values()):
         largest = np.sort(q)[::-1][:top_k]

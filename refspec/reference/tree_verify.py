@@ -1,24 +1,24 @@
-"""The lossless rules for trees: which path of a draft tree stands, and which token follows it.
+"""The lossless rules for trees: which path of a draft tree is accepted, and which token follows it.
 
 `verify.py` for trees, and equal to it, coin by coin, where the tree is a chain. Both rules emit exactly the target's
-law; every path of both is enumerated in tests/verify.
+distribution; tests/verify enumerates every path of both.
 
 - `verify_tree_deterministic`: any tree fixed without looking at these coins. At each node the target draws its own
-  token y with the one coin of that output position; a child equal to y is followed, else the text leaves the tree with
-  y. So the text is the one plain decoding gives for these coins, whatever the tree, and a candidate set C is accepted
-  with sum_{x in C} p(x). This is the rule EAGLE-2 states with one coin per sibling: accept x_j with p_j(x_j), else
-  p_{j+1}(y) = p_j(y) [y != x_j] / (1 - p_j(x_j)), and after the last sibling draw from what is left. Same joint law of
-  (followed child, token), one coin each.
+  token y with the one coin of that output position. A child equal to y is followed; without one, y ends the step. So
+  the output is that of plain decoding with these coins, whatever the tree, and one of the children C is accepted with
+  probability sum_{x in C} p(x). EAGLE-2 states the same rule with one coin per sibling: accept x_j with p_j(x_j), else
+  p_{j+1}(y) = p_j(y) [y != x_j] / (1 - p_j(x_j)), and after the last sibling draw from what is left. The joint
+  distribution of (followed child, token) is the same; here one coin decides.
 
-- `verify_tree_rejection`: siblings x_1..x_m drawn without replacement from a law q, in this order, m fixed before they
-  were drawn. Recursive rejection (Miao 2024, SpecInfer, with a law for each sibling; Jeon 2024 and Chen 2024, Sequoia,
-  without replacement). With p_1 = p and q_1 = q, for j = 1..m:
+- `verify_tree_rejection`: siblings x_1..x_m drawn without replacement from a distribution q, in this order, m fixed
+  before they were drawn. Recursive rejection (Miao 2024, SpecInfer, with a distribution for each sibling; Jeon 2024
+  and Chen 2024, Sequoia, without replacement). With p_1 = p and q_1 = q, for j = 1..m:
       accept x_j with probability min(1, p_j(x_j) / q_j(x_j)), else
       p_{j+1} = max(p_j - q_j, 0) / sum,    q_{j+1}(y) = q_j(y) [y != x_j] / (1 - q_j(x_j)).
-  If none is accepted, draw from p_{m+1}. Lossless by induction: x_j ~ q_j given the siblings before, so step j is
+  If none is accepted, draw from p_{m+1}. Lossless by induction: x_j ~ q_j given the siblings before it, so step j is
   Leviathan 2023, Alg. 1, for (p_j, q_j), and p_{j+1} does not depend on x_j. m must not depend on x_1..x_m: a sampled
-  tree that is pruned by what was drawn is lossy (tests/verify/test_tree_controls.py shows it), `tree_grow.grow_sampled`
-  decides m first.
+  tree that is pruned by what was drawn is lossy (tests/verify/test_tree_controls.py shows it), so
+  `tree_grow.grow_sampled` decides m first.
 
 Legend: N nodes, V vocabulary, h height of the tree, m siblings.
 """
@@ -37,20 +37,19 @@ from refspec.reference.verify import Q_SUM_TOLERANCE, Rows, residual
 
 
 class TreeVerdict(NamedTuple):
-    """Outcome of one verify step: the nodes that stand, a path from the root, and their tokens and one more."""
+    """Outcome of one verify step: the accepted nodes, a path from the root, and their tokens and one more."""
 
     path: list[int]  # [accepted] nodes
-    tokens: list[int]  # [accepted + 1]
+    tokens: list[int]  # [accepted + 1], the last one a correction or bonus
 
     @property
     def accepted(self) -> int:
-        """Number of draft tokens that stand."""
+        """Number of accepted draft tokens."""
         return len(self.path)
 
 
 def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins: ArrayLike) -> TreeVerdict:
-    """Match rule for a tree fixed in advance: logits [N+1, V], coins [h+1] or more (ignored when greedy), one per
-    level.
+    """Match rule for a tree fixed in advance: logits [N+1, V], coins [h+1] or more, one per level (unused if greedy).
 
     Of equal siblings the first is followed. Raises ShapeError, BackendError (see p_target).
     """
@@ -72,7 +71,7 @@ def verify_tree_rejection(
     """Recursive rejection for siblings drawn without replacement from tree.laws [N+1][V].
 
     logits [N+1, V]; accept_coins [h, m] or more, by level and order of the sibling; residual_coins [h+1] or more.
-    Raises ShapeError, and BackendError when a law is missing, is not a law, or cannot have given its siblings: a token
+    Raises ShapeError, and BackendError when a distribution is missing or cannot have given its siblings: a token
     with probability 0 or twice.
     """
     _check(logits, tree)
@@ -90,7 +89,7 @@ def verify_tree_rejection(
             token = int(tree.tokens[child])
             if not q[token] > 0:
                 raise BackendError(
-                    f"tree: token {token} of node {child} has probability 0 in the law its siblings left over"
+                    f"tree: token {token} of node {child} has probability 0 in the distribution its siblings left"
                 )
             if u[level, j] * q[token] < p[token]:  # u < p/q without the division, as for chains
                 followed = child
@@ -106,7 +105,7 @@ def verify_tree_rejection(
 
 
 def without(q: Law, token: int) -> Law:
-    """The law of the next draw after `token` was drawn from q [V] and is not put back; all 0 when nothing is left."""
+    """The distribution of the next draw from q [V] when `token` is not put back; all 0 when nothing is left."""
     rest = q.copy()  # [V]
     rest[token] = 0.0
     total = np.cumsum(rest)[-1]  # sequential, as in C
@@ -131,13 +130,13 @@ def _at_least(name: str, coins: ArrayLike, *needed: int) -> NDArray[np.float64]:
 def _law(tree: Tree, node: int, logits: Rows) -> Law:
     law = None if tree.laws is None else tree.laws[node + 1]
     if law is None:
-        raise BackendError(f"tree: the children of node {node} come without the law they were drawn from")
+        raise BackendError(f"tree: the children of node {node} come without the distribution they were drawn from")
     q = np.asarray(law, dtype=np.float64)  # [V]
     if q.shape != (len(logits[0]),):
-        raise ShapeError(f"tree: law of shape {q.shape}, need [{len(logits[0])}]")
+        raise ShapeError(f"tree: a distribution of shape {q.shape}, need [{len(logits[0])}]")
     total = float(np.cumsum(q)[-1])
     if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
         raise BackendError(
-            f"tree: a law sums to {total} with minimum {q.min()}; the drafter must return normalised float64"
+            f"tree: a distribution sums to {total}, minimum {q.min()}; the drafter must return normalised float64"
         )
     return q

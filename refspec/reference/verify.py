@@ -1,13 +1,16 @@
-"""The lossless rule: which draft tokens stand, and which token follows them.
+"""The lossless rules: which draft tokens are accepted, and which token follows them.
 
 What it is: the two verification rules, nothing else. What it is not: drafting, caching or random numbers; coins are
-arguments (`sampling.coin`). Both rules emit exactly the target's law `p_target`; tests/verify enumerates every path.
+arguments (`sampling.coin`). Both rules emit exactly the target's distribution `p_target`; tests/verify enumerates every
+path of both.
 
 - `verify_deterministic`: the draft is any sequence fixed without looking at these coins. The target samples its own
-  token at each position and the draft stands while it is equal. Emitted tokens are the target's own samples, so the
-  same coins give the same text with any draft, or none. A draft token y is accepted with probability p(y).
-- `verify_rejection`: the draft was sampled from q_draft. Leviathan 2023, Alg. 1: accept with min(1, p/q), else draw
-  from the residual max(p - q, 0). Accepts with sum min(p, q). The literature swaps p and q; here p is the target.
+  token at each position, and draft tokens are accepted as long as they are equal. Every emitted token is the target's
+  own sample, so the same coins give the same output with any draft, or none. A draft token y is accepted with
+  probability p(y).
+- `verify_rejection`: the draft was sampled from q_draft. Leviathan 2023, Alg. 1: accept y with probability
+  min(1, p(y) / q(y)), else draw from the residual max(p - q, 0). A token is accepted with probability sum min(p, q).
+  The literature swaps p and q; here p is the target.
 
 Legend: V vocabulary, k draft length.
 """
@@ -21,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from refspec.errors import BackendError, ShapeError
 from refspec.reference.sampling import Sampler, invert_cdf, p_target, sample
 
-Q_SUM_TOLERANCE = 1e-9  # q must be a law: a float64 softmax is within 1e-12, a float32 one is not good enough
+Q_SUM_TOLERANCE = 1e-9  # of a distribution's sum: a float64 softmax is within 1e-12, a float32 one is not good enough
 
 Rows = NDArray[np.floating] | Sequence[NDArray[np.floating]]  # [n, V], or n views of length V
 
@@ -36,7 +39,8 @@ class Verdict(NamedTuple):
 def verify_deterministic(logits: Rows, draft: ArrayLike, sampler: Sampler, coins: ArrayLike) -> Verdict:
     """Match rule for a draft fixed in advance: logits [k+1, V], draft int [k], coins [k+1] (ignored when greedy).
 
-    token_i = invert_cdf(p_i, coin_i); the draft stands while equal. Raises ShapeError, BackendError (see p_target).
+    token_i = invert_cdf(p_i, coin_i), up to and including the first that differs from the draft. Raises ShapeError,
+    BackendError (see p_target).
     """
     proposed = _draft_tokens(draft, logits)  # [k]
     u = _lengths("coins", coins, len(proposed) + 1)  # [k+1]
@@ -59,7 +63,7 @@ def verify_rejection(
     """Rejection rule for a draft sampled from q_draft (Leviathan 2023, Alg. 1).
 
     logits [k+1, V], draft int [k], q_draft float64 [k, V], accept_coins [k], residual_coins [k+1]. Raises ShapeError,
-    and BackendError when a row of q_draft is not a law or gives its own drafted token probability 0.
+    and BackendError when a row of q_draft is not a distribution or gives its own draft token probability 0.
     """
     proposed = _draft_tokens(draft, logits)  # [k]
     k = len(proposed)
@@ -116,5 +120,5 @@ def _checked_q(row: NDArray[np.floating], token: int, vocabulary: int) -> NDArra
     if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
         raise BackendError(f"q_draft: row sum {total}, minimum {q.min()}; the drafter must return normalised float64")
     if not q[token] > 0:
-        raise BackendError(f"q_draft: drafted token {token} has probability 0; it was not sampled from q_draft")
+        raise BackendError(f"q_draft: draft token {token} has probability 0; it was not sampled from q_draft")
     return q

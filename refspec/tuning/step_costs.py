@@ -1,8 +1,10 @@
-"""What steps of a pair cost here, measured on a few tokens: each number of rows, a change of it, the drafter's share.
+"""What verify steps of a pair cost here: for each number of tokens, for a change of that number, for the drafter.
 
-Not a policy and not a search: `tune.py` tries settings with it, and an adaptive session without a record of `tune`
-begins with it instead of learning from its first steps, where every size of batch is new and one disturbed step can
-turn speculation off.
+Measured on a few tokens, and not a search: `evaluate/tune.py` tries settings with it. An adaptive session without a
+record of `tune` begins with it, because every size of batch is new in its first steps and one disturbed step can turn
+speculation off.
+
+A size is how many tokens are verified together: the pending one and those drafted.
 """
 
 from __future__ import annotations
@@ -24,32 +26,31 @@ from refspec.reference.ops import Array
 
 MOST = 8  # the longest draft considered
 SAMPLES = 4  # runs of one size in a row, after one that builds the graph
-CONTEXT = AFTER  # tokens the costs are measured after, unless told
+CONTEXT = AFTER  # positions held when costs are measured, unless told
 WARM, WARM_STEPS = 0.02, 20  # seconds, and steps, at most
-KEPT, AWAY = 2, 64  # rows that a run leaves behind for the next one, and how far from the first they may lie
-# seconds of single rows, at the pace of the fastest: plain decoding has the caches for itself, and after 20 ms of other
-# work it takes 6 ms to be as fast again
+KEPT, AWAY = 2, 64  # positions that a run leaves behind for the next one, and how far from the first they may lie
+# seconds of single tokens, at the pace of the fastest: plain decoding has the processor's caches for itself, and after
+# 20 ms of other work it takes 6 ms to be as fast again
 ALONE = 0.02
 BUDGET = 0.4  # seconds that a session may spend on this before its first answer
-SMALL = 4  # rows: what these cost decides whether to draft at all, and so they are measured more often
-SMALL_ROUNDS = 2  # for each round of all sizes, in a hurry
+SMALL = 4  # the costs of sizes up to this decide whether to draft at all, and so they are measured more often
+SMALL_ROUNDS = 2  # of small sizes for each round of all sizes, within a budget
 ROUNDS = 5  # at most: so many tell sizes apart whose costs differ by a few percent
-PREFILL = 0.2  # of a step of one row, what a token of the text to measure on costs
-# where that is too much: these sizes, runs of each, after so many tokens, and what another row is taken to add
+PREFILL = 0.2  # what a token of the sample costs to read, as a share of a step of one token
+# of a model too slow for all sizes: these, so many runs of each, after so many positions, each further token guessed to
+# cost this share of the first
 FEW, FEW_SAMPLES, SHORT, FLAT = (1, 2, 3, 4, 6, MOST + 1), 2, 32, 0.15
-QUICK = 0.25  # of the runs of a size, so many are quicker than what it is judged by
+QUARTILE = 0.25  # a size is judged by the run that this share of its runs are faster than
+SLOW = 2.0  # times that is the most that a run counts as
 SAMPLE = (
-    "A small drafter proposes tokens, and the target model verifies them in one run. Every number of tokens has its price: the weights are read "
-    "once for all of them, but each one is multiplied with them, and looks back at all that came before.\n"
+    "A small drafter proposes tokens, and the target model verifies them in one run. Every number of tokens has its "
+    "price: the weights are read once for all of them, but each one is multiplied with them, and looks back at all "
+    "that came before.\n"
 )  # what the tokens are hardly changes what a step costs
-SLOW = 2.0  # times that, the most that a run counts as
 
 
 def room_in(n_ctx: int, after: int | None = None) -> int:
-    """How many tokens of `n_ctx` positions to measure after: `after`, or CONTEXT or what fits;
-
-    RefspecError where that does not fit.
-    """
+    """Positions to measure after: `after`, else CONTEXT or what fits; RefspecError where that is too little."""
     room = min(n_ctx - MOST - 2, after or CONTEXT)
     if room < (after or 8):
         where = f" after {after} tokens" if after else ""
@@ -58,8 +59,7 @@ def room_in(n_ctx: int, after: int | None = None) -> int:
 
 
 def text_for(target: Target, after: int | None = None) -> list[int]:
-    """Tokens to measure on, `after` (CONTEXT, or what fits) and MOST + 1 more: SAMPLE again and again, or any ids for a
-    file without a tokenizer.
+    """Tokens to measure on: `room_in` of them and MOST + 1 more, SAMPLE repeated, or any ids without a tokenizer.
 
     Raises RefspecError for a context too small.
     """
@@ -72,26 +72,29 @@ def text_for(target: Target, after: int | None = None) -> list[int]:
     return (sample * (wanted // len(sample) + 1))[:wanted]
 
 
-def quick(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
-    """`measure` in as many rounds as fit into BUDGET seconds by the first step's time, ROUNDS at most; of a model too
-    slow for one, a few sizes where rows beside the first cost little; None where not even that fits."""
+def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
+    """`measure` in at most about BUDGET seconds, judged by the time of the first steps.
+
+    As many rounds as fit, ROUNDS at most. Of a model too slow for one round, a few sizes; None where they do not fit
+    either, or where the context is too small.
+    """
     try:
-        text = text_for(target)
+        tokens = text_for(target)
     except RefspecError:
         return None
-    one = max(min(_first_steps(target, text)), TICK)
+    one = max(min(_first_steps(target, tokens)), TICK)
     small, others = (
         (SAMPLES + 1) * sum(1 + 0.4 * (r - 1) for r in sizes)
         for sizes in (range(2, SMALL + 1), range(SMALL + 1, MOST + 2))
     )
     small += max(SAMPLES + 1, ALONE / one)
-    left = BUDGET / one - PREFILL * len(text)
+    left = BUDGET / one - PREFILL * len(tokens)
     rounds = int(left / ((1 + SMALL_ROUNDS) * small + others))
     if rounds > 0:
-        return measure(target, drafter, text, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
+        return measure(target, drafter, tokens, min(rounds, ROUNDS), SMALL_ROUNDS * min(rounds, ROUNDS))
     if left > small + others:
-        return measure(target, drafter, text, 1)
-    few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), text[-(SHORT + MOST + 1) :]
+        return measure(target, drafter, tokens, 1)
+    few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), tokens[-(SHORT + MOST + 1) :]
     return (
         measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
         if BUDGET / one - PREFILL * len(start) > few
@@ -99,17 +102,14 @@ def quick(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
     )
 
 
-def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
-    """Seconds of single rows, until caches and threads are warm:
-
-    where a step takes half a millisecond the first few take up to three times that.
-    """
+def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
+    """Seconds of single tokens, until caches and threads are warm: the first may take three times as long."""
     target.reset()
-    target.decode(text[:1], logits="all")
+    target.decode(tokens[:1], logits="all")
     seconds: list[float] = []
-    while not seconds or (len(seconds) < min(WARM_STEPS, len(text) - 1) and sum(seconds) < min(WARM, BUDGET)):
+    while not seconds or (len(seconds) < min(WARM_STEPS, len(tokens) - 1) and sum(seconds) < min(WARM, BUDGET)):
         began = perf_counter()
-        target.decode(text[len(seconds) + 1 : len(seconds) + 2], logits="all")
+        target.decode(tokens[len(seconds) + 1 : len(seconds) + 2], logits="all")
         seconds.append(perf_counter() - began)
     return seconds
 
@@ -117,34 +117,39 @@ def _first_steps(target: Target, text: Sequence[int]) -> list[float]:
 def measure(
     target: Target,
     drafter: Drafter | None,
-    text: Sequence[int],
+    tokens: Sequence[int],
     rounds: int,
     small: int = 0,
     *,
     sizes: Sequence[int] = range(1, MOST + 2),
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """What is usual `after` the positions of `text`, but for its last MOST + 1: target {rows: seconds}, and the seconds
-    of switch, feed and draft.
+    """What steps take after the positions of `tokens` but its last MOST + 1, in seconds, as `Costs.of` reads it.
 
-    `small` are further rounds, of at most SMALL of the `sizes`; `samples` runs of a size count in each round.
+    after   positions held
+    target  {size: one run of the target}
+    switch  what the first run of another size takes longer
+    feed    the drafter's rows of two accepted tokens, and its first draft token
+    draft   each further draft token
+
+    `rounds` are of all `sizes`, `small` further ones of those up to SMALL; `samples` runs of a size count in a round.
     """
-    base = len(text) - MOST - 1
+    base = len(tokens) - MOST - 1
     target.capturing = drafter is not None and bool(drafter.capture_layers)
-    for _ in prefill(target, drafter, text[: base + 1]):
+    for _ in prefill(target, drafter, tokens[: base + 1]):
         pass
     feeds: list[float] = []
     drafts: list[float] = []
 
     def drafting(features: Array) -> None:
         if drafter is not None:
-            feed, draft = _drafter_costs(drafter, text, base, features)
+            feed, draft = _drafter_costs(drafter, tokens, base, features)
             feeds.append(feed)
             drafts.append(draft)
 
     turns = [[r for r in sizes if i < rounds or r <= SMALL] for i in range(rounds + small)]
     times, switches = time_rows(
-        target, drafter, text[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting
+        target, drafter, tokens[base:], base, turns, samples=samples, drafted=lambda r: r - 1, each_round=drafting
     )
     costs = {"after": base, "target": usual(times), "switch": max(median(switches), 0.0), "feed": 0.0, "draft": 0.0}
     if drafter is not None:
@@ -163,14 +168,14 @@ def time_rows(
     drafted: Callable[[int], int],
     each_round: Callable[[Array], None],
 ) -> tuple[dict[int, list[float]], list[float]]:
-    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round: ({r:
-    of every run}, extra seconds of the first run of a size, which builds llama.cpp's graph anew and is left out).
+    """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round.
 
-    Models hold `base` positions and rows. Between two runs of several rows the drafter takes two rows and drafts
-    `drafted(r)` tokens, as in a decode cycle: what it reads takes the place of the target's weights in the caches, and
-    the target's threads go to sleep meanwhile. Every run begins where two rows of the one before it would have been
-    kept: several rows in the place of the last ones are up to a tenth quicker. `each_round` is called after every round
-    with the states of two rows, and leaves the drafter as it was.
+    Returns ({r: seconds of every run}, extra seconds of each first run of a size, which builds llama.cpp's graph and
+    does not count). The models hold `base` positions. Between two runs of several tokens the drafter takes two rows and
+    drafts `drafted(r)` tokens, as in a decode cycle: what it reads displaces the target's weights in the caches, and
+    the target's threads go to sleep meanwhile. Every run begins where two tokens of the one before it would have been
+    kept: several tokens in the place of the last ones are up to a tenth faster. `each_round` is called after every
+    round with the states of two positions, and leaves the drafter as it was.
     """
     times: dict[int, list[float]] = {}
     switches: list[float] = []
@@ -205,22 +210,22 @@ def time_rows(
 
 
 def usual(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """One number for each size from those of its runs: {rows: [runs]} -> {rows: seconds}.
+    """One number for each size from those of its runs: {size: [seconds]} -> {size: seconds}.
 
-    On a machine that others use too, runs are slowed down for tens of milliseconds at a time, hence several in a row,
-    and more of one size than of another. What lengths are chosen by is what sizes cost beside each other, and medians
-    put two rows anywhere between 0.9 and 1.5 times one where lower quartiles, which the slow ones hardly move, put most
-    between 1.3 and 1.4. So sizes have their quartiles, times what all runs together take beside those.
+    Other programs slow runs down for tens of milliseconds at a time: several runs in a row, and more of one size than
+    of another. Draft lengths are chosen by the ratios of these costs. Medians put two tokens anywhere between 0.9 and
+    1.5 times one, where lower quartiles, which slow runs hardly move, put most between 1.3 and 1.4. So sizes have their
+    quartiles, all scaled by what the runs together take beside them.
     """
-    quick = {r: sorted(runs)[int(QUICK * len(runs))] for r, runs in times.items()}
-    spent = sum(min(t, SLOW * quick[r]) for r, runs in times.items() for t in runs)
-    level = spent / sum(len(runs) * quick[r] for r, runs in times.items())
-    return {r: level * t for r, t in quick.items()}
+    fast = {r: sorted(runs)[int(QUARTILE * len(runs))] for r, runs in times.items()}
+    spent = sum(min(t, SLOW * fast[r]) for r, runs in times.items() for t in runs)
+    level = spent / sum(len(runs) * fast[r] for r, runs in times.items())
+    return {r: level * t for r, t in fast.items()}
 
 
-def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: Array) -> tuple[float, float]:
-    """(seconds to take two accepted rows and say a first token, seconds of each further one)."""
-    two, drafted = np.asarray(text[base + 1 : base + 3], np.int32), 0
+def _drafter_costs(drafter: Drafter, tokens: Sequence[int], base: int, features: Array) -> tuple[float, float]:
+    """(seconds to take the rows of two accepted tokens and draft one token, seconds of each further draft token)."""
+    two, drafted = np.asarray(tokens[base + 1 : base + 3], np.int32), 0
 
     def draft_many() -> None:
         nonlocal drafted
@@ -233,10 +238,7 @@ def _drafter_costs(drafter: Drafter, text: Sequence[int], base: int, features: A
 
 
 def seconds_in(model: Target | Drafter, call: Callable[[], object]) -> float:
-    """What `call` takes inside the model, all of its time where the model keeps no account:
-
-    what refspec does around it is counted elsewhere.
-    """
+    """Seconds of `call` inside the model; all of its seconds for a model that does not count them."""
     before, began = model.seconds, perf_counter()
     call()
     took, inside = perf_counter() - began, model.seconds - before

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refspec.errors import UsageError
 from refspec.gguf.recast import cache_directory
 
-FORMAT = 3  # of the record; another one is stale
+FORMAT = 4  # of the record; another one is stale
 
 
 class Found(NamedTuple):
@@ -25,17 +26,47 @@ class Found(NamedTuple):
     record: dict[str, Any] | None
     why: str
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that were chosen, of a record that fits."""
+        return dict(self.record["chosen"]) if self.record else {}
 
+    def costs(self) -> dict[str, Any] | None:
+        """What steps cost with them, as `adaptive.costs.Costs.of` reads it."""
+        return dict(self.record["costs"]) if self.record else None
+
+
+NOT_TUNED = Found(None, "")
 Name = str | os.PathLike[str] | None
+
+KERNELS = {"auto": "refspec's kernels", "repack": "repacked weights", "stored": "weights as stored"}
+
+
+def described(chosen: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    parts = []
+    if "threads" in chosen:
+        several = chosen.get("threads_batch", chosen["threads"])
+        parts.append(f"threads {chosen['threads']} for one token, {several} for several")
+    if "flash_attn" in chosen:
+        parts.append(f"flash attention {chosen['flash_attn']}")
+    if "kv_type" in chosen:
+        parts.append(f"{chosen['kv_type']} cache")
+    if "matmul" in chosen:
+        parts.append(KERNELS[chosen["matmul"]])
+    if chosen.get("pair_rows"):
+        parts.append("single tokens in pairs")
+    if "draft_max" in chosen:
+        parts.append(f"draft length {chosen['draft_max']}")
+    return ", ".join(parts)
 
 
 def identity(model: Name, drafter: Name) -> dict[str, Any]:
     """What a record holds for: the files as they are, the engine, the machine."""
     from refspec.llama import api
 
-    return {
-        "format": FORMAT, "engine": api.VERSION, "machine": machine(), "files": [_file(name) for name in (model, drafter)],
-    }  # fmt: skip
+    files = [_file(name) for name in (model, drafter)]
+    return {"format": FORMAT, "engine": api.VERSION, "machine": machine(), "files": files}
 
 
 def machine() -> str:
@@ -96,7 +127,7 @@ def find(model: Name, drafter: Name) -> Found:
         if not {"chosen", "costs"} <= record.keys():
             raise KeyError("chosen")
     except FileNotFoundError:
-        return Found(None, "")
+        return NOT_TUNED
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return Found(None, f"{file} is damaged; run `refspec tune` again")
     return Found(record, "")

@@ -145,10 +145,12 @@ def table(directory: Path) -> Iterator[Row]:
 def main() -> int:
     """Print the table; 1 when an engine disagrees."""
     print(
-        f"One drafter per row: {PREFIX} rows from captured features, {DEPTH} chained rows; largest difference of logits and states"
+        f"One drafter per row: {PREFIX} rows from captured features, {DEPTH} chained rows; "
+        "largest difference of logits and states"
     )
     print(
-        f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}{'C - llama.cpp':>15}{'own - llama.cpp':>17}  tokens"
+        f"{'feature norm':<13}{'feedback':<11}{'residual':<10}{'NumPy - C':>11}{'NumPy - llama.cpp':>19}"
+        f"{'C - llama.cpp':>15}{'own - llama.cpp':>17}  tokens"
     )
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -156,9 +158,8 @@ def main() -> int:
             rows.append(row)
             differences = zip((row.numpy_c, row.numpy_llama, row.c_llama, row.own_llama), (11, 19, 15, 17), strict=True)
             numbers = "".join(f"{'-' if x is None else format(x, '.1e'):>{width}}" for x, width in differences)
-            print(
-                f"{row.feature_norm:<13}{row.feedback:<11}{row.residual:<10}{numbers}  {'equal' if row.same_tokens else 'DIFFER'}"
-            )
+            tokens = "equal" if row.same_tokens else "DIFFER"
+            print(f"{row.feature_norm:<13}{row.feedback:<11}{row.residual:<10}{numbers}  {tokens}")
     worst, good = float(np.max([row.worst for row in rows])), all(row.same_tokens for row in rows)
     passed = good and worst <= TOLERANCE
     print(f"largest difference {worst:.1e}, tolerance {TOLERANCE:.0e}: {'agreed' if passed else 'NOT AGREED'}")

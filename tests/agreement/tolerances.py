@@ -11,7 +11,7 @@ U = 2.0**-24
 TINY = 1e-37  # below this float32 is subnormal and relative bounds end
 
 
-def product(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+def matvec(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     """matvec: n products, each rounded once, and n - 1 additions, on both sides."""
     n = x.shape[1]
     return 2 * (n + 1) * U * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T) + TINY

@@ -29,16 +29,16 @@ def tuned(tmp_path_factory):
 
 def test_every_setting_is_measured_and_one_is_chosen(tuned):
     _, found = tuned
-    forms = {(s["flash_attn"], s["kv_type"], tune_report.layout(s)) for s in found["settings"]}
+    forms = {(s["flash_attn"], s["kv_type"], s["matmul"]) for s in found["settings"]}
     layouts = (
-        {"as stored"} | ({"repacked"} if repacking_works() else set()) | ({"panels"} if why_not() is None else set())
+        {"stored"} | ({"repack"} if repacking_works() else set()) | ({"auto"} if why_not() is None else set())
     )
     assert forms == {
         (flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts
     }
     assert {s["threads"] for s in found["settings"]} == {1}
     assert sum("q8_0" in line for line in found["refused"]) == len(layouts), "heads of 8 do not fill a block"
-    assert any("AMX" in line for line in found["refused"]) == ("repacked" not in layouts)
+    assert any("AMX" in line for line in found["refused"]) == ("repack" not in layouts)
     for s in found["settings"]:
         assert sorted(map(int, s["target"])) == list(range(1, tune.MOST + 2)) and all(
             t > 0 for t in s["target"].values()
@@ -46,7 +46,7 @@ def test_every_setting_is_measured_and_one_is_chosen(tuned):
     assert found["chosen"]["kv_type"] != "q8_0" and 1 <= found["chosen"]["draft_max"] <= tune.MOST
     assert len(found["accepted"]) == len(found["predicted"]) == tune.MOST
     text = "\n".join(tune_report.table(found))
-    for word in ("chosen: threads", "flash attention", "accepted by position", "pay", found["file"]):
+    for word in ("chosen: threads", "flash attention", "guesses kept by position", "pay", found["file"]):
         assert word in text
 
 
@@ -113,14 +113,14 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     paired = found | {"paired": 1.27, "chosen": found["chosen"] | {"pair_rows": True}}
     store.save(*pair, paired)
-    assert "single rows in pairs" in tune_report.settings(paired["chosen"])
+    assert "single tokens in pairs" in store.described(paired["chosen"])
     assert any("1.27x as fast as llama.cpp's" in line for line in tune_report.table(paired))
     for options, wanted in (({}, True), ({"pair_rows": False}, False)):
-        with refspec.load(*pair, n_ctx=160, tuned=True, **options) as session:
+        with refspec.load(*pair, n_ctx=160, **options) as session:
             assert session.target.pair_rows is wanted
-            assert session.tuned.record is not None
+            assert session.tuned.record is not None and any("as tuned: threads" in line for line in session.notes)
     for tuned_, adaptive in ((True, False), (False, True)):
-        with refspec.load(*pair, n_ctx=160, tuned=tuned_, adaptive=None) as session:
+        with refspec.load(*pair, n_ctx=160, tuned=tuned_) as session:
             assert session.adaptive is adaptive, "what was measured says how much to draft"
     arguments = ["generate", "-m", pair[0], "-d", pair[1], "-c", "160", "-p", "hello", "-n", "10", "--json"]
     texts = {record(call(*arguments, option))["text"] for option in ("--pair-rows", "--no-pair-rows", "--no-tune")}
@@ -130,7 +130,7 @@ def test_single_rows_run_in_pairs_where_two_rows_cost_less_than_one(tuned, tmp_p
 def test_a_target_alone_gives_costs_and_no_verdict(tuned, tmp_path):
     pair, _ = tuned
     result = call("tune", "-m", pair[0], "-c", "64", "-t", "1", "--rounds", "1")
-    assert result.exit_code == 0 and "no drafter was named" in result.stdout
+    assert result.exit_code == 0 and "no verdict without a drafter" in result.stdout
 
 
 def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monkeypatch):
@@ -138,11 +138,12 @@ def test_costs_are_measured_after_as_many_tokens_as_asked(tuned, tmp_path, monke
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path))
     lengths = []
     measure = step_costs.measure
-    monkeypatch.setattr(
-        step_costs,
-        "measure",
-        lambda target, drafter, text, rounds: lengths.append(len(text)) or measure(target, drafter, text, rounds),
-    )
+
+    def watched(target, drafter, text, rounds):
+        lengths.append(len(text))
+        return measure(target, drafter, text, rounds)
+
+    monkeypatch.setattr(step_costs, "measure", watched)
     result = call("tune", "-m", pair[0], "-d", pair[1], "-c", "160", "-t", "1", "--rounds", "1", "--after", "140")
     assert result.exit_code == 0 and "together after 140 tokens" in result.stdout
     assert set(lengths) == {140 + step_costs.MOST + 1}

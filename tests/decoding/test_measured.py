@@ -46,7 +46,7 @@ def test_a_target_too_slow_to_measure_in_time_is_learned_as_it_runs(monkeypatch:
 
 def test_a_context_too_small_to_measure_in_is_no_error() -> None:
     session = adaptive(n_ctx=16)
-    assert step_costs.quick(session.target, session.drafter) is None
+    assert step_costs.measure_in_time(session.target, session.drafter) is None
     assert text(session) == text(session, speculate=False) != []
 
 

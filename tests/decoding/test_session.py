@@ -1,11 +1,17 @@
 """The Python API on a toy pair: prompts, events, statistics, and what ends a generation."""
 
+import gc
+import math
+import weakref
+
 import pytest
 from loop_toys import Noisy, Perfect, ToyTarget
 
+from refspec.decoding import cycle, generation, lookup
 from refspec.errors import CheckpointError, PromptError, UsageError
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
+from refspec.tuning.store import Found
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 EURO = [b"a", b"\xe2", b"\x82", b"\xac", b"\xff", b" ", b"!"]
@@ -149,3 +155,65 @@ def test_close_releases_drafter_and_target():
     with session() as s:
         pass
     assert s.target.closed and s.drafter.closed
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_models_are_freed_with_the_last_reference_to_them(adaptive):
+    target = ToyTarget(n_ctx=300, end=())
+    s = session(target, adaptive=adaptive)
+    generation = s.generate("hello", raw=True)
+    next(generation)
+    kept = [weakref.ref(x) for x in (s, target, s.drafter)]
+    gc.disable()  # nothing waits for the collector of reference cycles
+    try:
+        del s, target
+        assert kept[0]() is None and kept[1]() is not None and kept[2]() is not None
+        assert next(generation).step.tokens, "a generation keeps its models alive"
+        del generation
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_generation_that_was_never_started_is_ended_by_a_later_one_too():
+    s = session()
+    first, second = s.generate("hello", raw=True), s.generate("other", raw=True)
+    with pytest.raises(UsageError, match="ended by a later one"):
+        next(first)
+    assert list(first) == [], "it has ended"
+    assert len(list(second)) > 0
+
+
+class TimedTarget(ToyTarget):
+    """A clock that only its decodes move: 0.7 + 0.3 r for r tokens."""
+
+    now = 0.0
+
+    def decode(self, tokens, *, logits="all"):
+        took = 0.7 + 0.3 * len(tokens)
+        self.now, self.seconds = self.now + took, self.seconds + took
+        return super().decode(tokens, logits=logits)
+
+
+class Silent(lookup.LookupDrafter):
+    """Prompt lookup that gives no confidence."""
+
+    def draft(self, k, *, stop=None, **options):
+        return super().draft(k, stop=stop and (lambda i, confidence: stop(i, math.nan)), **options)
+
+
+@pytest.mark.parametrize("drafter", [lookup.LookupDrafter, Silent])
+def test_prompt_lookup_that_never_helps_is_given_up(drafter, monkeypatch):
+    target = TimedTarget(n_vocab=13, n_ctx=400, end=())
+    for module in (cycle, generation, lookup):
+        monkeypatch.setattr(module, "perf_counter", lambda: target.now)
+    costs = {"target": {r: 0.7 + 0.3 * r for r in range(1, 10)}, "switch": 0.0, "feed": 0.0, "draft": 0.0}
+    s = Session(target, drafter(), draft_max=8, adaptive=True, tuned=Found({"costs": costs}, ""))
+    run = s.generate("hello", raw=True, max_tokens=200)
+    drafted = [len(event.step.draft) for event in run]
+    spent, target.now = target.now, 0.0
+    plain = s.generate("hello", raw=True, max_tokens=200, speculate=False)
+    list(plain)
+    assert run.tokens == plain.tokens
+    assert 0 < sum(drafted) < 30 and sum(drafted[-100:]) <= 5, "plain decoding, but for a try now and then"
+    assert spent < 1.05 * target.now, "where three tokens at a time would take 1.8 times as long"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import tree_replay
 
+from lab import tree_replay
 from refspec.reference.tree import NODES_LIMIT, ROOT, Tree, TreeShape
 from refspec.reference.tree_grow import Found, grow
 

@@ -6,6 +6,7 @@ stall.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +28,7 @@ from refspec.cli import main
 from refspec.convert.inspect import describe
 from refspec.embedded import DRAFTER, DRAFTER_PRENORM, TARGET
 from refspec.evaluate import equality, prompts
+from refspec.gguf import header, io
 from refspec.gguf.io import read_gguf_header
 
 FOLDER = embedded.folder()
@@ -49,13 +52,13 @@ def call(*arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[refspec.Session]:
-    with refspec.load(strict=True, threads=1) as session:
+    with refspec.load(reproducible="f32", threads=1) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[refspec.Session]:
-    with refspec.load(threads=1) as session:
+    with refspec.load(threads=1, tuned=False) as session:
         yield session
 
 
@@ -149,6 +152,36 @@ def test_generate_with_defaults_speculates_and_reports_every_field() -> None:
         assert got["first_difference"]["within_noise"]
 
 
+def test_each_header_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(io, "parse_header", lambda path: parsed.append(path.name) or header.parse_header(path))
+    for options in ({}, {"tree": "6"}, {"drafter_kernels": "llama"}):
+        refspec.load(threads=1, tuned=False, **options).close()  # type: ignore[arg-type]
+        assert sorted(parsed) == [DRAFTER, TARGET], options
+        parsed.clear()
+
+
+def test_a_session_says_what_a_user_should_know(shipped: refspec.Session) -> None:
+    assert any(line.startswith("drafter.gguf") for line in shipped.notes) and all(shipped.notes)
+    said = CliRunner().invoke(main, ["generate", "-p", PROBLEM, "-n", "1", "-t", "1", "--no-tune"]).stderr
+    assert all(f"refspec: {line}" in said.splitlines() for line in shipped.notes)
+
+
+def test_models_are_freed_with_the_last_reference_to_them() -> None:
+    session = refspec.load(threads=1, tuned=False, adaptive=True)
+    generation = session.generate(PROBLEM, max_tokens=9)
+    next(generation)
+    weights = weakref.ref(session.target.model)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        del session
+        assert next(generation).step.tokens and weights() is not None
+        del generation
+        assert weights() is None
+    finally:
+        gc.enable()
+
+
 def test_its_answers_are_text(shipped: refspec.Session) -> None:
     words = 0
     for prompt in TEXTS:
@@ -169,7 +202,7 @@ def test_the_twin_drafts_for_the_same_target() -> None:
 def exact() -> Iterator[refspec.Session]:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("that quantized rows round alike in every batch of two and more was seen on x86 only")
-    with refspec.load(exact=True, threads=1) as session:
+    with refspec.load(reproducible="exact", threads=1, tuned=False) as session:
         yield session
 
 
@@ -199,7 +232,7 @@ def test_logits_are_the_same_bits_in_every_batch(how: str, request: pytest.Fixtu
 @pytest.mark.parametrize("how", ["strict", "exact"])
 def test_texts_are_the_plain_texts(how: str, law: refspec.Sampler, length: int, request: pytest.FixtureRequest) -> None:
     session = request.getfixturevalue(how)
-    assert session.bit_strict
+    assert session.batch_invariant
     session.draft_max = length
     found = equality.check(session, TEXTS, law, max_tokens=TOKENS, seed=1)
     assert found.prompts == len(TEXTS) and found.tau > 1.0

@@ -77,7 +77,7 @@ def test_where_it_crashes_weights_stay_as_stored_and_asking_for_more_is_one_line
         assert session.encode("abc", raw=True)
     assert asked == [False]
     with pytest.raises(BackendError, match="AMX"):
-        refspec.load(file, repack=True)
+        refspec.load(file, matmul="repack")
 
 
 def test_the_file_that_is_tried_runs_with_weights_as_stored(tmp_path):

@@ -177,7 +177,7 @@ KINDS = [("model", False), (None, True), ("model", True), ("eagle3", True)]
 def test_every_kind_leaves_the_text_of_a_seed_as_it_is_with_fixed_and_adaptive_windows(files, name, lookup):
     options: dict[str, Any] = {"tokens": IDS[:20].tolist(), "max_tokens": 60}
     with refspec.load(
-        files["target"], name and files[name], lookup=lookup, threads=1, strict=True, n_ctx=160
+        files["target"], name and files[name], lookup=lookup, threads=1, reproducible="f32", n_ctx=160, adaptive=False
     ) as session:
         captures = name == "eagle3"
         assert bool(session.target.capture_layers) == captures
@@ -197,7 +197,7 @@ def test_every_kind_leaves_the_text_of_a_seed_as_it_is_with_fixed_and_adaptive_w
 
 
 def test_a_model_drafting_for_itself_is_always_right_greedy_and_sampled(files):
-    with refspec.load(files["target"], files["target"], threads=1, strict=True, n_ctx=160, draft_max=4) as session:
+    with refspec.load(files["target"], files["target"], threads=1, reproducible="f32", n_ctx=160, draft_max=4) as session:
         for sampling, sampler in ((False, Sampler()), (True, Sampler(temperature=1.0))):
             run = session.generate(tokens=IDS[:20].tolist(), max_tokens=50, sampler=sampler, draft_sampling=sampling)
             list(run)
@@ -218,7 +218,7 @@ def test_sampled_drafts_of_every_kind_run_adaptive_too_and_stop_where_they_must(
 
 def test_a_hybrid_target_can_take_back_rows_for_a_drafter_without_features(tmp_path):
     target = tiny.target(tmp_path / "hybrid.gguf", "lfm2")
-    with refspec.load(target, lookup=True, threads=1, n_ctx=160) as session:
+    with refspec.load(target, lookup=True, threads=1, n_ctx=160, adaptive=False) as session:
         run = session.generate(tokens=[5, 6, 7, 5, 6, 7, 5], max_tokens=40)
         list(run)
         assert len(run.tokens) == 40
@@ -227,7 +227,7 @@ def test_a_hybrid_target_can_take_back_rows_for_a_drafter_without_features(tmp_p
 def test_a_draft_model_whose_context_is_full_drafts_nothing_and_the_text_goes_on(files, tmp_path):
     meta, tensors = tiny.target_parts("qwen3", seed=4)
     short = tiny.write(tmp_path / "short.gguf", "qwen3", meta | {"qwen3.context_length": 40}, tensors)
-    with refspec.load(files["target"], short, threads=1, strict=True, n_ctx=160) as session:
+    with refspec.load(files["target"], short, threads=1, reproducible="f32", n_ctx=160, adaptive=False) as session:
         run = session.generate(tokens=IDS[:20].tolist(), max_tokens=80)
         windows = [len(event.step.draft) for event in run]
         plain = session.generate(tokens=IDS[:20].tolist(), max_tokens=80, speculate=False)
@@ -248,7 +248,7 @@ def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(file
         seed=5,
         sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED),
     )
-    with refspec.load(files["target"], files["target"], strict=True, threads=1, draft_max=4, n_ctx=200) as session:
+    with refspec.load(files["target"], files["target"], reproducible="f32", threads=1, draft_max=4, n_ctx=200) as session:
         run = session.generate(**options, draft_sampling=sampling)
         tokens = [t for event in run for t in event.step.tokens]
         assert len(tokens) > 20 and run.statistics.verify_steps == -(-len(tokens) // 5), "every draft token is accepted"

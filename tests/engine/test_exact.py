@@ -65,8 +65,8 @@ def tokens_of(session: refspec.Session, **options: Any) -> list[int]:
 @seen
 @pytest.mark.parametrize("flash", ["off", "on"])
 def test_output_is_the_plain_output_to_the_end_of_the_context(pair: tuple[Path, Path], flash: str) -> None:
-    with refspec.load(*pair, n_ctx=128, threads=1, exact=True, flash_attn=flash) as session:
-        assert session.bit_strict and session.target.n_ctx == 128
+    with refspec.load(*pair, n_ctx=128, threads=1, reproducible="exact", flash_attn=flash, adaptive=False) as session:
+        assert session.batch_invariant and session.target.n_ctx == 128
         for sampler in SAMPLERS:
             plain = tokens_of(session, speculate=False, sampler=sampler, seed=3)
             assert len(plain) == 128 - len(PROMPT) + 1
@@ -108,27 +108,27 @@ def test_it_is_checked_once_for_a_file_and_its_settings(tmp_path: Path, monkeypa
 def test_what_cannot_be_promised_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = tiny.target(tmp_path / "target.gguf"), tiny.drafter(tmp_path / "drafter.gguf")
     for options, said in (
-        ({"strict": True}, "--strict"), ({"repack": True}, "--repack"), ({"pair_rows": False}, "--no-pair-rows"), ({"tree": "4"}, "--tree"),
-        ({"draft_max": 7}, "exceeds 6"),
+        ({"matmul": "repack"}, "exact excludes matmul = repack"), ({"pair_rows": False}, "--no-pair-rows"),
+        ({"tree": "4"}, "exact excludes tree = 4"), ({"draft_max": 7}, "exceeds 6"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
-            refspec.load(*pair, **({"n_ctx": 128, "threads": 1, "exact": True} | options))
+            refspec.load(*pair, **({"n_ctx": 128, "threads": 1, "reproducible": "exact"} | options))
     closed = []
     monkeypatch.setattr(LlamaTarget, "close", lambda self, close=LlamaTarget.close: closed.append(close(self)))
     monkeypatch.setattr(LlamaTarget, "smallest_differing_batch", lambda self: 5)
-    with pytest.raises(BackendError, match=r"rounds a row otherwise among 5 than alone.*--strict"):
-        refspec.load(*pair, n_ctx=128, threads=1, exact=True)
+    with pytest.raises(BackendError, match=r"otherwise among 5 tokens than alone.*use f32"):
+        refspec.load(*pair, n_ctx=128, threads=1, reproducible="exact")
     assert closed
     monkeypatch.undo()
     hybrid = tiny.target(tmp_path / "hybrid.gguf", "lfm2")
     with pytest.raises(BackendError, match="recurrent state"):
-        refspec.load(hybrid, n_ctx=128, threads=1, exact=True)
+        refspec.load(hybrid, n_ctx=128, threads=1, reproducible="exact")
 
 
 @seen
 def test_a_session_keeps_its_limit(tmp_path: Path) -> None:
     pair = tiny.target(tmp_path / "target.gguf"), tiny.drafter(tmp_path / "drafter.gguf")
-    with refspec.load(*pair, n_ctx=128, threads=1, exact=True, adaptive=True) as session:
+    with refspec.load(*pair, n_ctx=128, threads=1, reproducible="exact", adaptive=True) as session:
         assert session.draft_max == EXACT_LIMIT == 6
-        with pytest.raises(UsageError, match="exceeds 6; exact text"):
+        with pytest.raises(UsageError, match="exceeds 6; reproducible = exact"):
             session.generate(tokens=PROMPT, draft_max=7)

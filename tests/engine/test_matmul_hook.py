@@ -84,8 +84,8 @@ def test_exact_output_is_kept(tmp_path: Path, quantize: str) -> None:
         tiny.target(tmp_path / "target.gguf", quantize=quantize),
         tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize),
     )
-    with refspec.load(*pair, n_ctx=128, threads=2, exact=True) as session:
-        assert session.target.model.packed is not None and session.bit_strict
+    with refspec.load(*pair, n_ctx=128, threads=2, reproducible="exact", adaptive=False) as session:
+        assert session.target.model.packed is not None and session.batch_invariant
         outputs = []
         for options in ({"speculate": False}, {"draft_max": 3}, {"draft_max": 6}):
             generation = session.generate(tokens=PROMPT, max_tokens=80, **options)
@@ -97,15 +97,17 @@ def test_exact_output_is_kept(tmp_path: Path, quantize: str) -> None:
 
 def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
-    with pytest.raises(UsageError, match="--panels and --repack"):
-        refspec.load(file, panels=True, repack=True)
-    with pytest.raises(UsageError, match="--panels and gpu_layers = 1"):
-        refspec.load(file, panels=True, gpu_layers=1)
-    with refspec.load(file, panels=False) as session:
-        assert session.target.model.packed is None
+    with pytest.raises(UsageError, match="matmul = refspec excludes gpu_layers = 1"):
+        refspec.load(file, matmul="refspec", gpu_layers=1)
+    with pytest.raises(BackendError, match="no matrices for refspec's kernels"):
+        refspec.load(tiny.target(tmp_path / "f32.gguf"), matmul="refspec")
+    with refspec.load(file, matmul="stored") as session:
+        assert session.target.model.packed is None and not session.target.model.repack
+    with refspec.load(file, matmul="refspec") as session:
+        assert session.target.model.packed is not None
     monkeypatch.setattr(matmul_hook, "_why_not", "the moon is full")
     with pytest.raises(BackendError, match="cannot multiply here: the moon is full"):
-        refspec.load(file, panels=True)
+        refspec.load(file, matmul="refspec")
     with refspec.load(file) as session:
         assert session.target.model.packed is None
 

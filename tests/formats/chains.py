@@ -21,7 +21,7 @@ Chain = tuple[np.ndarray, np.ndarray]  # logits [D] after the prefix, [K, D] aft
 
 
 def write_target_for(directory: Path, golden: Golden, layers: int = 8, vocab: int = 300) -> Path:
-    """A Llama target as wide as the oracle's, whose embedding is the oracle's: what llama.cpp wants beside a drafter."""
+    """A Llama target with the oracle's width and embedding: llama.cpp needs one beside a drafter."""
     width = golden["features"].shape[1] // 3
     rng = np.random.default_rng(5)
 
@@ -35,7 +35,8 @@ def write_target_for(directory: Path, golden: Golden, layers: int = 8, vocab: in
     w = gguf.GGUFWriter(path, "llama")
     for key, value in {
         "context_length": 256, "embedding_length": width, "block_count": layers, "feed_forward_length": 32,
-        "attention.head_count": 4, "attention.head_count_kv": 4, "rope.dimension_count": width // 4, "vocab_size": vocab,
+        "attention.head_count": 4, "attention.head_count_kv": 4, "rope.dimension_count": width // 4,
+        "vocab_size": vocab,
     }.items():  # fmt: skip
         w.add_uint32(f"llama.{key}", value)
     w.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)

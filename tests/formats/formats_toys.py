@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors_toys import write_safetensors
 
-from refspec.convert.safetensors_io import write_safetensors
 from refspec.reference.config import DrafterConfig, weight_shapes
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tokenizer"

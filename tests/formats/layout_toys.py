@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from formats_toys import drafter_config, drafter_weights
+from safetensors_toys import write_safetensors
 
 from refspec.convert.names import BLOCK
-from refspec.convert.safetensors_io import write_safetensors
 from refspec.reference.config import BIASED, DrafterConfig
 
 Stored = dict[str, np.ndarray]
@@ -98,7 +98,8 @@ def specforge(c: DrafterConfig, w: Stored) -> tuple[dict[str, Any], Stored]:
     return sizes(c, architectures=["LlamaForCausalLMEagle3"], **nested) | extra(c), stored_weights(c, w, "midlayer.")
 
 
-WRITERS: dict[str, tuple[Callable[[DrafterConfig, Stored], tuple[dict[str, Any], Stored]], dict[str, Any], dict[str, Any]]] = {
+Writer = Callable[[DrafterConfig, Stored], tuple[dict[str, Any], Stored]]
+WRITERS: dict[str, tuple[Writer, dict[str, Any], dict[str, Any]]] = {
     # layout -> writer, what the drafter is, the overrides it needs
     "ModelOpt": (modelopt, {"feature_norm": "none", "feedback": "pre_norm"}, {}),
     "NeMo Automodel": (nemo, {}, {}),

@@ -22,7 +22,7 @@ from refspec.convert.stock import calibrate, candidates
 from refspec.errors import CheckpointError
 from refspec.gguf.drafter_meta import stock_reasons
 from refspec.gguf.io import interleave_rows, read_drafter, read_gguf_header
-from refspec.reference.config import BIASED
+from refspec.reference.config import BIASED, DrafterConfig
 from refspec.reference.eagle3 import Eagle3Drafter
 
 ATTENTION, MLP = BIASED[1:5], BIASED[5:8]
@@ -172,9 +172,13 @@ def test_biases_fold_to_nearly_the_same_logits_on_the_rows_they_were_folded_for(
     tokens, features = data["prefix_tokens"], data["features"]
     near = candidates(c, w, calibrate(c, w, tokens, features))
     assert len(near) == 2 and all(stock_reasons(config) == [] for config, _ in near.values())
-    exact = Eagle3Drafter(c, w).forward_rows(tokens, features, is_target_feature=True).logits
+
+    def logits(config: DrafterConfig, weights: dict[str, np.ndarray]) -> np.ndarray:
+        return Eagle3Drafter(config, weights).forward_rows(tokens, features, is_target_feature=True).logits
+
+    exact = logits(c, w)
     error = {
-        name.split(",")[0]: float(np.abs(Eagle3Drafter(*pair).forward_rows(tokens, features, is_target_feature=True).logits - exact).mean())
+        name.split(",")[0]: float(np.abs(logits(*pair) - exact).mean())
         for name, pair in near.items()
     }  # fmt: skip
     assert error["biases folded"] < 0.2 * error["biases left out"]

@@ -14,10 +14,11 @@ from formats_toys import (
     write_drafter_directory,
     write_target_directory,
 )
+from safetensors_toys import write_safetensors
 
-from refspec.convert import convert_drafter, convert_target, read_checkpoint
+from refspec.convert import convert_drafter, convert_target, open_checkpoint, read_checkpoint
 from refspec.convert.files import read_tensors
-from refspec.convert.safetensors_io import write_safetensors
+from refspec.convert.inspect import describe
 from refspec.convert.vocabulary import absolute_d2t
 from refspec.errors import CheckpointError, RefspecError, ShapeError, UsageError
 from refspec.gguf.io import interleave_rows, read_drafter, read_gguf_header, read_tensor
@@ -117,7 +118,7 @@ IDS = {"eagle_aux_hidden_state_layer_ids": None}
         ({}, {"norm.weight": np.full(32, np.nan, np.float32)}, {}, "NaN"),
         (IDS, {}, {}, "--layer-ids"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 3]}, {}, {}, "target_hidden_size"),
-        ({"eagle_aux_hidden_state_layer_ids": [2, 3, 4, 5, 6]}, {}, {}, "share equally"),
+        ({"eagle_aux_hidden_state_layer_ids": [2, 3, 4, 5, 6]}, {}, {}, "no multiple of 5"),
         ({"eagle_aux_hidden_state_layer_ids": [2, "a"]}, {}, {}, "whole numbers"),
         ({}, {}, {"feedback": "sideways"}, "pre_norm, post_norm"),
         ({}, {}, {"colour": "red"}, "colour"),
@@ -221,3 +222,38 @@ def test_overrides_win_and_say_so(tmp_path: Path) -> None:
 def test_a_wrong_override_type_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--head-norm"):
         read_checkpoint(changed(tmp_path), None, {"head_norm": "maybe"})
+
+
+FULL_LAYER = {f"model.layers.{i}.input_layernorm.weight": np.ones(32, np.float32) for i in range(3)}
+FIRST_EAGLE = {
+    "fc.weight": np.ones((32, 64), np.float32),
+    "layers.0.self_attn.q_proj.weight": np.ones((32, 32), np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "words"),
+    [
+        ({"medusa_num_heads": 4}, None, "Medusa heads.*vLLM"),
+        ({"model_type": "mlp_speculator"}, None, "MLP speculator.*vLLM"),
+        ({}, {"model.layers.3.eh_proj.weight": np.ones((4, 8), np.float32)}, "MTP.*llama.cpp and vLLM"),
+        ({}, FIRST_EAGLE, "EAGLE-1 or EAGLE-2"),
+        ({"architectures": ["LlamaForCausalLM"]}, FULL_LAYER, r"whole model \(LlamaForCausalLM, 3 layers\).*for -m"),
+        ({"speculators_model_type": "mlp"}, None, "'mlp'.*vLLM runs the others"),
+    ],
+)
+def test_another_kind_of_model_is_named_with_what_runs_it(
+    tmp_path: Path, config: Any, tensors: Any, words: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if tensors is not None:
+        write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(tmp_path)
+
+
+def test_a_lora_adapter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for read in (open_checkpoint, describe):
+        with pytest.raises(CheckpointError, match="LoRA adapter"):
+            read(tmp_path)

@@ -38,7 +38,7 @@ def load(path: Path) -> Any:
 
 
 def forward(c: dict[str, Any], w: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
-    """Llama in float64 straight from the Hugging Face weights: half-split RoPE, so a wrong permutation shows. [T, V]."""
+    """Logits [T, V] of a Llama in float64 from the Hugging Face weights: half-split RoPE, so a wrong order shows."""
     w = {k: a.astype(np.float64) for k, a in w.items()}
     n, heads, kv, hd = len(tokens), c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     angle = np.arange(n)[:, None] * c["rope_theta"] ** (-np.arange(0, hd, 2) / hd) / c.get("divisor", 1.0)  # [T, hd/2]

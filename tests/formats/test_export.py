@@ -173,7 +173,8 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
 UNUSUAL = [
     LLAMA3 | {"factor": 6.5, "low_freq_factor": 1.5, "high_freq_factor": 3.0, "original_max_position_embeddings": 77},
-    YARN | {"factor": 3.3, "beta_fast": 24.0, "beta_slow": 2.0, "original_max_position_embeddings": 100, "mscale": 0.9, "mscale_all_dim": 0.7},
+    YARN | {"factor": 3.3, "beta_fast": 24.0, "beta_slow": 2.0, "original_max_position_embeddings": 100,
+            "mscale": 0.9, "mscale_all_dim": 0.7},
     YARN | {"attention_factor": 1.37, "factor": 1.9},
     {"rope_type": "yarn", "factor": 2.0},  # over the positions of the config
     {"rope_type": "linear", "factor": 2.625},

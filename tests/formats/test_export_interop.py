@@ -22,7 +22,8 @@ from refspec.reference.config import BIASED
 eagle3 = pytest.importorskip("speculators.models.eagle3", reason="speculators is not installed", exc_type=ImportError)
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
-    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64},
     "yarn": {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 96, "beta_fast": 20.0},
 }  # fmt: skip
 
@@ -39,7 +40,8 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("feedback", ["pre_norm", "post_norm"])
 @pytest.mark.parametrize(
     ("residual", "qk_norm", "scaling", "biases"),
-    [("raw", False, None, ()), ("normed", True, "linear", ()), ("normed", False, "llama3", ()), ("raw", False, "yarn", BIASED[1:8]),
+    [("raw", False, None, ()), ("normed", True, "linear", ()), ("normed", False, "llama3", ()),
+     ("raw", False, "yarn", BIASED[1:8]),
      ("raw", True, None, BIASED[1:4])],
 )  # fmt: skip
 def test_speculators_loads_every_exported_drafter(

@@ -13,8 +13,8 @@ from refspec.errors import CheckpointError
 from refspec.gguf.io import TensorOut, Typed, copy_metadata, read_gguf_header, read_tensor, write_gguf
 
 VALUES: dict[str, Any] = {
-    "a.text": "naïve", "a.empty": "", "a.yes": True, "a.size": 7, "a.eps": 1.5, "a.words": ["x", "yz", ""], "a.ids": [3, -4],
-    "a.floats": [0.25, -1.0],
+    "a.text": "naïve", "a.empty": "", "a.yes": True, "a.size": 7, "a.eps": 1.5, "a.words": ["x", "yz", ""],
+    "a.ids": [3, -4], "a.floats": [0.25, -1.0],
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     assert "big-endian" in one_line(path)
     path.write_bytes(b"GGUF" + struct.pack("<I", 1) + bytes(60))
     assert "version 1" in one_line(path)
-    assert "directory" in one_line(tmp_path)
+    assert "a folder, expected a GGUF file" in one_line(tmp_path)
 
 
 def test_values_that_are_not_finite_are_refused_both_ways(tmp_path: Path) -> None:
@@ -127,3 +127,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_gguf(path, "toy", {}, [TensorOut("w", (2, 32), "f32", interrupted)])
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["t.gguf"]
+
+
+def test_what_is_not_a_gguf_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    pointer = tmp_path / "model.gguf"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 42\n")
+    with pytest.raises(CheckpointError, match=r"git-lfs pointer.*`git lfs pull`"):
+        read_gguf_header(pointer)
+    with pytest.raises(CheckpointError, match="a folder, expected a GGUF file"):
+        read_gguf_header(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="checkpoint folder; run `refspec convert`"):
+        read_gguf_header(tmp_path)

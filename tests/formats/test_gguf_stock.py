@@ -40,7 +40,8 @@ def test_stock_llama_cpp_loads_what_it_computes(
     [
         {"feature_norm": "none"}, {"feedback": "pre_norm"}, {"feature_norm": "none", "qk_norm": True},
         *({"feature_norm": "none", "feedback": "pre_norm"} | c for c in (
-            {"biases": ("attn_q",)}, {"head_norm": False}, {"qk_norm": True}, {"capture_layers": (2, 3)}, {"capture_layers": (1, 2, 3, 4)},
+            {"biases": ("attn_q",)}, {"head_norm": False}, {"qk_norm": True}, {"capture_layers": (2, 3)},
+            {"capture_layers": (1, 2, 3, 4)},
         )),
     ],
 )  # fmt: skip

@@ -43,7 +43,8 @@ def test_a_drafter_is_described_with_every_flag_and_its_source(tmp_path: Path) -
     about = describe(tmp_path / "d.gguf")
     assert about["kind"] == "drafter" and about["capture_layers"] == [2, 3, 4]
     assert {k: f["value"] for k, f in about["flags"].items()} == {
-        "feature_norm": "per_state", "feedback": "post_norm", "residual": "raw", "head_norm": True, "qk_norm": False, "biases": "none",
+        "feature_norm": "per_state", "feedback": "post_norm", "residual": "raw", "head_norm": True, "qk_norm": False,
+        "biases": "none",
     }  # fmt: skip
     assert about["flags"]["feedback"]["source"].startswith("config.json norm_output = true")
     assert about["draft_vocabulary"]["tokens"] == 160 and about["draft_vocabulary"]["of"] == 600

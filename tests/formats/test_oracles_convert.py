@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import ATOL, chain_by_llama, chain_by_reference, chain_in_c, write_target_for
+from safetensors_toys import write_safetensors
 
 from refspec.convert import convert_drafter
-from refspec.convert.safetensors_io import write_safetensors
 from refspec.gguf.io import read_drafter, read_gguf_header
 
 ORACLES = Path(__file__).parent.parent / "vectors" / "oracles"

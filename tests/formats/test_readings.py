@@ -1,6 +1,6 @@
 """Every usual mistake, planted in a drafter whose true reading is known, is found, named and told from chance.
 
-The target is made of the drafter: its laws are the true reading's own, so that no other reading can have a smaller
+The target is made of the drafter: its laws are the true reading's own, so no other reading can have a smaller
 cross-entropy, and its greedy text is made of the true reading's drafts.
 """
 

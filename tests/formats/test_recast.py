@@ -77,7 +77,7 @@ def test_what_cannot_be_recast_is_one_line(half: Path, cache: Path, monkeypatch:
     assert "\n" not in str(caught.value)
     cache.unlink()
     monkeypatch.setattr(module, "LIMIT", 100)
-    with pytest.raises(UsageError, match="convert it yourself"):
+    with pytest.raises(UsageError, match="llama-quantize"):
         recast(half, "f32")
     with pytest.raises(CheckpointError, match="no such file"):
         recast(half.with_name("gone.gguf"), "f32")

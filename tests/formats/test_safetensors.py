@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors_toys import write_safetensors
 
 from refspec.convert.files import read_tensors
-from refspec.convert.safetensors_io import read_json, read_safetensors, write_safetensors
-from refspec.errors import CheckpointError, UsageError
+from refspec.convert.safetensors_io import read_json, read_safetensors
+from refspec.errors import CheckpointError
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -137,5 +138,12 @@ def test_directories_that_hold_no_checkpoint_say_what_is_missing(tmp_path: Path)
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=words):
             read_json(tmp_path / "config.json")
-    with pytest.raises(UsageError, match="F64"):
-        write_safetensors(tmp_path / "a.safetensors", arrays(), "F64")
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 42\n"
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / name).write_bytes(pointer)
+        with pytest.raises(CheckpointError, match=r"git-lfs pointer.*git lfs pull"):
+            read_tensors(tmp_path)
+        (tmp_path / name).unlink()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from formats_toys import drafter_config, drafter_weights
 from layout_toys import stored_weights, write
+from safetensors_toys import write_safetensors
 
 from refspec.convert import convert_drafter
-from refspec.convert.safetensors_io import write_safetensors
 from refspec.errors import CheckpointError
 from refspec.gguf.io import interleave_rows, read_drafter
 

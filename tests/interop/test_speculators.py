@@ -42,13 +42,15 @@ def build(
     """A random model of the library, in float32, its weights representable in bfloat16."""
     torch.manual_seed(seed)
     block = (LlamaConfig if kind == "llama" else Qwen3Config)(**({
-        "hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128,
+        "hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 128,
         "num_hidden_layers": 1, "vocab_size": VOCAB, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     } | layer))  # fmt: skip
     block._attn_implementation = "eager"
     config = Eagle3SpeculatorConfig(
-        transformer_layer_config=block, draft_vocab_size=draft, norm_before_residual=before_residual, norm_output=norm_output,
+        transformer_layer_config=block, draft_vocab_size=draft, norm_before_residual=before_residual,
+        norm_output=norm_output,
         eagle_aux_hidden_state_layer_ids=[2, 4, 5], **NORMS[norm],
         speculators_config=SpeculatorsConfig(
             algorithm="eagle3", proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=3)],
@@ -135,7 +137,8 @@ def test_every_proportion(tmp_path: Path, layer: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "flags"),
-    [("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}), ("llama", {"attention_bias": True, "mlp_bias": True}),
+    [("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}),
+     ("llama", {"attention_bias": True, "mlp_bias": True}),
      ("qwen3", {"attention_bias": True})],
 )  # fmt: skip
 @pytest.mark.parametrize("norm_output", [False, True])

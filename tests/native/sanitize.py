@@ -29,7 +29,8 @@ HEAP_OVERFLOW = """
 import numpy as np
 from refspec import native
 x = np.zeros(5000, np.float32)
-native.lib.rs_swiglu(native.ffi.from_buffer("float[]", x), native.ffi.from_buffer("float[]", x), native.ffi.from_buffer("float[]", x), 5001)
+at = native.ffi.from_buffer("float[]", x)
+native.lib.rs_swiglu(at, at, at, 5001)
 """
 MISALIGNED = """
 from refspec import native

@@ -47,10 +47,13 @@ def test_without_the_c_module_asking_for_it_is_an_error_that_names_the_build_com
     assert re.search(r"BackendError: REFSPEC_BACKEND = c: .*python native/build_ffi.py$", result.stderr.strip())
 
 
+UNKNOWN = "REFSPEC_BACKEND = 'cuda' is unknown; set it to numpy or c, or unset it"
+
+
 def test_an_unknown_backend_lists_the_known_ones() -> None:
     result = run(SHOW, REFSPEC_BACKEND="cuda")
     assert result.returncode == 1
-    assert result.stderr.strip().endswith("RefspecError: REFSPEC_BACKEND = 'cuda' is not one of numpy, c")
+    assert result.stderr.strip().endswith(f"RefspecError: {UNKNOWN}")
 
 
 @pytest.mark.parametrize(
@@ -58,13 +61,13 @@ def test_an_unknown_backend_lists_the_known_ones() -> None:
 )
 def test_an_unknown_backend_does_not_fall_back_when_nobody_checked(use: str) -> None:
     result = run(f"from refspec import native\n{use}", REFSPEC_BACKEND="cuda")
-    assert result.returncode == 1 and "is not one of numpy, c" in result.stderr
+    assert result.returncode == 1 and UNKNOWN in result.stderr
 
 
 def test_the_command_line_prints_an_unknown_backend_as_one_line() -> None:
     result = run("import sys; from refspec.cli import main; main(['generate', '-p', 'x'])", REFSPEC_BACKEND="cuda")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "refspec: REFSPEC_BACKEND = 'cuda' is not one of numpy, c\n"
+    assert result.stderr == f"refspec: {UNKNOWN}\n"
 
 
 def test_a_native_path_that_is_no_module_is_an_error() -> None:

@@ -28,7 +28,7 @@ def numbers(address: int, kind: Any, count: int) -> list[Any]:
 
 
 class FakeLlama:
-    """Logits of a row: a peak at (token + position) mod V; state of a row: its token in every place, plus its input."""
+    """Logits of a row: one peak at (token + position) mod V; state of a row: its token everywhere, plus its input."""
 
     def __init__(self, fail_at: int = -1, poison: float | None = None) -> None:
         self.sent: list[tuple[str, list[int], list[int]]] = []

@@ -12,7 +12,7 @@ from small_drafters import small_config, small_rows, small_weights
 from refspec import native
 from refspec.errors import CheckpointError, ShapeError
 from refspec.native import Eagle3Chain, Eagle3Rows, PackedMatrix, Team
-from refspec.reference.config import FeatureNorm
+from refspec.reference.config import BIASED, FeatureNorm
 from refspec.reference.eagle3 import Eagle3Drafter
 
 if native.backend != "c":
@@ -73,7 +73,8 @@ def test_a_missing_weight_or_no_capacity_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "field, value",
-    [("rope_style", 2), ("feature_norm", 3), ("feature_norm", -1), ("feedback", 2), ("residual", -1), ("head_dim", 7), ("n_kv_heads", 3),
+    [("rope_style", 2), ("feature_norm", 3), ("feature_norm", -1), ("feedback", 2), ("residual", -1), ("head_dim", 7),
+     ("n_kv_heads", 3),
      ("hidden", 0), ("feature_norm", 1)],  # the last: concat, whose norm weight is not there
 )  # fmt: skip
 def test_the_c_check_refuses_switches_and_sizes_it_does_not_know(field: str, value: int) -> None:
@@ -86,14 +87,15 @@ def test_the_c_check_refuses_switches_and_sizes_it_does_not_know(field: str, val
 def chain(capacity: int, packed: bool = False) -> Eagle3Chain:
     """CONFIG's drafter as a chain;
 
-    `packed` sends every product through functions of the caller's, which do what C would.
+    `packed` sends every matrix multiplication through functions of the caller's, which do what C would.
     """
     if not packed:
         return Eagle3Chain(CONFIG, WEIGHTS, capacity)
     address = lambda function: int(native.ffi.cast("uintptr_t", function))  # noqa: E731
+    functions = [address(function) for function in (DOT, PACK, UNPACK)]
     return Eagle3Chain(CONFIG, WEIGHTS, capacity, {
-        name: PackedMatrix(np.ascontiguousarray(WEIGHTS[name], np.float32).view(np.uint8), *map(address, (DOT, PACK, UNPACK)))
-        for name in ("token_embd", "fc", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
+        name: PackedMatrix(np.ascontiguousarray(WEIGHTS[name], np.float32).view(np.uint8), *functions)
+        for name in ("token_embd", *BIASED)
     })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Panels in C are the reference bit for bit: on every instruction set of this machine, and number by number."""
+"""The packed matmul in C is the reference bit for bit: on every instruction set of this machine, and in plain C."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BEST = ffi.string(lib.rs_matmul_set()).decode()
 HERE = ["", *["avx2"][: BEST != ""], *["avx512"][: BEST == "avx512"]]
 
 
-def product(of: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+def matmul(set_name: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     out = np.full((len(inputs), len(weights)), np.nan, np.float32)
     blocks = weights.shape[1] // packed_matmul.KINDS[kind][1]
     scratch = np.empty(lib.rs_matmul_scratch(kind, len(inputs)), np.uint8)
-    code = lib.rs_matmul_product(
-        ffi.from_buffer("float[]", out), ffi.from_buffer("uint8_t[]", scratch), of.encode(), kind, ffi.from_buffer("uint8_t[]", weights), ffi.from_buffer("uint8_t[]", inputs),
-        len(inputs), len(weights), blocks,
+    code = lib.rs_matmul(
+        ffi.from_buffer("float[]", out), ffi.from_buffer("uint8_t[]", scratch), set_name.encode(), kind,
+        ffi.from_buffer("uint8_t[]", weights), ffi.from_buffer("uint8_t[]", inputs), len(inputs), len(weights), blocks,
     )  # fmt: skip
     assert code == 0
     return out
@@ -37,11 +37,11 @@ def product(of: str, kind: int, weights: np.ndarray, inputs: np.ndarray) -> np.n
 def test_every_instruction_set_gives_the_bits_of_the_reference(
     kind: int, rows: int, n: int, blocks: int, seed: int
 ) -> None:
-    blocks *= 173 if kind == packed_matmul.F16 else 1  # up to two stretches of 512
+    blocks *= 173 if kind == packed_matmul.F16 else 1  # up to two chunks of 512
     weights, inputs = weights_of(kind, rows, blocks, seed=seed), inputs_of(kind, n, blocks, seed=seed + 1)
-    expected = packed_matmul.product(kind, weights, inputs)
-    for of in HERE:
-        assert np.array_equal(product(of, kind, weights, inputs), expected), of or "number by number"
+    expected = packed_matmul.matmul(kind, weights, inputs)
+    for name in HERE:
+        assert np.array_equal(matmul(name, kind, weights, inputs), expected), name or "plain C"
 
 
 @pytest.mark.parametrize("kind", packed_matmul.KINDS)
@@ -64,24 +64,22 @@ def test_codes_at_their_limits_overflow_nowhere(kind: int, extreme: int) -> None
             blocks[..., at + size :] = np.full((9, 3, (blocks.shape[2] - at - size) // 2), 16 * sign, np.int16).view(
                 np.uint8
             )
-        expected = packed_matmul.product(kind, weights, inputs)
+        expected = packed_matmul.matmul(kind, weights, inputs)
         assert np.isfinite(expected).all()
-        for of in HERE:
-            assert np.array_equal(product(of, kind, weights, inputs), expected), of
+        for name in HERE:
+            assert np.array_equal(matmul(name, kind, weights, inputs), expected), name
 
 
 def test_many_rows() -> None:
     weights, inputs = weights_of(packed_matmul.Q8_0, 33, 64, seed=6), inputs_of(packed_matmul.Q8_0, 300, 64, seed=7)
-    expected = packed_matmul.product(packed_matmul.Q8_0, weights, inputs)
-    for of in HERE:
-        assert np.array_equal(product(of, packed_matmul.Q8_0, weights, inputs), expected)
+    expected = packed_matmul.matmul(packed_matmul.Q8_0, weights, inputs)
+    for name in HERE:
+        assert np.array_equal(matmul(name, packed_matmul.Q8_0, weights, inputs), expected)
 
 
-def test_what_is_not_here_is_refused() -> None:
+def test_an_unknown_type_or_instruction_set_is_refused() -> None:
     out, nothing = ffi.new("float[1]"), ffi.new("uint8_t[64]")
-    # F32 is not laid out
-    assert lib.rs_matmul_product(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
-    assert (
-        lib.rs_matmul_product(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
-    )
+    # ggml_type 0 is F32, which is not packed
+    assert lib.rs_matmul(out, nothing, b"", 0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
+    assert lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)

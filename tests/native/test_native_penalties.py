@@ -15,7 +15,8 @@ V = 6
 some = st.floats(-2, 2, width=32)
 penalties = st.builds(
     Penalties, repeat=st.floats(0.5, 2), presence=some, frequency=some, repeat_last_n=st.integers(-1, 9),
-    dry_multiplier=st.floats(0, 3), dry_base=st.floats(1, 3), dry_allowed_length=st.integers(1, 4), dry_last_n=st.integers(-1, 30),
+    dry_multiplier=st.floats(0, 3), dry_base=st.floats(1, 3), dry_allowed_length=st.integers(1, 4),
+    dry_last_n=st.integers(-1, 30),
 )  # fmt: skip
 histories = st.lists(st.integers(0, V - 1), max_size=60) | st.lists(st.integers(0, 1), max_size=60)
 

@@ -1,4 +1,4 @@
-"""Products in panels: what the packed codes mean, and that a row's result is its own."""
+"""The packed matmul of the reference: what the codes mean, and that a row's result is its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_codes_scales_and_minima_are_those_of_the_gguf_package(kind: int) -> Non
 
 
 @pytest.mark.parametrize("kind", packed_matmul.KINDS)
-def test_a_product_is_that_of_the_unpacked_numbers(kind: int) -> None:
+def test_the_result_is_that_of_the_unpacked_numbers(kind: int) -> None:
     raw, given = weights_of(kind, 7, 4, seed=2), inputs_of(kind, 3, 4, seed=3)
     if kind == packed_matmul.F16:
         w, x = raw.view(np.float16).astype(np.float64), given.view(np.float16).astype(np.float64)
@@ -39,20 +39,20 @@ def test_a_product_is_that_of_the_unpacked_numbers(kind: int) -> None:
             (d * blocks[..., at : at + packed_matmul.KINDS[kind][0]].view(np.int8)).reshape(3, -1),
         )
     exact = x @ w.T
-    assert np.abs(packed_matmul.product(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
+    assert np.abs(packed_matmul.matmul(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
 
 
 @pytest.mark.parametrize("kind", packed_matmul.KINDS)
 def test_a_row_has_the_bits_it_has_alone(kind: int) -> None:
     raw, given = weights_of(kind, 6, 2, seed=4), inputs_of(kind, 5, 2, seed=5)
-    together = packed_matmul.product(kind, raw, given)
+    together = packed_matmul.matmul(kind, raw, given)
     for r in range(5):
-        assert np.array_equal(packed_matmul.product(kind, raw, given[r : r + 1])[0], together[r])
+        assert np.array_equal(packed_matmul.matmul(kind, raw, given[r : r + 1])[0], together[r])
 
 
 def test_rows_of_different_widths_are_refused() -> None:
-    with pytest.raises(ShapeError, match="not of one width"):
-        packed_matmul.product(
+    with pytest.raises(ShapeError, match="differ in width"):
+        packed_matmul.matmul(
             packed_matmul.Q8_0,
             weights_of(packed_matmul.Q8_0, 2, 3, seed=0),
             inputs_of(packed_matmul.Q8_0, 2, 2, seed=0),

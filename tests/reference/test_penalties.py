@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from refspec.errors import UsageError
 from refspec.reference.penalties import LARGEST, Penalties, common_beginnings, continuations, penalize
 
-texts = st.lists(st.integers(0, 3), max_size=40)
+histories = st.lists(st.integers(0, 3), max_size=40)
 
 
-@given(texts)
+@given(histories)
 def test_common_beginnings_are_what_they_say(x):
     def slow(j):
         return next((n for n in range(len(x) - j) if x[n] != x[j + n]), len(x) - j)
@@ -21,10 +21,10 @@ def test_common_beginnings_are_what_they_say(x):
     assert common_beginnings(x) == [slow(j) for j in range(len(x))]
 
 
-def stretches(history, allowed, breaks):
-    """Every stretch before the end that the next token would continue, by comparing all of them."""
+def repetitions(history, allowed, breaks):
+    """Every repetition that the next token would prolong, by comparing all of them."""
     found, n = {}, len(history)
-    for end in range(1, n):  # history[end] follows a stretch that ended at end
+    for end in range(1, n):  # history[end] followed a repetition that ended at end
         length = 0
         while length < end and history[end - 1 - length] == history[n - 1 - length] and not breaks[n - 1 - length]:
             length += 1
@@ -33,17 +33,17 @@ def stretches(history, allowed, breaks):
     return found
 
 
-@given(texts, st.integers(1, 5), st.integers(-1, 12), st.sets(st.integers(0, 3), max_size=1))
+@given(histories, st.integers(1, 5), st.integers(-1, 12), st.sets(st.integers(0, 3), max_size=1))
 def test_what_would_go_on_is_found_back_to_the_newest_breaker(history, allowed, last, breakers):
     penalties = Penalties(dry_multiplier=1, dry_allowed_length=allowed, dry_last_n=last)
     breaks = [t in breakers for t in history]
     near = 0 if last < 0 else max(len(history) - last, 0)
-    assert continuations(np.array(history, np.int64), penalties, breaks) == stretches(
+    assert continuations(np.array(history, np.int64), penalties, breaks) == repetitions(
         history[near:], allowed, breaks[near:]
     )
 
 
-@given(texts, st.integers(-1, 12))
+@given(histories, st.integers(-1, 12))
 def test_counts_are_of_the_newest_tokens(history, last):
     penalties = Penalties(repeat=1.5, presence=0.25, frequency=0.5, repeat_last_n=last)
     logits = np.array([2.0, -1.0, 0.0, 0.5])
@@ -55,7 +55,7 @@ def test_counts_are_of_the_newest_tokens(history, last):
     np.testing.assert_allclose(penalize(logits, history, penalties), expected, rtol=1e-15)
 
 
-def test_dry_grows_with_the_stretch_and_leaves_the_input_alone():
+def test_dry_grows_with_the_repetition_and_leaves_the_input_alone():
     logits, history = np.zeros(5, np.float32), [0, 1, 2, 3, 0, 1, 2]
     penalties = Penalties(dry_multiplier=0.5, dry_base=2.0, dry_allowed_length=1)
     assert penalize(logits, history, penalties).tolist() == [0, 0, 0, -0.5 * 2.0**2, 0]
@@ -87,7 +87,8 @@ def test_off_is_off():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"repeat": 0}, {"repeat": math.nan}, {"presence": math.inf}, {"frequency": "1"}, {"dry_multiplier": -1}, {"dry_base": 0.9}, {"repeat_last_n": -2},
+        {"repeat": 0}, {"repeat": math.nan}, {"presence": math.inf}, {"frequency": "1"}, {"dry_multiplier": -1},
+        {"dry_base": 0.9}, {"repeat_last_n": -2},
         {"dry_allowed_length": 0}, {"dry_last_n": 1.5}, {"dry_breakers": "\n"}, {"dry_breakers": [""]},
     ],
 )  # fmt: skip

@@ -141,7 +141,7 @@ def test_too_few_rows_or_coins_are_refused(backend: TreeBackend) -> None:
         backend.rejection(TWO, tree, ON, [[0.5], [0.5]], C1)
     with pytest.raises(ShapeError, match="accept_coins: shape"):
         backend.rejection(TWO, tree, ON, [[0.5]], C2)
-    with pytest.raises(ShapeError, match="laws for 2 nodes"):
+    with pytest.raises(ShapeError, match="distributions for 2 nodes"):
         backend.rejection(TWO, tree._replace(laws=[HALF]), ON, [[0.5], [0.5]], C2)
-    with pytest.raises(ShapeError, match="law of shape"):
+    with pytest.raises(ShapeError, match="a distribution of shape"):
         backend.rejection(TWO, tree._replace(laws=[HALF[:3], HALF, None]), ON, [[0.5], [0.5]], C2)

@@ -1,4 +1,4 @@
-"""C returns the bits of refspec.reference.sampling and refspec.reference.verify: probabilities (0 ulp) and decisions."""
+"""C returns the bits of refspec.reference's sampling and verify: probabilities (0 ulp) and decisions."""
 
 from typing import Any
 

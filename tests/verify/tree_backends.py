@@ -63,7 +63,8 @@ def _wrap(c: Any) -> TreeBackend:
         u = np.array(coins, dtype=np.float64)
         accepted = _checked(
             c.rs_verify_tree_deterministic(
-                _address(tokens), _address(path), pointers, _address(draft), _address(parents), _sampler(sampler), _address(u),
+                _address(tokens), _address(path), pointers, _address(draft), _address(parents), _sampler(sampler),
+                _address(u),
                 _address(p), _address(order), size(len(draft)), size(len(rows[0])),
             )
         )  # fmt: skip
@@ -77,7 +78,8 @@ def _wrap(c: Any) -> TreeBackend:
         q = np.empty_like(p)
         accepted = _checked(
             c.rs_verify_tree_rejection(
-                _address(tokens), _address(path), pointers, _address(draft), _address(parents), q_pointers, _sampler(sampler),
+                _address(tokens), _address(path), pointers, _address(draft), _address(parents), q_pointers,
+                _sampler(sampler),
                 _address(u), _address(v), _address(p), _address(q), _address(order), size(len(draft)), size(u.shape[1]),
                 size(len(rows[0])),
             )

@@ -1,4 +1,4 @@
-"""Exact laws of functions of coins, by running the functions themselves; nothing is sampled and no rule re-derived.
+"""Exact laws of functions of coins, by running the functions themselves; nothing is sampled or re-derived.
 
 A coin is one of the 2^53 lattice points j / 2^53, exactly the values `sampling.coin` can return. The code under test
 decides by comparing coins with thresholds, so as a function of one coin its outcome is piecewise constant. `cells`

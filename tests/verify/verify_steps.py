@@ -45,7 +45,7 @@ def rejection_step(
     history: Tokens = (),
     draft_law: Callable[[np.ndarray], np.ndarray] = lambda q: q,
 ) -> Law:
-    """The law of the tokens of one verify_rejection step over all drafts; draft_law(q) is how drafts are drawn."""
+    """The law of the tokens of one verify_rejection step; draft_law(q) is how drafts are drawn."""
     law: Law = {}
     for draft in product(range(target.vocab), repeat=k):
         q = [drafter.q(history + draft[:i]) for i in range(k)]  # k x [V]
