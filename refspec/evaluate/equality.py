@@ -83,7 +83,7 @@ def advice(session: Session, found: Sequence[Equality]) -> list[str]:
     """What makes outputs equal that differ by rounding, or nothing."""
     if session.batch_invariant or not any(e.differences for e in found):
         return []
-    return ["--exact decodes so that every token rounds alike, and no output differs"]
+    return ["--reproducible exact decodes so that every token rounds alike, and no output differs"]
 
 
 def describe(found: Equality) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether what a token computes depends on its neighbours in a batch: checked before `--exact` promises equal output.
+"""Whether what a token computes depends on its neighbours in a batch: `--reproducible exact` checks it first.
 
 This is no proof, but a check of the kernels that this file, this llama.cpp and this processor select. llama.cpp
 multiplies one token by other kernels than several, and from eight tokens on by others again. In between, every type of
@@ -92,7 +92,7 @@ class BatchProbe:
             raise self.context.failure(code, f"run {n} tokens at position {first}")
         if not self._seen:
             raise BackendError(
-                f"{self._path}: llama.cpp does not show the attention of this architecture; leave --exact out"
+                f"{self._path}: llama.cpp does not show the attention of this architecture; leave --reproducible out"
             )
         logits = ctypes.string_at(api.get_logits_ith(self.context.handle, -n), 4 * n * self._n_vocab)
         whole = [*self._seen, logits]

@@ -1,5 +1,6 @@
-"""`--exact`: with the weights as stored, speculative output is the plain output bit for bit, and nothing is promised
-where kernels differ.
+"""`--reproducible exact`: with the weights as stored, speculative output is the plain output bit for bit.
+
+Nothing is promised where kernels differ.
 """
 
 import platform
