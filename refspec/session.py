@@ -172,11 +172,11 @@ def _opened(
         kv_type=how.kv_type, pair_rows=bool(how.pair_rows), **settings,
     )  # fmt: skip
     try:
-        if how.matmul == "refspec" and target.model.panels is None:
+        if how.matmul == "refspec" and target.model.packed is None:
             raise BackendError(
                 f"matmul = refspec: {target.path} has no matrices for refspec's kernels, or memory no room; use auto"
             )
-        if how.exact and (size := target.first_unlike()) is not None:
+        if how.exact and (size := target.smallest_differing_batch()) is not None:
             raise BackendError(
                 f"reproducible = exact: llama.cpp rounds a token's logits otherwise among {size} tokens than alone, so "
                 "equal output cannot be promised here; use f32"
@@ -196,7 +196,7 @@ def _placed(target: LlamaTarget, how: ModelOptions, drafting: DraftOptions, tune
     """All that changes what steps cost, by which learned policies are kept apart."""
     about = asdict(how) | {"tree": str(drafting.shape), "lookup": drafting.lookup, "kernels": drafting.drafter_kernels}
     del about["n_ctx"]
-    about |= {"repack": target.model.repack, "panels": target.model.panels is not None, "pair_rows": target.pair_rows}
+    about |= {"repack": target.model.repack, "panels": target.model.packed is not None, "pair_rows": target.pair_rows}
     return about | {"costs": tuned.costs()}
 
 

@@ -18,7 +18,7 @@ from refspec.decoding.drafter import Drafter, SeesFirst, TreeDrafter
 from refspec.decoding.tree_cycle import asked_at, continued, cut_after_end
 from refspec.errors import UsageError
 from refspec.evaluate.conversation import encode, padded, perturbed
-from refspec.evaluate.drift import CHUNK, Text, record, select
+from refspec.evaluate.drift import CHUNK, Output, record, select
 from refspec.evaluate.prompts import Prompt, fit
 from refspec.reference.eagle3 import Eagle3Drafter
 from refspec.reference.metrics import Seconds, Statistics, Step
@@ -152,7 +152,7 @@ def measure(
     return out
 
 
-def follow(drafter: Drafter, text: Text, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
+def follow(drafter: Drafter, text: Output, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
     """The decode cycle's counts over an output, for each draft length or tree; features [N-1, n_states*Ht] of this
     drafter's own layers.
 
@@ -209,7 +209,7 @@ def _counts(drafted: Drafted, s: Statistics) -> list[Any]:
     return [s.verify_steps, s.judged, s.stood, *(nodes if isinstance(drafted, TreeShape) else [])]
 
 
-def _visits(text: Text, found: Mapping[Drafted, Statistics]) -> Iterator[tuple[int, list[Drafted]]]:
+def _visits(text: Output, found: Mapping[Drafted, Statistics]) -> Iterator[tuple[int, list[Drafted]]]:
     """Output positions at which the cycle of some draft verifies, ascending, and which drafts those are."""
     length = len(text.tokens) - text.n_prompt
     while True:

@@ -1,8 +1,7 @@
-"""Ratios of sums with percentile bootstrap intervals over prompts (Efron 1979); one set of resamples makes comparisons
-paired.
+"""Ratios of sums with percentile bootstrap intervals over prompts (Efron 1979); the same resamples pair a comparison.
 
-Not a report. Chains and verify steps of one prompt are not independent, so prompts are what is drawn again, and every
-mean is a ratio of sums over the drawn prompts. Legend: P prompts, B resamples, K entries.
+Chains and verify steps of one prompt are not independent, so prompts are resampled, and every mean is a ratio of sums
+over the prompts drawn. Legend: P prompts, B resamples, K entries.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ def ratios(sums: Floats, counts: Floats, draws: Floats) -> tuple[Floats, Floats]
 
 
 def summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> list[Value]:
-    """Means [K] with the interval of their resamples [B, K], where `enough` [K] prompts were counted for one;
-
-    None is unknown.
-    """
+    """Means [K] with the interval of their resamples [B, K], where `enough` [K] prompts count; None is unknown."""
     tail = 100 * (1 - LEVEL) / 2
     out: list[Value] = []
     for i, mean in enumerate(means):
@@ -43,10 +39,9 @@ def summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> li
 
 
 def intervals(sums: Floats, counts: Floats, draws: Floats) -> list[Value]:
-    """Ratio of sums and its interval for each of K entries: sums and counts [P, K], draws [B, P] how often a prompt is
-    drawn.
+    """Ratio of sums and its interval for each of K entries, from sums and counts [P, K] and draws [B, P].
 
-    None stands where nothing was counted, and for the interval of fewer than two prompts.
+    None where nothing was counted, and for the interval of fewer than two prompts.
     """
     means, again = ratios(sums, counts, draws)
     return summaries(means, again, np.count_nonzero(counts, axis=0) > 1)

@@ -1,7 +1,7 @@
 """Does this drafter fit this target? What the two files say, then a short run, each finding with its likely cause.
 
-Not a benchmark: the run is long enough to tell a wrong pair from a right one, and no longer. The files are compared
-here, the run and its detectors are `evaluate/check_live.py`.
+The run is just long enough to tell a wrong pair from a right one. The files are compared here, the run and its
+detectors are `evaluate/check_live.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def check(
     max_tokens: int = 48,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Every finding about a pair of GGUF files; `fits` is False when one is a misfit. `CheckpointError` for a damaged
-    file.
+    """Every finding about a pair of GGUF files; `fits` is False when one is a misfit.
 
-    With `live`, and unless the files alone rule the pair out, `prompts` built-in prompts of `max_tokens` are generated.
+    With `live`, and unless the files alone rule the pair out, `max_tokens` are generated after `prompts` built-in
+    prompts. Raises `CheckpointError` for a damaged file.
     """
     first, second = read_gguf_header(target), read_gguf_header(drafter)
     if first.arch in meta.ARCHS:
@@ -55,7 +55,7 @@ def check(
 
 
 def compare(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> list[Finding]:
-    """What the two headers say of each other, all of it: width, vocabulary, tokenizer, layers, RoPE, engine."""
+    """Everything the two headers say of each other: width, vocabulary, tokenizer, layers, RoPE, what runs it."""
     a = target.arch
     return [
         _equal("width", "captured states", config.target_hidden_size, target.metadata.get(f"{a}.embedding_length")),
@@ -83,7 +83,7 @@ def _vocabulary(target: GgufInfo) -> Any:
 
 
 def tokenizer_hash(info: GgufInfo) -> str | None:
-    """Twelve hexadecimal digits of the token texts in order, None for a file without a tokenizer."""
+    """Twelve hexadecimal digits of the token strings in order, None for a file without a tokenizer."""
     tokens = info.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or info.metadata.get("tokenizer.ggml.model") == "none":
         return None
@@ -94,14 +94,14 @@ def _tokenizer(target: GgufInfo, drafter: GgufInfo) -> Finding:
     ours, theirs = tokenizer_hash(drafter), tokenizer_hash(target)
     if ours is None or theirs is None:
         which = "drafter" if ours is None else "target"
-        return Finding("tokenizer", NOTE, f"the {which} has none inside, so token texts cannot be compared",
+        return Finding("tokenizer", NOTE, f"the {which} has none inside, so token strings cannot be compared",
                        "it was converted without --target" if ours is None else "")  # fmt: skip
     if ours == theirs:
-        return Finding("tokenizer", OK, f"the same token texts in both ({ours})")
+        return Finding("tokenizer", OK, f"the same token strings in both ({ours})")
     pairs = zip(drafter.metadata["tokenizer.ggml.tokens"], target.metadata["tokenizer.ggml.tokens"], strict=False)
     first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     where = "other counts of tokens" if first is None else f"token {first} is the first that differs"
-    return Finding("tokenizer", MISFIT, f"other token texts ({ours}, target {theirs}): {where}",
+    return Finding("tokenizer", MISFIT, f"other token strings ({ours}, target {theirs}): {where}",
                    "it was trained, or converted, for a target with another vocabulary")  # fmt: skip
 
 
@@ -147,8 +147,12 @@ def _lent(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> Finding
     hidden = target.metadata.get(f"{target.arch}.embedding_length")
     if config.hidden_size == hidden:
         return Finding("own tensors", OK, said)
-    return Finding("own tensors", MISFIT, f"{said}, but the drafter is {config.hidden_size} wide and the target {hidden}",
-                   "the checkpoint was converted without its embeddings")  # fmt: skip
+    return Finding(
+        "own tensors",
+        MISFIT,
+        f"{said}, but the drafter is {config.hidden_size} wide and the target {hidden}",
+        "the checkpoint was converted without its embeddings",
+    )
 
 
 def _rope(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> Finding:
@@ -179,7 +183,7 @@ def _engine(drafter: GgufInfo) -> Finding:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The text `refspec check` prints, from the dictionary of `check`."""
+    """The lines that `refspec check` prints, from the dictionary of `check`."""
     out = [f"{found['drafter']} on {found['target']}"]
     for f in found["findings"]:
         out.append(f"  {f['level']:<7} {f['about']:<14} {f['said']}")

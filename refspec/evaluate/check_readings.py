@@ -1,10 +1,8 @@
-"""Which reading of a drafter's switches and layers is the one it was trained with? Every usual mistake undone, and
-compared.
+"""Which reading of a drafter's switches and layers was it trained with? Every usual mistake is undone and compared.
 
-A counterfactual is the strongest detector there is: the trained reading has the smallest cross-entropy on the target's
-own text and the longest drafts, and the comparison is paired, so that a shift of the layers by one, which costs a
-robust drafter one draft token in a hundred, can be told from chance. Nothing of it needs the engine: the drafter is
-refspec's own forward pass.
+The reading it was trained with has the smallest cross-entropy on the target's output and the longest drafts. The
+comparison is paired, so that a shift of the layers by one, which costs a robust drafter one draft token in a hundred,
+can be told from chance. llama.cpp is not needed: the drafter is the reference code.
 """
 
 from __future__ import annotations
@@ -24,18 +22,15 @@ from refspec.reference.config import DrafterConfig, Feedback, Residual, RopeStyl
 from refspec.reference.eagle3 import Eagle3Drafter
 
 SURE = 3.5  # standard errors: about one false alarm in two thousand pairs with a dozen readings each
-FEW = 40  # rows below which nothing is concluded
-WORSE = 0.98  # of the tokens per verify step, that a better reading may not fall below
-SHORT = 1.15  # tokens per verify step of a drafter about which nothing can be said
-PLACES = 240  # places of the greedy text where drafts are replayed
+FEW = 40  # tokens below which nothing is concluded
+WORSE = 0.98  # of tau: a better reading may not fall below this
+SHORT = 1.15  # tau of a drafter about which nothing can be said
+PLACES = 240  # places of the greedy output where it drafts
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read the drafter: `changes` of its configuration, rows that are `late`;
-
-    `fix` is what to do if it is the one.
-    """
+    """One way to read the drafter: `changes` of its configuration, states that are `late`, and the `fix`."""
 
     name: str
     fix: str
@@ -49,14 +44,11 @@ def readings(config: DrafterConfig, n_layer: int, target_theta: float | None = N
     out = []
 
     def switch(name: str, value: Any, **more: Any) -> None:
-        spelled = getattr(value, "value", value)
-        said = (
-            {True: "yes", False: "no"}.get(spelled, spelled)
-            if isinstance(spelled, bool)
-            else f"{spelled:g}"
-            if isinstance(spelled, float)
-            else spelled
-        )
+        said = getattr(value, "value", value)
+        if isinstance(said, bool):
+            said = "yes" if said else "no"
+        elif isinstance(said, float):
+            said = f"{said:g}"
         option = f"--{name.replace('_', '-')} {said}"
         out.append(Reading(option, f"convert it again with {option}", {name: value} | more))
 
@@ -66,27 +58,13 @@ def readings(config: DrafterConfig, n_layer: int, target_theta: float | None = N
     if target_theta and abs(target_theta - config.rope_theta) > 1e-6 * target_theta:
         switch("rope_theta", target_theta)
     other = RopeStyle.HALF_SPLIT if config.rope_style is RopeStyle.INTERLEAVED else RopeStyle.INTERLEAVED
-    out.append(
-        Reading(
-            "q and k rows in the other RoPE order",
-            "it was converted without reordering them: convert it with refspec",
-            {"rope_style": other},
-        )
-    )
-    out.append(
-        Reading(
-            "the states of the row before",
-            "it was trained on rows that pair a token with the state before it: train it again",
-            {},
-            late=1,
-        )
-    )
+    fix = "it was converted without reordering them: convert it with refspec"
+    out.append(Reading("q and k rows in the other RoPE order", fix, {"rope_style": other}))
+    fix = "it was trained on tokens paired with the previous state: train it again"
+    out.append(Reading("the states of the row before", fix, {}, late=1))
     if config.biases:
-        out.append(
-            Reading(
-                "no biases", "a program that goes by the flags trained or wrote it: --ignore the biases", {"biases": ()}
-            )
-        )
+        fix = "a program that goes by the flags trained or wrote it: --ignore the biases"
+        out.append(Reading("no biases", fix, {"biases": ()}))
     layers, seen = config.capture_layers, {config.capture_layers}
     shifts = [(tuple(b + d for b in layers), True) for d in (-1, 1)]
     shifts.append(((2, n_layer // 2, n_layer - 3), True))
@@ -106,7 +84,7 @@ def boundaries(config: DrafterConfig, tried: Sequence[Reading]) -> tuple[int, ..
 
 @dataclass(frozen=True)
 class Compared:
-    """One reading beside the one the file states: minus cross-entropy, and drafted tokens accepted."""
+    """One reading compared with the file's: minus cross-entropy, and drafted tokens accepted."""
 
     reading: Reading
     score: Gain
@@ -143,28 +121,26 @@ def compare(
     seconds: float,
     progress: Callable[[str], None],
 ) -> list[Compared]:
-    """Judge every reading on text of the target, within about `seconds`; texts are left out where they would not
-    suffice.
+    """Judge every reading on recordings of the target, on as many as fit into about `seconds`.
 
     `recorded` are the boundaries of the recordings, in order. A reading whose tensors are not in the file is left out.
     """
 
     def build(r: Reading) -> tuple[Eagle3Drafter, list[int]]:
         changed = replace(config, **r.changes)
-        held = {
-            n: a for n, a in weights.items() if not n.endswith(".bias") or n.removesuffix(".bias") in changed.biases
-        }
+        biases = {f"{name}.bias" for name in changed.biases}
+        held = {name: a for name, a in weights.items() if not name.endswith(".bias") or name in biases}
         return Eagle3Drafter(changed, held, native), [recorded.index(b) for b in changed.capture_layers]  # type: ignore[arg-type]
 
     as_is, columns = build(Reading("", "", {}))
     began = perf_counter()
     scores(as_is, sampled[:1], columns)
-    each = (perf_counter() - began) / max(len(sampled[0].tokens), 1)  # seconds per row
-    rows = seconds / max(each, 1e-9) / (2 * len(tried) + 2)  # half of the time for either measure
-    kept = [r for i, r in enumerate(sampled) if not i or sum(len(q.tokens) for q in sampled[: i + 1]) <= rows]
+    each = (perf_counter() - began) / max(len(sampled[0].tokens), 1)  # seconds per token
+    room = seconds / max(each, 1e-9) / (2 * len(tried) + 2)  # tokens; half of the time for either measure
+    kept = [r for i, r in enumerate(sampled) if not i or sum(len(q.tokens) for q in sampled[: i + 1]) <= room]
     context = sum(len(r.tokens) for r in greedy)
-    chained = [r for i, r in enumerate(greedy) if not i or sum(len(q.tokens) for q in greedy[: i + 1]) <= rows / 2]
-    places = min(PLACES, max(int((rows - min(rows / 2, context)) / depth), 10))
+    chained = [r for i, r in enumerate(greedy) if not i or sum(len(q.tokens) for q in greedy[: i + 1]) <= room / 2]
+    places = min(PLACES, max(int((room - min(room / 2, context)) / depth), 10))
     base = scores(as_is, kept, columns), accepted(as_is, chained, columns, depth, places)
     out = []
     for r in tried:
@@ -172,10 +148,8 @@ def compare(
         try:
             drafter, columns = build(r)
             with np.errstate(over="ignore", invalid="ignore"):
-                score, taken = (
-                    scores(drafter, kept, columns, r.late),
-                    accepted(drafter, chained, columns, depth, places, r.late),
-                )
+                score = scores(drafter, kept, columns, r.late)
+                taken = accepted(drafter, chained, columns, depth, places, r.late)
         except RefspecError:  # tensors this reading needs are not in the file, or its states overflow
             continue
         out.append(Compared(r, gain(base[0], np.nan_to_num(score, nan=-1e3, neginf=-1e3)), gain(base[1], taken)))
@@ -183,28 +157,23 @@ def compare(
 
 
 def verdict(found: Sequence[Compared], *, unexplained: bool) -> Finding:
-    """The reading it was trained with, as far as the text tells; `unexplained` when another detector has fired."""
+    """The reading it was trained with, as far as the outputs tell; `unexplained` when another detector has fired."""
     if not found:
         return Finding("readings", NOTE, "nothing to compare")
-    rows, tau = "on text of the target", 1 + found[0].taken.as_is
-    better = sorted(
-        (c for c in found if c.better), key=lambda c: (c.reading.usual, c.score.other + c.taken.other), reverse=True
-    )
+    where, tau = "on the target's output", 1 + found[0].taken.as_is
+    better = [c for c in found if c.better]
     if better:
-        best = better[0]
+        best = max(better, key=lambda c: (c.reading.usual, c.score.other + c.taken.other))
         said = (
-            f"{best.reading.name} does better {rows}: cross-entropy {-best.score.other:.3f} for {-best.score.as_is:.3f} "
-            f"({best.score.sigmas:.1f} standard errors), replayed tau {1 + best.taken.other:.2f} for {tau:.2f} ({best.taken.sigmas:.1f})"
+            f"{best.reading.name} does better {where}: cross-entropy {-best.score.other:.3f} for"
+            f" {-best.score.as_is:.3f}"
+            f" ({best.score.sigmas:.1f} standard errors), replayed tau {1 + best.taken.other:.2f} for {tau:.2f}"
+            f" ({best.taken.sigmas:.1f})"
         )
-        return Finding(
-            "readings", MISFIT if best.reading.usual else NOTE, said, f"it was trained otherwise: {best.reading.fix}"
-        )
-    said = f"no other reading of it does better {rows} ({len(found)} tried, replayed tau {tau:.2f})"
+        level = MISFIT if best.reading.usual else NOTE
+        return Finding("readings", level, said, f"it was trained otherwise: {best.reading.fix}")
+    said = f"no other reading of it does better {where} ({len(found)} tried, replayed tau {tau:.2f})"
     if unexplained:
-        return Finding(
-            "readings",
-            NOTE,
-            said,
-            "none of the usual mistakes explains it: another target, lost norms, or little training",
-        )
+        cause = "none of the usual mistakes explains it: another target, lost norms, or little training"
+        return Finding("readings", NOTE, said, cause)
     return Finding("readings", OK, said)

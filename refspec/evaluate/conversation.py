@@ -1,6 +1,6 @@
 """A conversation as the tokens a target reads: under a template perturbation, and padded to a wanted length.
 
-Not a generation. The words of the messages never change; what stands around and before them does.
+The words of the messages never change; what is around and before them does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ def perturbed(session: Session, text: str, name: str) -> list[int]:
 
 
 def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[int]:
-    """Tokens of turns (user, assistant, user, ...) under a perturbation; without a template their texts stand on lines
-    of their own.
+    """Tokens of turns (user, assistant, user, ...) under a perturbation; without a chat template one turn a line.
 
-    Raises UsageError for a model without a chat template, and where the perturbation finds nothing to change.
+    Raises UsageError for a perturbation without a chat template, or one that finds nothing to change.
     """
     given: list[Message] = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     own = session.encode("\n".join(turns)) if session.chat_template is None else session.encode(given)
@@ -52,10 +51,10 @@ def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[i
 
 
 def padded(session: Session, prompts: Sequence[Prompt], index: int, length: int, name: str = "none") -> list[int]:
-    """Tokens of prompt `index` behind a document that fills them up to `length` tokens, or just below.
+    """Tokens of prompt `index` after a document that fills them up to `length` tokens, or just below.
 
     The document is the first turns of the other prompts, from the next one on and around, separated by blank lines and
-    cut at a word; it opens the user's message, a blank line and the prompt's own words close it. Raises UsageError when
+    cut at a word. It begins the user's message; a blank line and the prompt's own words end it. Raises UsageError when
     the others are too short.
     """
     own = prompts[index].text
@@ -76,6 +75,7 @@ def padded(session: Session, prompts: Sequence[Prompt], index: int, length: int,
     found = tokens(fits)
     if len(found) < SHORT * length:
         raise UsageError(
-            f"--context {length}: the other prompts hold too little text to fill it; give more prompts or a shorter context"
+            f"--context {length}: the other prompts hold too little text to fill it; give more prompts or a shorter"
+            " context"
         )
     return found

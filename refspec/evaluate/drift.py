@@ -1,12 +1,12 @@
 """Attention drift, measured: what each row of a speculation chain looks at, and what it hands to the next row.
 
-Not a drafter and not a report: the rows are those of `reference/eagle3.py` under its probe, `evaluate/drift_report.py`
-makes means and tables. Source of the question: Attention Drift (arXiv 2605.09992).
+The rows are those of `reference/eagle3.py` under its probe; `evaluate/drift_report.py` makes means and tables. Source
+of the question: Attention Drift (arXiv 2605.09992).
 
-Chain depth j = 1..K is the row that predicts the j-th draft token. The row of depth 1 is the last true row; the rows
-below it are chained. Verify positions are those of the decode cycle at draft length K, so the acceptance here is the
-cycle's own. Sums and counts are kept per prompt, never means: a mean over chains is then a ratio, and prompts can be
-resampled. Legend: K depth, N tokens of prompt and text, S rows held, W window, nh heads.
+Chain depth j = 1..K is the row that predicts the j-th draft token. The row of depth 1 is the last true row; deeper rows
+are chained. Verify positions are those of the decode cycle at draft length K, so the acceptance here is the cycle's
+own. Sums and counts are kept per prompt, never means: a mean over chains is then a ratio, and prompts can be resampled.
+Legend: K depth, N tokens of prompt and output, S rows held, W window, nh heads.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FIGURES = (*MASSES, *STATES, *JUDGED)  # what is known of each depth
 Floats = npt.NDArray[np.float64]
 
 
-class Text(NamedTuple):
-    """The target's own text after one prompt, and the states a drafter would have got on the way."""
+class Output(NamedTuple):
+    """The target's output after one prompt, and the states a drafter would have received on the way."""
 
     tokens: Ids  # [N] prompt, then output
     n_prompt: int
@@ -101,10 +101,8 @@ class Recorder:
 
 def record(
     target: Target, prompt: Sequence[int], layers: Sequence[int], *, max_tokens: int, sampler: Sampler, seed: int
-) -> Text:
-    """Decode up to max_tokens after prompt [n] without speculation, keeping the states of the target's captured
-    `layers`.
-    """
+) -> Output:
+    """Decode up to max_tokens after prompt [n] without speculation, and keep the states of the captured `layers`."""
     recorder = Recorder(layers)
     target.capturing = True  # type: ignore[misc]
     for _ in prefill(target, recorder, prompt):
@@ -114,33 +112,30 @@ def record(
         tokens += step.tokens
     features = np.concatenate(recorder.features)[: len(tokens) - 1]  # [N-1, n_states*Ht]
     ids = np.asarray(tokens, np.int64)
-    return Text(ids, len(prompt), features, max_tokens, target.n_ctx, target.end_tokens)
+    return Output(ids, len(prompt), features, max_tokens, target.n_ctx, target.end_tokens)
 
 
-def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, every: int | None = None) -> Tally:
-    """Draft to `depth` at the cycle's verify positions of a text, or at each `every`-th output position; one prompt's
-    sums.
+def measure(drafter: Eagle3Drafter, recorded: Output, features: Array, depth: int, every: int | None = None) -> Tally:
+    """Draft to `depth` at the cycle's verify positions, or at each `every`-th output position; one prompt's sums.
 
     features [N-1, n_states*Ht] are those of this drafter's own layers (see `select`). Position p of the output is
     judged by the tokens the target decided from p on.
     """
-    tally, output = Tally(depth), text.tokens[text.n_prompt :].tolist()
+    tally, output = Tally(depth), recorded.tokens[recorded.n_prompt :].tolist()
     drafter.reset()
     position = 0
     while position < len(output):
-        n = text.n_prompt - 1 + position  # index of the pending token: rows 0..n-1 are true
-        k = min(depth, text.max_tokens - position - 1, text.n_ctx - n - 1)
-        records, drafted = _chain(drafter, text, features, n, k) if n and k > 0 else ([], [])
+        n = recorded.n_prompt - 1 + position  # index of the pending token: rows 0..n-1 are true
+        k = min(depth, recorded.max_tokens - position - 1, recorded.n_ctx - n - 1)
+        records, drafted = _chain(drafter, recorded, features, n, k) if n and k > 0 else ([], [])
         following = output[position : position + len(drafted)]
         agree = [a == b for a, b in zip(drafted, following, strict=False)]
         accepted = agree.index(False) if False in agree else len(agree)
-        for j in range(
-            1, len(drafted) + 1
-        ):  # a token past a rejection was judged and did not stand, as the cycle counts
+        for j in range(1, len(drafted) + 1):  # as the cycle counts: a token after a rejection is judged, not accepted
             tally.add("accepted", j, j <= accepted)
             if j <= accepted + 1:
                 tally.add("accepted_given_previous", j, j <= accepted)
-        add_rows(tally, records[: len(drafted)], n, text.n_prompt)
+        add_rows(tally, records[: len(drafted)], n, recorded.n_prompt)
         tally.steps += every is None  # away from the cycle's positions there is no tau
         position += every or accepted + 1
     tally.tokens = 0 if every else len(output)
@@ -148,10 +143,7 @@ def measure(drafter: Eagle3Drafter, text: Text, features: Array, depth: int, eve
 
 
 def select(features: Array, recorded: Sequence[int], wanted: Sequence[int]) -> Array:
-    """Columns of features [T, len(recorded)*Ht] that belong to the `wanted` layers, in their order:
-
-    [T, len(wanted)*Ht].
-    """
+    """Of features [T, len(recorded)*Ht] those of the `wanted` layers, in their order: [T, len(wanted)*Ht]."""
     if not wanted:  # a drafter that reads tokens only
         return np.empty((len(features), 0), np.float32)
     states = features.reshape(len(features), len(recorded), -1)  # [T, n_states, Ht]
@@ -164,31 +156,27 @@ def heat_columns(depth: int) -> list[str]:
     return ["sink", "earlier", *[str(i - WINDOW) for i in range(WINDOW)], *chain]
 
 
-def _chain(drafter: Eagle3Drafter, text: Text, features: Array, n: int, k: int) -> tuple[list[RowRecord], list[int]]:
-    """Bring the drafter to true rows 0..n-1 and chain k draft tokens:
-
-    k row records, and the tokens up to an end token.
-    """
+def _chain(
+    drafter: Eagle3Drafter, recorded: Output, features: Array, n: int, k: int
+) -> tuple[list[RowRecord], list[int]]:
+    """Bring the drafter to true rows 0..n-1 and chain k draft tokens: k row records, tokens up to an end token."""
     records: list[RowRecord] = []
     drafter.rollback(min(drafter.n_rows, n - 1))  # the last true row runs here, under the probe
     for start in range(drafter.n_rows, n - 1, CHUNK):
         stop = min(start + CHUNK, n - 1)
-        drafter.extend(text.tokens[start + 1 : stop + 1], features[start:stop])
+        drafter.extend(recorded.tokens[start + 1 : stop + 1], features[start:stop])
     drafter.probe = records.append
     try:
-        drafter.extend(text.tokens[n : n + 1], features[n - 1 : n])
+        drafter.extend(recorded.tokens[n : n + 1], features[n - 1 : n])
         tokens = drafter.draft(k).tokens.tolist()
     finally:
         drafter.probe = None
-    ends = [i for i, token in enumerate(tokens) if token in text.end_tokens]
+    ends = [i for i, token in enumerate(tokens) if token in recorded.end_tokens]
     return records, tokens[: ends[0] + 1] if ends else tokens
 
 
 def add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) -> None:
-    """Attention and states of one chain; row P holds token P+1, so rows 0..n_prompt-2 are the prompt's, n..
-
-    the chain's.
-    """
+    """Add attention and states of one chain; row P holds token P+1, so rows 0..n_prompt-2 are the prompt's."""
     before: Array | None = None
     first = 0.0
     for j, row in enumerate(records, 1):
@@ -215,7 +203,7 @@ def add_rows(tally: Tally, records: Sequence[RowRecord], n: int, n_prompt: int) 
 
 
 def _add_heat(tally: Tally, depth: int, weights: Floats, n: int) -> None:
-    """Weights [S] of one row into the columns of `heat_columns`; the sink stays the sink where the window reaches it."""
+    """Add weights [S] of one row to the columns of `heat_columns`; row 0 stays the sink inside the window, too."""
     line = tally.heat[depth - 1]  # [2 + W + K-1]
     shown = max(n - WINDOW, 1)  # first row that has a column of its own
     line[0] += weights[0]
@@ -238,7 +226,7 @@ def over(
     every: int | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Tally]]:
-    """Measure every drafter on the same texts, one Tally per prompt; prompt i is sampled with seed + i.
+    """Measure every drafter on the same outputs, one Tally per prompt; prompt i is sampled with seed + i.
 
     `layers` are those the target captures. Raises UsageError for a depth or a step below 1, and as the target does.
     """
@@ -246,9 +234,9 @@ def over(
         raise UsageError(f"drift: depth = {depth} and every = {every} must be at least 1")
     found: dict[str, list[Tally]] = {name: [] for name in drafters}
     for i, prompt in enumerate(prompts):
-        text = record(target, prompt, layers, max_tokens=max_tokens, sampler=sampler, seed=seed + i)
+        recorded = record(target, prompt, layers, max_tokens=max_tokens, sampler=sampler, seed=seed + i)
         for name, drafter in drafters.items():
-            own = select(text.features, layers, drafter.capture_layers)
-            found[name].append(measure(drafter, text, own, depth, every))
+            own = select(recorded.features, layers, drafter.capture_layers)
+            found[name].append(measure(drafter, recorded, own, depth, every))
         progress()
     return found

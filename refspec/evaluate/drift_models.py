@@ -1,7 +1,6 @@
-"""The models of a comparison: a target that captures for several drafters, and the drafters, as reference code or on
-llama.cpp.
+"""The models of a comparison: a target that captures for several drafters, and these, as reference or on llama.cpp.
 
-Not a session. A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
+A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ def load_pairs(
     lookup: bool = False,
     trees: Sequence[TreeShape] = (),
 ) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
-    """Target, drafters by name (the file's, or the path's where two are alike), and what tells their files from others.
+    """The target, the drafters by name (the file's, or the path's where two are equal), and their files' fingerprints.
 
-    Without a model, the embedded pair. `strict` runs the target as `api.load` does: in F32, so that batch shapes do not
-    matter. `engine` runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file),
-    or "" for llama.cpp unless a directory or an experiment needs the reference. `lookup` adds prompt lookup. With
-    `trees` EAGLE-3 drafters are such as grow them. Each value of `anchors` and `growths` adds every drafter once more,
-    with that experiment (`Eagle3Drafter`). Raises CheckpointError (a file), ShapeError (a drafter for another target),
-    BackendError, UsageError.
+    Without a model, the embedded pair. `strict` runs the target in F32, so that batch shapes do not matter. `engine`
+    runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for
+    llama.cpp unless a directory or an experiment needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3
+    drafters can grow them. Each value of `anchors` and `growths` adds every drafter once more, with that experiment
+    (`Eagle3Drafter`). Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError,
+    UsageError.
     """
     native.check()
     if model is None:
@@ -80,13 +79,16 @@ def load_pairs(
     if strict and not is_f32(model):
         model = str(recast(model, "f32"))
     settings: dict[str, Any] = {
-        "n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": gpu_layers, "kv_type": "f32" if strict else "f16",
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "n_gpu_layers": gpu_layers,
+        "kv_type": "f32" if strict else "f16",
         "flash_attn": "off" if strict else "auto",
-    }  # fmt: skip
+    }
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), pair_rows=strict, **settings)
     try:
         if trees:
-            check_shares(target)  # it runs none here, but trees it could not run are worth nothing
+            check_shares(target)  # it runs none here, but trees it cannot run are of no use
         if engine == "llama":
             for name, path in files.items():
                 weights = str(recast(path, "f32")) if strict and not is_f32(path) else path
@@ -102,7 +104,7 @@ def load_pairs(
 def _on_llama(
     path: str, weights: str, model: str, target: LlamaTarget, trees: Sequence[TreeShape], settings: dict[str, Any]
 ) -> Any:
-    """The drafter on llama.cpp, one that grows trees if there are any; `weights` is the file at `path` or its recast."""
+    """The drafter on llama.cpp, one that grows trees if any are wanted; `weights` is its file or a recast of it."""
     if not trees or not open_pair.is_eagle3(path):
         return open_pair.make_drafter(weights, target, lookup=False, **settings)
     if drafter_meta.graph_reasons(drafter_config(read_gguf_header(path), in_graph=False)):

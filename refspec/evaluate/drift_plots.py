@@ -1,8 +1,6 @@
-"""Figures and the one page of `refspec drift`, drawn from its record alone, so that they can be drawn again from the
-JSON.
+"""Figures and the HTML page of `refspec drift`, drawn from its record alone: the JSON is enough to draw them again.
 
-The only file that imports matplotlib; without pyplot, so nothing global is touched. Bands are the intervals of the
-record.
+The only file that imports matplotlib; without pyplot, so nothing global changes. Bands are the record's intervals.
 """
 
 from __future__ import annotations
@@ -17,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import UsageError
-from refspec.evaluate.drift_report import MEANINGS, TITLES, cell, headline
+from refspec.evaluate.drift_report import MEANINGS, TITLES, cell, conclusions, headline
 
 try:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, NullFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 except ImportError:
-    raise UsageError("figures need matplotlib: pip install 'refspec[plot]', or leave out -o") from None
+    raise UsageError(
+        "figures need matplotlib: .venv/bin/pip install -e '.[plot]' in a checkout, or leave out -o"
+    ) from None
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 MASSES = {
@@ -51,27 +51,14 @@ def heat(measured: Record) -> Figure:
             panel.text(i, j, f"{100 * mass[j, i]:.0f}", ha="center", va="center", fontsize=8, color=colour)
         for edge, colour, width in ((0.5, "white", 3), (1.5, "white", 3), (start - 0.5, "#d55e00", 4)):
             panel.axvline(edge, color=colour, linewidth=width)
-        for end, where, words in (
-            (start - 0.6, "right", "text the target has verified"),
+        for end, side, words in (
+            (start - 0.6, "right", "output the target has verified"),
             (start - 0.4, "left", "the chain's own draft tokens"),
         ):
-            panel.annotate(
-                words,
-                (end, 1.01),
-                xycoords=("data", "axes fraction"),
-                ha=where,
-                va="bottom",
-                fontsize=8,
-                color="#d55e00",
-            )
-        panel.annotate(
-            "last cell of each line:\nthe row's own token",
-            (0.99, 0.95),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
+            above = panel.get_xaxis_transform()  # x of the data, y of the axes
+            panel.text(end, 1.01, words, transform=above, ha=side, va="bottom", fontsize=8, color="#d55e00")
+        words = "last cell of each line:\nthe row's own token"
+        panel.text(0.99, 0.95, words, transform=panel.transAxes, ha="right", va="top", fontsize=8)
         panel.set_xticks(range(len(columns)), ["sink\n(row 0)", "all\nearlier", *columns[2:]])
         panel.set_yticks(range(depth), range(1, depth + 1))
         panel.set_ylabel("chain depth: guesses\n1st, 2nd, ... draft token")
@@ -85,7 +72,7 @@ def heat(measured: Record) -> Figure:
 
 
 def mass(measured: Record) -> Figure:
-    """The four shares stacked by depth, one panel a drafter."""
+    """The four shares stacked by depth, one panel a drafter; numbers above the bars, clear of the intervals."""
     drafters = measured["drafters"]
     figure, panels = _row(
         len(drafters), "Attention by chain depth: where orange grows, it drifts to what nobody has verified", width=4.6
@@ -98,13 +85,12 @@ def mass(measured: Record) -> Figure:
             panel.bar(depths, values, bottom=below, width=0.85, color=colour, label=label)
             below = below + np.nan_to_num(values)
         own, low, high = (_column(drafter, "chain", key) for key in ("mean", "low", "high"))
-        panel.errorbar(
-            depths, 1 - own, yerr=[high - own, own - low], fmt="none", ecolor="black", capsize=2, linewidth=1
-        )
-        for j, value in zip(depths, own, strict=True):
-            if value > 0.06:
-                panel.text(j, 0.985, f"{100 * value:.0f}%", ha="center", va="top", fontsize=8)
-        panel.set(xlabel=DEPTH, ylim=(0, 1), xticks=depths)
+        bars = [high - own, own - low]
+        panel.errorbar(depths, 1 - own, yerr=bars, fmt="none", ecolor="black", capsize=2, linewidth=1)
+        for depth, share in zip(depths, own, strict=True):
+            if np.isfinite(share):
+                panel.text(depth, 1.01, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8)
+        panel.set(xlabel=DEPTH, ylim=(0, 1.08), xticks=depths, yticks=np.arange(0, 1.1, 0.2))
         panel.set_title(_label(drafter))
     panels[0].set_ylabel("share of attention")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -114,114 +100,85 @@ def mass(measured: Record) -> Figure:
 
 def drift(measured: Record) -> Figure:
     """Attention on the chain's own tokens, on the prompt, and its entropy: the drafters in one panel each."""
-    figure, panels = _row(
-        4,
-        "Does attention drift from the prompt to the chain's own draft tokens?  (bands: intervals over prompts)",
-        width=3.6,
-    )
-    _lines(panels[0], measured, "chain", "on draft tokens, its own included\n(rising: drift)", "share of attention")
-    _lines(
-        panels[1],
-        measured,
-        "chain_earlier",
-        "on draft tokens before its own\n(rising: drift)",
-        "share of attention",
-        legend=False,
-    )
-    _lines(
-        panels[2],
-        measured,
-        "prompt",
-        "on the prompt, without row 0\n(falling: drift)",
-        "share of attention",
-        legend=False,
-    )
-    _lines(
-        panels[3],
-        measured,
-        "entropy",
-        "how spread it is\n(low: on few positions)",
-        "entropy in nats, mean over heads",
-        legend=False,
-    )
+    title = "Does attention drift from the prompt to the chain's own draft tokens?  (bands: intervals over prompts)"
+    share = "share of attention"
+    figure, panels = _lines(measured, title, 3.6, [
+        ("chain", "on draft tokens, its own included\n(rising: drift)", share),
+        ("chain_earlier", "on draft tokens before its own\n(rising: drift)", share),
+        ("prompt", "on the prompt, without row 0\n(falling: drift)", share),
+        ("entropy", "how spread it is\n(low: on few positions)", "entropy in nats, mean over heads"),
+    ])  # fmt: skip
     for panel in panels[:3]:
         panel.set_ylim(0)
     return figure
 
 
 def state(measured: Record) -> Figure:
-    """Magnitude, growth and direction of the state handed from row to row, and the weight attention has beside it."""
-    figure, panels = _row(4, "Does the state handed from row to row keep its size?", width=3.6)
+    """Magnitude, growth and direction of the state handed from row to row, and what attention adds to it."""
     sizes = np.concatenate([_column(drafter, "magnitude", "mean") for drafter in measured["drafters"]])
-    apart = np.nanmax(sizes) > 10 * np.nanmin(sizes)  # then a linear scale would flatten the smaller one
-    _lines(panels[0], measured, "magnitude", "magnitude of the state" + ", log scale" * bool(apart), "root mean square")
-    panels[0].set(yscale="log") if apart else panels[0].set_ylim(0)
-    panels[0].yaxis.set_minor_formatter(NullFormatter())
-    panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    _lines(
-        panels[1],
-        measured,
-        "growth",
-        "its growth (1: keeps its size)",
-        "magnitude / magnitude at depth 1",
-        legend=False,
-    )
+    spread = np.nanmax(sizes) / np.nanmin(sizes) if np.nanmin(sizes) > 0 else 1.0
+    log = spread > 10  # a linear scale would flatten the smaller one
+    figure, panels = _lines(measured, "Does the state handed from row to row keep its size?", 3.6, [
+        ("magnitude", "magnitude of the state" + ", log scale" * bool(log), "root mean square"),
+        ("growth", "its growth (1: keeps its size)", "magnitude / magnitude at depth 1"),
+        ("cosine", "its direction (1: does not turn)", "cosine to the state one depth before"),
+        ("added", "what attention adds to it\n(falling: it is drowned)", "size / size of what it is added to"),
+    ])  # fmt: skip
+    for panel in (panels[1], panels[3]) if log else (panels[0], panels[1], panels[3]):
+        panel.set_ylim(0)
+    if log:  # a short axis may hold a single power of ten: label 2 and 5 between them, too
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 100 else (1,)))
+        panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
     panels[1].axhline(1, color="grey", linewidth=0.8, zorder=0)
-    panels[1].set_ylim(0)
-    _lines(
-        panels[2],
-        measured,
-        "cosine",
-        "its direction (1: does not turn)",
-        "cosine to the state one depth before",
-        legend=False,
-    )
     panels[2].set_ylim(top=1.02)
-    _lines(
-        panels[3],
-        measured,
-        "added",
-        "what attention adds to it\n(falling: it is drowned)",
-        "size / size of what it is added to",
-        legend=False,
-    )
-    panels[3].set_ylim(0)
     return figure
 
 
 def acceptance(measured: Record) -> Figure:
-    """The share of chains whose draft stands up to a depth, and of draft tokens that stand once all before them do."""
-    figure, panels = _row(2, "How deep does the target follow the draft?")
-    _lines(
-        panels[0], measured, "accepted", "chains accepted up to this depth", "share of verify steps", legend_tau=True
-    )
-    _lines(
-        panels[1],
-        measured,
-        "accepted_given_previous",
-        "accepted, given all before it are",
-        "share of draft tokens",
-        legend=False,
-    )
+    """The share of chains accepted up to a depth, and of draft tokens accepted where all before them are."""
+    figure, panels = _lines(measured, "How deep does the target follow the draft?", 4.0, [
+        ("accepted", "chains accepted up to this depth", "share of verify steps"),
+        ("accepted_given_previous", "accepted, given all before it are", "share of draft tokens"),
+    ], tau=True)  # fmt: skip
     for panel in panels:
         panel.set_ylim(0, 1.02)
     return figure
 
 
 FIGURES: dict[str, tuple[Callable[[Record], Figure], str]] = {
-    "heat": (heat, "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the first "
-                   "draft token, each further line is chained to the one above. The last cell of each line is the row on its own "
-                   "token, which is no drift; what the other cells right of the line gain at the cost of those left of it is."),
-    "mass": (mass, "The same attention in four parts that sum to one; bars in black are intervals of the orange part. "
-                   "Positions differ in number: at depth j the chain holds j - 1 draft tokens of its own."),
-    "drift": (drift, "The parts that matter, with intervals. The first panel steps up at depth 2 because from there a row's own token is a "
-                       "draft token; the second leaves that out. Rising there and falling on the prompt is attention drift."),
-    "state": (state, "Without a norm in the feedback each row adds to the state before it, and the state can grow with depth; "
-                     "with one it keeps its size. A state that hardly turns (cosine near 1) says little new, "
-                     "and where it grows, what attention adds weighs less, wherever attention looks."),
-    "acceptance": (acceptance, "What drift costs: depths beyond those trained on are where the curves part, if they do. "
-                               "Right, few chains reach large depths, so intervals widen."),
-}  # fmt: skip
+    "heat": (
+        heat,
+        "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the"
+        " first "
+        "draft token, each further line is chained to the one above. The last cell of each line is the"
+        " row on its own "
+        "token, which is no drift; what the other cells right of the line gain at the cost of those left of it is.",
+    ),
+    "mass": (
+        mass,
+        "The same attention in four parts that sum to one; bars in black are intervals of the orange part. "
+        "Positions differ in number: at depth j the chain holds j - 1 draft tokens of its own.",
+    ),
+    "drift": (
+        drift,
+        "The parts that matter, with intervals. The first panel steps up at depth 2 because from there a row's own"
+        " token is a "
+        "draft token; the second leaves that out. Rising there and falling on the prompt is attention drift.",
+    ),
+    "state": (
+        state,
+        "Without a norm in the feedback each row adds to the state before it, and the state can grow with depth; "
+        "with one it keeps its size. A state that hardly turns (cosine near 1) says little new, "
+        "and where it grows, what attention adds weighs less, wherever attention looks.",
+    ),
+    "acceptance": (
+        acceptance,
+        "What drift costs: depths beyond those trained on are where the curves part, if they do. "
+        "Right, few chains reach large depths, so intervals widen.",
+    ),
+}
 
 
 def write(measured: Record, folder: Path) -> list[Path]:
@@ -238,23 +195,30 @@ def write(measured: Record, folder: Path) -> list[Path]:
 
 
 def page(measured: Record, images: Mapping[str, bytes]) -> str:
-    """One HTML document: figures as data URIs, then every number."""
+    """One HTML document: the conclusion in words, figures as data URIs, then every number."""
     settings = measured["settings"]
-    about = f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of {settings['target']} each, "
-    about += f"temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap intervals over prompts"
+    about = (
+        f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of"
+        f" {settings['target']} each, temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap"
+        " intervals"
+        " over prompts"
+    )
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         "<title>refspec drift</title><style>"
         "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}img{max-width:100%}"
-        "table{border-collapse:collapse;font-size:11px;margin-bottom:2em}td,th{padding:2px 5px;text-align:right;white-space:nowrap}"
+        "table{border-collapse:collapse;font-size:11px;margin-bottom:2em}"
+        "td,th{padding:2px 5px;text-align:right;white-space:nowrap}"
         "tr:nth-child(even){background:#f3f3f3}figure{margin:0 0 2em}.wide{overflow-x:auto}</style></head><body>",
-        f"<h1>Attention drift by chain depth</h1><p>{html.escape(about)}.</p>",
+        "<h1>Attention drift by chain depth</h1>",
+        *(f"<p>{html.escape(line)}</p>" for line in conclusions(measured)),
+        f"<p>{html.escape(about)}.</p>",
     ]
     for name, (_, caption) in FIGURES.items():
         data = base64.b64encode(images[name]).decode()
-        parts.append(
-            f"<figure><img alt='{html.escape(caption.split('.')[0], quote=True)}' src='data:image/png;base64,{data}'><figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
+        alt = html.escape(caption.split(".")[0], quote=True)
+        image = f"<img alt='{alt}' src='data:image/png;base64,{data}'>"
+        parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
     for drafter in measured["drafters"]:
         heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("depth", "chains", *TITLES.values()))
         parts.append(
@@ -267,7 +231,7 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
     return "".join([*parts, *(f"<p>{html.escape(line)}.</p>" for line in MEANINGS), "</body></html>\n"])
 
 
-def _row(count: int, title: str, width: float = 4.0) -> tuple[Figure, Sequence[Any]]:
+def _row(count: int, title: str, width: float) -> tuple[Figure, Sequence[Any]]:
     figure = Figure(figsize=(max(width * count, 6), 4.2), layout="constrained")
     figure.suptitle(title)
     return figure, figure.subplots(1, count, squeeze=False)[0]
@@ -283,22 +247,22 @@ def _column(drafter: Record, name: str, key: str) -> Any:
 
 
 def _lines(
-    panel: Any, measured: Record, name: str, title: str, unit: str, *, legend_tau: bool = False, legend: bool = True
-) -> None:
-    """One line with its band a drafter."""
-    for i, drafter in enumerate(measured["drafters"]):
-        depths = [row["depth"] for row in drafter["depths"]]
-        colour, style = COLOURS[i % len(COLOURS)], "os^Dv<"[i % 6]
-        tau = f": tau {cell(drafter['tau'], 2)}" if legend_tau and drafter["tau"]["mean"] is not None else ""
-        panel.plot(
-            depths, _column(drafter, name, "mean"), f"{style}-", color=colour, label=_label(drafter) + tau, markersize=4
-        )
-        panel.fill_between(
-            depths, _column(drafter, name, "low"), _column(drafter, name, "high"), color=colour, alpha=0.15, linewidth=0
-        )
-        panel.set_xticks(depths)
-    panel.set(xlabel=DEPTH, ylabel=unit)
-    panel.set_title(title, fontsize=10)
-    panel.grid(alpha=0.3)
-    if legend:
-        panel.legend(frameon=False, fontsize=8)
+    measured: Record, title: str, width: float, wanted: Sequence[tuple[str, str, str]], *, tau: bool = False
+) -> tuple[Figure, Sequence[Any]]:
+    """A panel for each (figure of the record, title, unit), in it a line with its band for each drafter."""
+    figure, panels = _row(len(wanted), title, width)
+    for panel, (name, about, unit) in zip(panels, wanted, strict=True):
+        for i, drafter in enumerate(measured["drafters"]):
+            depths = [row["depth"] for row in drafter["depths"]]
+            mean, low, high = (_column(drafter, name, key) for key in ("mean", "low", "high"))
+            colour, style = COLOURS[i % len(COLOURS)], "os^Dv<"[i % 6]
+            known = tau and drafter["tau"]["mean"] is not None
+            label = _label(drafter) + (f": tau {cell(drafter['tau'], 2)}" if known else "")
+            panel.plot(depths, mean, f"{style}-", color=colour, label=label, markersize=4)
+            panel.fill_between(depths, low, high, color=colour, alpha=0.15, linewidth=0)
+            panel.set_xticks(depths)
+        panel.set(xlabel=DEPTH, ylabel=unit)
+        panel.set_title(about, fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure, panels

@@ -1,8 +1,8 @@
-"""Drift tallies -> means with intervals, as the record for `--json` and the table for a terminal.
+"""From drift tallies to means with intervals: the record for `--json`, the table for a terminal, a conclusion in words.
 
-Not a measurement and not a figure. Every mean is a ratio of sums over chains, its interval that of
-`evaluate/bootstrap.py`. All drafters use the same resamples, so the interval of a difference is that of a paired
-comparison. Legend: P prompts, B resamples, K depth, C columns.
+Every mean is a ratio of sums over chains, with the interval of `evaluate/bootstrap.py`. All drafters use the same
+resamples, so the interval of a difference is that of a paired comparison. Legend: P prompts, B resamples, K depth,
+C columns.
 """
 
 from __future__ import annotations
@@ -19,17 +19,30 @@ from refspec.evaluate.bootstrap import LEVEL, RESAMPLES, Floats, intervals, rati
 from refspec.evaluate.drift import FIGURES, Tally, heat_columns
 
 FORMAT = "refspec-drift-2"  # 2: with `added`
+GROWN = 1.5  # times its size at depth 1: a state that has grown
 TITLES = {
-    "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
-    "entropy": "entropy", "added": "attn. adds", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine", "accepted": "accepted",
+    "sink": "sink",
+    "prompt": "prompt",
+    "verified": "verified",
+    "chain": "chain",
+    "chain_earlier": "of it earlier",
+    "entropy": "entropy",
+    "added": "attn. adds",
+    "magnitude": "magnitude",
+    "growth": "growth",
+    "cosine": "cosine",
+    "accepted": "accepted",
     "accepted_given_previous": "given prev.",
-}  # fmt: skip
+}
 MEANINGS = (
-    "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the chain's own tokens",
+    "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the"
+    " chain's"
+    " own tokens",
     "of it earlier: the chain's share without what the row gives its own draft token",
-    "attn. adds: RMS of what attention adds over that of what it is added to, so how much its gaze matters",
-    "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the state before",
-    "accepted: all draft tokens up to this depth stand; given prev.: this one stands where all before it do",
+    "attn. adds: RMS of what attention adds over that of what it is added to, so how much attention matters",
+    "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the"
+    " previous state",
+    "accepted: all draft tokens up to this depth are; given prev.: this one is where all before it are",
 )
 
 
@@ -81,9 +94,12 @@ def _drafter(tallies: Sequence[Tally], draws: Floats) -> dict[str, Any]:
         {"depth": j + 1, "chains": int(chains[j]), **{name: figures[name][j] for name in FIGURES}} for j in range(depth)
     ]
     return {
-        "tau": tau, "tokens": sum(t.tokens for t in tallies), "verify_steps": sum(t.steps for t in tallies),
-        "depths": rows, "heat": {"columns": heat_columns(depth), "mass": [[round(float(x), 6) for x in r] for r in heat]},
-    }  # fmt: skip
+        "tau": tau,
+        "tokens": sum(t.tokens for t in tallies),
+        "verify_steps": sum(t.steps for t in tallies),
+        "depths": rows,
+        "heat": {"columns": heat_columns(depth), "mass": [[round(float(x), 6) for x in r] for r in heat]},
+    }
 
 
 def read(path: str) -> dict[str, Any]:
@@ -107,6 +123,31 @@ def table(measured: Mapping[str, Any]) -> list[str]:
             lines.append(f"{row['depth']:5d}  {row['chains']:6d}  {cells}")
         lines.append("")
     return [*lines, *MEANINGS]
+
+
+def conclusions(measured: Mapping[str, Any]) -> list[str]:
+    """What the record says, a sentence or three for each drafter."""
+    return [_conclusion(drafter) for drafter in measured["drafters"]]
+
+
+def _conclusion(drafter: Mapping[str, Any]) -> str:
+    rows = [row for row in drafter["depths"] if row["accepted"]["mean"] is not None]
+    parts = [] if drafter["tau"]["mean"] is None else [f"{drafter['tau']['mean']:.2f} tokens per model call (tau)."]
+    chained = [row for row in rows if row["depth"] > 2]  # before depth 3 there are no earlier draft tokens
+    if len(chained) > 1:
+        first, last = (row["chain_earlier"] for row in (chained[0], chained[-1]))
+        rises = None not in (first["high"], last["low"]) and last["low"] > first["high"]
+        parts.append(
+            f"The attention on earlier draft tokens {'rises' if rises else 'does not clearly rise'}:"
+            f" {first['mean']:.0%} at depth {chained[0]['depth']} (one token), {last['mean']:.0%} at depth"
+            f" {chained[-1]['depth']} ({chained[-1]['depth'] - 2} tokens)."
+        )
+    if len(rows) > 1 and (growth := rows[-1]["growth"]["mean"]) is not None:
+        parts.append(f"The state {'grows to' if growth > GROWN else 'stays at'} {growth:.1f} times its size.")
+    if rows:
+        first, last = (row["accepted"]["mean"] for row in (rows[0], rows[-1]))
+        parts.append(f"The first guess is accepted in {first:.0%} of the calls, all {rows[-1]['depth']} in {last:.0%}.")
+    return f"{drafter['name']}: {' '.join(parts) or 'nothing was drafted.'}"
 
 
 def headline(drafter: Mapping[str, Any]) -> str:

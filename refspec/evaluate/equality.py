@@ -1,8 +1,8 @@
-"""Is speculative text the plain text? Many prompts, every first difference explained by the engine's own rounding.
+"""Is speculative output the plain output? Many prompts, every first difference explained by llama.cpp's own rounding.
 
-Not a proof of the rule (tests enumerate that): a check of a pair, an engine and a machine. With F32 weights, F32 cache
-and no flash attention nothing may differ; elsewhere a difference is legitimate only where two candidates are closer
-than the rounding between batch shapes, which `compare.explain` measures on the text at hand.
+This checks a pair, a build and a machine; tests prove the rule by enumeration. With F32 weights, F32 cache and no flash
+attention nothing may differ. Elsewhere a difference is legitimate only where two candidates are closer than the
+rounding between batch shapes, which `compare.explain` measures on the output at hand.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refspec.evaluate.compare import Difference, explain
+from refspec.evaluate.outputs import finished
 from refspec.reference.sampling import Sampler
-from refspec.session import Generation, Session
+from refspec.session import Session
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Equality:
 
     @property
     def unexplained(self) -> int:
-        """Differences larger than the engine's rounding: there must be none."""
+        """Differences larger than llama.cpp's rounding: there must be none."""
         return sum(not d.within_noise for _, d in self.differences)
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,12 +57,12 @@ def check(
     seed: int,
     progress: Callable[[], None] = lambda: None,
 ) -> Equality:
-    """Generate every prompt with and without speculation (seed + index of the prompt) and compare token by token."""  # fmt: skip
+    """Generate every prompt with and without speculation (seed + index of the prompt) and compare token by token."""
     found = Equality(sampler)
     for i, prompt in enumerate(prompts):
         options = {"max_tokens": max_tokens, "sampler": sampler, "seed": seed + i}
-        fast = _finish(session.generate(prompt, **options))  # type: ignore[arg-type]
-        plain = _finish(session.generate(tokens=fast.prompt, speculate=False, **options))  # type: ignore[arg-type]
+        fast = finished(session.generate(prompt, **options))  # type: ignore[arg-type]
+        plain = finished(session.generate(tokens=fast.prompt, speculate=False, **options))  # type: ignore[arg-type]
         found.prompts += 1
         found.tokens += len(fast.tokens)
         found.verify_steps += fast.statistics.verify_steps
@@ -79,16 +80,10 @@ def check(
 
 
 def advice(session: Session, found: Sequence[Equality]) -> list[str]:
-    """What would make texts equal that differ by rounding, or nothing."""
+    """What makes outputs equal that differ by rounding, or nothing."""
     if session.batch_invariant or not any(e.differences for e in found):
         return []
-    return ["--exact decodes so that every row rounds alike, and no text differs"]
-
-
-def _finish(generation: Generation) -> Generation:
-    for _ in generation:
-        pass
-    return generation
+    return ["--reproducible exact decodes so that every token rounds alike, and no output differs"]
 
 
 def describe(found: Equality) -> list[str]:

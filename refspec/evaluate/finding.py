@@ -1,4 +1,4 @@
-"""What `refspec check` finds: one thing looked at, how bad it is, and what most likely made it so."""
+"""A finding of `refspec check`, and its levels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ OK, NOTE, MISFIT = "ok", "note", "misfit"
 
 
 class Finding(NamedTuple):
-    """One thing looked at: `level` is ok, note (worth knowing) or misfit; `cause` is what most likely made it so."""
+    """What was checked and found: `level` is ok, note (worth knowing) or misfit, `cause` the likely reason."""
 
     about: str
     level: str

@@ -1,7 +1,6 @@
-"""A JSONL file of finished pieces of work: a run that is killed goes on from it, a run that has changed is refused.
+"""A JSONL file of finished pieces of work: a killed run continues from it, a run with other settings is refused.
 
-The first line holds the settings, every further line one finished piece under its key. A line cut short by a kill is
-dropped.
+The first line holds the settings, every further line one finished piece under its key. A line cut short is dropped.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ def _same(path: str, found: Any, wanted: dict[str, Any]) -> None:
 
 
 def fingerprint(path: str | Path) -> str:
-    """What tells a file, or a directory's files, from another of the same name: size and both ends, hashed;
-
-    16 hex digits.
-    """
+    """16 hex digits that tell a file, or a directory's files, from another of its name: size and both ends, hashed."""
     digest = hashlib.sha256()
     files = sorted(p for p in Path(path).iterdir() if p.is_file()) if Path(path).is_dir() else [Path(path)]
     for file in files:

@@ -1,9 +1,9 @@
 """Template perturbations: the same question in a scaffold the drafter was not trained on.
 
-Pure functions of texts. The scaffold is everything a chat template writes around the messages' own words; those never
-change, so that what a drafter loses is the template's doing. The target keeps its law: its answer is to the perturbed
-prompt, with and without a drafter. Source of the question: Attention Drift (arXiv 2605.09992), which reports the
-largest gains under such changes.
+Pure functions of strings. The scaffold is everything a chat template writes around the messages' own words. These
+never change, so that what a drafter loses is due to the template. The output stays the target's: it answers the
+perturbed prompt, with and without a drafter. Source of the question: Attention Drift (arXiv 2605.09992), which reports
+the largest gains under such changes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import NamedTuple
 from refspec.decoding.chat import Message
 
 FOREIGN_SYSTEM = (
-    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and answer in the language "
+    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and"
+    " answer in the language "
     "of the guest."
 )
 CHATML = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
 INSTRUCTION = (
-    "{{ bos_token }}{% for m in messages %}{{ '### ' + ('Response' if m.role == 'assistant' else 'Instruction') + ':\n' + m.content "
-    "+ '\n\n' }}{% endfor %}{{ '### Response:\n' }}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '### ' + ('Response' if m.role == 'assistant' else 'Instruction') + ':\n' + m.content + '\n\n' }}{% endfor %}"
+    "{{ '### Response:\n' }}"
 )
 # Marks of a turn: <|user|>, <|im_start|>user, [INST], and a line that begins "User:" or "### Response:".
 _MARK = re.compile(r"</?\|?\w+\|?>\w*|\[/?\w+\]|^#* ?\w+(?=:)", re.M)
@@ -87,7 +90,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
 
 
 def around(text: str, contents: Sequence[str], change: Callable[[str], str]) -> str:
-    """`change` applied to what stands around the `contents`, which occur in the text in this order, perhaps stripped."""
+    """`change` applied to what is around the `contents`, which occur in the text in this order, perhaps stripped."""
     out, start = "", 0
     for content in contents:
         words = content.strip()
@@ -100,7 +103,7 @@ def around(text: str, contents: Sequence[str], change: Callable[[str], str]) -> 
 
 
 def messages(perturbation: Perturbation, given: Sequence[Message]) -> list[Message]:
-    """The messages with the perturbation's system message in front, in place of a system message that is there."""
+    """The messages with the perturbation's system message in front, in place of their own."""
     if perturbation.system is None:
         return list(given)
     return [{"role": "system", "content": perturbation.system}, *(m for m in given if m["role"] != "system")]

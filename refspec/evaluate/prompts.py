@@ -1,6 +1,6 @@
-"""Prompts for measurements: from a file, or two hundred of our own, the same list on every machine.
+"""Prompts for measurements: from a file, or two hundred built-in ones, the same on every machine.
 
-The built-in ones are made from templates (no corpus text): questions, word problems, Python tasks, stories, options.
+The built-in ones are made from templates: questions, word problems, Python tasks, stories, options.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def built_in(count: int = 200) -> list[str]:
         [f"Continue this story.\n\n{opening}" for opening in _OPENINGS],
         [f"{q}\nOptions:\n- {a}\n- {b}\n- {c}" for q, a, b, c in _CHOICES],
     ]
-    # A family that runs out has given all it has: every prompt of the list is different until all are used.
+    # No prompt comes again before all are used.
     mixed, streams = [], [iter(f) for f in families]
     while streams:
         for stream in list(streams):
@@ -137,7 +137,7 @@ def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
             first, *later = (str(turn) for turn in row["turns"])
             out.append(Prompt(str(row.get("benchmark", "file")), first, tuple(later), str(row.get("id", number))))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of texts") from None
+            raise PromptError(f"{path}: line {number} is not an object with `turns`, a list of strings") from None
     kept = [p for p in out if not families or p.family in families]
     if not kept:
         known = ", ".join(sorted({p.family for p in out})) or "none"

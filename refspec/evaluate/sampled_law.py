@@ -1,17 +1,16 @@
-"""Sampled drafts on a user's own pair: do the logits and drafts observed there lead to exactly the target's law?
+"""Sampled drafts on a user's own pair: do the logits and drafts seen there give exactly the target's distribution?
 
-Two checks of rows recorded while the pair runs with `draft_sampling`, each row a draft law q, a drafted token and
-target logits:
+Two checks of what is recorded while the pair runs with `draft_sampling`: for each judged draft token its draft
+distribution q, the token and the target's logits.
 
-  exact      the law of the token that `verify_rejection` emits, with every coin integrated out, against p_target. Accepting t has the
-             probability q(t) min(1, p(t) / q(t)), asked of the code by coins a hair below and above that ratio; what is
-             left goes by
-             `residual`. The total variation between the two laws must vanish to rounding (1e-9).
-  frequency  the code itself, drafting and verifying with pseudo-random coins, DRAWS times on some rows: Pearson's chi-square of the
-             tokens it emitted, as a standard normal deviate (Wilson and Hilferty 1931). Above 6 is an error, not chance
-             (1e-9).
+  exact      The distribution of the token that `verify_rejection` emits, with every coin integrated out, must be
+             p_target: their total variation vanishes to rounding (1e-9). Token t is accepted with probability
+             q(t) min(1, p(t) / q(t)), which coins a hair below and above that ratio confirm; the rest follows
+             `residual`.
+  frequency  The code drafts and verifies DRAWS times with pseudo-random coins: Pearson's chi-square of the tokens it
+             emits, as a standard normal deviate (Wilson and Hilferty 1931). Above 6 is an error, not chance (1e-9).
 
-Not `evaluate/equality.py`, which compares texts of one seed. Legend: V vocabulary.
+`evaluate/equality.py` compares outputs of one seed instead. Legend: V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ HAIR = 1e-12
 class Row(NamedTuple):
     """One judged draft token."""
 
-    logits: Array  # [V] the target's, at its place
-    q: npt.NDArray[np.float64]  # [V] the law it was drawn from
+    logits: Array  # [V] the target's, at its position
+    q: npt.NDArray[np.float64]  # [V] the distribution it was drawn from
     token: int
 
 
 @dataclass
-class Law:
-    """What `check` found: rows looked at, the largest total variation, the largest deviate of the counted ones."""
+class Found:
+    """What `check` found: draft tokens looked at, the largest total variation, the largest deviate of those counted."""
 
     sampler: Sampler
     rows: int
@@ -57,7 +56,7 @@ class Law:
 
     @property
     def holds(self) -> bool:
-        """Whether the law is the target's as far as both checks see."""
+        """Whether the distribution is the target's as far as both checks see."""
         return self.variation <= TOLERANCE and self.deviate <= DEVIATE
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,7 +68,7 @@ class Law:
 
 
 class Watching(WrappedDrafter):
-    """A Drafter that keeps each draft with its laws, so that the rows of the next verification can be put beside them."""
+    """A Drafter that keeps its last draft with the distributions it was drawn from."""
 
     def __init__(self, inner: Drafter) -> None:
         super().__init__(inner)
@@ -98,10 +97,8 @@ def record(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_to
     watched = Session(target, drafter, draft_max=session.draft_max, name=session.name)
     share = -(-ROWS // max(len(prompts), 1))
     for i, prompt in enumerate(prompts):
-        taken, generation = (
-            0,
-            watched.generate(prompt, max_tokens=max_tokens, sampler=sampler, seed=seed + i, draft_sampling=True),
-        )
+        options = {"max_tokens": max_tokens, "sampler": sampler, "seed": seed + i}
+        taken, generation = 0, watched.generate(prompt, draft_sampling=True, **options)  # type: ignore[arg-type]
         for event in generation:
             last, drafter.last = drafter.last, None
             if last is not None and last.q_draft is not None:
@@ -116,9 +113,7 @@ def record(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_to
 
 
 def emitted(row: Row, sampler: Sampler) -> npt.NDArray[np.float64]:
-    """The law [V] of the token one verification emits in place of a draft token drawn from q, every coin integrated
-    out.
-    """
+    """The distribution [V] of the token that one verification emits for a draft token drawn from q."""
     p, q = p_target(row.logits, sampler), row.q
     accept = np.zeros(len(p))
     drawn = np.flatnonzero(q > 0)
@@ -174,7 +169,7 @@ def check(
     max_tokens: int,
     seed: int,
     progress: Callable[[], None] = lambda: None,
-) -> Law:
+) -> Found:
     """Both checks for a sampler with temperature > 0; 0 rows when the drafter never drew a token (lookup alone)."""
     rows = record(session, prompts, sampler, max_tokens=max_tokens, seed=seed)
     variation = 0.0
@@ -185,16 +180,16 @@ def check(
         progress()
     counted = rows[:: max(len(rows) // COUNTED, 1)][:COUNTED]
     worst = max((deviate(row, sampler, seed + i) for i, row in enumerate(counted)), default=0.0)
-    return Law(sampler, len(rows), variation, len(counted), worst)
+    return Found(sampler, len(rows), variation, len(counted), worst)
 
 
-def describe(found: Law) -> list[str]:
+def describe(found: Found) -> list[str]:
     """One line per sampler."""
     how = f"temperature {found.sampler.temperature:g}, sampled drafts"
     if not found.rows:
-        return [f"{how}: nothing was drawn from a law, the target's own samples decide"]
-    verdict = "the target's law" if found.holds else "NOT the target's law: please report this"
+        return [f"{how}: the drafter drew no token, the target's own samples decide"]
+    verdict = "the target's distribution" if found.holds else "NOT the target's distribution: please report this"
     return [
-        f"{how}: {found.rows} observed rows, total variation at most {found.variation:.1e} by exact summation; "
-        f"{found.counted} rows drawn {DRAWS} times each, largest deviate {found.deviate:.1f}: {verdict}"
+        f"{how}: {found.rows} draft tokens, total variation at most {found.variation:.1e} by exact summation; "
+        f"{found.counted} drawn {DRAWS} times each, largest deviate {found.deviate:.1f}: {verdict}"
     ]

@@ -1,7 +1,7 @@
-"""The nearest drafter stock llama.cpp can run, chosen and judged by what it accepts beside the exact one.
+"""The nearest drafter stock llama.cpp can run, chosen and measured by its acceptance compared with the exact one's.
 
-Correctness never suffers, verification is lossless; what is lost is acceptance. The norms are calibrated, and the best
-candidate chosen, on some prompts; the loss is measured on others. The folding itself is `convert/stock.py`.
+Verification is lossless, so only acceptance is lost. The norms are calibrated, and the best candidate chosen, on some
+prompts; the loss is measured on others. The folding itself is `convert/stock.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from refspec.convert import stock as folding
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.wrapped import WrappedDrafter
 from refspec.errors import UsageError
+from refspec.evaluate.outputs import outputs
 from refspec.evaluate.speed import total
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.io import copy_metadata, read_gguf_header, write_drafter
@@ -31,7 +32,7 @@ ROWS = 4096  # calibration rows kept
 
 
 class Recorder(WrappedDrafter):
-    """A Drafter that keeps the first ROWS true rows another one is given."""
+    """A Drafter that keeps the first ROWS true rows that another one gets."""
 
     def __init__(self, inner: Drafter) -> None:
         super().__init__(inner)
@@ -64,36 +65,27 @@ def make_stock(
 ) -> dict[str, Any]:
     """Write to `out` the best of the near drafters, as `outtype`; taus of all and of the exact one, for --json.
 
-    All run on the prompts of `calibration`; the best and the exact one then on those of `held_out`. Raises `UsageError`
+    All run on the prompts of `calibration`, the best and the exact one then on those of `held_out`. Raises `UsageError`
     when stock llama.cpp runs the drafter exactly or prompts are missing, `CheckpointError` where nothing is near.
-    `name` is what the drafter is called in what is said; its path if not given.
+    `name` is the drafter's name in messages, its path if not given.
     """
     if not calibration or not held_out:
         raise UsageError(
-            f"{drafter}: calibrating and measuring take prompts of their own each; give at least two prompts"
+            f"{drafter}: calibrating and measuring each take prompts of their own; give at least two prompts"
         )
     source, info = read_gguf_header(target), read_gguf_header(drafter)
     reasons = meta.stock_reasons(meta.from_metadata(info))
     if not reasons:
-        raise UsageError(f"{info.path}: stock llama.cpp runs it exactly; nothing is to be folded")
+        raise UsageError(f"{info.path}: stock llama.cpp runs it exactly; use it as it is")
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
 
     def run(
         make: Callable[[LlamaTarget], Drafter], layers: Sequence[int], prompts: Sequence[str]
     ) -> tuple[Statistics, Drafter]:
-        with Session(
-            held := LlamaTarget(source.path, capture_layers=layers, **settings), made := make(held)
-        ) as session:
-            runs = []
-            for text in prompts:
-                encoded = session.encode(text)[-(held.n_ctx - max_tokens) :]
-                generation = session.generate(
-                    tokens=encoded, max_tokens=max_tokens, draft_max=draft_max, sampler=GREEDY
-                )
-                for _ in generation:
-                    pass
-                runs.append(generation.statistics)
-        return total(runs), made
+        held = LlamaTarget(source.path, capture_layers=layers, **settings)
+        with Session(held, made := make(held)) as session:
+            runs = outputs(session, prompts, max_tokens=max_tokens, draft_max=draft_max, sampler=GREEDY)
+            return total([generation.statistics for generation in runs]), made
 
     progress(f"the exact drafter on {len(calibration)} prompts, calibrating")
     config, weights = complete_weights(info, source)
@@ -123,7 +115,11 @@ def make_stock(
         kept = measure(best, held_out)
     truth, _ = run(lambda held: open_drafter(info.path, held, **settings), config.capture_layers, held_out)
     called = name or str(info.path)
-    words = f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not calibrated on"
+    words = (
+        f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not"
+        " calibrated"
+        " on"
+    )
     kept_facts = [
         f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
     ]
@@ -133,11 +129,18 @@ def make_stock(
     }
     write_drafter(out, *near[best], outtype=outtype, metadata=values)
     return {
-        "drafter": called, "written": str(out), "reasons": reasons, "chosen": best,
-        "calibration": {"prompts": len(calibration), "exact": _numbers(exact), "candidates": {n: _numbers(s) for n, s in found.items()}},
+        "drafter": called,
+        "written": str(out),
+        "reasons": reasons,
+        "chosen": best,
+        "calibration": {
+            "prompts": len(calibration),
+            "exact": _numbers(exact),
+            "candidates": {n: _numbers(s) for n, s in found.items()},
+        },
         "held_out": {"prompts": len(held_out), "exact": _numbers(truth), "chosen": _numbers(kept)},
         "loss_of_tau": 1 - kept.tau / truth.tau,
-    }  # fmt: skip
+    }
 
 
 def _numbers(s: Statistics) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def _numbers(s: Statistics) -> dict[str, Any]:
 
 
 def lines(made: dict[str, Any]) -> list[str]:
-    """The text `refspec stock` prints, from the dictionary of `make_stock`."""
+    """The lines that `convert --stock` prints, from the dictionary of `make_stock`."""
     first, then = made["calibration"], made["held_out"]
     rows = {"exact (refspec)": first["exact"], **first["candidates"]}
     held_out = {"exact (refspec)": then["exact"], made["chosen"]: then["chosen"]}
@@ -157,8 +160,9 @@ def lines(made: dict[str, Any]) -> list[str]:
     out.append(f"{'':<{width}}  on {then['prompts']} others")
     out += [f"{name:<{width}}  {_row(row)}" for name, row in held_out.items()]
     out.append(
-        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau, measured on the {then['prompts']} prompts it was not calibrated "
-        "on; the text stays the target's own"
+        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau, measured on the {then['prompts']}"
+        " prompts it"
+        " was not calibrated on; the output stays the target's own"
     )
     return out
 

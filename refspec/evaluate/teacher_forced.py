@@ -1,10 +1,10 @@
-"""What a drafter makes of text the target has written, replayed: no run of the target for each reading of the drafter.
+"""A drafter on the target's recorded outputs (teacher forcing): the target runs once for all readings of the drafter.
 
-The target's hidden states at every boundary of interest, and its laws, are kept. Then a drafter, under any reading of
-its switches and layers, is judged on the same rows: by the cross-entropy under the target's law, which training made
-small (on text sampled at temperature 1, as far from the greedy one as the training text was), and by how many of its
-drafts are the greedy text. Every reading sees the same rows, so that small differences can be told from chance
-(`gain`).
+The target's hidden states at every boundary of interest and its distributions are kept. Then a drafter, under any
+reading of its switches and layers, is judged at the same positions: by its cross-entropy under the target's
+distribution, which training made small (on output sampled at temperature 1, like the training data), and by how many of
+its drafts are the greedy output. All readings see the same positions, so that small differences can be told from chance
+(`gain`). Legend: N tokens of prompt and output, Ht target width, D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from refspec.reference.eagle3 import Eagle3Drafter
 
 
 class Recording(NamedTuple):
-    """One text: tokens [N], of which those from `start` on are the target's own; states and laws of its rows."""
+    """One sequence: tokens [N], of which those from `start` on are the target's, with its states and distributions."""
 
     tokens: np.ndarray
     start: int
     states: np.ndarray  # [N, boundaries, Ht]
-    laws: np.ndarray  # [N, D] log p over the draft vocabulary, float32
+    log_p: np.ndarray  # [N, D] over the draft vocabulary, float32
 
 
 class Gain(NamedTuple):
-    """How much better one reading does than another on the same rows:
-
-    both means, and the standard error of the difference.
-    """
+    """Two readings at the same positions: both means, and the standard error of the difference."""
 
     as_is: float
     other: float
@@ -48,15 +45,15 @@ class Gain(NamedTuple):
 def record(
     target: LlamaTarget, tokens: Sequence[int], start: int, draft_ids: np.ndarray, chunk: int = 128
 ) -> Recording:
-    """Run `tokens` through a target that captures every boundary of interest; laws are restricted to draft_ids [D]."""
+    """Run `tokens` through a target that captures every boundary of interest; log p is that of draft_ids [D]."""
     target.reset()
-    ids, states, laws = np.asarray(tokens, np.int32), [], []
+    ids, states, log_p = np.asarray(tokens, np.int32), [], []
     for first in range(0, len(ids), chunk):
-        rows = target.decode(ids[first : first + chunk], logits="all")
-        logits = np.array([target.logits(i)[draft_ids] for i in range(rows)], np.float64)  # [T, D]
-        laws.append(log_softmax(logits).astype(np.float32))
-        states.append(np.array(target.features()).reshape(rows, len(target.capture_layers), -1))
-    return Recording(ids, start, np.concatenate(states), np.concatenate(laws))
+        n = target.decode(ids[first : first + chunk], logits="all")
+        logits = np.array([target.logits(i)[draft_ids] for i in range(n)], np.float64)  # [T, D]
+        log_p.append(log_softmax(logits).astype(np.float32))
+        states.append(np.array(target.features()).reshape(n, len(target.capture_layers), -1))
+    return Recording(ids, start, np.concatenate(states), np.concatenate(log_p))
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -66,15 +63,14 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _features(r: Recording, columns: Sequence[int], late: int) -> np.ndarray:
-    """[N, n_states*Ht]; row P has the states of row P - late, so that other than 0 is a misalignment to try."""
+    """[N, n_states*Ht]; row P has the states of row P - late: other than 0 is a misalignment to try."""
     return np.roll(r.states[:, list(columns)].reshape(len(r.tokens), -1), late, axis=0)
 
 
 def scores(
     drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Sequence[int], late: int = 0
 ) -> np.ndarray:
-    """Minus the cross-entropy of the first drafted token under the target's law, for every row of the target's own
-    text.
+    """Minus the cross-entropy of the first drafted token under the target's distribution, at every output token.
 
     `columns` chooses the boundaries among those recorded. Row P predicts what the target's row P + 1 predicts.
     """
@@ -85,7 +81,7 @@ def scores(
         rows = drafter.forward_rows(r.tokens[1:-1], features, is_target_feature=True)
         first = max(r.start - 2, 0)
         drafted = log_softmax(rows.logits[first:].astype(np.float64))
-        out.append((np.exp(r.laws[1 + first : -1].astype(np.float64)) * drafted).sum(axis=1))
+        out.append((np.exp(r.log_p[1 + first : -1].astype(np.float64)) * drafted).sum(axis=1))
     return np.concatenate(out)
 
 
@@ -97,7 +93,7 @@ def accepted(
     most: int,
     late: int = 0,
 ) -> np.ndarray:
-    """How many of `depth` drafted tokens are the (greedy) text, at about `most` places of it, [n]."""
+    """How many of `depth` drafted tokens are the (greedy) output, at about `most` places of it, [n]."""
     every = [
         (i, row) for i, r in enumerate(recordings) for row in range(max(r.start - 2, 0), len(r.tokens) - 1 - depth)
     ]
@@ -116,7 +112,7 @@ def accepted(
 
 
 def gain(as_is: np.ndarray, other: np.ndarray) -> Gain:
-    """Paired comparison of two readings on the same rows [n]."""
+    """Paired comparison of two readings at the same positions [n]."""
     difference = other.astype(float) - as_is
     error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.inf
     return Gain(float(as_is.mean()), float(other.mean()), error)

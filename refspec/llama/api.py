@@ -2,7 +2,7 @@
 
 Not a wrapper with opinions: it loads the library once, keeps its log silent but remembers the last error lines, and
 binds every function refspec calls with addresses as plain integers, because a pointer object per call costs more than
-the call. `checks.py` decides what may be called; nothing here protects from an abort.
+the call. Callers decide what may be called; nothing here protects from an abort.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from refspec.llama import matmul_hook
 # Without it an abort inside ggml starts a debugger on the user's machine before the process ends.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
-# At every barrier of its graph llama.cpp's threads wait for each other awake, with GNU OpenMP up to 300,000 turns.
-# Beside a program that keeps the processors busy they then use up the very time the thread waited for needs: the
-# embedded model fell from 1300 to 1-4 tokens/s beside a training on as many threads as processors. With fewer turns
-# they sleep sooner: 7 tokens/s at 30,000, 10 to 38 at 20,000, 19 at 10,000. Alone, 20,000 cost plain decoding nothing
-# measurable and the embedded pair's speculation 3 to 5 % (its threads have gone to sleep when the drafter is done);
-# 10,000 cost plain decoding 5 %, 500 four fifths. What a larger model loses is the same few microseconds of a longer
-# step. GNU OpenMP reads this when it is loaded, with llama.cpp.
+# llama.cpp's threads spin at every barrier of its graph, with GNU OpenMP up to 300,000 turns. Beside a program that
+# keeps the processors busy they take the time of the very thread they wait for: the embedded model fell from 1300 to
+# 1-4 tokens/s beside a training on as many threads as processors. With fewer turns they sleep sooner: 7 tokens/s at
+# 30,000, 10 to 38 at 20,000, 19 at 10,000. On an idle machine 20,000 turns cost plain decoding nothing measurable and
+# the embedded pair's speculation 3 to 5 % (the threads sleep while the drafter runs); 10,000 cost plain decoding 5 %,
+# 500 four fifths. A larger model loses the same few microseconds of a longer step. GNU OpenMP reads this when it is
+# loaded, with llama.cpp.
 SPIN = "20000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 
-_refused = matmul_hook.offer()  # what is visible before llama.cpp is loaded answers for it
+_refused = matmul_hook.make_visible()  # a name that is visible before llama.cpp is loaded wins
 try:
     from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
@@ -43,7 +43,7 @@ except Exception as error:  # a missing or broken shared library raises OSError,
 
 VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
-matmul_hook.answer_others(_dll, _refused)
+matmul_hook.connect(_dll, _refused)
 
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _errors: deque[str] = deque(maxlen=8)
@@ -60,7 +60,7 @@ def _log(level: int, text: bytes | None, _user: int | None) -> None:
 
 
 def forget_errors() -> None:
-    """Drop the remembered error lines, before a call whose failure will be explained by them."""
+    """Drop the error lines seen so far, before a call whose failure the next ones explain."""
     _errors.clear()
 
 
@@ -152,12 +152,12 @@ get_layer_input = _bind(
 
 system_info = _bind("llama_print_system_info", _S)  # bytes: the instructions the library was built for
 
-# the OpenMP library of ggml, where it has one, for `team.py`; GNU's entry point, which LLVM's library has too
+# the OpenMP library of ggml, where it has one, for `openmp.py`; GNU's entry point, which LLVM's library has too
 team_parallel = _bind("GOMP_parallel", None, _P, _P, ctypes.c_uint, ctypes.c_uint)
 team_rank = _bind("omp_get_thread_num", ctypes.c_int)
 team_size = _bind("omp_get_num_threads", ctypes.c_int)
 
-# tables of the types of weights, for `packed.py`; they return addresses of structs
+# tables of weight types, for `vec_dot.py`; they return addresses of structs
 type_traits = _bind("ggml_get_type_traits", _P, ctypes.c_int)
 type_traits_cpu = _bind("ggml_get_type_traits_cpu", _P, ctypes.c_int)
 
@@ -202,14 +202,13 @@ def quietly() -> Iterator[None]:
 
 
 def _abort(message: bytes | None) -> None:
-    """Last resort for a check of llama.cpp that no rule of refspec has foreseen:
-
-    one line and exit code 1, no core dump.
-    """
+    """At a check of llama.cpp that no rule of refspec foresees: one line and exit code 1, no core dump."""
     text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
-    line = f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it\n"
+    line = (
+        f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it"
+    )
     sys.stdout.flush()
-    os.write(_stderr, line.encode())
+    os.write(_stderr, f"{line}\n".encode())
     os._exit(1)
 
 
@@ -234,7 +233,7 @@ def model_params(
     params = api.llama_model_default_params()
     params.n_gpu_layers = n_gpu_layers
     params.check_tensors = check_tensors
-    params.use_extra_bufts = repack  # weights laid out anew for this processor's instructions, where llama.cpp can
+    params.use_extra_bufts = repack  # weights repacked for this processor's instructions, where llama.cpp can
     overrides: Any = (api.llama_model_kv_override * 2)()  # the second one, with an empty key, ends the list
     if arch_override is not None:
         overrides[0].tag = 3  # LLAMA_KV_OVERRIDE_TYPE_STR

@@ -1,9 +1,9 @@
 """Two ways of taking hidden states out of a running target: llama.cpp's staged layer inputs, or its evaluation
 callback.
 
-Both give boundary k, the residual stream that enters layer k, for every row of a decode, output or not, across
-micro-batches, in row order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds
-the tensor `l_out-(k-1)` in any graph that names it. Shape legend: T rows, N captured states, Ht target width.
+Both give boundary k, the residual stream that enters layer k, for every token of a decode, output or not, across
+micro-batches, in order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds the
+tensor `l_out-(k-1)` in any graph that names it. Legend: T tokens of a decode, N captured states, Ht target width.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Views:
 
 
 class Capture(Protocol):
-    """One way of capturing; `collect` is called after every successful decode of T rows."""
+    """One way of capturing; `collect` is called after every successful decode of T tokens."""
 
     callback: Any  # evaluation callback for the context's parameters, or None
     callback_data: int
@@ -72,10 +72,10 @@ class StagedCapture:
             api.set_layer_input(handle, k, on)
 
     def begin(self) -> None:
-        """Nothing to forget: the buffers are llama.cpp's."""
+        """Nothing to do: the buffers are llama.cpp's."""
 
     def collect(self, handle: int, out: Floats) -> None:
-        """Copy the rows of the last decode into out [T, N, Ht]."""
+        """Copy the states of the last decode into out [T, N, Ht]."""
         rows, _, width = out.shape
         for i, k in enumerate(self._layers):
             out[:, i] = self._views.at(api.get_layer_input(handle, k), rows, width)
@@ -118,19 +118,19 @@ class CallbackCapture:
             self._state[0].n_states = len(self._wanted)
 
     def begin(self) -> None:
-        """Forget the rows of the decode before."""
+        """Forget the states of the previous decode."""
         if self._state is not None:
             native.lib.rs_capture_reset(self._state[0])
         else:
             self._rows, self._problem = [0] * len(self._names), None
 
     def collect(self, handle: int, out: Floats) -> None:
-        """Copy the rows of the last decode into out [T, N, Ht]; BackendError when the graph did not offer them all."""
+        """Copy the states of the last decode into out [T, N, Ht]; BackendError when the graph did not show them all."""
         if self._state is not None:
             state = self._state[0]
             got, error = list(self._state[1]), int(state.error)
             if error:
-                what = {1: "more rows than were sent", 2: "values that are not float32", 3: "rows of another width"}
+                what = {1: "more states than tokens", 2: "values that are not float32", 3: "states of another width"}
                 name = self._names[state.error_state].decode()
                 raise BackendError(
                     f"{self._path}: {name} has {what.get(error, f'error {error}')}; its states cannot be captured"
@@ -143,7 +143,9 @@ class CallbackCapture:
         for i, (name, n) in enumerate(zip(self._names, got, strict=True)):
             if n != len(out):
                 raise BackendError(
-                    f"{self._path}: captured {n} of {len(out)} rows of {name.decode()}; this architecture's states cannot be captured"
+                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; refspec cannot capture"
+                    " the states"
+                    " of this architecture"
                 )
             out[:, i] = self._buffers[i, :n]
 
@@ -164,13 +166,16 @@ class CallbackCapture:
         rows, first = elements // self._width, self._rows[i]
         if nbytes != 4 * elements or rows * self._width != elements or first + rows > self._capacity:
             raise BackendError(
-                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32 rows of {self._width}"
+                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32"
+                " states of"
+                f" {self._width}"
             )
         self._read(tensor, self._buffers[i, first:].ctypes.data, 0, nbytes)
         self._rows[i] += rows
 
 
 def prototype(ggml: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of the library, with its types."""
     function = ggml[name]
     function.restype, function.argtypes = restype, list(argtypes)
     return function

@@ -1,7 +1,7 @@
 """One llama.cpp context: its memory, and the batches that run through it.
 
-One sequence, sequence 0, positions contiguous from 0; others exist only in `tree.py` and `sequences.py`. Not a decoder
-loop. Every limit whose violation ends the process is checked here: rows above the batch size, thread counts, a context
+One sequence, sequence 0, with contiguous positions from 0; `tree_batch.py` and `sequences.py` use others. Not a
+decoding loop. Every limit whose violation ends the process is checked here: the batch size, thread counts, a context
 used after it was closed.
 """
 
@@ -50,8 +50,7 @@ class Context:
         eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:
-        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own, for texts that share
-        nothing.
+        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own: they share no prefix.
 
         Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
         """
@@ -70,15 +69,26 @@ class Context:
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
         params = api.context_params(
-            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq, n_threads=n_threads,
-            n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn], type_k=api.KV_TYPES[kv_type],
-            type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
-        )  # fmt: skip
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            n_rs_seq=n_rs_seq,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            flash_attn_type=api.FLASH_ATTN[flash_attn],
+            type_k=api.KV_TYPES[kv_type],
+            type_v=api.KV_TYPES[kv_type],
+            no_perf=True,
+            swa_full=True,
+            **values,
+        )
         api.forget_errors()
         handle = api.new_context(model.handle, params)
         if not handle:
             raise BackendError(
-                f"{self.path}: llama.cpp made no context of {n_ctx} positions: {api.reason('probably too little memory')}"
+                f"{self.path}: llama.cpp made no context of {n_ctx} positions:"
+                f" {api.reason('probably too little memory')}"
             )
         self.handle: int = handle
         # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
@@ -131,9 +141,12 @@ def _check_settings(
     n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int, n_threads_batch: int, kv_type: str, flash_attn: str
 ) -> None:
     check_counts(
-        n_ctx=(n_ctx, 1 << 30), n_batch=(n_batch, 1 << 20), n_ubatch=(n_ubatch, 1 << 20), n_threads=(n_threads, MAX_THREADS),
+        n_ctx=(n_ctx, 1 << 30),
+        n_batch=(n_batch, 1 << 20),
+        n_ubatch=(n_ubatch, 1 << 20),
+        n_threads=(n_threads, MAX_THREADS),
         n_threads_batch=(n_threads_batch, MAX_THREADS),
-    )  # fmt: skip
+    )
     if kv_type not in api.KV_TYPES:
         raise UsageError(f"kv_type = {kv_type!r} is not one of {', '.join(api.KV_TYPES)}")
     if flash_attn not in api.FLASH_ATTN:
@@ -150,15 +163,12 @@ def check_counts(**settings: tuple[int, int]) -> None:
 
 
 def check_threads(**threads: int | None) -> None:
-    """UsageError unless each is a number of threads that llama.cpp may be given, or None;
-
-    for drafters that need none of them.
-    """
+    """UsageError unless each is None or a number of threads llama.cpp takes, for drafters that use no context."""
     check_counts(**{name: (count, MAX_THREADS) for name, count in threads.items() if count is not None})
 
 
 class RowBatch:
-    """Preallocated arrays of one `llama_batch` for up to `capacity` rows of sequence 0; reused by every call."""
+    """Preallocated arrays of one `llama_batch` for up to `capacity` tokens of sequence 0; reused by every call."""
 
     def __init__(self, capacity: int, *, width: int = 0, with_tokens: bool = True) -> None:
         self.tokens = np.zeros(capacity, np.int32)
@@ -166,7 +176,11 @@ class RowBatch:
         self.states = np.zeros((capacity, width), np.float32)
         self._all = np.ones(capacity, np.int8)
         self._none = np.zeros(capacity, np.int8)
-        self._flags = {"all": self._all.ctypes.data, "none": self._none.ctypes.data, "last": 0}  # NULL = last row only
+        self._flags = {
+            "all": self._all.ctypes.data,
+            "none": self._none.ctypes.data,
+            "last": 0,
+        }  # NULL = last token only
         self._steps = np.arange(capacity, dtype=np.int32)
         self.struct = api.Batch(
             token=self.tokens.ctypes.data if with_tokens else None,
@@ -175,10 +189,7 @@ class RowBatch:
         )
 
     def put(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> bool:
-        """Take over token ids [n];
-
-        False when one is not a 32-bit integer, which an assignment would cut or wrap without a word.
-        """
+        """Copy token ids [n]; False when one is not a 32-bit integer, which an assignment would wrap silently."""
         if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32:
             for t in tokens:
                 if not isinstance(t, (int, np.integer)) or not -(1 << 31) <= t < 1 << 31:
@@ -187,7 +198,7 @@ class RowBatch:
         return True
 
     def prepare(self, n: int, first: int, outputs: str) -> Any:
-        """The struct for n rows at positions first..first+n-1, outputs "all", "last" or "none"."""
+        """The struct for n tokens at positions first..first+n-1; outputs are of "all", the "last" or "none" of them."""
         if n == 1:
             self.positions[0] = first
         else:

@@ -1,11 +1,10 @@
-"""llama.cpp's products of weights on refspec's own kernels (native/packed_*.c, reference
-`refspec/reference/packed_matmul.py`): what they are reached through, and which weights they are told of.
+"""refspec's kernels (native/packed_*.c, reference `refspec/reference/packed_matmul.py`) multiply inside llama.cpp.
 
-llama.cpp's processor backend asks a function of a shared library, `llamafile_sgemm`, to multiply rows before it does so
-itself. Linux resolves that name to the first library that offers it, so the compiled module is made visible before
-llama.cpp is loaded (`offer`), and given llama.cpp's own function for every product that is not its own
-(`answer_others`). A model's weights are found where the kernel has mapped its file. On other systems and processors,
-with REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as ever.
+llama.cpp's processor backend calls a function of a shared library, `llamafile_sgemm`, before it multiplies itself.
+Linux resolves that name to the first library that has it. So refspec's C module is made visible before llama.cpp is
+loaded (`make_visible`), and gets llama.cpp's own function for every matrix that is not registered (`connect`). A
+model's weights are found where the system has mapped its file. On other systems and processors, with
+REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as usual.
 
 Not a loader (`model.py`), and nothing of llama.cpp is changed: its graph, threads, attention and cache are its own.
 """
@@ -22,11 +21,12 @@ from typing import NamedTuple
 
 from refspec import native
 from refspec.gguf.header import GgufInfo, TensorInfo
+from refspec.gguf.types import weight_type
 
-# which llama.cpp asks for products of K types with many rows
+# The functions replaced; llama.cpp calls the second for many tokens and K types.
 NAME, TILED = "llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled"
 SMALL = 1 << 14  # bytes, enough for three tensors without their numbers
-AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never lays out anew
+AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never repacks
 _why_not: str | None = "llama.cpp is not loaded"
 
 
@@ -38,10 +38,10 @@ class Region(NamedTuple):
     offset: int
 
 
-def offer() -> str | None:
-    """Make the kernels visible under llama.cpp's name, before llama.cpp is loaded; why that is not possible, or None."""
+def make_visible() -> str | None:
+    """Make the kernels visible under llama.cpp's name before it is loaded; why that is not possible, or None."""
     if not sys.platform.startswith("linux"):
-        return "only Linux lets one library take another's place"
+        return "only on Linux can one library replace a function of another"
     if native.backend != "c" or not hasattr(native.lib, "rs_matmul_set"):
         return "refspec's C module is not in use"
     if not native.ffi.string(native.lib.rs_matmul_set()):
@@ -54,17 +54,17 @@ def offer() -> str | None:
         first = ctypes.cast(ctypes.CDLL(None)[NAME], ctypes.c_void_p).value
     except (OSError, AttributeError):
         first = None
-    return None if first == native.lib.rs_matmul_entry() else "another library has taken llama.cpp's place"
+    return None if first == native.lib.rs_matmul_entry() else f"another library has replaced {NAME} already"
 
 
-def answer_others(dll: ctypes.CDLL, refused: str | None) -> None:
-    """Hand over llama.cpp's own functions; `refused` is what `offer` said before llama.cpp was loaded."""
+def connect(dll: ctypes.CDLL, refused: str | None) -> None:
+    """Hand llama.cpp's own functions to the kernels; `refused` is what `make_visible` said."""
     global _why_not
     if refused is None:
         libraries = [dll, *_backends(Path(dll._name).parent)]
         own = _address(libraries, NAME)
         if own in (0, native.lib.rs_matmul_entry()):
-            refused = "this llama.cpp was built without the products they replace"
+            refused = f"this llama.cpp was built without {NAME}"
         else:
             at = _matrix_at(dll)
             native.lib.rs_matmul_others(
@@ -74,10 +74,7 @@ def answer_others(dll: ctypes.CDLL, refused: str | None) -> None:
 
 
 def _address(libraries: list[ctypes.CDLL], name: str) -> int:
-    """Of a function in the first library that has it, 0 without:
-
-    a library's handle is searched before what is visible to all.
-    """
+    """Address of a function in the first library that has it, else 0."""
     for library in libraries:
         try:
             return ctypes.cast(library[name], ctypes.c_void_p).value or 0
@@ -93,15 +90,14 @@ class _Pool(ctypes.Structure):
 
 
 def _matrix_at(dll: ctypes.CDLL) -> int:
-    """Bytes from a product, as ggml holds it, to the address of its matrix, which its rows' follows;
+    """The offset in bytes at which ggml's node of a multiplication keeps the address of its matrix; its inputs follow.
 
-    found in a product made for it, 0 where it cannot be.
+    Found by looking into a node made for it; 0 where that fails.
     """
     pointer = ctypes.c_void_p
+    names = ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat")
     try:
-        make, end, new, multiply = (
-            dll[name] for name in ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat")
-        )
+        make, end, new, multiply = (dll[name] for name in names)
     except AttributeError:
         return 0
     make.restype, make.argtypes = pointer, [_Pool]
@@ -111,21 +107,18 @@ def _matrix_at(dll: ctypes.CDLL) -> int:
     pool = make(_Pool(SMALL, ctypes.addressof(memory), True))
     if not pool:
         return 0
-    matrix, rows = new(pool, 0, 32, 4), new(pool, 0, 32, 2)
-    product = multiply(pool, matrix, rows)
-    both = struct.pack("PP", matrix, rows)
-    left = ctypes.addressof(memory) + SMALL - product
-    at = [
-        i
-        for i in range(0, min(left, 512) - len(both), struct.calcsize("P"))
-        if ctypes.string_at(product + i, len(both)) == both
-    ]
+    matrix, inputs = new(pool, 0, 32, 4), new(pool, 0, 32, 2)
+    node = multiply(pool, matrix, inputs)
+    both = struct.pack("PP", matrix, inputs)
+    left = ctypes.addressof(memory) + SMALL - node
+    places = range(0, min(left, 512) - len(both), struct.calcsize("P"))
+    at = [i for i in places if ctypes.string_at(node + i, len(both)) == both]
     end(pool)
     return at[0] if len(at) == 1 else 0
 
 
 def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
-    """Builds of the processor backend that are loaded by themselves."""
+    """Builds of llama.cpp's processor backend in libraries of their own, those that are loaded."""
     for file in sorted(folder.glob("libggml-cpu*.so")):
         try:
             yield ctypes.CDLL(str(file), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
@@ -133,21 +126,19 @@ def _backends(folder: Path) -> Iterator[ctypes.CDLL]:
             continue
 
 
-def not_linked() -> str | None:
-    """Why llama.cpp does not ask for products here, before any is tried."""
+def unavailable() -> str | None:
+    """Why llama.cpp does not call refspec's kernels here, None where it does; `weights.why_not` also tries them."""
     return _why_not
 
 
 def instructions() -> str:
-    """What the kernels run on here, in words."""
+    """The name of the instruction set the kernels use here."""
     name: bytes = native.ffi.string(native.lib.rs_matmul_set())
     return {"avx512": "AVX-512", "avx2": "AVX2"}.get(name.decode(), name.decode())
 
 
 def matrices(info: GgufInfo) -> list[TensorInfo]:
     """The tensors of a file that the kernels can multiply with."""
-    from refspec.gguf.types import weight_type
-
     found = []
     for tensor in info.tensors.values():
         if native.lib is not None and len(tensor.shape) == 2 and native.lib.rs_matmul_takes(tensor.type_id):
@@ -157,25 +148,25 @@ def matrices(info: GgufInfo) -> list[TensorInfo]:
     return found
 
 
-def fits(info: GgufInfo) -> int:
-    """Bytes that a file's panels will take, 0 where it has no matrices for them or memory has no room.
+def packed_bytes(info: GgufInfo) -> int:
+    """Bytes that a file's matrices take when they are packed; 0 where there are none, or memory has no room.
 
-    The file's own pages can then be given up by the system, as they are not read again, but for a token embedding.
+    The system can then drop the file's own pages, as they are not read again, except for a token embedding.
     """
     shared = "output.weight" not in info.tensors
     nbytes = sum(t.nbytes for t in matrices(info) if shared or t.name != "token_embd.weight")
     return nbytes if nbytes <= _available() else 0
 
 
-def takes_all(info: GgufInfo) -> bool:
-    """Whether nothing is left that llama.cpp might want to lay out anew itself."""
+def left_to_llama(info: GgufInfo) -> list[TensorInfo]:
+    """The quantized tensors of a file that the kernels do not multiply with, and that llama.cpp may repack."""
     taken = {tensor.name for tensor in matrices(info)}
-    return bool(taken) and all(t.name in taken or t.type in AS_STORED for t in info.tensors.values())
+    return [t for t in info.tensors.values() if t.name not in taken and t.type not in AS_STORED]
 
 
 def mapped(path: Path) -> list[Region]:
     """Where this process has mapped a file."""
-    state, found = os.stat(path), []
+    state, found = os.stat(path), list[Region]()
     with open("/proc/self/maps") as lines:
         for line in lines:
             addresses, _, offset, _, inode, *_ = line.split(maxsplit=5)
@@ -185,29 +176,35 @@ def mapped(path: Path) -> list[Region]:
     return found
 
 
-class Panels:
-    """The matrices of one loaded model whose products are refspec's."""
+class PackedMatrices:
+    """The matrices of one loaded model that refspec's kernels multiply with."""
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
-        self.nbytes = nbytes  # at most: only what is multiplied with is laid out anew
+        self.nbytes = nbytes  # at most: a matrix is packed when it is first multiplied with
 
     def switch(self, on: bool) -> None:
-        """Leave the products to llama.cpp, or take them again; not while it computes."""
+        """Leave the multiplications to llama.cpp, or do them again; not while it computes."""
         native.lib.rs_matmul_switch(self.index, on)
 
     @property
-    def products(self) -> int:
-        """How many llama.cpp has asked for."""
+    def calls(self) -> int:
+        """How many multiplications llama.cpp has asked for."""
         return int(native.lib.rs_matmul_calls(self.index))
 
+    def note(self, info: GgufInfo) -> str:
+        """What a user should know of it, in one line."""
+        whole = sum(t.nbytes for t in info.tensors.values())
+        line = f"{info.path.name}: fast kernels ({instructions()}) for {self.nbytes / 1e6:.0f} of {whole / 1e6:.0f} MB"
+        left = sorted({t.type for t in left_to_llama(info) if t.name != "token_embd.weight"})
+        return f"{line}; {', '.join(left)} stays with llama.cpp, so checking several guesses is slow" if left else line
 
-def announce(info: GgufInfo, before: list[Region], nbytes: int) -> Panels | None:
-    """Tell the kernels of a model that has just been loaded; None where its weights are not a mapped file, or too many
-    models are loaded.
 
-    `nbytes` is what `fits` said, `before` what `mapped` said ahead of loading it: another session's mapping of the same
-    file is not this model's.
+def register(info: GgufInfo, before: list[Region], nbytes: int) -> PackedMatrices | None:
+    """Hand a model's matrices to the kernels, right after it was loaded.
+
+    `nbytes` is what `packed_bytes` said, `before` what `mapped` said before loading: another session's mapping of the
+    same file is not this model's. None where the weights are not a mapped file, or too many models are loaded.
     """
     regions = [r for r in mapped(info.path) if not any(r.start < b.end and b.start < r.end for b in before)]
     found: list[tuple[int, TensorInfo]] = []
@@ -223,23 +220,21 @@ def announce(info: GgufInfo, before: list[Region], nbytes: int) -> Panels | None
         return None
     found.sort(key=lambda pair: pair[0])
     ffi = native.ffi
-    addresses, types = (
-        ffi.new("uintptr_t[]", [a for a, _ in found]),
-        ffi.new("int32_t[]", [t.type_id for _, t in found]),
-    )
-    rows, columns = (ffi.new("size_t[]", [t.shape[axis] for _, t in found]) for axis in (0, 1))
+    addresses = ffi.new("uintptr_t[]", [address for address, _ in found])
+    types = ffi.new("int32_t[]", [tensor.type_id for _, tensor in found])
+    rows, columns = (ffi.new("size_t[]", [tensor.shape[axis] for _, tensor in found]) for axis in (0, 1))
     index = native.lib.rs_matmul_announce(addresses, types, rows, columns, len(found))
-    return Panels(index, nbytes) if index >= 0 else None
+    return PackedMatrices(index, nbytes) if index >= 0 else None
 
 
-def forget(panels: Panels | None) -> None:
-    """Before llama.cpp gives back the weights."""
-    if panels is not None:
-        native.lib.rs_matmul_forget(panels.index)
+def unregister(packed: PackedMatrices | None) -> None:
+    """Forget a model's matrices, before llama.cpp frees them."""
+    if packed is not None:
+        native.lib.rs_matmul_forget(packed.index)
 
 
 def _available() -> int:
-    """Bytes of memory that can be had without swapping, the pages of mapped files included."""
+    """Bytes of memory that are free without swapping, the pages of mapped files included."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

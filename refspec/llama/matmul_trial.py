@@ -1,15 +1,13 @@
-"""Whether products in panels come out right in this llama.cpp, or end the process.
+"""Whether refspec's kernels multiply correctly inside this llama.cpp, or end the process.
 
-What `panels.py` relies on is the name and the arguments of two functions inside llama.cpp, which no header promises. So
-before the first model is multiplied that way, two tiny ones are in a child process, with panels and without; the answer
-is kept in the user's cache directory, once per build of either library and processor.
+`matmul_hook.py` relies on the names and the arguments of two functions inside llama.cpp, which no header promises. So
+before the first real model is multiplied that way, two tiny ones are run in a child process, with refspec's kernels and
+without, once per build of either library and processor.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
 import sys
 import tempfile
 from functools import cache
@@ -18,81 +16,57 @@ from pathlib import Path
 import numpy as np
 
 from refspec import native
-from refspec.llama import api, matmul_hook
-from refspec.llama.amx import PATIENCE, write_probe
-from refspec.llama.probe_cache import remembered
+from refspec.gguf.io import read_gguf_header
+from refspec.llama import api, matmul_hook, trial
+from refspec.llama.model import Model, Weights
+from refspec.llama.probe_cache import ask_once
+from refspec.reference.ops import Array
 
 WIDTH = 256  # a block of ggml's K types
-ROWS = (1, 3, 40)  # one row, a few, more than llama.cpp leaves to the same function
-NEAR = 0.05  # of the largest logit, what rounding at other places may change
+NEAR = 0.05  # of the largest logit: what rounding at other places may change
 Q4_K_S = 14  # llama_ftype
+Q8_0, F32, Q4_K = "q8_0.gguf", "f32.gguf", "q4_k.gguf"  # the last is made of the second by llama.cpp
 
 
 @cache
 def works() -> bool:
     """What the child process showed, once."""
     state = os.stat(native.path())
-    return remembered("panels", [state.st_size, state.st_mtime_ns], _tried, bool)
+    return ask_once("matmul", [state.st_size, state.st_mtime_ns], _tried, bool)
 
 
 def _tried() -> bool:
-    if not sys.executable:
-        return False
     with tempfile.TemporaryDirectory() as folder:
-        write_probe(Path(folder) / "q8_0.gguf", width=WIDTH)
-        write_probe(Path(folder) / "f32.gguf", width=WIDTH, outtype="f32")
-        try:
-            child = subprocess.run(
-                [sys.executable, "-m", "refspec.llama.matmul_trial", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-    return child.returncode == 0
+        write_models(Path(folder))
+        return trial.survives(__name__, folder)
 
 
-def _logits(file: Path, panels: bool) -> np.ndarray:
-    """Of batches of ROWS rows [sum of ROWS, V]; AssertionError where llama.cpp did not ask for the products."""
-    from refspec.gguf.io import read_gguf_header
-    from refspec.llama.context import Context, RowBatch
-    from refspec.llama.model import Model, Weights
+def write_models(folder: Path) -> None:
+    """The files that `run` reads."""
+    trial.write_model(folder / Q8_0, width=WIDTH, outtype="q8_0")
+    trial.write_model(folder / F32, width=WIDTH, outtype="f32")
 
+
+def logits_of(file: Path, *, ours: bool) -> Array:
+    """Logits of one file by refspec's kernels (AssertionError where they were not called), or by llama.cpp's."""
     info = read_gguf_header(file)
-    model = Model(
-        info, held=Weights(packed=matmul_hook.fits(info) if panels and matmul_hook.not_linked() is None else 0)
-    )
-    context = Context(model, n_ctx=sum(ROWS), n_batch=max(ROWS), n_ubatch=max(ROWS), n_threads=2, n_threads_batch=2)
-    batch, at, rows = RowBatch(max(ROWS)), 0, []
-    for n in ROWS:
-        batch.put(range(n))
-        if code := api.decode(context.alive(), batch.prepare(n, at, "all")):
-            raise context.failure(code, f"run {n} tokens at position {at}")
-        asked = model.panels.products if model.panels else 0
-        assert asked > 0 or not panels
-        rows += [
-            np.ctypeslib.as_array(
-                (ctypes.c_float * model.n_vocab).from_address(api.get_logits_ith(context.handle, i))
-            ).copy()
-            for i in range(n)
-        ]
-        at += n
-    context.close()
-    return np.stack(rows)
+    packed = matmul_hook.packed_bytes(info) if ours and matmul_hook.unavailable() is None else 0
+    model = Model(info, held=Weights(packed=packed))
+    logits = trial.run(model)
+    assert not ours or (model.packed is not None and model.packed.calls > 0)
+    return logits
 
 
-def _run(folder: Path) -> None:
-    """AssertionError, or the end of the process, where they are not to be used."""
+def run(folder: Path) -> None:
+    """What the child does: AssertionError, or the end of the process, where the kernels are not to be used."""
     params = api.api.llama_model_quantize_default_params()
     params.ftype = Q4_K_S
-    api.api.llama_model_quantize(os.fsencode(folder / "f32.gguf"), os.fsencode(folder / "q4_k.gguf"), params)
-    for name in ("q8_0.gguf", "q4_k.gguf"):
-        ours, theirs = _logits(folder / name, True), _logits(folder / name, False)
+    api.api.llama_model_quantize(os.fsencode(folder / F32), os.fsencode(folder / Q4_K), params)
+    for name in (Q8_0, Q4_K):
+        ours, theirs = logits_of(folder / name, ours=True), logits_of(folder / name, ours=False)
         assert np.isfinite(theirs).all() and np.abs(ours - theirs).max() <= NEAR * np.abs(theirs).max()
 
 
 if __name__ == "__main__":
-    if os.name == "posix":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _run(Path(sys.argv[1]))
+    trial.leave_no_core_file()
+    run(Path(sys.argv[1]))

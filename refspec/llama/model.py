@@ -20,15 +20,15 @@ import numpy as np
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.gguf.header import GgufInfo
 from refspec.llama import api
-from refspec.llama.matmul_hook import Panels, announce, forget, instructions, mapped
+from refspec.llama.matmul_hook import PackedMatrices, mapped, register, unregister
 
 
 class Weights(NamedTuple):
-    """How a model's weights are held: what `Model` obeys."""
+    """How a model's weights are held; `weights.choose` decides it, `Model` obeys."""
 
-    repack: bool = False  # llama.cpp may lay out quantized weights anew
-    packed: int = 0  # bytes of packed matrices that refspec's kernels multiply with, 0 for none
-    note: str | None = None  # what a user should be told of it
+    repack: bool = False  # llama.cpp may repack quantized weights
+    packed: int = 0  # bytes of the matrices that refspec's kernels multiply with, 0 for none
+    note: str | None = None  # what a user should know of it
 
 
 AS_STORED = Weights()
@@ -44,12 +44,9 @@ class Model:
     def __init__(
         self, info: GgufInfo, *, n_gpu_layers: int = 0, arch_override: str | None = None, held: Weights = AS_STORED
     ) -> None:
-        """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason.
-
-        `held` is how its weights are held and multiplied, decided by who opens it (`weights.py`).
-        """
+        """Load `info.path` and check every weight for NaN and infinity; CheckpointError with llama.cpp's reason."""
         self.info = info
-        self.note = held.note  # what a user should be told of how the weights are held
+        self.note = held.note  # what a user should know of how the weights are held
         self.repack = held.repack
         params, keep = api.model_params(
             n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack
@@ -62,10 +59,10 @@ class Model:
         if not handle:
             raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(api.reason())}")
         self.handle: int = handle
-        self.panels: Panels | None = announce(info, before, held.packed) if held.packed else None
-        if self.panels:
-            self.note = f"{info.path.name} is multiplied by refspec's own kernels ({instructions()}), {self.panels.nbytes / 1e6:.0f} MB laid out anew"
-        self._finalizer = weakref.finalize(self, _free, handle, self.panels)
+        self.packed: PackedMatrices | None = register(info, before, held.packed) if held.packed else None
+        if self.packed:
+            self.note = self.packed.note(info)
+        self._finalizer = weakref.finalize(self, _free, handle, self.packed)
         self.vocab: int = api.model_vocab(handle)
         self.n_vocab: int = api.vocab_size(self.vocab)
         self.n_layer: int = api.model_n_layer(handle)
@@ -85,14 +82,14 @@ class Model:
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def tokenize(self, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of a text; bytes that are not UTF-8 count as U+FFFD, which llama.cpp would end the process over."""
+        """Token ids of a string; bytes that are not UTF-8 count as U+FFFD, as llama.cpp would end the process."""
         self._need_tokenizer()
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
         clean = raw.decode("utf-8", "replace")
         tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
         if tokens is None:
             raise BackendError(
-                f"{self.info.path}: llama.cpp cannot tokenize this text of {len(raw)} bytes; give a shorter one"
+                f"{self.info.path}: llama.cpp cannot tokenize a prompt of {len(raw)} bytes; give a shorter one"
             )
         return tokens
 
@@ -109,10 +106,7 @@ class Model:
         return None
 
     def token_to_bytes(self, token: int, special: bool = False) -> bytes:
-        """The bytes a token stands for (part of a UTF-8 character, possibly);
-
-        control tokens are empty unless `special`.
-        """
+        """The bytes of a token, possibly part of a UTF-8 character; control tokens are empty unless `special`."""
         piece = self._pieces.get((token, special))
         if piece is None:
             self._need_tokenizer()
@@ -145,24 +139,23 @@ class Model:
             )
 
 
-def _free(handle: int, panels: Panels | None) -> None:
-    forget(panels)
+def _free(handle: int, packed: PackedMatrices | None) -> None:
+    unregister(packed)
     api.free_model(handle)
 
 
 def _longest_run(text: str) -> int:
-    """Characters of the longest stretch without a change between space and non-space:
-
-    no pre-tokenizer matches more than two.
+    """Twice the characters of the longest run without a change between space and non-space: a pre-tokenizer matches
+    two such runs at most.
     """
     return 2 * max((m.end() - m.start() for m in re.finditer(r"\s+|\S+", text)), default=0)
 
 
 def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | None:
-    """`call()` with stack enough to match `run` characters; None when that is beyond reason.
+    """`call()` with stack enough to match `run` characters; None where that would take more than MAX_STACK.
 
-    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and overflows the stack of
-    the process.
+    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and would overflow the
+    process's own stack.
     """
     if run <= SHALLOW:
         return call()
@@ -180,10 +173,7 @@ def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | N
 
 
 def _missing_byte(info: GgufInfo) -> str:
-    """Why a SentencePiece vocabulary cannot spell every text:
-
-    llama.cpp ends the process at the first byte without a token.
-    """
+    """Which byte a SentencePiece vocabulary has no token for: llama.cpp ends the process when it meets it."""
     if info.metadata.get("tokenizer.ggml.model") != "llama":
         return ""
     tokens = set(info.metadata.get("tokenizer.ggml.tokens") or ())
@@ -194,7 +184,7 @@ def _missing_byte(info: GgufInfo) -> str:
 
 
 def _readable(reason: str) -> str:
-    """llama.cpp's reason as one short line that says what to do where that is known."""
+    """llama.cpp's reason as one short line, with what to do where that is known."""
     reason = " ".join(reason.split())
     if "unknown model architecture" in reason:
         return f"{reason}; update llama-cpp-python or use another model"

@@ -1,9 +1,7 @@
-"""The threads llama.cpp computes on, for refspec's own kernels: the functions of its OpenMP library, as addresses for
-C.
+"""The OpenMP threads llama.cpp computes on, for refspec's own kernels, as addresses for C.
 
-Not a pool of its own: two pools awake on the same processors slow each other down. What stands here is found among the
-libraries that llama.cpp has loaded; a build on other threads (macOS, Windows) offers nothing, and the kernels then use
-one.
+Not a second pool: two pools that spin on the same processors slow each other down. A build of llama.cpp without OpenMP
+(macOS, Windows) has no such functions, and the kernels then use one thread.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from refspec.native import Team
 
 
 def team(threads: int | None) -> Team | None:
-    """`threads` of them (None: one for every processor), or None where that is one or llama.cpp has none to lend."""
+    """`threads` of them (None: one for every processor); None where that is one, or llama.cpp has no OpenMP."""
     threads = default_threads() if threads is None else threads
     functions = (api.team_parallel, api.team_rank, api.team_size)
     if threads < 2 or any(function is None for function in functions):

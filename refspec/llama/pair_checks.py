@@ -1,7 +1,7 @@
-"""What must be true of a drafter, alone and beside its target, before llama.cpp may run it.
+"""What must be true of a drafter, alone and with its target, before llama.cpp may run it.
 
-`drafter_meta` says what the file declares; here are the rules llama.cpp does not check itself, each an abort or a
-silently wrong result there (llama.cpp 0c1e57098).
+`drafter_meta` reads what the file declares. These are the rules llama.cpp does not check itself: each violation is an
+abort or a silently wrong result there (llama.cpp 0c1e57098).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lender(Protocol):
 
 
 def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
-    """What an eagle3 GGUF is, after every rule llama.cpp does not check itself.
+    """The configuration of an eagle3 GGUF, checked.
 
     Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph
     cannot compute.
@@ -49,14 +49,17 @@ def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
             f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again"
         ) from None
     if in_graph and (reasons := drafter_meta.graph_reasons(config)):
-        raise BackendError(f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can")
+        raise BackendError(
+            f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can (drafter"
+            " kernels: auto)"
+        )
     _check_flags(info, config)
     _check_tensors(info, config)
     return config
 
 
 def _check_flags(info: GgufInfo, config: DrafterConfig) -> None:
-    """Flags with two owners, and what refspec computes from metadata."""
+    """Flags that llama.cpp and refspec store under keys of their own, and values computed from metadata."""
     expected = drafter_meta.to_metadata(config)
     for key in ("eagle3.norm_before_fc", "eagle3.norm_before_residual"):
         if (info.metadata.get(key, False) is True) != expected[key]:
@@ -93,24 +96,31 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
     if "d2t" not in info.tensors:
         return
     if info.tensors["d2t"].type != "I64":
-        raise CheckpointError(f"{info.path}: d2t is {info.tensors['d2t'].type}, but llama.cpp aborts unless it is I64")
+        raise CheckpointError(
+            f"{info.path}: d2t is {info.tensors['d2t'].type}, but llama.cpp aborts unless it is I64; convert the"
+            " drafter again"
+        )
     if "output.weight" not in info.tensors:
-        raise CheckpointError(f"{info.path}: d2t without output.weight: the target's head has no draft vocabulary")
+        raise CheckpointError(
+            f"{info.path}: has d2t but no output.weight, and the target's head knows no draft vocabulary; convert"
+            " it again"
+        )
     ids = read_tensor(info, "d2t")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         raise CheckpointError(
-            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}"
+            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}; convert"
+            " it again"
         )
     if len(np.unique(ids)) != len(ids):
-        raise CheckpointError(f"{info.path}: d2t names a target id twice; offsets stored as ids look like this")
+        raise CheckpointError(
+            f"{info.path}: d2t names a target id twice, as offsets stored for ids do; convert it again"
+        )
 
 
 def check_pair(
     drafter: GgufInfo, config: DrafterConfig, target: GgufInfo, hidden_size: int, n_vocab: int, n_layer: int
 ) -> None:
-    """Raise ShapeError or CheckpointError unless the drafter was made for this target, by sizes, layers and token
-    texts.
-    """
+    """ShapeError or CheckpointError unless the drafter's sizes, layers and token strings are those of this target."""
     for what, mine, its in (
         ("eagle3.target_hidden_size", config.target_hidden_size, hidden_size),
         ("the vocabulary", config.vocab_size, n_vocab),
@@ -123,7 +133,8 @@ def check_pair(
     lent = [name for name in ("token_embd.weight", "output.weight") if name not in drafter.tensors]
     if lent and config.hidden_size != hidden_size:
         raise ShapeError(
-            f"{drafter.path}: has no {lent[0]} and cannot use the target's: drafter width {config.hidden_size}, target {hidden_size}"
+            f"{drafter.path}: has no {lent[0]} and cannot use the target's: drafter width {config.hidden_size}, target"
+            f" {hidden_size}; convert it with its own"
         )
     for name in lent:
         if name not in target.tensors and "token_embd.weight" not in target.tensors:
@@ -134,12 +145,15 @@ def check_pair(
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
             raise ShapeError(
-                f"{target.path}: its head has {shape[0]} rows, the drafter's vocabulary is {config.vocab_size}"
+                f"{target.path}: its head has {shape[0]} tokens, the drafter's vocabulary {config.vocab_size}; it"
+                " is for another target"
             )
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
         # lengths were compared above
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise CheckpointError(
-            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for another target"
+            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for"
+            " another"
+            " target"
         )

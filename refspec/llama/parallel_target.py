@@ -1,8 +1,8 @@
 """ParallelTarget: one GGUF answering many prompts at once, each in a sequence of its own.
 
-For making data, where tokens per second of all texts together count; not a Target, because nothing is verified here. A
-row more in a decode costs much less than a decode, so an answer that ends makes room for the next prompt at once.
-Legend: S sequences, R rows with logits of one decode, V vocabulary.
+For making data, where tokens per second of all answers together count; not a Target, because nothing is verified here.
+One more token in a decode costs much less than a decode, so an answer that ends makes room for the next prompt at once.
+Legend: R tokens with logits in one decode, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from refspec.llama.model import Model
 from refspec.llama.sequences import SequenceBatch, drop
 from refspec.llama.target import check_kind
 from refspec.llama.tree_batch import MAX_SEQUENCES
+from refspec.llama.vocabulary import UNUSED
 from refspec.native.penalties import Penalizer
 from refspec.reference.ops import Array, Ids
 from refspec.reference.penalties import NO_PENALTIES, Penalties
 
-UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
 
 
 class _Slot:
-    """A request under way: `held` positions are in the memory, `waiting` tokens follow them and have not been run."""
+    """A request in progress: `held` positions are in memory, `waiting` tokens follow them and have not been run."""
 
     def __init__(self, request: Request, prompt: Ids) -> None:
         self.request, self.held, self.waiting = request, 0, prompt
         self.answer: list[int] = []
 
     def history(self, with_prompt: bool) -> npt.NDArray[np.int32]:
-        """What penalties look at: the answer so far, after the prompt if that counts."""
+        """The tokens penalties count: the answer so far, after the prompt if that counts."""
         answer = np.array(self.answer, np.int32)
         return np.concatenate([np.asarray(self.request.prompt, np.int32), answer]) if with_prompt else answer
 
 
 class ParallelTarget:
-    """A model with memory for `parallel` texts of `n_ctx` positions each."""
+    """A model with memory for `parallel` sequences of `n_ctx` positions each."""
 
     def __init__(
         self,
@@ -78,15 +78,23 @@ class ParallelTarget:
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
             raise UsageError(
-                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow shorter ones"
+                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow"
+                " shorter ones"
             )
         self.parallel, self.n_ctx = parallel, n_ctx
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
         self.context = Context(
-            self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch, n_threads=n_threads,
-            kv_type=kv_type, flash_attn=flash_attn, n_seq_max=parallel, streams=True,
-        )  # fmt: skip
+            self.model,
+            n_ctx=parallel * -(-n_ctx // CELLS) * CELLS,
+            n_batch=n_batch,
+            n_ubatch=n_batch,
+            n_threads=n_threads,
+            kv_type=kv_type,
+            flash_attn=flash_attn,
+            n_seq_max=parallel,
+            streams=True,
+        )
         self._batch = SequenceBatch(self.context.n_batch, parallel)
         self._views = Views()
         self.seconds = 0.0  # inside llama.cpp
@@ -100,12 +108,12 @@ class ParallelTarget:
         stop: frozenset[int],
         penalties: Penalties = NO_PENALTIES,
     ) -> Iterator[Answer]:
-        """Answer every request, in the order in which they end; requests are taken when there is room for one.
+        """Answer every request, in the order in which they end; a request is taken when there is room for it.
 
         An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a
-        request with coins is the inverse-CDF draw with coin i from softmax(logits / temperature), the logits being
-        those under `penalties`: what a request gets does not depend on its neighbours but for the rounding of
-        llama.cpp's batches. Raises ShapeError for a prompt, BackendError for a failed computation.
+        request with coins is the inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized
+        logits: its neighbours change an answer only by the rounding of llama.cpp's batches. Raises ShapeError for a
+        prompt, BackendError for a failed computation.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
             raise UsageError(
@@ -142,7 +150,8 @@ class ParallelTarget:
         prompt, coins = np.asarray(request.prompt), request.coins
         if len(prompt) < 1 or len(prompt) + max_new > self.n_ctx:
             raise ShapeError(
-                f"{self.path}: a prompt of {len(prompt)} tokens and {max_new} after it do not fit into {self.n_ctx} positions"
+                f"{self.path}: a prompt of {len(prompt)} tokens and {max_new} after it do not fit into {self.n_ctx}"
+                " positions"
             )
         if prompt.dtype.kind not in "iu" or prompt.min() < 0 or prompt.max() >= self.n_vocab:
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
@@ -152,10 +161,10 @@ class ParallelTarget:
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token by its text; converters fill the head's width with unused ones, which are left out."""
-        texts, kinds = (self.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
-        used = max((i + 1 for i, kind in enumerate(kinds) if kind != UNUSED), default=len(texts))
-        return {text: i for i, text in enumerate(texts[:used])}
+        """The id of every token string, without the unused ones that converters fill the head's width with."""
+        strings, kinds = (self.info.metadata.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+        used = max((i + 1 for i, kind in enumerate(kinds) if kind != UNUSED), default=len(strings))
+        return {string: i for i, string in enumerate(strings[:used])}
 
     def _penalizer(self, penalties: Penalties) -> Penalizer:
         breaks = None
@@ -166,10 +175,7 @@ class ParallelTarget:
         return Penalizer(penalties, self.n_vocab, self.n_ctx, breaks)
 
     def _run(self, slots: dict[int, _Slot]) -> list[int]:
-        """Decode one batch: a row of every sequence, and more of the prompts while there is room;
-
-        the sequences with logits.
-        """
+        """Decode a batch, a token of every sequence and more of the prompts while there is room; which have logits."""
         batch, handle, ready = self._batch, self.context.alive(), []
         batch.clear()
         room = len(batch.tokens) - len(slots)
@@ -187,11 +193,11 @@ class ParallelTarget:
         code = api.decode(handle, batch.prepare())
         self.seconds += perf_counter() - began
         if code:
-            raise self.context.failure(code, f"run {batch.rows} tokens of {len(slots)} texts")
+            raise self.context.failure(code, f"run {batch.added} tokens of {len(slots)} sequences")
         return ready
 
     def _logits(self, rows: int) -> Array:
-        """Logits [R, V] of the last decode, in the order of its rows; a view, valid until the next one."""
+        """Logits [R, V] of the last decode, in order; a view, valid until the next one."""
         if not rows:
             return np.empty((0, self.n_vocab), np.float32)
         address = api.get_logits_ith(self.context.alive(), -rows)
@@ -199,11 +205,13 @@ class ParallelTarget:
             raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
         logits = self._views.at(address, rows, self.n_vocab)
         if not np.isfinite(logits.max(1)).all():  # NaN wins every max
-            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
+            raise BackendError(
+                f"{self.path}: logits are not finite; the weights are damaged, download or convert the file again"
+            )
         return logits
 
     def close(self) -> None:
-        """Free the model and its memory; twice is harmless."""
+        """Free the model and its memory; calling it twice is harmless."""
         self.context.close()
         self.model.close()
 
@@ -214,10 +222,9 @@ def _coin(slot: _Slot) -> float:
 
 
 def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
-    """Tokens [R] of logits [R, V]: `sampling.sample` row by row, with np.exp, for coins [R]; argmax where a coin is
-    NaN.
+    """Tokens [R] of logits [R, V]: `sampling.sample` of each with np.exp and coins [R]; argmax where a coin is NaN.
 
-    At temperature 0 every row is argmax, the lowest id on ties.
+    At temperature 0 every token is argmax, the lowest id on ties.
     """
     chosen = logits.argmax(1)
     drawn = np.flatnonzero(~np.isnan(coins))

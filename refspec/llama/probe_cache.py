@@ -1,6 +1,5 @@
-"""Answers about this llama.cpp on this processor that take time to find:
-
-found once, kept in the user's cache directory.
+"""What takes time to find out about this llama.cpp on this processor is found once, and kept in the user's cache
+directory.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from refspec.llama import api
 Answer = TypeVar("Answer", bool, int)
 
 
-def remembered(question: str, about: Sequence[object], ask: Callable[[], Answer], kind: type[Answer]) -> Answer:
-    """What `ask` answered the first time for the same library, processor and `about` (JSON);
+def ask_once(question: str, about: Sequence[object], ask: Callable[[], Answer], kind: type[Answer]) -> Answer:
+    """What `ask` answered the first time for the same library, processor and `about` (JSON).
 
-    a damaged or unwritable file asks again.
+    It is asked again where the file of the answer is damaged or could not be written.
     """
     answer = cache_directory() / f"{question}-{_key(about)}.json"
     try:
@@ -42,19 +41,14 @@ def remembered(question: str, about: Sequence[object], ask: Callable[[], Answer]
 
 
 def _key(about: Sequence[object]) -> str:
-    """The library as it is on disk, the processor's flags, and what is asked about."""
+    """A hash of the library as it is on disk, the processor's flags, and what is asked about."""
     path = api.library_path()
     known: list[object] = [path, list(about)]
     try:
         state = os.stat(path)
         known += [state.st_size, state.st_mtime_ns]
-        known += sorted(
-            {
-                line
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith(("flags", "model name"))
-            }
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known += sorted({line for line in lines if line.startswith(("flags", "model name"))})
     except OSError:
         pass
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -1,15 +1,14 @@
-"""Does what a row computes depend on the rows beside it? Looked at before a text is promised to be exact.
+"""Whether what a token computes depends on its neighbours in a batch: `--reproducible exact` checks it first.
 
-Not a proof: a look at the kernels that this file, this llama.cpp and this processor select. llama.cpp multiplies one
-row by other kernels than several, and from eight rows on by others again; in between it computed each row alike for
-every type of weights looked at on x86 (F32, F16, BF16, Q8_0, Q5_0, Q4_1, Q4_0, K- and I-quants, as stored; not laid out
-anew). So with single rows run in pairs and at most MOST_ROWS rows to verify, plain and speculative decoding see the
-same bits, whatever the weights.
+This is no proof, but a check of the kernels that this file, this llama.cpp and this processor select. llama.cpp
+multiplies one token by other kernels than several, and from eight tokens on by others again. In between, every type of
+weights tried on x86 gave each token the same bits (F32, F16, BF16, Q8_0, Q5_0, Q4_1, Q4_0, K- and I-quants; as stored,
+not repacked). So with single tokens run in pairs, and at most MOST_TOKENS of them verified at once, plain and
+speculative decoding see the same bits.
 
-Looked at is what every layer's attention gives, and the logits. Logits alone would not do: quantized weights round what
-they multiply, and that hides nearly every difference of the attention before it, until one is not hidden and changes
-the text a hundred tokens later. It is done once for a file, its settings, a build and a processor; the answer is kept
-in the user's cache directory.
+Compared are the attention output of every layer and the logits. Logits alone would not do: quantized weights round what
+they multiply, which hides nearly every difference of the attention before them, until one is not hidden and changes the
+output a hundred tokens later.
 """
 
 from __future__ import annotations
@@ -24,44 +23,41 @@ from refspec.llama.capture import prototype
 from refspec.llama.context import Context, RowBatch
 from refspec.llama.model import Model
 
-MOST_ROWS = 7
-BATCHES = ((7,), (6, 1), (5, 2), (4, 3))  # of the same 7 rows, each after the same prompt
-# tokens: from 256 on llama.cpp shares a single row's attention out among threads, sums in parts and adds these
+MOST_TOKENS = 7
+SPLITS = ((7,), (6, 1), (5, 2), (4, 3))  # batches of the same 7 tokens, each split after the same prompt
+# tokens: from 256 on llama.cpp divides one token's attention among threads, and adds partial sums
 PROMPT = 300
-ATTENTION = b"kqv_out-"  # and the layer: llama.cpp's name of what attention gives, before its output projection
+ATTENTION = b"kqv_out-"  # and the layer: llama.cpp's name of the attention's output, before its projection
 
-# Tokens [T] at positions from `first` on, which forgets what it held from there on -> everything each row computed.
-Rows = Callable[[Sequence[int], int], list[bytes]]
+# Tokens [T] at positions from `first` on, in place of what was there -> all that each token computed.
+Run = Callable[[Sequence[int], int], list[bytes]]
 
 
-def first_unlike(rows: Rows, n_vocab: int) -> int | None:
-    """The smallest batch in which a row computes other bits than alone, None if there is none."""
-    ids = [(5 + 37 * i) % n_vocab for i in range(PROMPT + MOST_ROWS)]
-
-    rows(ids[:PROMPT], 0)
+def smallest_differing_batch(run: Run, n_vocab: int) -> int | None:
+    """The size of the smallest batch in which a token computes other bits than alone, None if there is none."""
+    ids = [(5 + 37 * i) % n_vocab for i in range(PROMPT + MOST_TOKENS)]
+    run(ids[:PROMPT], 0)
 
     def after_the_prompt(sizes: Sequence[int]) -> list[tuple[int, bytes]]:
-        """(size of its batch, what it computed) of each row."""
+        """(size of its batch, what it computed) of each token."""
         found, start = [], PROMPT
         for size in sizes:
-            found += [(size, row) for row in rows(ids[start : start + size], start)]
+            found += [(size, computed) for computed in run(ids[start : start + size], start)]
             start += size
         return found
 
-    alone = after_the_prompt((1,) * MOST_ROWS)
-    unlike = [
+    alone = after_the_prompt((1,) * MOST_TOKENS)
+    differing = [
         size
-        for sizes in BATCHES
-        for (size, row), (_, mine) in zip(after_the_prompt(sizes), alone, strict=True)
-        if row != mine
+        for sizes in SPLITS
+        for (size, computed), (_, wanted) in zip(after_the_prompt(sizes), alone, strict=True)
+        if computed != wanted
     ]
-    return min(unlike, default=None)
+    return min(differing, default=None)
 
 
-class Looker:
-    """A small context of a model, with the settings of the one that will be used, which remembers what each row
-    computed.
-    """
+class BatchProbe:
+    """A small context of a model, with the settings of the one to be used, that shows what each token computes."""
 
     def __init__(self, model: Model, **settings: Any) -> None:
         """`settings` are `Context`'s. Raises what that raises."""
@@ -70,21 +66,20 @@ class Looker:
         self._name = prototype(ggml, "ggml_get_name", ctypes.c_char_p, pointer)
         self._nbytes = prototype(ggml, "ggml_nbytes", size_t, pointer)
         self._read = prototype(ggml, "ggml_backend_tensor_get", None, pointer, pointer, size_t, size_t)
-        self._seen: list[bytes] = []  # tensors of the last decode, whole
+        self._seen: list[bytes] = []  # whole tensors of the last decode
         self._problem: BaseException | None = None
         self._n_vocab, self._path = model.n_vocab, model.info.path
-        size = PROMPT + MOST_ROWS + 1
-        self.context = Context(
-            model, n_ctx=size, n_batch=size, n_ubatch=size, eval_callback=api.EvalCallback(self._on_node), **settings
-        )  # fmt: skip
+        size = PROMPT + MOST_TOKENS + 1
+        callback = api.EvalCallback(self._on_node)
+        self.context = Context(model, n_ctx=size, n_batch=size, n_ubatch=size, eval_callback=callback, **settings)
         self._batch = RowBatch(size)
 
-    def rows(self, tokens: Sequence[int], first: int) -> list[bytes]:
-        """`Rows`: a single one beside a copy of itself.
+    def run(self, tokens: Sequence[int], first: int, *, paired: bool = True) -> list[bytes]:
+        """`Run`; with `paired` a single token runs beside a copy of itself.
 
         Raises BackendError where llama.cpp fails or shows no attention.
         """
-        n = max(len(tokens), 2)
+        n = max(len(tokens), 1 + paired)
         self.context.keep(first)
         self._seen = []
         if not self._batch.put([*tokens, *tokens][:n]):
@@ -96,7 +91,9 @@ class Looker:
         if code:
             raise self.context.failure(code, f"run {n} tokens at position {first}")
         if not self._seen:
-            raise BackendError(f"{self._path}: the attention of this architecture cannot be looked at")
+            raise BackendError(
+                f"{self._path}: llama.cpp does not show the attention of this architecture; leave --reproducible out"
+            )
         logits = ctypes.string_at(api.get_logits_ith(self.context.handle, -n), 4 * n * self._n_vocab)
         whole = [*self._seen, logits]
         return [

@@ -24,8 +24,8 @@ from refspec.llama.context import Context, RowBatch, default_threads
 from refspec.llama.decoded_rows import DecodedRows
 from refspec.llama.model import Model
 from refspec.llama.native_calls import NativeTarget, possible
-from refspec.llama.probe_cache import remembered
-from refspec.llama.rounding import Looker, first_unlike
+from refspec.llama.probe_cache import ask_once
+from refspec.llama.rounding import BatchProbe, smallest_differing_batch
 from refspec.llama.verifier import LlamaVerifier
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -92,7 +92,7 @@ class LlamaTarget:
         self._placed = {
             "n_gpu_layers": n_gpu_layers,
             "repack": self.model.repack,
-            "panels": self.model.panels is not None,
+            "panels": self.model.packed is not None,
         }
         self._settings: dict[str, Any] = dict(
             n_threads=n_threads,
@@ -150,12 +150,11 @@ class LlamaTarget:
         self._rows.n = 1
         return 1
 
-    def first_unlike(self) -> int | None:
-        """The smallest batch, up to `rounding.MOST_ROWS`, in which a row computes other bits than in a pair; None if
-        there is none.
+    def smallest_differing_batch(self) -> int | None:
+        """The smallest batch, up to `rounding.MOST_TOKENS`, in which a token has other bits than in a pair, or None.
 
-        Looked at in a small context of its own, once (`remembered`). Raises BackendError where rows cannot be run in
-        pairs, or attention not be looked at.
+        Tried in a small context of its own, once (`ask_once`). Raises BackendError where single tokens cannot run in
+        pairs, or llama.cpp does not show the attention.
         """
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
@@ -167,12 +166,12 @@ class LlamaTarget:
             sorted((self._settings | self._placed).items()),
             default_threads(),
         ]
-        return remembered("exact", about, self._look, int) or None
+        return ask_once("exact", about, self._look, int) or None
 
     def _look(self) -> int:
-        looker = Looker(self.model, **self._settings)
+        looker = BatchProbe(self.model, **self._settings)
         try:
-            return first_unlike(looker.rows, self.n_vocab) or 0
+            return smallest_differing_batch(looker.run, self.n_vocab) or 0
         finally:
             looker.close()
 

@@ -1,13 +1,12 @@
-"""Trees in llama.cpp: one batch whose rows belong to several sequences, each sequence one path from the prefix to a
-leaf.
+"""Trees in llama.cpp: one batch whose tokens belong to several sequences, one for every path from the prefix to a leaf.
 
-The cache holds one cell per row, however many sequences share it (`kv_unified`), and a row attends to cells of its own
-sequences at lower positions: with a sequence per leaf, that is its ancestors. Between two trees everything belongs to
-sequence 0 alone.
+The cache holds one cell per token, however many sequences share it (`kv_unified`), and a token attends to cells of its
+own sequences at lower positions: with a sequence per leaf, these are its ancestors. Between two trees everything
+belongs to sequence 0 alone.
 
-llama.cpp accepts such a batch only if every sequence in it ends at the same position before, if rows that share a
-sequence come parents first, and if a row's sequences include those of its descendants; `share` and `leaf_sequences` see
-to that. Legend: T rows (row 0 the pending token, row i + 1 node i), L leaves.
+llama.cpp takes such a batch only if every sequence in it ends at the same position before, if parents come first, and
+if a token's sequences include those of its descendants; `share` and `leaf_sequences` see to that. Legend: T tokens
+(0 the pending one, i + 1 node i), L leaves.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ; above it llama.cpp makes no context
 
 
 def leaf_sequences(parents: Sequence[int]) -> list[list[int]]:
-    """[N+1] sequence ids of every row:
-
-    a leaf has one of its own, numbered in order of the leaves, any other row those below it.
-    """
+    """[N+1] the sequences of every token: a leaf has one of its own, numbered in order, any other those below it."""
     rows: list[list[int]] = [[] for _ in range(len(parents) + 1)]
     inner = set(parents)
     leaves = [i for i in range(len(parents)) if i not in inner]
@@ -40,7 +36,7 @@ def leaf_sequences(parents: Sequence[int]) -> list[list[int]]:
 
 
 class TreeBatch:
-    """Arrays of one `llama_batch` for up to `capacity` rows, each in any number of sequences; all rows are outputs."""
+    """Arrays of one `llama_batch` for up to `capacity` tokens, each in any number of sequences, all with logits."""
 
     def __init__(self, capacity: int, *, width: int = 0) -> None:
         self.tokens = np.zeros(capacity, np.int32)
@@ -60,7 +56,7 @@ class TreeBatch:
         )
 
     def prepare(self, positions: Sequence[int], sequences: Sequence[Sequence[int]]) -> Any:
-        """The struct for rows at positions [T] in sequences [T][at least 1]; tokens and states were filled before."""
+        """The struct for tokens at positions [T] in sequences [T][at least 1]; fill `tokens` and `states` first."""
         n = len(positions)
         counts = [len(ids) for ids in sequences]
         self.positions[:n], self._counts[:n] = positions, counts
@@ -72,22 +68,19 @@ class TreeBatch:
 
 
 def share(memory: int, sequences: int) -> None:
-    """Let sequences 1..sequences-1 have all cells of sequence 0."""
+    """Give sequences 1..sequences-1 all cells of sequence 0."""
     for s in range(1, sequences):
         api.memory_seq_cp(memory, 0, s, -1, -1)
 
 
 def branch(memory: int, source: int, sequence: int) -> None:
-    """Make `sequence` a copy of `source`, whatever it was."""
+    """Make `sequence` a copy of `source`, whatever it held."""
     api.memory_seq_rm(memory, sequence, -1, -1)
     api.memory_seq_cp(memory, source, sequence, -1, -1)
 
 
 def settle(memory: int, winner: int, start: int, end: int) -> None:
-    """Keep positions below `end`, those from `start` on as sequence `winner` has them, all as sequence 0;
-
-    free every other cell.
-    """
+    """Keep positions below `end` as sequence 0, those from `start` on as `winner` has them; free every other cell."""
     if winner:
         api.memory_seq_rm(memory, 0, start, -1)
         api.memory_seq_cp(memory, winner, 0, start, end)

@@ -1,9 +1,8 @@
-"""ggml's own products of a packed matrix row with a vector, as addresses for C (native/eagle3.c).
+"""ggml's dot products of a quantized matrix row with a vector, as addresses for C (native/eagle3.c).
 
-Not an engine: one function per weight type, the ones llama.cpp's processor backend multiplies with, so that a matrix is
-used in the type its file stores it in and on whatever instructions this build of llama.cpp was made for. The tables
-they stand in are structs of a header that ships with no package; their layout is checked by what they say of types
-known here, and where it does not fit there are none.
+There is one function for each weight type, the one llama.cpp's processor backend multiplies with, so that a matrix is
+used in the type its file stores and on the instructions this build of llama.cpp was made for. ggml's tables of them are
+structs of a header that no package ships: their layout is checked against known types first.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class _CpuTraits(ctypes.Structure):
 
 
 class Functions(NamedTuple):
-    """Addresses of ggml's functions for one type of weights, and how many numbers it packs together."""
+    """Addresses of ggml's functions for one type of weights, and how many numbers a row is a multiple of."""
 
     dot: int
     pack: int  # 0: dot takes float32
@@ -55,12 +54,12 @@ class Functions(NamedTuple):
 
 
 F32, F16, Q8_0 = 0, 1, 8
-_KNOWN = (F32, F16, Q8_0)  # each is multiplied with inputs of its own type
+_KNOWN = (F32, F16, Q8_0)  # each takes inputs of its own type
 
 
 @cache
 def functions(type_id: int) -> Functions | None:
-    """What multiplies rows of a ggml type with float32 inputs; None where this build of llama.cpp does not say."""
+    """What multiplies rows of a ggml type with float32 inputs; None where this llama.cpp has no such function."""
     tables, known = _tables(), weight_type(type_id)
     if tables is None or known is None:
         return None
@@ -77,7 +76,7 @@ def functions(type_id: int) -> Functions | None:
 
 @cache
 def _tables() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | None:
-    """The two tables of this llama.cpp, if they are there and hold what is known of three types."""
+    """The two tables of this llama.cpp; None where they are missing, or three known types read otherwise."""
     traits, cpu = api.type_traits, api.type_traits_cpu
     if traits is None or cpu is None:
         return None
@@ -94,7 +93,7 @@ def _tables() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | Non
 
 
 def packed_matrix(info: GgufInfo, name: str) -> PackedMatrix | None:
-    """A matrix as its file stores it; None for float32 and for types or widths this llama.cpp multiplies otherwise."""
+    """A matrix as its file stores it; None for float32, and for types or widths without a dot product here."""
     tensor = info.tensors[name]
     if tensor.type == "F32" or (found := functions(tensor.type_id)) is None or tensor.shape[1] % found.block:
         return None

@@ -1,7 +1,7 @@
-"""How a model's weights are held: by whose kernels they are multiplied, and whether llama.cpp may repack them.
+"""How a model's weights are held: whose kernels multiply with them, and whether llama.cpp may repack them.
 
-Decided before a model is opened, by who opens it; `Model` obeys. What cannot be known without trying is tried in a
-child process, once (`matmul_trial.py`, `amx.py`).
+Whoever opens a model decides this first, and `Model` obeys. What cannot be known without trying is tried once, in a
+child process (`matmul_trial.py`, `amx.py`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from refspec.llama.model import Weights
 
 
 def why_not() -> str | None:
-    """Why refspec's kernels cannot multiply here; None where they can."""
-    return matmul_hook.not_linked() or (None if matmul_trial.works() else "a trial of them failed with this llama.cpp")
+    """Why refspec's kernels cannot multiply here, None where they can."""
+    failed = "a trial of them failed with this llama.cpp"
+    return matmul_hook.unavailable() or (None if matmul_trial.works() else failed)
 
 
 def choose(info: GgufInfo, *, n_gpu_layers: int = 0, repack: bool = True, panels: bool = True) -> Weights:
-    """`panels` has refspec's kernels multiply where they can;
+    """How to hold the weights of a file.
 
-    `repack` lets llama.cpp repack the other weights where that does not crash.
+    With `panels`, refspec's kernels multiply with the matrices they can; with `repack`, llama.cpp may repack the others
+    where that does not crash.
     """
-    packed = matmul_hook.fits(info) if panels and n_gpu_layers == 0 and why_not() is None else 0
-    if packed and matmul_hook.takes_all(info):
+    packed = matmul_hook.packed_bytes(info) if panels and n_gpu_layers == 0 and why_not() is None else 0
+    if packed and not matmul_hook.left_to_llama(info):
         repack = False  # both would repack the same weights
     if not repack or repacking_works():
         return Weights(repack, packed)
-    quantized = {t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"}
-    why = f"{info.path.name} keeps its weights as stored: the AMX kernels of this llama.cpp crash on this processor"
+    quantized = any(t.type not in matmul_hook.AS_STORED for t in info.tensors.values())
+    why = f"weights of {info.path.name} stay as stored: the AMX kernels of this llama.cpp crash on this processor"
     return Weights(False, packed, why if quantized else None)

@@ -1,9 +1,7 @@
 """TorchAnswers: a target of a training run answering many prompts at once, on the device that trained it.
 
-`llama/parallel_target.py` does the same for any GGUF in llama.cpp. On a GPU (NVIDIA H100) an earlier form of this wrote
-about 10,000 tokens a second of a model of 24 layers: the launching of a thousand small kernels for every token is what
-takes the time. On two cores it does half of what llama.cpp does there (900 and 1,600). Legend: B texts, S positions, T
-rows, H width, hd head size.
+`llama/parallel_target.py` does the same for any GGUF in llama.cpp. On two cores torch makes about half of llama.cpp's
+tokens per second (900 and 1,600). Legend: B sequences, S positions, T tokens, V vocabulary, hd head size.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from refspec.train.precision import choose_device, compute_type, mixed
 from refspec.train.target import hf_directory, load_target
 from refspec.train.tokenizer import load_tokenizer
 
-POOL = 4  # waves are cut from so many of them in the order of their prompts' lengths: little of a wave is padding
+POOL = 4  # batches are cut from as many of them, sorted by their prompts' lengths: little of a batch is padding
 PARALLEL = {"cuda": 2048, "cpu": 64}
 
 
@@ -43,7 +41,7 @@ class TorchAnswers:
         self.model = load_target(run).to(self.device)
         for module in self.model.modules():
             if isinstance(module, nn.Linear):
-                module.to(compute_type(self.device))  # once, instead of before every product
+                module.to(compute_type(self.device))  # once, instead of before every multiplication
         self.path = hf_directory(run)
         if not 1 <= n_ctx <= self.model.config.context_length:
             limit = self.model.config.context_length
@@ -64,9 +62,9 @@ class TorchAnswers:
         stop: frozenset[int],
         penalties: Penalties = NO_PENALTIES,
     ) -> Iterator[Answer]:
-        """As `ParallelTarget.answers`, but that it takes no penalties (UsageError):
+        """As `ParallelTarget.answers`, but without penalties (UsageError).
 
-        what a request gets depends on its neighbours by the rounding of the device's products alone.
+        A request's neighbours change its answer only by the rounding of the device's matrix multiplications.
         """
         if penalties.on:
             raise UsageError(
@@ -76,59 +74,61 @@ class TorchAnswers:
         while pool := list(islice(queue, POOL * self.parallel)):
             pool.sort(key=lambda request: len(request.prompt))
             for at in range(0, len(pool), self.parallel):
-                yield from self._wave(pool[at : at + self.parallel], max_new, temperature, stop)
+                yield from self._batch(pool[at : at + self.parallel], max_new, temperature, stop)
 
     def close(self) -> None:
         """Nothing to free by hand."""
 
     @torch.no_grad()
-    def _wave(self, wave: list[Request], max_new: int, temperature: float, stop: frozenset[int]) -> Iterator[Answer]:
-        """Answers to one batch; texts that have ended leave it whenever half of it has."""
-        on, longest = self.device, max(len(request.prompt) for request in wave)
-        # Prompts end at the same position: what stands before the shorter ones is never attended to.
-        prompts = np.zeros((len(wave), longest), np.int64)
-        for row, request in enumerate(wave):
+    def _batch(
+        self, requests: list[Request], max_new: int, temperature: float, stop: frozenset[int]
+    ) -> Iterator[Answer]:
+        """Answers to one batch; sequences that have ended leave it whenever half of it has."""
+        on, longest = self.device, max(len(request.prompt) for request in requests)
+        # Prompts end at the same position: the padding before the shorter ones is never attended to.
+        prompts = np.zeros((len(requests), longest), np.int64)
+        for row, request in enumerate(requests):
             prompts[row, longest - len(request.prompt) :] = request.prompt
-        before = torch.tensor([longest - len(request.prompt) for request in wave], device=on)  # [B]
-        greedy = torch.tensor([request.coins is None for request in wave], device=on)
-        coins = torch.from_numpy(
-            np.stack([np.zeros(max_new) if r.coins is None else r.coins[:max_new] for r in wave])
-        ).to(on)
-        sampled = temperature > 0 and any(request.coins is not None for request in wave)
+        before = torch.tensor([longest - len(request.prompt) for request in requests], device=on)  # [B]
+        greedy = torch.tensor([request.coins is None for request in requests], device=on)
+        drawn = [np.zeros(max_new) if r.coins is None else r.coins[:max_new] for r in requests]
+        coins = torch.from_numpy(np.stack(drawn)).to(on)
+        sampled = temperature > 0 and any(request.coins is not None for request in requests)
         stops = torch.tensor(sorted(stop), device=on)
-        texts, memory = list(wave), _Memory(self.model.layers, len(wave), longest + max_new, on)
-        rows, said = torch.from_numpy(prompts).to(on), torch.empty(len(wave), 0, dtype=torch.int64, device=on)
-        open_ = torch.ones(len(wave), dtype=torch.bool, device=on)
+        running, memory = list(requests), _Memory(self.model.layers, len(requests), longest + max_new, on)
+        tokens = torch.from_numpy(prompts).to(on)
+        said = torch.empty(len(requests), 0, dtype=torch.int64, device=on)
+        open_ = torch.ones(len(requests), dtype=torch.bool, device=on)
         for step in range(max_new):
             with mixed(on):
-                logits = self._next(rows, memory, before)
+                logits = self._next(tokens, memory, before)
             token = logits.argmax(-1)
             if sampled:
                 token = torch.where(greedy, token, draw(logits, coins[:, step], temperature))
             said = torch.cat([said, token[:, None]], 1)
             open_ = open_ & ~torch.isin(token, stops)
-            rows = token[:, None]
+            tokens = token[:, None]
             last = step + 1 == max_new
-            if not last and (step % 8 or int(open_.sum()) * 2 > len(texts)):
-                continue  # looked at now and then: a look waits for the device
+            if not last and (step % 8 or int(open_.sum()) * 2 > len(running)):
+                continue  # checked now and then: a check waits for the device
             alive = torch.zeros_like(open_) if last else open_
             written = said.cpu().numpy()
             for i in torch.nonzero(~alive)[:, 0].tolist():
-                yield Answer(texts[i], _until(written[i].tolist(), stop))
+                yield Answer(running[i], _until(written[i].tolist(), stop))
             if not bool(alive.any()):
                 return
             kept = torch.nonzero(alive)[:, 0]
-            texts = [texts[i] for i in kept.tolist()]
-            before, greedy, coins, said, rows, open_ = (x[kept] for x in (before, greedy, coins, said, rows, open_))
+            running = [running[i] for i in kept.tolist()]
+            before, greedy, coins, said, tokens, open_ = (x[kept] for x in (before, greedy, coins, said, tokens, open_))
             memory.keep(kept)
 
-    def _next(self, rows: Tensor, memory: _Memory, before: Tensor) -> Tensor:
-        """Logits [B, V] float32 after rows [B, T] at the positions that follow those in memory."""
+    def _next(self, tokens: Tensor, memory: _Memory, before: Tensor) -> Tensor:
+        """Logits [B, V] float32 after tokens [B, T] at the positions that follow those in memory."""
         c, at = self.model.config, memory.held
-        end = at + rows.shape[1]
+        end = at + tokens.shape[1]
         places = torch.arange(end, device=self.device)
         seen = (places[None] >= before[:, None])[:, None] & (places[None] <= places[at:, None])[None]  # [B, T, S]
-        # A row before its text's first token sees itself: nobody reads it, and softmax of nothing is not a number.
+        # Padding sees itself: nobody reads it, and softmax of nothing is not a number.
         seen = seen | (places[None] == places[at:, None])[None]
         group = c.n_heads // c.n_kv_heads
         mask = torch.zeros(seen.shape, dtype=compute_type(self.device), device=self.device).masked_fill_(
@@ -136,7 +136,7 @@ class TorchAnswers:
         )
         mask = mask.repeat(1, group, 1)[:, None]  # [B, 1, group T, S]
         cos, sin = rope_tables(places[at:], c.head_dim, c.rope_theta)
-        x = self.model.embed(rows)
+        x = self.model.embed(tokens)
         for layer, block in enumerate(self.model.layers):
             q, k, v = block.heads(x, cos, sin)
             keys, values = memory.put(layer, k, v, at)
@@ -148,28 +148,28 @@ class TorchAnswers:
 class _Memory:
     """Keys and values [B, kv heads, S, hd] of every layer, the first `held` positions filled."""
 
-    def __init__(self, layers: list[Block], texts: int, positions: int, device: torch.device) -> None:
+    def __init__(self, layers: list[Block], sequences: int, positions: int, device: torch.device) -> None:
         c, self.held = layers[0].c, 0
-        shape = (texts, c.n_kv_heads, positions, c.head_dim)
+        shape = (sequences, c.n_kv_heads, positions, c.head_dim)
         self.pairs = [[torch.empty(shape, dtype=compute_type(device), device=device) for _ in "kv"] for _ in layers]
 
     def put(self, layer: int, k: Tensor, v: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """Store rows from position `at` on; keys and values up to them."""
+        """Store keys and values from position `at` on; all up to them."""
         end = at + k.shape[2]
         for held, new in zip(self.pairs[layer], (k, v), strict=True):
             held[:, :, at:end] = new
         keys, values = self.pairs[layer]
         return keys[:, :, :end], values[:, :, :end]
 
-    def keep(self, texts: Tensor) -> None:
-        """Of the texts, only these."""
-        self.pairs = [[held[texts] for held in pair] for pair in self.pairs]
+    def keep(self, sequences: Tensor) -> None:
+        """Drop all sequences but these."""
+        self.pairs = [[held[sequences] for held in pair] for pair in self.pairs]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """q [B, heads, T, hd], k and v [B, kv heads, S, hd], additive mask [B, 1, group T, S] -> [B, heads, T, hd].
 
-    The query heads that share a key head are rows of one product: keys are read once, not once a head.
+    The query heads that share a key head are rows of one multiplication: keys are read once, not once a head.
     """
     b, heads, t, hd = q.shape
     rows = q.reshape(b, k.shape[1], heads // k.shape[1] * t, hd)
@@ -177,10 +177,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, coins: Tensor, temperature: float) -> Tensor:
-    """Tokens [B]:
-
-    the inverse-CDF draws with coins [B] from softmax(logits / temperature), as `parallel.choose` makes them.
-    """
+    """Tokens [B], drawn with coins [B] from softmax(logits / temperature) as `parallel_target.choose` does."""
     weights = torch.exp((logits - logits.max(-1, keepdim=True).values).double() / temperature)
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]

@@ -1,4 +1,4 @@
-"""Conversations to token arrays: render with the chat template, tokenize, pack into rows, hold some out.
+"""Conversations to token arrays: render with the chat template, tokenize, pack, hold some out.
 
 A prepared data set is a folder: `tokenizer.json`, `{train,val}.tokens.npy` (uint16, packed documents one after the
 other) and `{train,val}.mask.npy` (uint8, 1 where the token is the assistant's and so part of the drafter's loss).
@@ -18,11 +18,11 @@ from refspec.train.overlap import runs_of, strings_in
 from refspec.train.overlap import without as cleaned
 from refspec.train.tokenizer import BOS, TURN_END, TURN_START, load_tokenizer, train_tokenizer
 
-# How often a source is seen, by name or by the beginning of it (`py_*`); 1 where nothing is said, and 0.3 keeps three
-# records of ten. `broad` is for learning the language: modern chat and worked maths are thin in the corpus and worth
-# seeing several times, books are plentiful. `chat` is for the last part of a training: what people ask, and less of
-# what only teaches words. `tasks` is like it, with more Python and fewer repetitions of the thinnest sources, for a
-# model with room for more. `epochs` repeats less, for a training that sees the whole of it several times.
+# How often a source is seen, by name or by its beginning (`py_*`); 1 for the others, and 0.3 keeps three records of
+# ten. `broad` is for learning the language: modern chat and worked maths are rare in the corpus and repeated, books are
+# plentiful. `chat` is for the last part of a training: what people ask, and less of what only teaches words. `tasks` is
+# like it, with more Python and fewer repetitions of the rarest sources, for a larger model. `epochs` repeats less, for
+# a training that sees all of it several times.
 MIXES: dict[str, dict[str, float]] = {
     "broad": {
         "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "taskmaster4": 2, "gsm8k_train": 3,
@@ -37,12 +37,14 @@ MIXES: dict[str, dict[str, float]] = {
     "tasks": {
         "oasst_octopack": 8, "oasst_trees": 8, "small_instruct": 8, "gsm8k_train": 3, "mbpp_train": 12, "mawps": 3,
         "chatterbot_corpus": 3, "african_storybook": 4, "18f_blog": 1.5, "flan_cot_strategyqa": 3, "flan_cot_*": 1.5,
-        "t0_common_gen": 2, "py_*": 2, "classic_books": 0.5, "peps": 0.2, "rust_book": 0.3, "tldr": 0.7, "synth_retrieval": 0.4,
+        "t0_common_gen": 2, "py_*": 2, "classic_books": 0.5, "peps": 0.2, "rust_book": 0.3, "tldr": 0.7,
+        "synth_retrieval": 0.4,
     },
     "epochs": {
         "oasst_octopack": 4, "oasst_trees": 4, "small_instruct": 4, "gsm8k_train": 3, "mbpp_train": 6, "mawps": 3,
         "chatterbot_corpus": 2, "african_storybook": 3, "18f_blog": 1.5, "flan_cot_strategyqa": 2, "flan_cot_*": 1.5,
-        "t0_common_gen": 1.5, "py_*": 2, "classic_books": 0.4, "peps": 0.2, "rust_book": 0.5, "tldr": 0.7, "synth_retrieval": 0.3,
+        "t0_common_gen": 1.5, "py_*": 2, "classic_books": 0.4, "peps": 0.2, "rust_book": 0.5, "tldr": 0.7,
+        "synth_retrieval": 0.3,
     },
 }  # fmt: skip
 
@@ -67,7 +69,7 @@ def read_conversations(path: Path) -> Iterator[dict]:
 
 
 def render_pieces(messages: list[dict]) -> Iterator[tuple[str, bool]]:
-    """The chat template as (text, is the assistant's) pieces; joined they are exactly what the GGUF template renders."""
+    """The chat template as (text, is the assistant's) pieces; joined they are what the GGUF template renders."""
     yield BOS, False
     for message in messages:
         mine = message["role"] == "assistant"
@@ -87,7 +89,7 @@ def encode_conversation(tokenizer, messages: list[dict]) -> tuple[list[int], lis
 
 
 def encode_text(tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """Token ids and loss mask of plain text: a document that nobody answers in."""
+    """Token ids and loss mask of plain text: a document without an answer."""
     ids = tokenizer.encode(BOS + text, add_special_tokens=False).ids
     return ids, [0] * len(ids)
 
@@ -106,9 +108,10 @@ def prepare(
 ) -> dict:
     """Train the tokenizer (or take `tokenizer_file`), then write packed train and validation arrays.
 
-    `texts` is a file of {text} objects, plain text to read: each is one more document of the training part, none of it
-    the assistant's; paragraphs that share 13 words in a row with a string in the JSONL file `without` are left out.
-    Returns counts for the model card. With the same seed the held-out records are the same whatever the weights."""
+    `texts` is a file of {text} objects, plain text: each is one more document of the training part, none of it the
+    assistant's; paragraphs that share 13 words in a row with a string in the JSONL file `without` are left out. Returns
+    counts for the model card. The seed alone decides which records are held out.
+    """
     weights = MIXES["broad"] if weights is None else weights
     records = list(read_conversations(corpus))
     rng = np.random.default_rng(seed)
@@ -117,7 +120,7 @@ def prepare(
     held = [r for i, r in enumerate(records) if i % val_every == 0]
     kept = [r for i, r in enumerate(records) if i % val_every]
     if tokenizer_file is not None:
-        load_tokenizer(tokenizer_file)  # complains in one line before anything is written
+        load_tokenizer(tokenizer_file)  # raises before anything is written
         (out / "tokenizer.json").write_text(tokenizer_file.read_text(encoding="utf-8"), encoding="utf-8")
     elif not (out / "tokenizer.json").exists():
         # A quarter of the corpus settles 4k merges; the rest changes nothing but the time.
@@ -128,20 +131,17 @@ def prepare(
     for name, part in (("train", kept), ("val", held)):
         encoded = [(encode_conversation(tokenizer, r["messages"]), r["source"]) for r in part]
         if name == "train" and texts is not None:
-            known = (
-                {run for r in read_conversations(without) for s in strings_in(r) for run in runs_of(s)}
-                if without
-                else set()
-            )
+            measured = read_conversations(without) if without else iter(())
+            known = {run for r in measured for s in strings_in(r) for run in runs_of(s)}
             kept_texts = [cleaned(r["text"], known) for r in read_conversations(texts)]
             encoded += [(encode_text(tokenizer, text), TEXT) for text, _ in kept_texts]
             counts["left out"] = {"paragraphs": sum(n for _, n in kept_texts)}
         wanted = np.array([weight_of(s, weights) if name == "train" else 1.0 for _, s in encoded])
         repeats = np.floor(wanted).astype(int)
-        if (wanted != repeats).any():  # whole numbers draw nothing, so the order of a plain mix is as it was
+        if (wanted != repeats).any():  # whole numbers draw nothing
             repeats += rng.random(len(wanted)) < wanted - repeats
         order = np.repeat(np.arange(len(encoded)), repeats)
-        # The held-out text has an order of its own, the same for every mix: losses on it can be compared.
+        # The order of the held-out part is the same for every mix, so that losses on it can be compared.
         (rng if name == "train" else np.random.default_rng([seed, 1])).shuffle(order)
         tokens = np.concatenate([np.asarray(encoded[i][0][0], np.uint16) for i in order])
         mask = np.concatenate([np.asarray(encoded[i][0][1], np.uint8) for i in order])
@@ -165,7 +165,8 @@ class Batches:
         self.per_epoch = (self.tokens.size - 2 * length) // length // rows
         if self.per_epoch < 1:
             raise UsageError(
-                f"{folder}: {split} holds {self.tokens.size} tokens, fewer than a batch of {rows} x {length}"
+                f"{folder}: {split} holds {self.tokens.size} tokens, fewer than a batch of {rows} x {length};"
+                " prepare more data"
             )
         self._epoch, self._order, self._offset = -1, np.empty(0, np.int64), 0
 

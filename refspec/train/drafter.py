@@ -2,7 +2,7 @@
 
 Step i of row s sees the token x_{s+1+i}, the state fed back by step i-1 (gradients flow through the chain) and, in
 attention, the true rows <= s of step 0 plus its own row's keys of steps 1..i (EAGLE-3, arXiv 2503.01840, section 3.2).
-It learns the target's law at row s+1+i, restricted to the draft vocabulary, by soft cross-entropy. The forward
+It learns the target's distribution at row s+1+i, restricted to the draft vocabulary, by soft cross-entropy. The forward
 mathematics are those of `refspec.reference.eagle3`; tests hold the two equal.
 """
 
@@ -21,10 +21,7 @@ from refspec.train.model import Linear, RMSNorm, rope, rope_tables
 
 @dataclass(frozen=True)
 class TrainedDrafter:
-    """What is trained:
-
-    sizes, the three switches (values of refspec.reference.config enums) and the captured boundaries.
-    """
+    """Sizes, the three switches (values of the enums in `reference/config.py`) and the captured boundaries."""
 
     hidden_size: int
     target_hidden_size: int
@@ -44,7 +41,7 @@ class TrainedDrafter:
     attention_reg: float = 0.0  # weight of the attention regularizer in the loss (`drafter_loss.chain_losses`)
 
     def to_dict(self) -> dict:
-        """Plain values, for a checkpoint's identity; a regularizer that is off is not named."""
+        """Plain values, for a checkpoint's identity, without a regularizer that is off."""
         values = asdict(self) | {"capture_layers": list(self.capture_layers)}
         if not self.attention_reg:
             del values["attention_reg"]
@@ -120,8 +117,8 @@ class Eagle3(nn.Module):
     ) -> Iterator[ChainStep]:
         """Unroll `depth` TTT steps; yields a ChainStep of the chosen rows at each.
 
-        tokens [B, T+depth], states each [B, T, Ht], mask [B, 1, T, T], rows int64 [B, R] ascending row numbers: keys
-        of later steps are seen by their own row only, so rows that carry no loss need no later steps at all.
+        tokens [B, T+depth], states each [B, T, Ht], mask [B, 1, T, T], rows int64 [B, R] ascending row numbers: only
+        its own row sees the keys of later steps, so rows without loss need none.
         """
         c, t = self.config, states[0].shape[1]
         scale, heads = c.head_dim**-0.5, c.n_heads
@@ -159,13 +156,21 @@ class Eagle3(nn.Module):
         gate, up = self.gate_up.weight.chunk(2)
         p = "layers.0."
         out = {
-            "fc.weight": self.fc.weight, "embed_tokens.weight": self.embedding, "lm_head.weight": self.head.weight,
-            "norm.weight": self.norm.weight, p + "input_layernorm.weight": self.attn_norm.weight,
-            p + "hidden_norm.weight": self.hidden_norm.weight, p + "self_attn.q_proj.weight": q,
-            p + "self_attn.k_proj.weight": k, p + "self_attn.v_proj.weight": v,
-            p + "self_attn.o_proj.weight": self.o.weight, p + "post_attention_layernorm.weight": self.ffn_norm.weight,
-            p + "mlp.gate_proj.weight": gate, p + "mlp.up_proj.weight": up, p + "mlp.down_proj.weight": self.down.weight,
-        }  # fmt: skip
+            "fc.weight": self.fc.weight,
+            "embed_tokens.weight": self.embedding,
+            "lm_head.weight": self.head.weight,
+            "norm.weight": self.norm.weight,
+            p + "input_layernorm.weight": self.attn_norm.weight,
+            p + "hidden_norm.weight": self.hidden_norm.weight,
+            p + "self_attn.q_proj.weight": q,
+            p + "self_attn.k_proj.weight": k,
+            p + "self_attn.v_proj.weight": v,
+            p + "self_attn.o_proj.weight": self.o.weight,
+            p + "post_attention_layernorm.weight": self.ffn_norm.weight,
+            p + "mlp.gate_proj.weight": gate,
+            p + "mlp.up_proj.weight": up,
+            p + "mlp.down_proj.weight": self.down.weight,
+        }
         if c.feature_norm == "per_state":
             out |= {f"fc_norm.{i}.weight": norm.weight for i, norm in enumerate(self.fc_norm)}
         elif c.feature_norm == "concat":
@@ -176,19 +181,20 @@ class Eagle3(nn.Module):
         return tensors | {"d2t": ids - torch.arange(c.draft_vocab_size), "t2d": member}
 
     def load_checkpoint_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `checkpoint_state`, as this module's own names: parameters, and `draft_ids`.
-
-        KeyError where one is missing.
-        """
+        """The inverse of `checkpoint_state`: parameters under this module's names, and `draft_ids`; KeyError."""
         p = "layers.0."
         ours = {
-            "fc.weight": state["fc.weight"], "head.weight": state["lm_head.weight"], "norm.weight": state["norm.weight"],
-            "attn_norm.weight": state[p + "input_layernorm.weight"], "hidden_norm.weight": state[p + "hidden_norm.weight"],
+            "fc.weight": state["fc.weight"],
+            "head.weight": state["lm_head.weight"],
+            "norm.weight": state["norm.weight"],
+            "attn_norm.weight": state[p + "input_layernorm.weight"],
+            "hidden_norm.weight": state[p + "hidden_norm.weight"],
             "qkv.weight": torch.cat([state[f"{p}self_attn.{x}_proj.weight"] for x in "qkv"]),
-            "o.weight": state[p + "self_attn.o_proj.weight"], "ffn_norm.weight": state[p + "post_attention_layernorm.weight"],
+            "o.weight": state[p + "self_attn.o_proj.weight"],
+            "ffn_norm.weight": state[p + "post_attention_layernorm.weight"],
             "gate_up.weight": torch.cat([state[f"{p}mlp.{x}_proj.weight"] for x in ("gate", "up")]),
             "down.weight": state[p + "mlp.down_proj.weight"],
-        }  # fmt: skip
+        }
         if self.config.feature_norm == "per_state":
             ours |= {
                 f"fc_norm.{i}.weight": state[f"fc_norm.{i}.weight"] for i in range(len(self.config.capture_layers))

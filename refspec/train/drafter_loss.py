@@ -1,7 +1,7 @@
-"""What a batch gives drafters to learn, and the loss they learn by.
+"""What drafters learn from a batch, and their loss.
 
-`Lesson` holds everything the variants of one run share: the target's states, its law at each depth, and which rows
-count.
+`Lesson` holds everything the variants of one run share: the target's states, its distribution at each depth, and which
+rows count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Lesson(NamedTuple):
     states: list[Tensor]  # captured, each [B, T, Ht]
     mask: Tensor  # [B, 1, T, T]
     rows: Tensor  # int64 [B, R] ascending
-    law: list[Tensor]  # K x [B, R, D] the target's over the draft vocabulary, at the teacher's temperature
+    p_target: list[Tensor]  # K x [B, R, D] over the draft vocabulary, at the teacher's temperature
     best: list[Tensor]  # K x int64 [B, R] the target's argmax, a target id
     in_vocabulary: list[Tensor]  # K x bool [B, R] whether that is in the draft vocabulary
     valid: list[Tensor]  # K x bool [B, R] whether the row counts: the assistant's, in its own document
@@ -45,7 +45,7 @@ class Teacher:
         depth: int,
         temperature: float = 1.0,
     ) -> None:
-        """`temperature` is that of the law to learn; towards 0 it becomes the target's first choice."""
+        """`temperature` is that of the distribution to learn; towards 0 it becomes the target's first choice."""
         self.temperature = temperature
         self.target, self.capture, self.draft_ids, self.bos, self.depth = target, capture, draft_ids, bos, depth
         self.device = draft_ids.device
@@ -55,7 +55,7 @@ class Teacher:
 
     @torch.no_grad()
     def lesson(self, tokens: np.ndarray, mask: np.ndarray, share: float) -> Lesson:
-        """Tokens int64 [B, T] and the assistant's mask [B, T]; `share` of the rows are chosen, those that count first."""
+        """Tokens int64 [B, T] and the assistant's mask [B, T]; `share` of the rows are chosen."""
         depth = self.depth
         mine = torch.from_numpy(mask).bool().to(self.device)
         ids = torch.from_numpy(tokens).to(self.device)
@@ -65,7 +65,7 @@ class Teacher:
             hidden, states = self.target(ids, seen, self.capture)
             hidden = hidden.to(compute_type(self.device))
             best = self.target.head(hidden).argmax(-1)  # [B, T] of the whole vocabulary
-            # [B, T, D]; a product is quicker than picking columns of the other
+            # [B, T, D]; multiplying again is quicker than picking columns of the full logits
             drafted = F.linear(hidden, self.head.to(hidden.dtype))
 
         def valid_at(i: int) -> Tensor:  # row s predicts x_{s+2+i}: the assistant's, in the same document
@@ -76,19 +76,16 @@ class Teacher:
         rows = choose_rows(valid_at(0), int(t * share))
         where = [(rows + 1 + i).clamp(max=t - 1) for i in range(depth)]
         over_draft = torch.softmax(drafted.float() / self.temperature, -1)
-        law = [over_draft.gather(1, at[:, :, None].expand(-1, -1, len(self.draft_ids))) for at in where]
+        p_target = [over_draft.gather(1, at[:, :, None].expand(-1, -1, len(self.draft_ids))) for at in where]
         agreed = [best.gather(1, at) for at in where]
         return Lesson(
-            F.pad(ids, (0, depth + 1)), states, seen, rows, law, agreed, [self.member[b] for b in agreed],
+            F.pad(ids, (0, depth + 1)), states, seen, rows, p_target, agreed, [self.member[b] for b in agreed],
             [valid_at(i).gather(1, rows) for i in range(depth)],
         )  # fmt: skip
 
 
 def choose_rows(valid: Tensor, count: int) -> Tensor:
-    """`count` rows of each sequence, those that carry loss first, chosen evenly:
-
-    bool [B, T] -> int64 [B, R] ascending.
-    """
+    """`count` random rows of each sequence, those with loss first: bool [B, T] -> int64 [B, R] ascending."""
     # the same on every device
     draw = torch.rand(valid.shape, generator=torch.Generator().manual_seed(int(valid.sum())))
     return (draw.to(valid.device) + valid.float()).topk(count, 1).indices.sort(1).values
@@ -112,7 +109,7 @@ def chain_losses(drafter: Eagle3, lesson: Lesson, depth: int) -> tuple[Tensor, l
     for i, step in enumerate(drafter.chain(lesson.tokens, lesson.states, lesson.mask, lesson.rows, depth)):
         valid = lesson.valid[i]
         logits = drafter.head(step.normed).float()
-        loss = -(lesson.law[i] * F.log_softmax(logits, -1)).sum(-1)
+        loss = -(lesson.p_target[i] * F.log_softmax(logits, -1)).sum(-1)
         total = total + DEPTH_WEIGHT**i * _mean(loss, valid & lesson.in_vocabulary[i])
         if weight and i:
             total = total + weight * _mean(step.own_mass, valid)

@@ -1,6 +1,6 @@
 """`refspec train drafter`: one or several variants of a drafter on the same batches, sharing the target's forward pass.
 
-Twins trained together see the same data in the same order with the same seed, and differ in their switches alone.
+Variants trained together see the same data in the same order with the same seed, and differ in their switches alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refspec.errors import UsageError
 from refspec.train.data import Batches
 from refspec.train.drafter import Eagle3, TrainedDrafter
 from refspec.train.drafter_loss import Lesson, Teacher, chain_losses
-from refspec.train.loop import Optimizers, run_steps, tune_allocator
+from refspec.train.loop import Optimizers, Stepper, run_steps, tune_allocator
 from refspec.train.packing import Ahead, InTurn, WholeDocuments
 from refspec.train.precision import choose_device, mixed
 from refspec.train.start import start_drafters
@@ -31,7 +31,7 @@ WHOLE = (512, 1024)  # lengths of rows of whole conversations, in turn: most fit
 
 
 def draft_vocabulary(folders: Sequence[Path], size: int, vocab_size: int) -> np.ndarray:
-    """The `size` tokens most frequent in the assistant's text, every folder counting alike; ascending int64 ids."""
+    """The `size` tokens most frequent in the assistant's turns, folders with equal weight; ascending int64 ids."""
     counts = np.zeros(vocab_size)
     for data in folders:
         tokens, mask = np.load(data / "train.tokens.npy"), np.load(data / "train.mask.npy")
@@ -48,15 +48,15 @@ def drafter_for(
     ffn: int | None = None,
     **switches: Any,
 ) -> TrainedDrafter:
-    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect;
-    `ffn` None: its too.
+    """A drafter with the target's widths, heads and RoPE, which is what llama.cpp and the field's trainers expect.
 
-    UsageError where the target is too shallow for three different default boundaries.
+    `ffn` None is the target's, too. UsageError where the target is too shallow for three default boundaries.
     """
     c = load_target(target_run).config
     if capture_layers is None and len(set(c.default_capture_layers)) < 3:
         raise UsageError(
-            f"{target_run}: {c.n_layers} layers have no three default boundaries (2, n/2, n-3); name some with --layer-ids 1,2,3"
+            f"{target_run}: {c.n_layers} layers have no three default boundaries (2, n/2, n-3); name some with"
+            " --layer-ids 1,2,3"
         )
     return TrainedDrafter(
         hidden_size=c.hidden_size, target_hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
@@ -66,8 +66,8 @@ def drafter_for(
     )  # fmt: skip
 
 
-class Separately:
-    """One Optimizers per variant, so that no variant's gradient norm clips another's."""
+class Separately(Stepper):
+    """One `Optimizers` for each variant, so that no variant's gradient norm clips another's."""
 
     def __init__(self, parts: list[Optimizers]):
         self.parts = parts
@@ -76,21 +76,9 @@ class Separately:
         """Step every variant; returns the largest gradient norm."""
         return torch.stack([part.step(scale) for part in self.parts]).max()
 
-    def state_dict(self) -> list:
-        """The state of every variant, in order."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, state: list) -> None:
-        """Take back what `state_dict` gave."""
-        for part, value in zip(self.parts, state, strict=True):
-            part.load_state_dict(value)
-
 
 class Training:
-    """Variants of a drafter on the same batches, as a step loop wants them:
-
-    `loss_of(step)`, `validate()`, `together`, `optimizers`.
-    """
+    """Variants of a drafter on the same batches, as a step loop needs them: `loss_of`, `validate`, `optimizers`."""
 
     def __init__(
         self,
@@ -113,9 +101,9 @@ class Training:
     ) -> None:
         """Load data and target and draw the drafters. Raises CheckpointError (files), UsageError (variants, device).
 
-        Several `data` folders are read in turn; held-out text is the first one's. `rows` "cut" takes rows of 512 tokens
-        of the packed text, "whole" rows of whole conversations, of 512 and 1024 tokens in turn. `teacher_temp` is the
-        temperature of the law they learn.
+        Several `data` folders are read in turn; the first one's held-out part validates. `rows` "cut" takes rows of 512
+        tokens of the packed data, "whole" rows of whole conversations, of 512 and 1024 tokens in turn. `teacher_temp`
+        is the temperature of the distribution they learn.
         """
         tune_allocator()
         folders = [data] if isinstance(data, Path) else list(data)
@@ -133,7 +121,7 @@ class Training:
         draft_ids = torch.from_numpy(draft_vocabulary(folders, draft_size, target.config.vocab_size)).to(self.device)
         self.drafters: dict[str, Eagle3] = {}
         for name, config in variants.items():
-            torch.manual_seed(seed)  # the same draw for every twin: shared matrices start equal
+            torch.manual_seed(seed)  # the same draw for every variant: shared matrices start equal
             self.drafters[name] = Eagle3(config, target.embed.weight.cpu(), draft_ids.cpu()).to(self.device)
         self.together = nn.ModuleDict(self.drafters)
         if init is not None:
@@ -176,7 +164,7 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss, agreement by depth and tau of forced tokens on held-out text, for each variant."""
+        """Loss, agreement by depth and tau of forced tokens on held-out data, for each variant."""
         figures: dict[str, float] = {}
         count, depth = min(16, self.held_out.per_epoch), self.depth
         for name, drafter in self.drafters.items():
@@ -216,14 +204,26 @@ def train_drafters(
     teacher_temp: float = 1.0,
     **how: Any,
 ) -> dict[str, float]:
-    """Train every variant for `steps` steps of `batch_tokens` (4096) tokens; exports each to `out/NAME` (the speculators
-    layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to start from (weights only, fresh
-    optimizer; `start.start_drafters`); `how` goes to `Training`. Raises CheckpointError, UsageError."""  # fmt: skip
+    """Train every variant for `steps` steps of `batch_tokens` (4096) tokens.
+
+    Exports each to `out/NAME` (the speculators layout) and `out/NAME.gguf`. `init` is a folder of earlier drafters to
+    start from (weights only, fresh optimizer; `start.start_drafters`); `how` goes to `Training`. Raises
+    CheckpointError, UsageError.
+    """
     batch_tokens = batch_tokens or ROWS * LENGTH
     training = Training(
-        data, target_run, variants, depth=depth, seed=seed, lr_scale=lr_scale, init=init, rows=rows, batch_tokens=batch_tokens,
-        teacher_temp=teacher_temp, **how,
-    )  # fmt: skip
+        data,
+        target_run,
+        variants,
+        depth=depth,
+        seed=seed,
+        lr_scale=lr_scale,
+        init=init,
+        rows=rows,
+        batch_tokens=batch_tokens,
+        teacher_temp=teacher_temp,
+        **how,
+    )
     identity = {"kind": "drafters", "seed": seed, "steps": steps, "depth": depth,
                 "variants": {n: v.to_dict() for n, v in variants.items()}}  # fmt: skip
     if lr_scale != 1:
@@ -237,9 +237,15 @@ def train_drafters(
     if rows != "cut" or not isinstance(data, Path):
         identity["rows"], identity["data"] = rows, [str(f) for f in ([data] if isinstance(data, Path) else data)]
     figures = run_steps(
-        out, identity, training.together, training.optimizers, steps=steps, loss_of=training.loss_of,  # type: ignore[arg-type]
-        validate=training.validate, tokens_per_step=batch_tokens,
-    )  # fmt: skip
+        out,
+        identity,
+        training.together,
+        training.optimizers,
+        steps=steps,
+        loss_of=training.loss_of,
+        validate=training.validate,
+        tokens_per_step=batch_tokens,
+    )
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name)
         convert_drafter(out / name, hf_directory(target_run), out / f"{name}.gguf", outtype)

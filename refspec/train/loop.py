@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from refspec.errors import CheckpointError
 from refspec.train.precision import muon
 
-SAVE_SECONDS = 20.0  # checkpoints are at least so far apart, where steps are quick
+SAVE_SECONDS = 20.0  # at least between two checkpoints
 
 
 def tune_allocator() -> None:
@@ -33,7 +33,26 @@ def tune_allocator() -> None:
         pass  # not glibc: slower, nothing else
 
 
-class Optimizers:
+class Stepper:
+    """What `run_steps` steps: the optimizers in `parts`, saved and restored in order."""
+
+    parts: Sequence[Any]
+
+    def step(self, scale: float) -> Tensor:
+        """Update with learning rates times `scale`, clear gradients; the gradient norm, on its device."""
+        raise NotImplementedError
+
+    def state_dict(self) -> list:
+        """The state of every part, in order."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, state: list) -> None:
+        """Restore what `state_dict` gave."""
+        for part, value in zip(self.parts, state, strict=True):
+            part.load_state_dict(value)
+
+
+class Optimizers(Stepper):
     """Muon for the hidden matrices, AdamW for embeddings, heads and norms; one schedule for both.
 
     Muon (orthogonalized momentum) needs roughly a third fewer tokens than AdamW for models this small.
@@ -59,10 +78,7 @@ class Optimizers:
         self.parameters = [p for _, p in named]
 
     def step(self, scale: float) -> Tensor:
-        """Clip, update with learning rates scaled by `scale`, clear gradients;
-
-        returns the gradient norm, on its device.
-        """
+        """As `Stepper.step`, with gradients clipped to a norm of 1."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part, base in zip(self.parts, self.base, strict=True):
             for group in part.param_groups:
@@ -70,15 +86,6 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
         return norm
-
-    def state_dict(self) -> list:
-        """The state of every optimizer, in order."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, state: list) -> None:
-        """Take back what `state_dict` gave."""
-        for part, value in zip(self.parts, state, strict=True):
-            part.load_state_dict(value)
 
 
 def schedule(step: int, steps: int, *, warmup: int = 50, decay_from: float = 0.3) -> float:
@@ -115,7 +122,7 @@ def run_steps(
     out: Path,
     identity: dict,
     model: nn.Module,
-    optimizers: Optimizers,
+    optimizers: Stepper,
     *,
     steps: int,
     loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
@@ -127,9 +134,9 @@ def run_steps(
     """Train from the last checkpoint in `out` (or from step 0) to `steps`; returns the last validation figures.
 
     `identity` is what must not change between a run and its resumption; a difference raises CheckpointError.
-    `loss_of` also returns parts of the loss for the log; it and a validation are read only where they are written down, so that an accelerator
-    need not be waited for in between. The log `out/log.jsonl` holds one object per 20 steps and per validation.
-    """  # fmt: skip
+    `loss_of` also returns parts of the loss for the log. Losses are read only when they are logged, so that nothing
+    waits for an accelerator in between. The log `out/log.jsonl` holds one object per 20 steps and per validation.
+    """
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
@@ -164,8 +171,13 @@ def run_steps(
                 float(loss.detach())  # an accelerator's work is done when its result is there
                 rate = 20 * tokens_per_step / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                record = {"step": step + 1, "loss": round(float(loss.detach()), 4), "grad_norm": round(float(norm), 3),
-                          "tokens_per_second": round(rate), **{k: round(float(v), 4) for k, v in parts.items()}}  # fmt: skip
+                record = {
+                    "step": step + 1,
+                    "loss": round(float(loss.detach()), 4),
+                    "grad_norm": round(float(norm), 3),
+                    "tokens_per_second": round(rate),
+                    **{k: round(float(v), 4) for k, v in parts.items()},
+                }
                 bar.set_postfix(loss=record["loss"], tok_s=record["tokens_per_second"])
                 log.write(json.dumps(record) + "\n")
             if (step + 1) % validate_every == 0 or step + 1 == steps:

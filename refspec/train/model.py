@@ -61,8 +61,10 @@ def document_mask(tokens: Tensor, bos: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S]. Written out on a processor: torch's CPU flash kernel
-    was 2-3x slower at these sizes (T <= 1024, head_dim 64, bf16)."""
+    """q [B, H, T, hd], k and v [B, H, S, hd], mask [B, 1, T, S] -> [B, H, T, hd].
+
+    Written out on a processor: torch's CPU kernel is 2-3x slower at these sizes (T <= 1024, head_dim 64, bf16).
+    """
     if q.is_cuda:
         return fused_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
@@ -87,7 +89,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, drawn from a normal law of standard deviation `std`."""
+    """A matrix without bias, drawn from a normal distribution of standard deviation `std`."""
 
     def __init__(self, inputs: int, outputs: int, std: float):
         super().__init__(inputs, outputs, bias=False)
@@ -130,10 +132,7 @@ class Block(nn.Module):
 
 
 class Target(nn.Module):
-    """A Llama-architecture model whose head is its embedding;
-
-    q and k are in the half-split RoPE order of Hugging Face.
-    """
+    """A Llama-architecture model whose head is its embedding; q and k have Hugging Face's half-split RoPE order."""
 
     def __init__(self, config: TargetConfig):
         super().__init__()

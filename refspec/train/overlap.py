@@ -1,7 +1,4 @@
-"""Keeping what a model is measured on out of what it reads:
-
-paragraphs that share 13 words in a row with a benchmark's text are left out.
-"""
+"""Decontamination: paragraphs that share 13 words in a row with a benchmark are left out of the training data."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-WORDS = 13  # the length that decontamination of training text commonly uses (GPT-3, arXiv 2005.14165, appendix C)
+WORDS = 13  # the length that decontamination commonly uses (GPT-3, arXiv 2005.14165, appendix C)
 
 
 def runs_of(text: str) -> Iterable[tuple[str, ...]]:
@@ -28,10 +25,10 @@ def strings_in(value: Any) -> Iterable[str]:
 
 
 def without(text: str, known: set[tuple[str, ...]]) -> tuple[str, int]:
-    """`text` without the paragraphs (separated by blank lines) that have one of the runs `known`, and how many these
-    were.
+    """`text` without the paragraphs (separated by blank lines) that have one of the runs `known`, and their number.
 
-    A run across the border of two paragraphs is not looked for."""
+    A run across the border of two paragraphs is not found.
+    """
     paragraphs = text.split("\n\n")
     kept = [p for p in paragraphs if known.isdisjoint(runs_of(p))]
     return "\n\n".join(kept), len(paragraphs) - len(kept)

@@ -1,7 +1,7 @@
-"""Rows of whole documents: no answer is trained without the question it answers.
+"""Rows of whole documents: no answer is trained without its question.
 
-Cutting the packed stream at fixed steps (`data.Batches`) tears most conversations apart when rows are as short as the
-conversations themselves: the second half of an answer is then learned as if nothing had been asked.
+Cutting the packed stream at fixed steps (`data.Batches`) cuts most conversations apart when rows are as short as the
+conversations: the second half of an answer is then learned without the question.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class WholeDocuments:
         self._pack(0)
         self.per_epoch = len(self._packed) // rows
         if self.per_epoch < 1:
-            raise UsageError(f"{folder}: {split} fills {len(self._packed)} rows of {length} tokens, fewer than {rows}")
+            raise UsageError(
+                f"{folder}: {split} fills {len(self._packed)} rows of {length} tokens, fewer than {rows}; prepare"
+                " more data"
+            )
 
     def _pack(self, epoch: int) -> None:
         """Best fit in a seeded order: each piece goes to the fullest row that still has room for it."""
@@ -87,7 +90,7 @@ class WholeDocuments:
 
 
 class Ahead:
-    """Batches made by a thread while an accelerator works on the one before: the same batches, step by step."""
+    """Batches made by a thread while an accelerator works on the previous one: the same batches, step by step."""
 
     def __init__(self, source: Batches | WholeDocuments | InTurn):
         self.source = source

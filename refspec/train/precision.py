@@ -1,8 +1,7 @@
-"""What trainings compute in: bf16 where the device multiplies it faster than float32, float32 elsewhere.
+"""The type that training computes in: bf16 where the device multiplies it faster than float32, float32 elsewhere.
 
-Master weights are float32 always. A processor without instructions for bf16 (most laptops) emulates it: a product of
-two matrices then takes 60 times as long as in float32, so the choice is measured, once in a process, and not read off a
-list of processors.
+Master weights are always float32. A processor without instructions for bf16 (most laptops) emulates it: a matrix
+multiplication then takes 60 times as long as in float32. So the choice is measured, once in a process.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from refspec.errors import UsageError
 
-SIZE, TRIES = 256, 3  # of the product that is timed: some milliseconds even where it is slow
+SIZE, TRIES = 256, 3  # of the timed multiplication: some milliseconds even where it is slow
 
 
 @cache

@@ -1,14 +1,12 @@
-"""`refspec train regenerate`: the target's own answers to the prompts of a prepared data set, as a data set of the same
-format.
+"""`refspec train regenerate`: the target's own answers to the prompts of a prepared data set, in the same format.
 
-A drafter is asked to draft what the target would say, so it learns best from that (the field calls it regenerated
-data). Only first turns are regenerated: a second question was asked about another answer. The target is a GGUF, run by
-llama.cpp (torch is not needed then), or the folder of a training run, run by torch on the device that trains
-(`answering.py`).
+A drafter drafts what the target would say, so it learns best from the target's output (regenerated data). Only first
+turns are regenerated: a second question was asked about another answer. The target is a GGUF, run by llama.cpp without
+torch, or the folder of a training run, run by torch on the device that trains (`answering.py`).
 
-Every document has a random generator of its own, made of seed, split and its number in the source, and the documents of
-the result are the first ones of a seeded order: neither depends on how many texts were decoded at once, but for the
-rounding of llama.cpp or torch.
+Every document has a random generator of its own, made of seed, split and its number in the source, and the result has
+the first documents of a seeded order: neither depends on how many sequences are decoded at once, but for the rounding
+of llama.cpp or torch.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from refspec.train.tokenizer import BOS, load_tokenizer
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
 ADVICE = "prepare the data with the target's tokenizer"
-PARALLEL = 32  # texts in llama.cpp at once, where nothing is said
+PARALLEL = 32  # sequences in llama.cpp at once, by default
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -52,11 +50,13 @@ class Source:
         self.tokens, self.mask = (_load(folder / f"{split}.{name}.npy") for name in ("tokens", "mask"))
         if self.tokens.shape != self.mask.shape or self.tokens.ndim != 1 or not len(self.tokens):
             raise CheckpointError(
-                f"{folder}: {split}.tokens.npy and {split}.mask.npy differ in length or are empty; make the folder again"
+                f"{folder}: {split}.tokens.npy and {split}.mask.npy differ in length or are empty; make the folder"
+                " again"
             )
         if self.tokens.max() >= vocab:
             raise ShapeError(
-                f"{folder}: {split}.tokens.npy has token {self.tokens.max()}, its tokenizer.json only {vocab}; make the folder again"
+                f"{folder}: {split}.tokens.npy has token {self.tokens.max()}, its tokenizer.json only {vocab}; make"
+                " the folder again"
             )
         starts, answers = np.flatnonzero(self.tokens == bos), np.flatnonzero(self.mask)
         ends = np.append(starts[1:], len(self.tokens))
@@ -71,16 +71,16 @@ class Source:
     def prompts(
         self, order: npt.NDArray[np.int64], *, key: list[int], greedy: float, max_new: int, longest: int
     ) -> Iterator[Prompt]:
-        """Prompts of at most `longest` tokens in the order given; a greedy answer to the same prompt comes only once.
+        """Prompts of at most `longest` tokens in the order given, each with a greedy answer at most once.
 
-        Mixes repeat documents, and a repeated argmax would be the same text twice.
+        Mixes repeat documents, and a second greedy answer would be the first again.
         """
         asked: set[bytes] = set()
         for number in order.tolist():
             tokens = self.tokens[self.starts[number] : self.firsts[number]]
             if len(tokens) > longest:
                 continue
-            rng = np.random.default_rng([*key, number + 1])  # NumPy takes trailing zeros for nothing
+            rng = np.random.default_rng([*key, number + 1])  # NumPy ignores trailing zeros
             if rng.random() < greedy:
                 if tokens.tobytes() in asked:
                     continue
@@ -107,14 +107,13 @@ def regenerate(
     device: str = "auto",
     penalties: Penalties = NO_PENALTIES,
 ) -> dict[str, dict[str, float]]:
-    """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; returns counts for
-    each split.
+    """Write a data set of about `tokens` tokens (prompts included; all prompts of `val`) to `out`; each split's counts.
 
-    A kill loses at most the answers under way: `out/answers.jsonl` keeps every finished one, and the same call goes on
+    A kill loses only the answers in progress: `out/answers.jsonl` keeps every finished one, and the same call continues
     from it, also with more tokens than before. `model` is a GGUF, or a run folder of `train target` or a Hugging Face
-    directory; `gpu_layers` is for the first, `device` for the others. `penalties` (with a GGUF only) decide the answers
-    as they do where the model is used: text that may not repeat itself is other text, and a drafter learns it best from
-    there. Raises CheckpointError (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
+    directory; `gpu_layers` is for the first, `device` for the others. `penalties` (with a GGUF only) change answers as
+    they do where the model is used, so that the drafter learns what it will have to draft. Raises CheckpointError
+    (files), ShapeError (vocabularies differ), UsageError (settings), BackendError.
     """
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is --data itself; name another folder")
@@ -132,9 +131,14 @@ def regenerate(
     try:
         _check_vocabulary(source / "tokenizer.json", vocab, target)
         settings = {
-            "data": {name: fingerprint(source / name) for name in _files()}, "target": fingerprint(_weights(model)), "temperature": temperature,
-            "greedy_share": greedy_share, "max_new": max_new, "max_prompt": max_prompt, "seed": seed,
-        } | ({"penalties": asdict(penalties)} if penalties.on else {})  # fmt: skip
+            "data": {name: fingerprint(source / name) for name in _files()},
+            "target": fingerprint(_weights(model)),
+            "temperature": temperature,
+            "greedy_share": greedy_share,
+            "max_new": max_new,
+            "max_prompt": max_prompt,
+            "seed": seed,
+        } | ({"penalties": asdict(penalties)} if penalties.on else {})
         made, stop = {}, target.end_tokens | {bos}
         greedy = 1.0 if temperature == 0 else greedy_share
         out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ def regenerate(
             for i, split in enumerate(SPLITS):
                 held = sources[split]
                 count = len(held.starts)
-                # The validation set is all of it, in the order of the source: nothing to choose.
+                # The validation set is complete, in the order of the source.
                 order = np.arange(count) if split == "val" else np.random.default_rng([seed, i]).permutation(count)
                 prompts = held.prompts(order, key=[seed, i], greedy=greedy, max_new=max_new, longest=max_prompt)
                 work = _Work(split, prompts, journal, limit=None if split == "val" else tokens)
@@ -159,18 +163,18 @@ def regenerate(
 
 
 class _Work:
-    """One split: which prompts are to be answered, which have been, and the arrays made of them.
+    """One split: its prompts, those answered, and the arrays made of them.
 
-    The result is the shortest beginning of the prompts' order that has `limit` tokens, so it is the same whatever ended
-    first.
+    The result is the shortest beginning of the prompts' order that has `limit` tokens, so it does not depend on which
+    answer ended first.
     """
 
     def __init__(self, split: str, prompts: Iterable[Prompt], journal: Journal, *, limit: int | None) -> None:
         self.split, self.journal, self.limit = split, journal, limit
         self._source = iter(prompts)
         self.asked: list[Prompt] = []  # in order
-        self.whole, self.tokens = 0, 0  # of these, how many are answered without a gap, and their tokens
-        self.finished = 0  # tokens of all that are answered
+        self.whole, self.tokens = 0, 0  # how many of them are answered without a gap, and their tokens
+        self.finished = 0  # tokens of all answered ones
         self.generated, self.seconds = 0, 0.0  # in this run
 
     def run(
@@ -224,10 +228,7 @@ class _Work:
         return self.limit is not None and self.tokens >= self.limit
 
     def write(self, out: Path, after: list[int], ends: frozenset[int]) -> dict[str, float]:
-        """Write the split's arrays:
-
-        prompt (mask 0), answer (mask 1), and `after` an answer that ended by itself (mask 0).
-        """
+        """Write the split's arrays: prompt (mask 0), answer (mask 1), and `after` where it ended by itself (mask 0)."""
         tokens, mask = list[Any](), list[Any]()
         records = ended = answered = 0
         for prompt in self.asked[: self.whole]:
@@ -255,7 +256,7 @@ class _Work:
 def _open(
     model: Path, *, parallel: int | None, n_ctx: int, threads: int | None, gpu_layers: int, device: str
 ) -> Answers:
-    """What answers: llama.cpp for a file, torch for a folder."""
+    """The model that answers: llama.cpp for a file, torch for a folder."""
     if not model.is_dir():
         from refspec.llama.parallel_target import ParallelTarget
 
@@ -266,7 +267,7 @@ def _open(
         from refspec.train.answering import TorchAnswers
     except ImportError as error:
         raise UsageError(
-            f"{model}: a folder needs {error.name}: pip install 'refspec[train]', or name a GGUF"
+            f"{model}: a folder needs {error.name}: .venv/bin/pip install -e '.[train]' in a checkout, or name a GGUF"
         ) from None
     return TorchAnswers(model, n_ctx=n_ctx, parallel=parallel, device=device, threads=threads)
 

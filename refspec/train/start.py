@@ -1,4 +1,4 @@
-"""Starting a training from weights that exist: an export of a model in use, or an earlier run."""
+"""Starting a training from existing weights: an export of a model, or an earlier run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = "model.layers."
 
 
 def start_target(model: Target, init: Path) -> None:
-    """Take the weights of a Hugging Face directory: the same sizes, but for fewer feed-forward channels or layers.
+    """Take the weights of a Hugging Face directory, which may have fewer feed-forward channels or layers.
 
     Raises CheckpointError.
     """
@@ -32,11 +32,9 @@ def start_target(model: Target, init: Path) -> None:
 
 
 def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` (Hugging Face names, or a drafter's) with as many feed-forward channels as `drawn` has, where it has
-    fewer; the function stays.
+    """`state` (Hugging Face names, or a drafter's) with at least as many feed-forward channels as `drawn`.
 
-    New channels read as they were drawn and write nothing (columns of zeros in `down_proj`) until training changes
-    that.
+    It computes the same: new channels read as drawn and write nothing (columns of zeros in `down_proj`) at first.
     """
     out = dict(state)
     for name, w in state.items():
@@ -54,10 +52,10 @@ def widened(state: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Ten
 
 
 def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """`state` (Hugging Face names) with `n_layers` layers, where it has fewer; the function stays the same.
+    """`state` (Hugging Face names) with `n_layers` layers, where it has fewer.
 
-    The new ones lie evenly between the others. Each reads as the one before it and writes nothing (zeros in `o_proj`
-    and `down_proj`) until training changes that. Raises KeyError for fewer layers.
+    It computes the same: new layers, evenly between the others, are copies of the previous one that write nothing
+    (zeros in `o_proj` and `down_proj`) at first. Raises KeyError for fewer layers.
     """
     have = 1 + max((int(name.split(".")[2]) for name in state if name.startswith(LAYERS)), default=-1)
     if have > n_layers:
@@ -77,12 +75,11 @@ def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
 
 
 def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
-    """Take the weights of drafters of the same names, except the target's embedding and the draft vocabulary, which are
-    this run's.
+    """Take the weights of drafters of the same names, but for the target's embedding and the draft vocabulary.
 
     `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout.
-    Rows of the head follow their tokens; one for a token that the earlier drafter could not draft stays as it was
-    drawn. The earlier ones may have fewer feed-forward channels. Raises CheckpointError.
+    Rows of the head follow their tokens; a token the earlier drafter could not draft keeps its drawn row. The earlier
+    drafters may have fewer feed-forward channels. Raises CheckpointError.
     """
     earlier, file = _earlier(drafters, init)
     for name, drafter in drafters.items():
@@ -111,8 +108,8 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
         exports = {name: init / name / WEIGHTS for name in drafters}
         if absent := [export for export in exports.values() if not export.is_file()]:
             raise CheckpointError(
-                f"{file}: no such file, and no {absent[0].relative_to(init)} there; name the run folder of trained drafters, or one that"
-                " holds each as an export in the speculators layout, with --init"
+                f"{file}: no such file, and no {absent[0].relative_to(init)} there; name with --init the run folder of"
+                " trained drafters, or one that holds each as an export in the speculators layout"
             )
         try:
             return {
@@ -132,13 +129,14 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; CheckpointError for a damaged one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         found: dict[str, Tensor] = load_file(str(file))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a file of weights ({_short(error)}); export it again") from None
+        raise CheckpointError(f"{file}: not a safetensors file ({_short(error)}); export it again") from None
     return found
 
 

@@ -22,7 +22,7 @@ def test_the_code_as_it_is_emits_the_targets_law_on_the_rows_observed():
     found = sampled_law.check(session(), ["hello", "world"], SAMPLER, max_tokens=60, seed=1)
     assert found.rows == sampled_law.ROWS and found.counted == sampled_law.COUNTED and found.holds
     assert found.variation <= 1e-12 and found.as_dict()["holds"] is True
-    assert "the target's law" in sampled_law.describe(found)[0]
+    assert "the target's distribution" in sampled_law.describe(found)[0]
 
 
 def test_the_law_is_the_targets_for_any_filter_of_its_logits():

@@ -27,10 +27,22 @@ cli_models = borrowed("drift_cli_models", "cli/cli_models.py")
 def drafter(seed=0, vocab=4, feedback="pre_norm", **zeroed):
     """A random drafter for ToyTarget(vocab); tensors named in `zeroed` are 0."""
     config = DrafterConfig(
-        hidden_size=8, target_hidden_size=1, capture_layers=LAYERS, n_heads=2, n_kv_heads=1, head_dim=4, intermediate_size=12,
-        vocab_size=vocab, draft_vocab_size=vocab, rms_eps=1e-6, rope_theta=1e4, rope_style=RopeStyle.INTERLEAVED,
-        feature_norm="none", feedback=Feedback(feedback), residual=Residual.RAW,
-    )  # fmt: skip
+        hidden_size=8,
+        target_hidden_size=1,
+        capture_layers=LAYERS,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=4,
+        intermediate_size=12,
+        vocab_size=vocab,
+        draft_vocab_size=vocab,
+        rms_eps=1e-6,
+        rope_theta=1e4,
+        rope_style=RopeStyle.INTERLEAVED,
+        feature_norm="none",
+        feedback=Feedback(feedback),
+        residual=Residual.RAW,
+    )
     rng = np.random.default_rng(seed)
     weights = {
         name: np.ones(shape, np.float32) if len(shape) == 1 else rng.standard_normal(shape).astype(np.float32)

@@ -39,7 +39,7 @@ def test_the_four_shares_and_the_heat_map_sum_to_one_at_every_depth(feedback):
 
 
 def test_even_attention_gives_each_part_its_share_of_the_rows():
-    blind = drafter(attn_q=True)  # queries of zero: every row is looked at alike
+    blind = drafter(attn_q=True)  # queries of zero: equal attention on every row
     text = record(target(), PROMPT, LAYERS, max_tokens=3, sampler=GREEDY, seed=0)
     tally = measure(blind, text, text.features, depth=1)  # one token a chain, at most 2 output tokens before it
     chains = int(tally.counts["sink"][0])
@@ -61,22 +61,53 @@ def test_a_block_that_adds_nothing_hands_its_state_on_unchanged():
 
 def test_states_and_shares_of_rows_worked_out_by_hand():
     rows = [
-        RowRecord(0, 3, np.array([[[0.1, 0.2, 0.3, 0.4]], [[0.3, 0.2, 0.1, 0.4]]]), np.array([[1.0, 1.0]]), np.array([[3.0, 3.0]]), np.zeros((1, 2)), np.array([[3.0, 4.0]])),
-        RowRecord(1, 4, np.full((2, 1, 5), 0.2), np.array([[6.0, 8.0]]), np.array([[-4.0, 3.0]]), np.zeros((1, 2)), np.array([[-8.0, 6.0]])),
-    ]  # fmt: skip
+        RowRecord(
+            0,
+            3,
+            np.array([[[0.1, 0.2, 0.3, 0.4]], [[0.3, 0.2, 0.1, 0.4]]]),
+            np.array([[1.0, 1.0]]),
+            np.array([[3.0, 3.0]]),
+            np.zeros((1, 2)),
+            np.array([[3.0, 4.0]]),
+        ),
+        RowRecord(
+            1,
+            4,
+            np.full((2, 1, 5), 0.2),
+            np.array([[6.0, 8.0]]),
+            np.array([[-4.0, 3.0]]),
+            np.zeros((1, 2)),
+            np.array([[-8.0, 6.0]]),
+        ),
+    ]
     tally = Tally(2)
     add_rows(tally, rows, n=4, n_prompt=3)  # true rows: sink, one of the prompt, two verified
     expected = {
-        "sink": [0.2, 0.2], "prompt": [0.2, 0.2], "verified": [0.6, 0.4], "chain": [0.0, 0.2], "chain_earlier": [0.0, 0.0],
-        "added": [3.0, 0.5], "magnitude": [math.sqrt(12.5), math.sqrt(50)], "growth": [1, 2],
-    }  # fmt: skip
+        "sink": [0.2, 0.2],
+        "prompt": [0.2, 0.2],
+        "verified": [0.6, 0.4],
+        "chain": [0.0, 0.2],
+        "chain_earlier": [0.0, 0.0],
+        "added": [3.0, 0.5],
+        "magnitude": [math.sqrt(12.5), math.sqrt(50)],
+        "growth": [1, 2],
+    }
     for name, values in expected.items():
         np.testing.assert_allclose(tally.sums[name], values, atol=1e-12, err_msg=name)
     assert tally.sums["cosine"][1] == pytest.approx(0, abs=1e-12)  # (3, 4) and (-8, 6) are at right angles
     assert tally.sums["entropy"][1] == pytest.approx(math.log(5))
     line = dict(zip(heat_columns(2), tally.heat[1], strict=True))
-    assert line == pytest.approx({"sink": 0.2, "earlier": 0, **dict.fromkeys([str(-i) for i in range(4, WINDOW + 1)], 0),
-                                  "-3": 0.2, "-2": 0.2, "-1": 0.2, "+1": 0.2})  # fmt: skip
+    assert line == pytest.approx(
+        {
+            "sink": 0.2,
+            "earlier": 0,
+            **dict.fromkeys([str(-i) for i in range(4, WINDOW + 1)], 0),
+            "-3": 0.2,
+            "-2": 0.2,
+            "-1": 0.2,
+            "+1": 0.2,
+        }
+    )
 
 
 def test_the_heat_map_gathers_what_is_before_its_window():
@@ -108,7 +139,7 @@ def test_acceptance_is_what_the_decode_cycle_counts_at_that_draft_length(tempera
         assert tally.counts["accepted"].tolist() == s.judged + [0] * (k - judged)
         assert tally.sums["accepted"].tolist() == s.stood + [0] * (k - judged)
         accepted += sum(s.stood)
-    assert accepted > 0  # the comparison saw drafts that stood
+    assert accepted > 0  # the comparison saw accepted drafts
 
 
 def test_the_context_ends_chains_where_the_cycle_ends_them():
@@ -123,7 +154,7 @@ def test_the_context_ends_chains_where_the_cycle_ends_them():
 def test_given_previous_counts_only_chains_whose_earlier_tokens_stand():
     tally = one(drafter(2), depth=3, max_tokens=40)
     stood, judged = tally.sums["accepted"], tally.counts["accepted_given_previous"]
-    assert (judged[1:] <= stood[:-1]).all()  # fewer where the text ends
+    assert (judged[1:] <= stood[:-1]).all()  # fewer where the output ends
     assert (tally.sums["accepted_given_previous"] == stood).all()
 
 

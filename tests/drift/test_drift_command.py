@@ -153,5 +153,5 @@ def test_a_checkpoint_directory_measures_as_the_file_converted_from_it(tmp_path)
     one, other = record(call(*args))["drafters"]
     assert (one["name"], other["name"]) == ("directory", "file")
     for row, same in zip(one["depths"], other["depths"], strict=True):
-        for name in FIGURES:  # RoPE pairs stand in another order, so sums round otherwise
+        for name in FIGURES:  # RoPE pairs have another order, so sums round otherwise
             assert row[name]["mean"] == pytest.approx(same[name]["mean"], abs=1e-4), name

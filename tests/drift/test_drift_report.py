@@ -139,6 +139,52 @@ def test_figures_and_page_need_no_other_file_and_repeat(measured, tmp_path):
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_begins_with_its_conclusion_in_words(measured, tmp_path):
+    pytest.importorskip("matplotlib")
+    from refspec.evaluate import drift_plots
+
+    first, _ = drift_report.conclusions(measured)
+    assert (
+        first.startswith("one: ") and "tokens per model call (tau)." in first and "The first guess is accepted" in first
+    )
+    assert (
+        "nothing was drafted"
+        in drift_report.conclusions(drift_report.record({"d": [Tally(2)]}, {"d": ABOUT}, SETTINGS, seed=0))[0]
+    )
+    page = drift_plots.page(measured, dict.fromkeys(drift_plots.FIGURES, b""))
+    assert page.index("</h1><p>one: ") < page.index("<p>two &lt;b&gt;: ") < page.index("<img")
+
+
+def with_magnitudes(values):
+    """The record of one drafter whose state has these sizes by depth, and nothing else."""
+    tallies = [Tally(len(values)) for _ in range(2)]
+    for tally in tallies:
+        for depth, value in enumerate(values, 1):
+            tally.add("magnitude", depth, value)
+    return drift_report.record({"d": tallies}, {"d": ABOUT}, SETTINGS, seed=0)
+
+
+@pytest.mark.parametrize("values", [[3.0, 12.0, 40.0], [1.1, 2.0, 11.5], [0.5, 300.0, 9e4]])
+def test_a_log_axis_has_two_labels_at_least(values):
+    pytest.importorskip("matplotlib")
+    from refspec.evaluate import drift_plots
+
+    figure = drift_plots.state(with_magnitudes(values))
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    low, high = axis.get_ylim()
+    shown = [x.get_text() for x in axis.get_yticklabels() if low <= x.get_position()[1] <= high and x.get_text()]
+    assert axis.get_yscale() == "log" and len(shown) >= 2
+
+
+def test_numbers_are_above_the_intervals(measured):
+    pytest.importorskip("matplotlib")
+    from refspec.evaluate import drift_plots
+
+    for panel in drift_plots.mass(measured).axes:
+        assert panel.texts and all(text.get_position()[1] > 1 for text in panel.texts)
+
+
 class Strict(HTMLParser):
     """Every element is closed in its order, and nothing is fetched."""
 
@@ -195,4 +241,7 @@ def test_without_matplotlib_one_line_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "refspec: figures need matplotlib: pip install 'refspec[plot]', or leave out -o\n"
+    assert (
+        done.stderr
+        == "refspec: figures need matplotlib: .venv/bin/pip install -e '.[plot]' in a checkout, or leave out -o\n"
+    )

@@ -45,9 +45,13 @@ def test_the_words_of_the_user_stay_as_they_are(template, name):
         ("renamed-roles", "<|im_start|>guest\nHi\nthere<|im_end|>\n<|im_start|>clerk\n"),
         ("misspelt-tags", "<|im_statr|>usre\nHi\nthere<|im_end|>\n<|im_statr|>assistatn\n"),
         ("other-template", "### Instruction:\nHi\nthere\n\n### Response:\n"),
-        ("foreign-system", f"<|im_start|>system\n{FOREIGN_SYSTEM}<|im_end|>\n<|im_start|>user\nHi\nthere<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "foreign-system",
+            f"<|im_start|>system\n{FOREIGN_SYSTEM}<|im_end|>\n"
+            "<|im_start|>user\nHi\nthere<|im_end|>\n<|im_start|>assistant\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_each_makes_of_chatml(name, expected):
     assert changed(CHATML, name, "Hi\nthere") == expected
 

@@ -11,7 +11,7 @@ from drift_toys import LAYERS, cli_models, drafter, target, toys
 import refspec
 from refspec.decoding.tree_cycle import COLDEST, asked_at
 from refspec.evaluate import acceptance, acceptance_report
-from refspec.evaluate.drift import Text
+from refspec.evaluate.drift import Output
 from refspec.evaluate.drift import record as record_text
 from refspec.evaluate.prompts import Prompt, read
 from refspec.reference.draft import Draft
@@ -109,7 +109,7 @@ class Scripted:
 
 def by_hand(output, end=()):
     tokens = np.array([1, 4, *output])
-    text = Text(tokens, 2, np.zeros((len(tokens) - 1, 0), np.float32), 20, 60, frozenset(end))
+    text = Output(tokens, 2, np.zeros((len(tokens) - 1, 0), np.float32), 20, 60, frozenset(end))
     shape = TreeShape(5, 2, 3)
     found = acceptance.follow(Scripted(), text, text.features, [3, shape])
     return found[3], found[shape]

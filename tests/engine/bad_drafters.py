@@ -98,7 +98,19 @@ redone(
     {"refspec.head_norm": False},
     feedback="post_norm",
 )
-redone("another tokenizer", "CheckpointError", "token 40", tiny.tokenizer() | {"tokenizer.ggml.tokens": [*tiny.tokenizer()["tokenizer.ggml.tokens"][:40], "other", *tiny.tokenizer()["tokenizer.ggml.tokens"][41:]]})  # fmt: skip
+redone(
+    "another tokenizer",
+    "CheckpointError",
+    "token 40",
+    tiny.tokenizer()
+    | {
+        "tokenizer.ggml.tokens": [
+            *tiny.tokenizer()["tokenizer.ggml.tokens"][:40],
+            "other",
+            *tiny.tokenizer()["tokenizer.ggml.tokens"][41:],
+        ]
+    },
+)
 
 
 def fresh() -> LlamaEagle3Drafter:

@@ -11,7 +11,7 @@ import tiny
 
 import refspec
 from refspec.errors import BackendError
-from refspec.llama import amx
+from refspec.llama import amx, matmul_trial, trial
 
 AMX = b"CPU : AVX512_VNNI = 1 | AMX_INT8 = 1 | REPACK = 1 | "
 
@@ -32,16 +32,16 @@ def child(monkeypatch, code: int) -> list[list[str]]:
 
     def run(arguments, **_options):
         calls.append(arguments)
-        assert Path(arguments[-1]).read_bytes()[:4] == b"GGUF", "the file to try is there while the child runs"
+        assert (Path(arguments[-1]) / amx.FILE).read_bytes()[:4] == b"GGUF", "the file is there while the child runs"
         return SimpleNamespace(returncode=code)
 
-    monkeypatch.setattr(amx.subprocess, "run", run)
+    monkeypatch.setattr(trial.subprocess, "run", run)
     return calls
 
 
 def test_a_library_without_amx_is_not_tried(monkeypatch):
     monkeypatch.setattr(amx.api, "system_info", lambda: b"CPU : AVX2 = 1 | REPACK = 1 | ")
-    monkeypatch.setattr(amx.subprocess, "run", lambda *a, **k: pytest.fail("a child was started"))
+    monkeypatch.setattr(trial.subprocess, "run", lambda *a, **k: pytest.fail("a child was started"))
     amx.repacking_works.cache_clear()
     assert amx.repacking_works()
     amx.repacking_works.cache_clear()
@@ -61,12 +61,13 @@ def test_what_the_child_showed_is_kept_for_the_next_process(with_amx, monkeypatc
 
 def test_a_child_that_hangs_or_cannot_start_counts_as_a_crash(with_amx, monkeypatch):
     for error in (subprocess.TimeoutExpired("python", 1), OSError("no process")):
-        monkeypatch.setattr(amx.subprocess, "run", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
-        assert not amx._tried()
+        monkeypatch.setattr(trial.subprocess, "run", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+        assert not amx.tried()
 
 
 def test_where_it_crashes_weights_stay_as_stored_and_asking_for_more_is_one_line(with_amx, monkeypatch, tmp_path):
     child(monkeypatch, -11)
+    monkeypatch.setattr(matmul_trial, "works", lambda: False)
     meta, tensors = tiny.target_parts()
     file = tiny.write(tmp_path / "target.gguf", "llama", meta, tensors, "Q8_0")
     asked: list[bool] = []
@@ -80,12 +81,11 @@ def test_where_it_crashes_weights_stay_as_stored_and_asking_for_more_is_one_line
 
 
 def test_the_file_that_is_tried_runs_with_weights_as_stored(tmp_path):
-    """So that only what is tried can fail."""
-    file = tmp_path / "probe.gguf"
-    amx.write_probe(file)
-    amx._run(str(file), repack=False)
+    """So that only repacking can fail."""
+    trial.write_model(tmp_path / amx.FILE, width=amx.WIDTH, outtype="q8_0")
+    amx.run(tmp_path, repack=False)
 
 
 @pytest.mark.skipif(b"AMX_INT8 = 1" in amx.api.system_info(), reason="this llama.cpp has AMX kernels, which may crash")
 def test_the_real_child_survives_where_no_kernel_can_crash():
-    assert amx._tried()
+    assert amx.tried()

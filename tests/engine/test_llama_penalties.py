@@ -37,11 +37,19 @@ def theirs(target: LlamaTarget, p: Penalties, history: Sequence[int], logits: np
     vocab, n = llama_cpp.llama_model_get_vocab(target.model.handle), len(history)
     texts = [text.encode() for text in p.dry_breakers]
     chain = [
-        llama_cpp.llama_sampler_init_penalties(len(logits), n if p.repeat_last_n < 0 else p.repeat_last_n, p.repeat, p.frequency, p.presence),
-        llama_cpp.llama_sampler_init_dry(
-            vocab, p.dry_multiplier, p.dry_base, p.dry_allowed_length, n if p.dry_last_n < 0 else p.dry_last_n, (ctypes.c_char_p * len(texts))(*texts), len(texts)
+        llama_cpp.llama_sampler_init_penalties(
+            len(logits), n if p.repeat_last_n < 0 else p.repeat_last_n, p.repeat, p.frequency, p.presence
         ),
-    ]  # fmt: skip
+        llama_cpp.llama_sampler_init_dry(
+            vocab,
+            p.dry_multiplier,
+            p.dry_base,
+            p.dry_allowed_length,
+            n if p.dry_last_n < 0 else p.dry_last_n,
+            (ctypes.c_char_p * len(texts))(*texts),
+            len(texts),
+        ),
+    ]
     data = (llama_cpp.llama_token_data * len(logits))(*[(i, float(x), 0.0) for i, x in enumerate(logits)])
     array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
     for sampler in chain:
@@ -55,12 +63,17 @@ def theirs(target: LlamaTarget, p: Penalties, history: Sequence[int], logits: np
 @pytest.mark.parametrize(
     "penalties",
     [
-        Penalties(repeat=1.3), Penalties(presence=0.7, frequency=0.2, repeat_last_n=-1), Penalties(repeat=0.8, frequency=-0.3, repeat_last_n=5),
-        Penalties(dry_multiplier=0.8), Penalties(dry_multiplier=0.8, dry_breakers=()), Penalties(dry_multiplier=1.5, dry_base=1.2, dry_allowed_length=4),
-        Penalties(dry_multiplier=1.0, dry_last_n=20, dry_breakers=(".",)), Penalties(repeat=1.1, presence=0.1, dry_multiplier=0.5, dry_allowed_length=1),
+        Penalties(repeat=1.3),
+        Penalties(presence=0.7, frequency=0.2, repeat_last_n=-1),
+        Penalties(repeat=0.8, frequency=-0.3, repeat_last_n=5),
+        Penalties(dry_multiplier=0.8),
+        Penalties(dry_multiplier=0.8, dry_breakers=()),
+        Penalties(dry_multiplier=1.5, dry_base=1.2, dry_allowed_length=4),
+        Penalties(dry_multiplier=1.0, dry_last_n=20, dry_breakers=(".",)),
+        Penalties(repeat=1.1, presence=0.1, dry_multiplier=0.5, dry_allowed_length=1),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_llama_cpp_changes_the_same_logits(target: LlamaTarget, penalties: Penalties) -> None:
     said = (
         'I said: "It was a dog. It was a dog.\nIt was a big dog. It was a dog. It was a dog, and it was a dog. It was'

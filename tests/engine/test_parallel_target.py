@@ -1,4 +1,4 @@
-"""ParallelTarget: what a prompt is answered does not depend on the texts decoded beside it."""
+"""ParallelTarget: the answer to a prompt does not depend on the sequences decoded beside it."""
 
 from collections.abc import Callable
 from pathlib import Path

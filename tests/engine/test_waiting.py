@@ -1,4 +1,4 @@
-"""How llama.cpp's threads wait for each other: what refspec asks of GNU OpenMP, and that the user's word counts more."""
+"""How llama.cpp's threads wait for each other: what refspec asks of GNU OpenMP, unless the user asks for something."""
 
 from __future__ import annotations
 

@@ -96,10 +96,16 @@ def target_parts(
     """
     rng = _rng(seed)
     meta: dict[str, Any] = {
-        f"{arch}.context_length": 512, f"{arch}.embedding_length": HT, f"{arch}.block_count": N_LAYER,
-        f"{arch}.feed_forward_length": FF, f"{arch}.attention.head_count": N_HEAD, f"{arch}.attention.head_count_kv": N_KV,
-        f"{arch}.attention.layer_norm_rms_epsilon": EPS, f"{arch}.rope.freq_base": THETA, f"{arch}.rope.dimension_count": HEAD,
-    }  # fmt: skip
+        f"{arch}.context_length": 512,
+        f"{arch}.embedding_length": HT,
+        f"{arch}.block_count": N_LAYER,
+        f"{arch}.feed_forward_length": FF,
+        f"{arch}.attention.head_count": N_HEAD,
+        f"{arch}.attention.head_count_kv": N_KV,
+        f"{arch}.attention.layer_norm_rms_epsilon": EPS,
+        f"{arch}.rope.freq_base": THETA,
+        f"{arch}.rope.dimension_count": HEAD,
+    }
     meta |= tokenizer() if with_tokenizer else {"tokenizer.ggml.model": "none", f"{arch}.vocab_size": V}
     recurrent = [0, 2] if arch == "lfm2" else []
     if arch == "lfm2":
@@ -113,12 +119,16 @@ def target_parts(
     for i in range(N_LAYER):
         b = f"blk.{i}."
         t |= {
-            b + "attn_norm.weight": _norm(rng, HT), b + "ffn_norm.weight": _norm(rng, HT),
-            b + "attn_q.weight": _matrix(rng, N_HEAD * HEAD, HT), b + "attn_k.weight": _matrix(rng, N_KV * HEAD, HT),
-            b + "attn_v.weight": _matrix(rng, N_KV * HEAD, HT), b + "attn_output.weight": _matrix(rng, HT, N_HEAD * HEAD),
-            b + "ffn_gate.weight": _matrix(rng, FF, HT), b + "ffn_up.weight": _matrix(rng, FF, HT),
+            b + "attn_norm.weight": _norm(rng, HT),
+            b + "ffn_norm.weight": _norm(rng, HT),
+            b + "attn_q.weight": _matrix(rng, N_HEAD * HEAD, HT),
+            b + "attn_k.weight": _matrix(rng, N_KV * HEAD, HT),
+            b + "attn_v.weight": _matrix(rng, N_KV * HEAD, HT),
+            b + "attn_output.weight": _matrix(rng, HT, N_HEAD * HEAD),
+            b + "ffn_gate.weight": _matrix(rng, FF, HT),
+            b + "ffn_up.weight": _matrix(rng, FF, HT),
             b + "ffn_down.weight": _matrix(rng, HT, FF),
-        }  # fmt: skip
+        }
         if arch == "qwen2":
             t |= {b + f"attn_{n}.bias": _norm(rng, s * HEAD) for n, s in (("q", N_HEAD), ("k", N_KV), ("v", N_KV))}
         if arch in ("qwen3", "lfm2"):
@@ -143,13 +153,17 @@ def target(
 
 
 def drafter_parts(
-    *, feature_norm: str = "none", feedback: str = "pre_norm", residual: str = "raw", draft_vocab: int = D, shared: bool = False,
-    width: int = H, seed: int = 1, layers: list[int] | None = None,
-) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
-    """(architecture, metadata, tensors) of a drafter with the three switches;
-
-    `shared` leaves embedding and head to the target.
-    """
+    *,
+    feature_norm: str = "none",
+    feedback: str = "pre_norm",
+    residual: str = "raw",
+    draft_vocab: int = D,
+    shared: bool = False,
+    width: int = H,
+    seed: int = 1,
+    layers: list[int] | None = None,
+) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """(architecture, metadata, tensors) of a drafter; `shared` leaves embedding and head to the target."""
     rng = _rng(seed)
     layers = LAYERS if layers is None else layers
     stock = feature_norm != "per_state" and feedback == "pre_norm"
@@ -165,14 +179,19 @@ def drafter_parts(
         "refspec.draft_vocab_size": V if shared else draft_vocab,
     }  # fmt: skip
     t = {
-        "fc.weight": _matrix(rng, width, 3 * HT), "output_norm.weight": _norm(rng, width),
-        "blk.0.attn_norm.weight": _norm(rng, width), "blk.0.attn_norm_2.weight": _norm(rng, width),
+        "fc.weight": _matrix(rng, width, 3 * HT),
+        "output_norm.weight": _norm(rng, width),
+        "blk.0.attn_norm.weight": _norm(rng, width),
+        "blk.0.attn_norm_2.weight": _norm(rng, width),
         "blk.0.ffn_norm.weight": _norm(rng, width),
-        "blk.0.attn_q.weight": _matrix(rng, N_HEAD * HEAD, 2 * width), "blk.0.attn_k.weight": _matrix(rng, N_KV * HEAD, 2 * width),
-        "blk.0.attn_v.weight": _matrix(rng, N_KV * HEAD, 2 * width), "blk.0.attn_output.weight": _matrix(rng, width, N_HEAD * HEAD),
-        "blk.0.ffn_gate.weight": _matrix(rng, FF, width), "blk.0.ffn_up.weight": _matrix(rng, FF, width),
+        "blk.0.attn_q.weight": _matrix(rng, N_HEAD * HEAD, 2 * width),
+        "blk.0.attn_k.weight": _matrix(rng, N_KV * HEAD, 2 * width),
+        "blk.0.attn_v.weight": _matrix(rng, N_KV * HEAD, 2 * width),
+        "blk.0.attn_output.weight": _matrix(rng, width, N_HEAD * HEAD),
+        "blk.0.ffn_gate.weight": _matrix(rng, FF, width),
+        "blk.0.ffn_up.weight": _matrix(rng, FF, width),
         "blk.0.ffn_down.weight": _matrix(rng, width, FF),
-    }  # fmt: skip
+    }
     if not shared:
         t |= {"token_embd.weight": _matrix(rng, V, width) * 4, "output.weight": _matrix(rng, draft_vocab, width) * 3}
         if draft_vocab != V:

@@ -1,4 +1,4 @@
-"""The reference's weights in the training code's module, and that module as a Drafter, so that engines can be compared."""
+"""The reference's weights in the training code's module, and that module as a Drafter, to compare the two."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 import tiny  # noqa: F401 - for the tests that import this file
 
 SIZES = (
-    "hidden_size", "target_hidden_size", "capture_layers", "n_heads", "n_kv_heads", "head_dim", "intermediate_size", "vocab_size",
-    "draft_vocab_size", "rms_eps", "rope_theta", "context_length",
-)  # fmt: skip
+    "hidden_size",
+    "target_hidden_size",
+    "capture_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "draft_vocab_size",
+    "rms_eps",
+    "rope_theta",
+    "context_length",
+)
 
 
 def torch_twin(config: DrafterConfig, weights: Weights) -> Eagle3:
@@ -32,11 +42,17 @@ def torch_twin(config: DrafterConfig, weights: Weights) -> Eagle3:
     twin = Eagle3(trained, w["token_embd"], w["d2t"] if "d2t" in w else torch.arange(config.vocab_size))
     q, k = (torch.from_numpy(split_rows(np.array(weights[name]), config.head_dim)) for name in ("attn_q", "attn_k"))
     values = {
-        "fc.weight": w["fc"], "attn_norm.weight": w["attn_norm"], "hidden_norm.weight": w["hidden_norm"],
-        "qkv.weight": torch.cat([q, k, w["attn_v"]]), "o.weight": w["attn_output"], "ffn_norm.weight": w["ffn_norm"],
-        "gate_up.weight": torch.cat([w["ffn_gate"], w["ffn_up"]]), "down.weight": w["ffn_down"], "norm.weight": w["output_norm"],
+        "fc.weight": w["fc"],
+        "attn_norm.weight": w["attn_norm"],
+        "hidden_norm.weight": w["hidden_norm"],
+        "qkv.weight": torch.cat([q, k, w["attn_v"]]),
+        "o.weight": w["attn_output"],
+        "ffn_norm.weight": w["ffn_norm"],
+        "gate_up.weight": torch.cat([w["ffn_gate"], w["ffn_up"]]),
+        "down.weight": w["ffn_down"],
+        "norm.weight": w["output_norm"],
         "head.weight": w["output"],
-    }  # fmt: skip
+    }
     values |= {f"fc_norm.{i}.weight": w[f"fc_norm.{i}"] for i in range(config.n_states) if f"fc_norm.{i}" in w}
     values |= {"fc_norm.0.weight": w["fc_norm"]} if "fc_norm" in w else {}
     unset = twin.load_state_dict(values, strict=False).missing_keys

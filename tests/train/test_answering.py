@@ -1,4 +1,4 @@
-"""A run's target answering in torch: the same tokens as the plain forward pass, whatever stands beside a text."""
+"""A run's target answering in torch: the same tokens as the plain forward pass, whatever its neighbours."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def written_out(model, request, stop, bos):
 
 
 def test_answers_are_those_of_the_plain_forward_pass(exact, data, target_run):
-    """Waves of 4 and of 64 texts: padding, memory, leaving a wave and stopping change no token."""
+    """Batches of 4 and of 64: padding, memory, leaving a batch and stopping change no token."""
     bos = load_tokenizer(data / "tokenizer.json").token_to_id(BOS)
     asked = requests(data)
-    stop = frozenset(range(0, 320, 17))  # often enough that texts end at different steps
+    stop = frozenset(range(0, 320, 17))  # often enough that answers end at different steps
     for parallel in (4, 64):
         target = TorchAnswers(target_run, n_ctx=64, device="cpu", parallel=parallel)
         found = {

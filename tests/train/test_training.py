@@ -81,7 +81,7 @@ def test_training_can_start_from_an_export(data, target_run, tmp_path, monkeypat
         narrower = dataclasses.replace(CONFIG, intermediate_size=CONFIG.intermediate_size // 2)
         train_target(data, tmp_path, config=narrower, steps=1, seed=9, threads=1, init=target_run / "hf")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="not a file of weights"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         train_target(data, tmp_path, config=CONFIG, steps=1, seed=9, threads=1, init=tmp_path)
 
 
@@ -209,8 +209,22 @@ def test_plain_text_is_read_without_what_a_benchmark_has(corpus, data, tmp_path)
         json.dumps({"text": f"The cat runs.\n\nHe said: {said.upper()}, and more.\n\nThe dog sees a tree."}) + "\n"
     )
     bench.write_text(json.dumps({"turns": [f"Say {said}!"]}) + "\n")
-    made = CliRunner().invoke(main, ["train", "data", str(corpus), "-o", str(out), "--tokenizer", str(data / "tokenizer.json"),
-                                     "--texts", str(texts), "--without", str(bench)])  # fmt: skip
+    made = CliRunner().invoke(
+        main,
+        [
+            "train",
+            "data",
+            str(corpus),
+            "-o",
+            str(out),
+            "--tokenizer",
+            str(data / "tokenizer.json"),
+            "--texts",
+            str(texts),
+            "--without",
+            str(bench),
+        ],
+    )
     assert made.exit_code == 0 and "left out: 1 paragraphs" in made.stdout
     tokens, mask = np.load(out / "train.tokens.npy"), np.load(out / "train.mask.npy")
     tokenizer = load_tokenizer(out / "tokenizer.json")
@@ -444,8 +458,8 @@ def test_the_law_to_learn_is_that_of_the_teachers_temperature(data, target_run):
         return training.teacher.lesson(tokens[:, :-1], mask[:, :-1], 0.5)
 
     one, half = lesson(1.0), lesson(0.5)
-    for law, sharper in zip(one.law, half.law, strict=True):
-        expected = law**2 / (law**2).sum(-1, keepdim=True)
+    for p, sharper in zip(one.p_target, half.p_target, strict=True):
+        expected = p**2 / (p**2).sum(-1, keepdim=True)
         assert torch.allclose(sharper, expected, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(one.best, half.best, strict=True))
 
@@ -506,9 +520,11 @@ def test_a_drafter_trains_on_an_exported_target(data, target_run, tmp_path):
     assert ours.config == theirs.config
     config = json.loads((target_run / "hf" / "config.json").read_text())
     for change, words in (
-        ({"model_type": "qwen3"}, "model_type = 'qwen3'"), ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"), ({"vocab_size": None}, "vocab_size"),
-    ):  # fmt: skip
+        ({"model_type": "qwen3"}, "model_type = 'qwen3'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ({"vocab_size": None}, "vocab_size"),
+    ):
         changed = {key: value for key, value in (config | change).items() if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError, match=words):

@@ -1,7 +1,4 @@
-"""llama.cpp multiplying by refspec's kernels:
-
-the same function, and only with the weights of models that were announced.
-"""
+"""refspec's kernels multiply inside llama.cpp: the same function, and only with the weights of registered models."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ import refspec
 from refspec import native
 from refspec.errors import BackendError, UsageError
 from refspec.gguf.io import read_gguf_header
-from refspec.llama import api, matmul_hook, matmul_trial, weights
-from refspec.llama.amx import repacking_works, write_probe
+from refspec.llama import api, matmul_hook, matmul_trial, trial, weights
+from refspec.llama.amx import repacking_works
 from refspec.llama.target import LlamaTarget
 
 pytestmark = pytest.mark.skipif(
-    matmul_hook.not_linked() is not None, reason=f"llama.cpp multiplies by itself here: {matmul_hook.not_linked()}"
+    matmul_hook.unavailable() is not None, reason=f"llama.cpp multiplies by itself here: {matmul_hook.unavailable()}"
 )
 PROMPT = np.random.default_rng(3).integers(3, tiny.V, 40).tolist()
 
@@ -40,20 +37,20 @@ def logits_of(target: LlamaTarget, tokens: list[int]) -> np.ndarray:
 def test_the_logits_are_those_of_llama_cpp_but_for_rounding(tmp_path: Path, quantize: str) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize=quantize)
     ours, theirs = (LlamaTarget(file, n_ctx=128, n_threads=2, panels=on) for on in (True, False))
-    assert ours.model.panels is not None and theirs.model.panels is None
+    assert ours.model.packed is not None and theirs.model.packed is None
     a, b = logits_of(ours, PROMPT), logits_of(theirs, PROMPT)
-    assert ours.model.panels.products > 0
+    assert ours.model.packed.calls > 0
     # activations are rounded to 8 bits at other places once a last bit differs
     size = {"Q8_0": 0.02, "Q4_0": 0.04, "F16": 2e-3}[quantize]
     assert np.abs(a - b).max() <= size * np.abs(b).max()
-    before = ours.model.panels.products
-    ours.model.panels.switch(False)
+    before = ours.model.packed.calls
+    ours.model.packed.switch(False)
     assert np.array_equal(
         logits_of(ours, PROMPT),
         logits_of(LlamaTarget(file, n_ctx=128, n_threads=2, panels=False, repack=False), PROMPT),
     )
-    assert ours.model.panels.products == before
-    ours.model.panels.switch(True)
+    assert ours.model.packed.calls == before
+    ours.model.packed.switch(True)
     assert np.array_equal(logits_of(ours, PROMPT), a)
     ours.close()
     theirs.close()
@@ -61,20 +58,20 @@ def test_the_logits_are_those_of_llama_cpp_but_for_rounding(tmp_path: Path, quan
 
 def test_types_that_are_not_taken_stay_with_llama_cpp(tmp_path: Path) -> None:
     target = LlamaTarget(tiny.target(tmp_path / "target.gguf"), n_ctx=128)
-    assert target.model.panels is None and target.model.note is None  # F32
+    assert target.model.packed is None and target.model.note is None  # F32
     target.close()
 
 
 def test_models_of_one_file_are_told_apart_and_their_places_used_again(tmp_path: Path) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     first, second = (LlamaTarget(file, n_ctx=128, n_threads=2) for _ in range(2))
-    one, two = first.model.panels, second.model.panels
+    one, two = first.model.packed, second.model.packed
     assert one and two and one.index != two.index
     a = logits_of(first, PROMPT)
-    assert one.products > 0 and two.products == 0
+    assert one.calls > 0 and two.calls == 0
     first.close()
     again = LlamaTarget(file, n_ctx=128, n_threads=1)
-    assert again.model.panels and again.model.panels.index == one.index
+    assert again.model.packed and again.model.packed.index == one.index
     assert np.array_equal(logits_of(again, PROMPT), a), "the number of threads changes nothing"
     assert np.array_equal(logits_of(second, PROMPT), a)
     again.close()
@@ -82,20 +79,20 @@ def test_models_of_one_file_are_told_apart_and_their_places_used_again(tmp_path:
 
 
 @pytest.mark.parametrize("quantize", ["Q8_0", "Q4_0", "F16"])
-def test_exact_text_is_kept(tmp_path: Path, quantize: str) -> None:
+def test_exact_output_is_kept(tmp_path: Path, quantize: str) -> None:
     pair = (
         tiny.target(tmp_path / "target.gguf", quantize=quantize),
         tiny.drafter(tmp_path / "drafter.gguf", quantize=quantize),
     )
     with refspec.load(*pair, n_ctx=128, threads=2, reproducible="exact", adaptive=False) as session:
-        assert session.target.model.panels is not None and session.batch_invariant
-        texts = []
+        assert session.target.model.packed is not None and session.batch_invariant
+        outputs = []
         for options in ({"speculate": False}, {"draft_max": 3}, {"draft_max": 6}):
             generation = session.generate(tokens=PROMPT, max_tokens=80, **options)
             for _ in generation:
                 pass
-            texts.append(generation.tokens)
-    assert texts[0] == texts[1] == texts[2]
+            outputs.append(generation.tokens)
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,20 +102,20 @@ def test_what_excludes_each_other_is_said_in_one_line(tmp_path: Path, monkeypatc
     with pytest.raises(BackendError, match="no matrices for refspec's kernels"):
         refspec.load(tiny.target(tmp_path / "f32.gguf"), matmul="refspec")
     with refspec.load(file, matmul="stored") as session:
-        assert session.target.model.panels is None and not session.target.model.repack
+        assert session.target.model.packed is None and not session.target.model.repack
     with refspec.load(file, matmul="refspec") as session:
-        assert session.target.model.panels is not None
+        assert session.target.model.packed is not None
     monkeypatch.setattr(matmul_hook, "_why_not", "the moon is full")
     with pytest.raises(BackendError, match="cannot multiply here: the moon is full"):
         refspec.load(file, matmul="refspec")
     with refspec.load(file) as session:
-        assert session.target.model.panels is None
+        assert session.target.model.packed is None
 
 
 def test_without_memory_for_them_llama_cpp_multiplies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul_hook, "_available", lambda: 1000)
     target = LlamaTarget(tiny.target(tmp_path / "target.gguf", quantize="Q4_0"), n_ctx=64)
-    assert target.model.panels is None and target.model.repack == repacking_works()
+    assert target.model.packed is None and target.model.repack == repacking_works()
     logits_of(target, PROMPT[:5])
     target.close()
 
@@ -126,22 +123,22 @@ def test_without_memory_for_them_llama_cpp_multiplies(tmp_path: Path, monkeypatc
 def test_more_models_than_there_are_places_for(tmp_path: Path) -> None:
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     info, held = read_gguf_header(file), []
-    while (found := matmul_hook.announce(info, [], 1)) is None and not held:
+    while (found := matmul_hook.register(info, [], 1)) is None and not held:
         mapping = np.memmap(file, np.uint8, "r")  # a file that is mapped, by nobody who multiplies
-        found = matmul_hook.announce(info, [], 1)
+        found = matmul_hook.register(info, [], 1)
         assert found is not None
         held.append(found)
-        while (found := matmul_hook.announce(info, [], 1)) is not None:
+        while (found := matmul_hook.register(info, [], 1)) is not None:
             held.append(found)
             assert len(held) <= 64
         target = LlamaTarget(file, n_ctx=64)
-        assert target.model.panels is None
+        assert target.model.packed is None
         target.close()
         for each in held:
-            matmul_hook.forget(each)
+            matmul_hook.unregister(each)
         del mapping
     target = LlamaTarget(file, n_ctx=64)
-    assert target.model.panels is not None
+    assert target.model.packed is not None
     target.close()
 
 
@@ -160,7 +157,7 @@ def test_why_not_is_said_and_everything_works(
 import refspec
 from refspec.llama import weights
 with refspec.load({str(file)!r}) as session:
-    assert session.target.model.panels is None
+    assert session.target.model.packed is None
     for _ in session.generate(tokens=[3, 4, 5], max_tokens=5): pass
 print(weights.why_not())"""
     done = subprocess.run(
@@ -188,28 +185,28 @@ def test_a_trial_in_a_child_process_decides_once(
         return SimpleNamespace(returncode=code)
 
     monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(matmul_trial.subprocess, "run", run)
+    monkeypatch.setattr(trial.subprocess, "run", run)
     for _ in range(2):
         matmul_trial.works.cache_clear()  # as in the next process
         assert matmul_trial.works() is works and len(calls) == 1
     assert weights.why_not() == (None if works else "a trial of them failed with this llama.cpp")
     file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
     target = LlamaTarget(file, n_ctx=64)
-    assert (target.model.panels is not None) is works
+    assert (target.model.packed is not None) is works
     target.close()
     matmul_trial.works.cache_clear()
 
 
 def test_the_trial_itself_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for outtype, name in (("q8_0", "q8_0.gguf"), ("f32", "f32.gguf")):
-        write_probe(tmp_path / name, width=matmul_trial.WIDTH, outtype=outtype)
-    matmul_trial._run(tmp_path)
+    matmul_trial.write_models(tmp_path)
+    matmul_trial.run(tmp_path)
     assert (tmp_path / "q4_k.gguf").stat().st_size < (tmp_path / "f32.gguf").stat().st_size / 3
-    inner = matmul_trial._logits
-    monkeypatch.setattr(matmul_trial, "_logits", lambda file, on: inner(file, on) * (1.2 if on else 1.0))
+    inner = matmul_trial.logits_of
+    wrong = lambda file, ours: inner(file, ours=ours) * (1.2 if ours else 1.0)  # noqa: E731
+    monkeypatch.setattr(matmul_trial, "logits_of", wrong)
     with pytest.raises(AssertionError):
-        matmul_trial._run(tmp_path)
-    monkeypatch.setattr(matmul_trial, "_logits", inner)
-    monkeypatch.setattr(matmul_hook.Panels, "products", 0)
+        matmul_trial.run(tmp_path)
+    monkeypatch.setattr(matmul_trial, "logits_of", inner)
+    monkeypatch.setattr(matmul_hook.PackedMatrices, "calls", 0)
     with pytest.raises(AssertionError):
-        matmul_trial._run(tmp_path)
+        matmul_trial.run(tmp_path)
