@@ -259,7 +259,7 @@ def convert_drafter(
         key: interleaved(array, config.head_dim) if key in ROTATED else array for key, array in opened.tensors.items()
     }
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
-    values = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
+    values: dict[str, Any] = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
     values |= kept_scaling(opened.rope)
     if opened.zero_biases:  # for the way back
         values["refspec.zero_biases"] = list(opened.zero_biases)

@@ -48,7 +48,7 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
     config, stored = read_json(folder / "config.json"), read_tensors(folder)
     drafter = any(name.removeprefix("model.") == "fc.weight" for name in stored)
     architectures = config.get("architectures")
-    common = {
+    common: dict[str, Any] = {
         "file": str(folder),
         "kind": "drafter" if drafter else "target",
         "architecture": str(architectures[0]) if isinstance(architectures, list) and architectures else None,

@@ -56,11 +56,9 @@ def scaling_in(
 
 
 def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> bool:
-    return (
-        decimal(made.attention_factor) == attention_factor
-        and divisors is not None
-        and np.array_equal(made.divisors, divisors)
-    )  # type: ignore[arg-type]
+    if divisors is None or made.divisors is None:
+        return False
+    return decimal(made.attention_factor) == attention_factor and np.array_equal(made.divisors, divisors)
 
 
 def scaling_of(

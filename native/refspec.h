@@ -387,7 +387,7 @@ int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size
 /* ---- sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py (probabilities are double) -------- */
 
 enum rs_sampling_status {
-    RS_BAD_LAW = -6,  /* a sum that is not 1, a negative probability, or a draft token with q = 0 */
+    RS_BAD_DISTRIBUTION = -6,  /* a sum that is not 1, a negative probability, or a draft token with q = 0 */
     RS_BAD_COIN = -7, /* a coin outside [0, 1) */
     RS_BAD_TREE = -8  /* a parent that does not precede its child */
 };
@@ -403,7 +403,7 @@ typedef struct rs_sampler {
 } rs_sampler;
 
 /* Below, p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
- * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_LAW,
+ * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_DISTRIBUTION,
  * RS_BAD_COIN. The Python function of the same name raises for the same input with the reason in words. Bits equal the
  * Python's. */
 
@@ -434,7 +434,7 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
                             const double *residual_coins, double *p, int32_t *order, size_t k, size_t vocab);
 
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
-bool rs_is_law(const double *q, size_t vocab);
+bool rs_is_distribution(const double *q, size_t vocab);
 
 /* ---- cycle.c again: one verify step, the middle of refspec/decoding/cycle.py ---------------------------------------------- */
 
@@ -473,11 +473,11 @@ int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float
                                      const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
                                      int32_t *order, size_t n_nodes, size_t vocab);
 
-/* For siblings drawn without replacement from laws[row of the parent], N+1 pointers to [V], NULL for a row
+/* For siblings drawn without replacement from distributions[row of the parent], N+1 pointers to [V], NULL for a row
  * without children; accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is
  * working space. */
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
-                                 const int32_t *parents, const double *const *laws, const rs_sampler *sampler,
+                                 const int32_t *parents, const double *const *distributions, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,
                                  int32_t *order, size_t n_nodes, size_t width, size_t vocab);
 

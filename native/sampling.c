@@ -183,13 +183,13 @@ int32_t rs_invert_cdf(const double *p, double coin, size_t vocab)
     double total = 0.0, cumulative = 0.0;
     if (!(coin >= 0.0 && coin < 1.0)) return RS_BAD_COIN;
     for (size_t i = 0; i < vocab; i++) total += p[i];
-    if (!(total > 0.0 && total < INFINITY)) return RS_BAD_LAW;
+    if (!(total > 0.0 && total < INFINITY)) return RS_BAD_DISTRIBUTION;
     const double threshold = coin * total;
     for (size_t i = 0; i < vocab; i++) {
         cumulative += p[i];
         if (cumulative > threshold) return (int32_t)i;
     }
-    return RS_BAD_LAW; /* only if p has negative entries: coin * total < total = cumulative */
+    return RS_BAD_DISTRIBUTION; /* only if p has negative entries: coin * total < total = cumulative */
 }
 
 int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, double *p, int32_t *order, size_t vocab)
@@ -233,7 +233,7 @@ int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, con
     }
 }
 
-bool rs_is_law(const double *q, size_t vocab)
+bool rs_is_distribution(const double *q, size_t vocab)
 {
     double total = 0.0;
     bool negative = false;
@@ -253,7 +253,7 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
         const double *q = q_draft[i];
         const int32_t status = rs_p_target(p, order, logits[i], sampler, vocab);
         if (status < 0) return status;
-        if (!rs_is_law(q, vocab) || !(q[draft[i]] > 0.0)) return RS_BAD_LAW;
+        if (!rs_is_distribution(q, vocab) || !(q[draft[i]] > 0.0)) return RS_BAD_DISTRIBUTION;
         tokens[i] = draft[i];
         if (accept_coins[i] * q[draft[i]] < p[draft[i]]) continue; /* u < p/q without the division */
         rs_residual(p, p, q, vocab);

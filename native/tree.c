@@ -58,7 +58,7 @@ void rs_without(double *q, int32_t token, size_t vocab)
 }
 
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
-                                 const int32_t *parents, const double *const *laws, const rs_sampler *sampler,
+                                 const int32_t *parents, const double *const *distributions, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,
                                  int32_t *order, size_t n_nodes, size_t width, size_t vocab)
 {
@@ -73,13 +73,13 @@ int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *co
         }
         status = rs_p_target(p, order, logits[node + 1], sampler, vocab);
         if (status < 0) return status;
-        const double *law = laws[node + 1];
-        if (!law || !rs_is_law(law, vocab)) return RS_BAD_LAW;
-        for (size_t i = 0; i < vocab; i++) q[i] = law[i];
+        const double *distribution = distributions[node + 1];
+        if (!distribution || !rs_is_distribution(distribution, vocab)) return RS_BAD_DISTRIBUTION;
+        for (size_t i = 0; i < vocab; i++) q[i] = distribution[i];
         const double *u = accept_coins + (size_t)level * width;
         for (; child < n_nodes; child = next_child(parents, node, child + 1, n_nodes)) {
             const int32_t token = draft[child];
-            if (!(q[token] > 0.0)) return RS_BAD_LAW;
+            if (!(q[token] > 0.0)) return RS_BAD_DISTRIBUTION;
             if (*u++ * q[token] < p[token]) break; /* u < p/q without the division */
             rs_residual(p, p, q, vocab);
             rs_without(q, token, vocab);

@@ -68,7 +68,7 @@ def verify(
 
     penalties = changed(Penalties(), o)
     texts = [p.text for p in read(prompts, families)][:count]
-    results, laws = [], []
+    results, distributions = [], []
     with drafting(o) as session:
         for temp in temps:
             label = f"temperature {temp:g}"
@@ -84,13 +84,13 @@ def verify(
                     )
                 )
             if temp > 0:
-                laws.append(
+                distributions.append(
                     sampled_law.check(
                         session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed
                     )
                 )
     if as_json:
-        found = {"results": [r.as_dict() for r in results], "laws": [each.as_dict() for each in laws]}
+        found = {"results": [r.as_dict() for r in results], "distributions": [each.as_dict() for each in distributions]}
         click.echo(json.dumps({"model": session.name, **found}))
     else:
         lines = [line for r in results for line in equality.describe(r)]
@@ -98,9 +98,9 @@ def verify(
             "\n".join(
                 lines
                 + equality.advice(session, results)
-                + [line for each in laws for line in sampled_law.describe(each)]
+                + [line for each in distributions for line in sampled_law.describe(each)]
             )
         )
     broken = session.batch_invariant and any(r.differences for r in results)
-    broken = broken or not all(each.holds for each in laws)
+    broken = broken or not all(each.holds for each in distributions)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)

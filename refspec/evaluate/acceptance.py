@@ -206,7 +206,7 @@ def _counts(drafted: Drafted, s: Statistics) -> list[Any]:
     verify steps, tokens judged and accepted by position, and of trees the nodes judged.
     """
     nodes = [sum(size * steps for size, steps in s.tree_sizes.items())]
-    return [s.verify_steps, s.judged, s.stood, *(nodes if isinstance(drafted, TreeShape) else [])]
+    return [s.verify_steps, s.judged, s.accepted, *(nodes if isinstance(drafted, TreeShape) else [])]
 
 
 def _visits(text: Output, found: Mapping[Drafted, Statistics]) -> Iterator[tuple[int, list[Drafted]]]:

@@ -204,7 +204,7 @@ def total(runs: Sequence[Statistics]) -> Statistics:
             setattr(out, name, getattr(out, name) + getattr(run, name))
         for name in ("prompt_seconds", "target_seconds", "drafter_seconds", "other_seconds"):
             setattr(out, name, getattr(out, name) + getattr(run, name))
-        for name in ("judged", "stood"):
+        for name in ("judged", "accepted"):
             mine, theirs = getattr(out, name), getattr(run, name)
             width = max(len(mine), len(theirs))
             setattr(out, name, [sum(pair) for pair in zip(_padded(mine, width), _padded(theirs, width), strict=True)])

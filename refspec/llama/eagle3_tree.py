@@ -28,7 +28,7 @@ from refspec.reference.draft import check_tree_arguments
 from refspec.reference.draft_distribution import forbids_all
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
-from refspec.reference.tree import ROOT, Law, Tree, TreeShape, empty_tree
+from refspec.reference.tree import ROOT, Distribution, Tree, TreeShape, empty_tree
 from refspec.reference.tree_grow import Found, More, grow, grow_sampled
 
 
@@ -120,7 +120,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         except BackendError as error:
             raise BackendError(f"{self.path}: {error}") from None
 
-    def _distributions(self, found: Sequence[Found], nodes: Sequence[int], sampler: Sampler) -> list[Law]:
+    def _distributions(self, found: Sequence[Found], nodes: Sequence[int], sampler: Sampler) -> list[Distribution]:
         self._run(found, nodes)
         nothing = np.zeros(self.config.vocab_size)
         try:

@@ -15,7 +15,7 @@ from refspec.native.verify import _pointers, _row, _rows, _scratch, _tokens, c_s
 from refspec.reference import tree_grow, tree_verify
 from refspec.reference.ops import Array
 from refspec.reference.sampling import Sampler
-from refspec.reference.tree import ROOT, Law, Tree
+from refspec.reference.tree import ROOT, Distribution, Tree
 from refspec.reference.tree_verify import TreeVerdict
 from refspec.reference.verify import Rows
 
@@ -44,12 +44,24 @@ def verify_tree_rejection(
     u = np.ascontiguousarray(accept_coins, dtype=np.float64)
     v = np.ascontiguousarray(residual_coins, dtype=np.float64)
     given = _given(logits, tree)
-    if given is not None and _fits(tree, u, v) and tree.laws is not None and len(tree.laws) == len(tree.tokens) + 1:
+    if (
+        given is not None
+        and _fits(tree, u, v)
+        and tree.distributions is not None
+        and len(tree.distributions) == len(tree.tokens) + 1
+    ):
         rows, draft, parents = given
-        laws = [None if law is None else np.ascontiguousarray(law, dtype=np.float64) for law in tree.laws]
-        if all(law is None or law.shape == rows[0].shape for law in laws):
+        distributions = [
+            None if distribution is None else np.ascontiguousarray(distribution, dtype=np.float64)
+            for distribution in tree.distributions
+        ]
+        if all(distribution is None or distribution.shape == rows[0].shape for distribution in distributions):
             pointers = ffi.new(
-                "double *[]", [ffi.NULL if law is None else ffi.from_buffer("double[]", law) for law in laws]
+                "double *[]",
+                [
+                    ffi.NULL if distribution is None else ffi.from_buffer("double[]", distribution)
+                    for distribution in distributions
+                ],
             )
             tokens, path = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)  # [N+1]
             p, order = _scratch(len(rows[0]))
@@ -69,7 +81,7 @@ def _fits(tree: Tree, u: NDArray[np.float64], v: NDArray[np.float64]) -> bool:
     )
 
 
-def without(q: Law, token: int) -> Law:
+def without(q: Distribution, token: int) -> Distribution:
     """tree_verify.without: the distribution of the next draw from q [V] when `token` is not put back."""
     if lib is None or np.ndim(q) != 1 or not 0 <= token < len(q):
         return tree_verify.without(q, token)

@@ -114,15 +114,19 @@ def verify_rejection(
     logits: Rows, draft: ArrayLike, q_draft: Rows, sampler: Sampler, accept_coins: ArrayLike, residual_coins: ArrayLike
 ) -> Verdict:
     """verify.verify_rejection: logits [k+1, V], draft int [k], q_draft [k, V], coins [k] and [k+1] -> Verdict."""
-    proposed, rows, laws = _tokens(draft), _rows(logits, np.float32), _rows(q_draft, np.float64)
+    proposed, rows, distributions = _tokens(draft), _rows(logits, np.float32), _rows(q_draft, np.float64)
     u = np.ascontiguousarray(accept_coins, dtype=np.float64)
     v = np.ascontiguousarray(residual_coins, dtype=np.float64)
-    fits = proposed is not None and len(rows) == len(v) == len(proposed) + 1 and len(laws) == len(u) == len(proposed)
-    if lib is not None and proposed is not None and fits and all(len(q) == len(rows[0]) for q in laws):
+    fits = (
+        proposed is not None
+        and len(rows) == len(v) == len(proposed) + 1
+        and len(distributions) == len(u) == len(proposed)
+    )
+    if lib is not None and proposed is not None and fits and all(len(q) == len(rows[0]) for q in distributions):
         tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
         p, order = _scratch(len(rows[0]))
         accepted = lib.rs_verify_rejection(
-            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", laws),
+            to_c(tokens), _pointers("float *[]", rows), to_c(proposed), _pointers("double *[]", distributions),
             c_sampler(sampler)[0], to_c(u), to_c(v), to_c(p), to_c(order), len(proposed), len(rows[0]),
         )  # fmt: skip
         if accepted >= 0:

@@ -21,7 +21,7 @@ from refspec.reference.eagle3_forward import Anchor, block, feedback, head, outp
 from refspec.reference.eagle3_rows import Eagle3Rows
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler, invert_cdf, p_target
-from refspec.reference.tree import ROOT, Law, Tree, TreeShape, empty_tree
+from refspec.reference.tree import ROOT, Distribution, Tree, TreeShape, empty_tree
 from refspec.reference.tree_grow import Found, More, grow, grow_sampled, top_probs
 
 
@@ -113,7 +113,7 @@ def draft_tree(
         return empty_tree()
     narrow = restricted(sampler, d.d2t, d.config.draft_vocab_size)
 
-    def distributions(found: Sequence[Found], nodes: Sequence[int]) -> list[Law]:
+    def distributions(found: Sequence[Found], nodes: Sequence[int]) -> list[Distribution]:
         ready(found, nodes)
         drawn = [p_target(rows.logits(node), narrow) for node in nodes]  # F x [D]
         return [draft_distribution(p, d.d2t, d.config.vocab_size) for p in drawn]

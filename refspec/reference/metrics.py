@@ -52,7 +52,7 @@ class Statistics:
     generated_tokens: int = 0  # an end-of-generation token counts: the target decided it
     verify_steps: int = 0
     judged: list[int] = field(default_factory=list)  # judged[i]: verify steps with more than i draft tokens
-    stood: list[int] = field(default_factory=list)  # stood[i]: verify steps that accepted more than i
+    accepted: list[int] = field(default_factory=list)  # accepted[i]: verify steps that accepted more than i
     tree_sizes: Counter[int] = field(default_factory=Counter)  # verify steps by the nodes of their tree
     target_seconds: float = 0.0
     drafter_seconds: float = 0.0
@@ -66,11 +66,11 @@ class Statistics:
         depth = max(len(step.draft), step.depth)
         while len(self.judged) < depth:
             self.judged.append(0)
-            self.stood.append(0)
+            self.accepted.append(0)
         for i in range(depth):
             self.judged[i] += 1
         for i in range(step.accepted):
-            self.stood[i] += 1
+            self.accepted[i] += 1
         if step.nodes:
             self.tree_sizes[step.nodes] += 1
         self.target_seconds += step.seconds.target
@@ -90,7 +90,7 @@ class Statistics:
     @property
     def accepted_by_position(self) -> list[float]:
         """[K] share of steps that accepted at least i+1 draft tokens, of those that judged as many."""
-        return [stood / judged for stood, judged in zip(self.stood, self.judged, strict=True)]
+        return [accepted / judged for accepted, judged in zip(self.accepted, self.judged, strict=True)]
 
     @property
     def windows(self) -> list[int]:

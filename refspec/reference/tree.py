@@ -22,7 +22,7 @@ from refspec.reference.ops import Array
 ROOT = -1  # the parent of the nodes that follow the pending token
 NODES_LIMIT = 64  # more than pays anywhere; llama.cpp allows 256 sequences, and each leaf takes one
 
-Law = npt.NDArray[np.float64]
+Distribution = npt.NDArray[np.float64]
 
 
 class Tree(NamedTuple):
@@ -33,7 +33,7 @@ class Tree(NamedTuple):
     # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
     confidence: Array
     # [N+1] distribution [V] from which the children of each row were drawn; None = deterministic
-    laws: Sequence[Law | None] | None = None
+    distributions: Sequence[Distribution | None] | None = None
 
     def children(self, node: int) -> list[int]:
         """The nodes that follow `node`, or the pending token for ROOT, in order."""
@@ -75,8 +75,12 @@ class Tree(NamedTuple):
         if list(wanted) != sorted(index.keys() - {ROOT}) or any(int(self.parents[i]) not in index for i in wanted):
             raise ShapeError(f"tree: nodes {list(wanted)} are not a subtree in ascending order")
         parents = np.array([index[int(self.parents[i])] for i in wanted], np.int32)
-        laws = None if self.laws is None else [self.laws[0], *(self.laws[i + 1] for i in wanted)]
-        return Tree(self.tokens[list(wanted)], parents, self.confidence[list(wanted)], laws)
+        distributions = (
+            None
+            if self.distributions is None
+            else [self.distributions[0], *(self.distributions[i + 1] for i in wanted)]
+        )
+        return Tree(self.tokens[list(wanted)], parents, self.confidence[list(wanted)], distributions)
 
 
 def empty_tree() -> Tree:
@@ -85,13 +89,17 @@ def empty_tree() -> Tree:
 
 
 def chain(
-    tokens: Sequence[int] | npt.NDArray[np.integer], q_draft: Sequence[Law] | npt.NDArray[np.float64] | None = None
+    tokens: Sequence[int] | npt.NDArray[np.integer],
+    q_draft: Sequence[Distribution] | npt.NDArray[np.float64] | None = None,
 ) -> Tree:
     """The tree of one path: tokens [k] and, for sampled ones, their distributions q_draft [k, V]."""
     k = len(tokens)
-    laws = None if q_draft is None else [*(np.asarray(q) for q in q_draft), None]
+    distributions = None if q_draft is None else [*(np.asarray(q) for q in q_draft), None]
     return Tree(
-        np.asarray(tokens, np.int32), np.arange(-1, k - 1, dtype=np.int32), np.full(k, np.nan, np.float32), laws
+        np.asarray(tokens, np.int32),
+        np.arange(-1, k - 1, dtype=np.int32),
+        np.full(k, np.nan, np.float32),
+        distributions,
     )
 
 
@@ -111,9 +119,9 @@ def check_tree(tree: Tree, vocabulary: int) -> None:
             raise ShapeError(f"tree: node {i} has parent {parent}; a parent is {ROOT} or a node before its children")
         if not 0 <= token < vocabulary:
             raise ShapeError(f"tree: token {token} of node {i} is outside the vocabulary of {vocabulary}")
-    if tree.laws is not None and len(tree.laws) != len(tokens) + 1:
+    if tree.distributions is not None and len(tree.distributions) != len(tokens) + 1:
         raise ShapeError(
-            f"tree: {len(tree.laws)} distributions for {len(tokens)} nodes; need one per row, "
+            f"tree: {len(tree.distributions)} distributions for {len(tokens)} nodes; need one per row, "
             "None for a row without children"
         )
 

@@ -1,6 +1,6 @@
 """Growing a draft tree: which nodes are worth a row of the target's batch.
 
-Not a drafter: the callables `Likeliest` and `Laws` ask one what may follow nodes already found, level by
+Not a drafter: the callables `Likeliest` and `Distributions` ask one what may follow nodes already found, level by
 level. The value of a node is its cumulative draft probability, the product along its path: the drafter's own estimate
 of the chance that the target accepts it (EAGLE-2, Li 2024). The target samples at its own temperature, so the drafter
 should be asked at that temperature too (`TreeShape.temperature`): at temperature 0 its likeliest token is accepted far
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from refspec.errors import BackendError
 from refspec.reference.ops import Array
-from refspec.reference.tree import ROOT, Law, Tree, TreeShape, empty_tree
+from refspec.reference.tree import ROOT, Distribution, Tree, TreeShape, empty_tree
 from refspec.reference.tree_verify import without
 
 
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 # What may follow each of F nodes, asked once per level, first for [ROOT]: (all nodes found, indices of the F nodes) ->
 # F x (tokens [k], probs [k])
 Likeliest = Callable[[Sequence[Found], Sequence[int]], Sequence[tuple[npt.NDArray[np.integer], Array]]]
-Laws = Callable[[Sequence[Found], Sequence[int]], Sequence[Law]]  # F x [V]
+Distributions = Callable[[Sequence[Found], Sequence[int]], Sequence[Distribution]]  # F x [V]
 
 # Asked before each level but the first, with the tree so far: False ends growing. It depends on what was drafted, never
 # on a coin.
@@ -75,18 +75,18 @@ def grow(children: Likeliest, shape: TreeShape, more: More | None = None) -> Tre
     return _tree(found, sorted(best), None)
 
 
-def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tree:
+def grow_sampled(distributions: Distributions, shape: TreeShape, draw: Callable[[Distribution], int]) -> Tree:
     """At most N nodes drawn without replacement; `draw` draws a token from [V] and is called once per node, in order.
 
     A level gets the nodes left divided by the levels left, rounded up. They go to the pairs (node, j-th child), j <
     top_k, with the largest value(node) * (j-th largest probability after it): planned before any of them is drawn.
     """
     found: list[Found] = []
-    kept: dict[int, Law] = {}  # distribution after each node with children
+    kept: dict[int, Distribution] = {}  # distribution after each node with children
     frontier = [ROOT]
     for depth in range(1, shape.depth + 1):
         room = -(-(shape.nodes - len(found)) // (shape.depth + 1 - depth))
-        offered = dict(zip(frontier, laws(found, frontier), strict=True))
+        offered = dict(zip(frontier, distributions(found, frontier), strict=True))
         counts = _plan(
             {node: (1.0 if node == ROOT else found[node].value, q) for node, q in offered.items()}, room, shape.top_k
         )
@@ -102,7 +102,7 @@ def grow_sampled(laws: Laws, shape: TreeShape, draw: Callable[[Law], int]) -> Tr
     return _tree(found, range(len(found)), [kept.get(row - 1) for row in range(len(found) + 1)])
 
 
-def draw_siblings(q: Law, count: int, draw: Callable[[Law], int]) -> list[int]:
+def draw_siblings(q: Distribution, count: int, draw: Callable[[Distribution], int]) -> list[int]:
     """`count` tokens drawn from q [V] one after the other and not put back; q must have as many of probability > 0."""
     tokens: list[int] = []
     for _ in range(count):
@@ -165,7 +165,7 @@ def _best(found: Sequence[Found], nodes: Any, n: int) -> list[int]:
     return sorted(nodes, key=lambda i: (-found[i].value, found[i].depth, i))[:n]
 
 
-def _plan(nodes: dict[int, tuple[float, Law]], room: int, top_k: int) -> dict[int, int]:
+def _plan(nodes: dict[int, tuple[float, Distribution]], room: int, top_k: int) -> dict[int, int]:
     """How many of `room` children each node (value, distribution [V]) gets, none of them drawn yet."""
     offers: list[tuple[float, int, int]] = []
     for order, (value, q) in enumerate(nodes.values()):
@@ -178,7 +178,9 @@ def _plan(nodes: dict[int, tuple[float, Law]], room: int, top_k: int) -> dict[in
     return {node: count for node, count in counts.items() if count}
 
 
-def _tree(found: Sequence[Found], nodes: Sequence[int] | range, laws: Sequence[Law | None] | None) -> Tree:
+def _tree(
+    found: Sequence[Found], nodes: Sequence[int] | range, distributions: Sequence[Distribution | None] | None
+) -> Tree:
     if not len(nodes):
         return empty_tree()
     index = {ROOT: ROOT} | {node: i for i, node in enumerate(nodes)}
@@ -186,4 +188,4 @@ def _tree(found: Sequence[Found], nodes: Sequence[int] | range, laws: Sequence[L
     # a missing parent is a KeyError: never, see _best
     parents = np.array([index[node.parent] for node in chosen], np.int32)
     tokens = np.array([node.token for node in chosen], np.int32)
-    return Tree(tokens, parents, np.array([node.confidence for node in chosen], np.float32), laws)
+    return Tree(tokens, parents, np.array([node.confidence for node in chosen], np.float32), distributions)

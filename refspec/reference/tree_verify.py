@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refspec.errors import BackendError, ShapeError
 from refspec.reference.sampling import Sampler, invert_cdf, p_target, sample
-from refspec.reference.tree import ROOT, Law, Tree, check_tree
+from refspec.reference.tree import ROOT, Distribution, Tree, check_tree
 from refspec.reference.verify import Q_SUM_TOLERANCE, Rows, residual
 
 
@@ -68,7 +68,7 @@ def verify_tree_deterministic(logits: Rows, tree: Tree, sampler: Sampler, coins:
 def verify_tree_rejection(
     logits: Rows, tree: Tree, sampler: Sampler, accept_coins: ArrayLike, residual_coins: ArrayLike
 ) -> TreeVerdict:
-    """Recursive rejection for siblings drawn without replacement from tree.laws [N+1][V].
+    """Recursive rejection for siblings drawn without replacement from tree.distributions [N+1][V].
 
     logits [N+1, V]; accept_coins [h, m] or more, by level and order of the sibling; residual_coins [h+1] or more.
     Raises ShapeError, and BackendError when a distribution is missing or cannot have given its siblings: a token
@@ -83,7 +83,7 @@ def verify_tree_rejection(
         if not siblings:
             verdict.tokens.append(sample(logits[node + 1], sampler, float(v[level])))
             return verdict
-        p, q = p_target(logits[node + 1], sampler), _law(tree, node, logits)  # [V], [V]
+        p, q = p_target(logits[node + 1], sampler), _distribution(tree, node, logits)  # [V], [V]
         followed = ROOT
         for j, child in enumerate(siblings):
             token = int(tree.tokens[child])
@@ -104,7 +104,7 @@ def verify_tree_rejection(
         node = followed
 
 
-def without(q: Law, token: int) -> Law:
+def without(q: Distribution, token: int) -> Distribution:
     """The distribution of the next draw from q [V] when `token` is not put back; all 0 when nothing is left."""
     rest = q.copy()  # [V]
     rest[token] = 0.0
@@ -127,11 +127,11 @@ def _at_least(name: str, coins: ArrayLike, *needed: int) -> NDArray[np.float64]:
     return array
 
 
-def _law(tree: Tree, node: int, logits: Rows) -> Law:
-    law = None if tree.laws is None else tree.laws[node + 1]
-    if law is None:
+def _distribution(tree: Tree, node: int, logits: Rows) -> Distribution:
+    distribution = None if tree.distributions is None else tree.distributions[node + 1]
+    if distribution is None:
         raise BackendError(f"tree: the children of node {node} come without the distribution they were drawn from")
-    q = np.asarray(law, dtype=np.float64)  # [V]
+    q = np.asarray(distribution, dtype=np.float64)  # [V]
     if q.shape != (len(logits[0]),):
         raise ShapeError(f"tree: a distribution of shape {q.shape}, need [{len(logits[0])}]")
     total = float(np.cumsum(q)[-1])

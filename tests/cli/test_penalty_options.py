@@ -91,7 +91,7 @@ def test_verify_and_the_benchmarks_take_penalties(on):
     models = on[:6]
     dry = ["--dry-multiplier", "3", "--dry-allowed-length", "1"]
     got = record(call("verify", *models, "--reproducible", "f32", "--count", "2", "-n", "24", *dry, "--json"))
-    assert [r["different"] for r in got["results"]] == [0, 0] and got["laws"][0]["holds"]
+    assert [r["different"] for r in got["results"]] == [0, 0] and got["distributions"][0]["holds"]
     got = record(call("bench", *models, "--count", "1", "--repeat", "1", "-n", "16", *dry, "--json"))
     assert got["penalties"]["dry_multiplier"] == 3
 

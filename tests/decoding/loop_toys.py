@@ -115,7 +115,7 @@ class ToyDrafter:
         assert k > 0 and self.n_rows > 0
         k = k if self.at_most is None else min(k, self.at_most)
         text = [self.first, *self.tokens]
-        drafted, laws = [], []
+        drafted, distributions = [], []
         for i in range(k):
             logits = self.guess(text + drafted)
             if stop is not None and stop(i, float(p_target(logits, sampler or Sampler(temperature=1.0)).max())):
@@ -124,9 +124,9 @@ class ToyDrafter:
             if coins is None:
                 drafted.append(int(np.argmax(logits)))
             else:
-                laws.append(p_target(logits, sampler))
-                drafted.append(invert_cdf(laws[-1], coins[i]))
-        q = np.array(laws).reshape(k, self.n_vocab) if coins is not None else None
+                distributions.append(p_target(logits, sampler))
+                drafted.append(invert_cdf(distributions[-1], coins[i]))
+        q = np.array(distributions).reshape(k, self.n_vocab) if coins is not None else None
         return Draft(np.array(drafted, np.int32), q, np.full(k, np.nan, np.float32))
 
     def guess(self, text):

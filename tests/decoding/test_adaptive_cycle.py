@@ -18,13 +18,12 @@ from test_tree_cycle import GROWERS, ToyTreeTarget, plain_run, run, shapes, targ
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy
-from refspec.decoding import cycle as module
 from refspec.decoding.cycle import prefill
 from refspec.decoding.deferred import BACKLOG, DeferredDrafter
 from refspec.decoding.fallback import FallbackDrafter
 from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
-from refspec.reference.sampling import Sampler
+from refspec.reference.sampling import ACCEPT, Sampler
 from refspec.reference.tree import ROOT, Tree, TreeShape
 from refspec.session import Session
 
@@ -89,14 +88,9 @@ def test_whatever_length_is_chosen_the_output_of_a_seed_is_the_plain_one(whim, t
     target = ToyTarget(n_ctx=n_ctx, end=end, sharpness=2.0)
     session = Session(target, temper(target), draft_max=6)
     options = {"tokens": [1, 2, 3], "sampler": Sampler(temperature=temperature), "seed": seed, "max_tokens": 50}
-    generations = [
-        session.generate(policy=WhimOfChains(whim, 6), **options),
-        session.generate(adaptive=True, **options),
-        session.generate(speculate=False, **options),
-    ]
     outputs = []
-    for generation in generations:
-        session.current = generation
+    for how in ({"policy": WhimOfChains(whim, 6)}, {"adaptive": True}, {"speculate": False}):
+        generation = session.generate(**options, **how)
         list(generation)
         outputs.append((generation.tokens, generation.statistics.stop))
     assert outputs[0] == outputs[1] == outputs[2]
@@ -136,7 +130,7 @@ class FineTape(Tape):
     def coin(self, name):
         if name not in self.index:
             self.index[name] = len(self.sizes)
-            self.sizes.append(6 if name[0] == module.ACCEPT else 4)
+            self.sizes.append(6 if name[0] == ACCEPT else 4)
             self.branch += [0] * (len(self.sizes) - len(self.branch))
         i = self.index[name]
         return (self.branch[i] + 0.5) / self.sizes[i]

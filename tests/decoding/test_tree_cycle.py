@@ -62,8 +62,8 @@ def with_trees(temper: type) -> type:
                     lambda found, nodes: [top_probs(x, shape.top_k) for x in guesses(found, nodes)], shape, more
                 )
             given = iter(coins)
-            laws: Any = lambda found, nodes: [p_target(x, sampler) for x in guesses(found, nodes)]  # noqa: E731
-            return grow_sampled(laws, shape, lambda q: invert_cdf(q, float(next(given))))
+            distributions: Any = lambda found, nodes: [p_target(x, sampler) for x in guesses(found, nodes)]  # noqa: E731
+            return grow_sampled(distributions, shape, lambda q: invert_cdf(q, float(next(given))))
 
     return Grower
 

@@ -34,8 +34,8 @@ def test_one_pass_gives_what_the_cycle_counts_at_every_draft_length(temperature,
             list(run)
             cycle, ours = run.statistics, found[k]
             assert (ours.generated_tokens, ours.verify_steps) == (cycle.generated_tokens, cycle.verify_steps)
-            assert (ours.judged, ours.stood) == (cycle.judged, cycle.stood)
-            accepted += sum(cycle.stood)
+            assert (ours.judged, ours.accepted) == (cycle.judged, cycle.accepted)
+            accepted += sum(cycle.accepted)
     assert accepted > 0  # the comparison saw drafts that stood
 
 

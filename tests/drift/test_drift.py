@@ -137,8 +137,8 @@ def test_acceptance_is_what_the_decode_cycle_counts_at_that_draft_length(tempera
         judged = len(s.judged)
         assert (tally.tokens, tally.steps) == (s.generated_tokens, s.verify_steps)
         assert tally.counts["accepted"].tolist() == s.judged + [0] * (k - judged)
-        assert tally.sums["accepted"].tolist() == s.stood + [0] * (k - judged)
-        accepted += sum(s.stood)
+        assert tally.sums["accepted"].tolist() == s.accepted + [0] * (k - judged)
+        accepted += sum(s.accepted)
     assert accepted > 0  # the comparison saw accepted drafts
 
 

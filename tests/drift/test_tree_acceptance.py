@@ -60,8 +60,8 @@ def test_one_pass_gives_what_the_tree_cycle_counts_for_every_shape(temperature, 
             list(run)
             cycle, ours = run.statistics, found[key]
             assert (ours.generated_tokens, ours.verify_steps) == (cycle.generated_tokens, cycle.verify_steps)
-            assert (ours.judged, ours.stood, ours.tree_sizes) == (cycle.judged, cycle.stood, cycle.tree_sizes)
-            stood += sum(cycle.stood)
+            assert (ours.judged, ours.accepted, ours.tree_sizes) == (cycle.judged, cycle.accepted, cycle.tree_sizes)
+            stood += sum(cycle.accepted)
     assert stood > 0  # the comparison saw trees that stood
 
 
@@ -75,14 +75,14 @@ def test_a_tree_of_one_child_per_node_counts_as_the_chain(temperature, end):
             shape = asked_at(TreeShape(k, 1, k), sampler)
             found = acceptance.follow(drafter(seed), text, text.features, [k, shape])
             chain, tree = found[k], found[shape]
-            assert (chain.tau, chain.verify_steps, chain.judged, chain.stood) == (
+            assert (chain.tau, chain.verify_steps, chain.judged, chain.accepted) == (
                 tree.tau,
                 tree.verify_steps,
                 tree.judged,
-                tree.stood,
+                tree.accepted,
             )
             assert sum(size * steps for size, steps in tree.tree_sizes.items()) == sum(chain.judged)
-            stood += sum(tree.stood)
+            stood += sum(tree.accepted)
     assert stood > 0
 
 
@@ -118,14 +118,14 @@ def by_hand(output, end=()):
 def test_a_text_counted_by_hand():
     # tree: 7 stands and 1 follows; 5 2 3 stands and 7 follows; 9 follows; chain: 7; 1; 5 2 and 3; 7; 9
     chain, tree = by_hand([7, 1, 5, 2, 3, 7, 9])
-    assert (tree.verify_steps, tree.judged, tree.stood, tree.generated_tokens) == (3, [3, 3, 3], [2, 1, 1], 7)
-    assert (chain.verify_steps, chain.judged, chain.stood, chain.generated_tokens) == (5, [5, 5, 5], [1, 1, 0], 7)
+    assert (tree.verify_steps, tree.judged, tree.accepted, tree.generated_tokens) == (3, [3, 3, 3], [2, 1, 1], 7)
+    assert (chain.verify_steps, chain.judged, chain.accepted, chain.generated_tokens) == (5, [5, 5, 5], [1, 1, 0], 7)
     assert tree.tree_sizes == {5: 3}
 
 
 def test_nothing_after_an_end_in_the_tree_is_counted():
     _, tree = by_hand([7, 1, 5], end=(5,))  # of the tree 5 and 7 are left
-    assert (tree.verify_steps, tree.judged, tree.stood, tree.tree_sizes) == (2, [2], [2], {2: 2})
+    assert (tree.verify_steps, tree.judged, tree.accepted, tree.tree_sizes) == (2, [2], [2], {2: 2})
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -252,14 +252,14 @@ def test_sampled_trees_carry_the_laws_they_were_drawn_from(make: Make) -> None:
     drafter, _ = make(feedback="post_norm")
     sampler = Sampler(temperature=1.0, top_k=40)
     tree = drafter.draft_tree(TreeShape(12, 3, 4), coins=np.random.default_rng(4).random(12), sampler=sampler)
-    assert len(tree.tokens) == 12 and tree.laws is not None
+    assert len(tree.tokens) == 12 and tree.distributions is not None
     logits, _ = drafter.forward_tree(tree.tokens, tree.parents)
     for node in range(len(tree.tokens)):
-        q = tree.laws[node + 1]
+        q = tree.distributions[node + 1]
         if q is not None:
             np.testing.assert_allclose(q, p_target(logits[node], sampler), rtol=0, atol=1e-5)
     for node in range(ROOT, len(tree.tokens)):
-        q = tree.laws[node + 1]
+        q = tree.distributions[node + 1]
         for child in tree.children(node):
             assert q is not None and q[tree.tokens[child]] > 0
             q = without(q, int(tree.tokens[child]))

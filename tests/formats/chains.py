@@ -2,7 +2,7 @@
 GGUF.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,13 @@ def chain_in_c(path: Path, target: Path | None, golden: Golden) -> Chain:
 
 
 class _Forced:
-    """Stands where llama.cpp's drafter picks its argmax, and picks the golden chain."""
+    """Stands where a drafter picks its likeliest token, and picks the golden chain."""
 
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = iter([*tokens, 0])
+    def __init__(self, drafter: LlamaEagle3Drafter, tokens: list[int]) -> None:
+        self.drafter, self.tokens = drafter, iter([*tokens, 0])
 
-    def __call__(self, address: int) -> tuple[int, float]:
+    def __call__(self, drafted: Sequence[int]) -> tuple[int, float]:
+        self.drafter.logits()  # the probe sees them
         return next(self.tokens), 1.0
 
 
@@ -99,7 +100,7 @@ def chain_by_llama(path: Path, target: Path, golden: Golden) -> Chain:
     drafter = LlamaEagle3Drafter(path, lender, **strict)
     seen: list[np.ndarray] = []
     drafter.probe = lambda depth, logits, state: seen.append(logits)
-    drafter._best = _Forced(golden["chain_tokens"].tolist())  # type: ignore[assignment]
+    drafter.likeliest = _Forced(drafter, golden["chain_tokens"].tolist())  # type: ignore[method-assign]
     try:
         drafter.extend(golden["prefix_tokens"].astype(np.int32), np.ascontiguousarray(golden["features"], np.float32))
         drafter.draft(len(golden["chain_tokens"]) + 1)

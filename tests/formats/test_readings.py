@@ -1,6 +1,6 @@
 """Every usual mistake, planted in a drafter whose true reading is known, is found, named and told from chance.
 
-The target is made of the drafter: its laws are the true reading's own, so no other reading can have a smaller
+The target is made of the drafter: its distributions are the true reading's own, so no other reading can have a smaller
 cross-entropy, and its greedy text is made of the true reading's drafts.
 """
 
@@ -50,9 +50,11 @@ def recordings(
         tokens = tokens[:length]
         drafter.reset()
         rows = drafter.forward_rows(np.array(tokens[1:]), features[: length - 1], is_target_feature=True)
-        laws = np.zeros((length, c.draft_vocab_size), np.float32)
-        laws[1:] = log_softmax(rows.logits.astype(np.float64))  # row P predicts what the target's row P + 1 predicts
-        out.append(Recording(np.array(tokens, np.int32), start, held, laws))
+        distributions = np.zeros((length, c.draft_vocab_size), np.float32)
+        distributions[1:] = log_softmax(
+            rows.logits.astype(np.float64)
+        )  # row P predicts what the target's row P + 1 predicts
+        out.append(Recording(np.array(tokens, np.int32), start, held, distributions))
     return out
 
 

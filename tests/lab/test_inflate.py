@@ -46,7 +46,7 @@ def test_a_drafter_runs_on_the_inflated_target_and_accepts_as_much(tmp_path):
         with refspec.load(path, drafter, threads=1, reproducible="f32", n_ctx=96, draft_max=3) as session:
             run = session.generate(tokens=IDS.tolist(), max_tokens=50)
             list(run)
-            runs.append((run.tokens, run.statistics.judged, run.statistics.stood))
+            runs.append((run.tokens, run.statistics.judged, run.statistics.accepted))
     assert runs[0] == runs[1]
 
 

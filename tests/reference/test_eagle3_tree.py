@@ -101,7 +101,7 @@ def test_control_the_wrong_feedback_would_not_agree() -> None:
 def test_a_tree_of_one_child_per_node_is_the_chain(k: int) -> None:
     tree, draft = primed().draft_tree(TreeShape(k, 1, k)), primed().draft(k)
     assert tree.tokens.tolist() == draft.tokens.tolist() and tree.parents.tolist() == list(range(-1, k - 1))
-    assert np.array_equal(tree.confidence, draft.confidence) and tree.laws is None
+    assert np.array_equal(tree.confidence, draft.confidence) and tree.distributions is None
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -110,8 +110,8 @@ def test_a_sampled_tree_of_one_child_per_node_is_the_sampled_chain(k: int) -> No
     tree = primed().draft_tree(TreeShape(k, 1, k), coins=coins, sampler=sampler)
     draft = primed().draft(k, coins=coins, sampler=sampler)
     assert tree.tokens.tolist() == draft.tokens.tolist() and tree.parents.tolist() == list(range(-1, k - 1))
-    assert tree.laws is not None and draft.q_draft is not None and tree.laws[k] is None
-    assert all(np.array_equal(law, q) for law, q in zip(tree.laws, draft.q_draft, strict=False))
+    assert tree.distributions is not None and draft.q_draft is not None and tree.distributions[k] is None
+    assert all(np.array_equal(law, q) for law, q in zip(tree.distributions, draft.q_draft, strict=False))
 
 
 def every_node(drafter: Eagle3Drafter, depth: int, top_k: int) -> dict[tuple[int, ...], float]:
@@ -190,10 +190,10 @@ def test_sampled_trees_come_from_the_laws_they_carry(
     drafter = primed()
     tree = drafter.draft_tree(TreeShape(nodes, top_k, depth), coins=coins, sampler=sampler)
     assert 1 <= len(tree.tokens) <= nodes and tree.height <= depth and tree.width <= top_k
-    assert tree.laws is not None
+    assert tree.distributions is not None
     again = forward_tree(primed(), tree.tokens, tree.parents)[0]
     for node in range(ROOT, len(tree.tokens)):
-        siblings, q = tree.children(node), tree.laws[node + 1]
+        siblings, q = tree.children(node), tree.distributions[node + 1]
         assert (q is None) == (not siblings)
         if q is None:
             continue

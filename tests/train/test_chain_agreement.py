@@ -95,6 +95,6 @@ def test_acceptance_over_the_embedded_target_s_text_is_one_for_all_three():
             features = select(text.features, target.capture_layers, config.capture_layers)
             three = [llama, Eagle3Drafter(config, weights), TorchDrafter(torch_twin(config, weights))]
             found = [acceptance.follow(drafter, text, features, [DEPTH])[DEPTH] for drafter in three]
-            assert len({(s.verify_steps, tuple(s.judged), tuple(s.stood)) for s in found}) == 1, name
-            assert found[0].stood[0] > 0 and len(found[0].judged) == DEPTH
+            assert len({(s.verify_steps, tuple(s.judged), tuple(s.accepted)) for s in found}) == 1, name
+            assert found[0].accepted[0] > 0 and len(found[0].judged) == DEPTH
             llama.close()

@@ -22,17 +22,17 @@ many = settings(max_examples=200, deadline=None, derandomize=True, suppress_heal
 Case = tuple[np.ndarray, Sampler, np.random.Generator]
 
 
-def redrawn(tree: Tree, laws: list[np.ndarray], rng: np.random.Generator) -> Tree:
+def redrawn(tree: Tree, distributions: list[np.ndarray], rng: np.random.Generator) -> Tree:
     """The shape of a tree with tokens drawn without replacement; siblings beyond the law's support are dropped."""
     tokens, kept = tree.tokens.copy(), []
     for node in range(ROOT, len(tokens)):
-        q = laws[node + 1]
+        q = distributions[node + 1]
         for child in tree.children(node):
             if (node in kept or node == ROOT) and q.sum() > 0:
                 tokens[child] = invert_cdf(q, rng.random())
                 q = without(q, int(tokens[child]))
                 kept.append(child)
-    return tree._replace(tokens=tokens, laws=laws).keep(sorted(kept))
+    return tree._replace(tokens=tokens, distributions=distributions).keep(sorted(kept))
 
 
 @many
@@ -47,8 +47,8 @@ def test_verdicts_on_trees_are_equal(compiled_trees: TreeBackend, case: Case, da
     assert compiled_trees.deterministic(logits, tree, sampler, coins) == NUMPY.deterministic(
         logits, tree, sampler, coins
     )
-    laws = [0.5 * p_target(r, sampler) + 0.5 * rng.dirichlet(np.ones(len(row))) for r in logits]
-    drawn = redrawn(tree, [q / np.cumsum(q)[-1] for q in laws], rng)
+    distributions = [0.5 * p_target(r, sampler) + 0.5 * rng.dirichlet(np.ones(len(row))) for r in logits]
+    drawn = redrawn(tree, [q / np.cumsum(q)[-1] for q in distributions], rng)
     logits = logits[: len(drawn.tokens) + 1]
     accept = rng.random((drawn.height, max(drawn.width, 1)))
     args = (logits, drawn, sampler, accept, coins)
@@ -142,6 +142,6 @@ def test_too_few_rows_or_coins_are_refused(backend: TreeBackend) -> None:
     with pytest.raises(ShapeError, match="accept_coins: shape"):
         backend.rejection(TWO, tree, ON, [[0.5]], C2)
     with pytest.raises(ShapeError, match="distributions for 2 nodes"):
-        backend.rejection(TWO, tree._replace(laws=[HALF]), ON, [[0.5], [0.5]], C2)
+        backend.rejection(TWO, tree._replace(distributions=[HALF]), ON, [[0.5], [0.5]], C2)
     with pytest.raises(ShapeError, match="a distribution of shape"):
-        backend.rejection(TWO, tree._replace(laws=[HALF[:3], HALF, None]), ON, [[0.5], [0.5]], C2)
+        backend.rejection(TWO, tree._replace(distributions=[HALF[:3], HALF, None]), ON, [[0.5], [0.5]], C2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tree_backends import TreeBackend
 from tree_steps import Draw, checked, made, rejection_tree_step, sampled_tree, tree_rows
-from verify_enumeration import Law, Tokens, path_law
+from verify_enumeration import Distribution, Tokens, path_law
 from verify_steps import LOSSLESS, LOSSY, variation
 from verify_toys import ToyDrafter, ToyModel
 
@@ -74,7 +74,7 @@ def test_control_siblings_judged_in_another_order_are_caught(trees: TreeBackend)
 def test_control_a_law_that_is_not_the_one_drawn_from_is_caught(trees: TreeBackend) -> None:
     def mislabelled(draw: Draw) -> Tree:
         q = 0.5 * DRAFTER.q(()) + 0.5 / 3
-        return two(draw)._replace(laws=[q, None, None])
+        return two(draw)._replace(distributions=[q, None, None])
 
     assert variation_of(trees.rejection, mislabelled) > LOSSY
 
@@ -88,8 +88,8 @@ def planted(after_rejection: Mistake) -> Callable[..., TreeVerdict]:
     """verify_tree_rejection of one level, with another update of (p, q) after a sibling was rejected."""
 
     def verify(logits: Any, tree: Tree, sampler: Sampler, accept: Any, rest: Any) -> TreeVerdict:
-        assert tree.laws is not None
-        p, q = p_target(logits[0], sampler), np.asarray(tree.laws[0])
+        assert tree.distributions is not None
+        p, q = p_target(logits[0], sampler), np.asarray(tree.distributions[0])
         for j, token in enumerate(tree.tokens.tolist()):
             if q[token] > 0 and accept[0][j] < p[token] / q[token]:
                 return TreeVerdict([j], [token, invert_cdf(p_target(logits[j + 1], sampler), rest[1])])
@@ -135,7 +135,7 @@ def test_control_one_coin_for_all_siblings_is_caught() -> None:
 def match_variation(rule: Callable[[np.ndarray, Tree, list[float]], TreeVerdict], tree: Tree, n_coins: int) -> float:
     logits = tree_rows(TARGET, (), tree)
     law = path_law(lambda coins: checked(rule(logits, tree, coins), tree), [()] * n_coins)
-    step: Law = {tokens: float(p) for tokens, p in law.items()}
+    step: Distribution = {tokens: float(p) for tokens, p in law.items()}
     return variation(step, TARGET, PLAIN, tree.height + 1)
 
 

@@ -18,7 +18,7 @@ from tree_steps import (
     sampled_tree,
     tree_rows,
 )
-from verify_enumeration import Law, Tokens, continued, path_law, total_variation
+from verify_enumeration import Distribution, Tokens, continued, path_law, total_variation
 from verify_steps import LOSSLESS, targets_law, variation
 from verify_toys import ToyDrafter, ToyModel, drafters, models, samplers
 
@@ -162,13 +162,13 @@ def test_trees_grown_by_grow_sampled_emit_exactly_p_target(
 def grown(drafter: ToyDrafter, shape: TreeShape, history: Tokens = ()) -> Any:
     """The production growth on a toy drafter, waiting for its draws."""
 
-    def laws(found: Any, nodes: Any) -> list[np.ndarray]:
+    def distributions(found: Any, nodes: Any) -> list[np.ndarray]:
         def path(node: int) -> Tokens:
             return () if node == ROOT else (*path(found[node].parent), found[node].token)
 
         return [drafter.q(history + path(node)) for node in nodes]
 
-    return lambda draw: grow_sampled(laws, shape, draw)
+    return lambda draw: grow_sampled(distributions, shape, draw)
 
 
 @fewer
@@ -210,7 +210,7 @@ def test_generation_by_trees_has_the_targets_law(trees: TreeBackend, data: st.Da
     target, sampler = data.draw(models(vocab)), data.draw(samplers(vocab))
     every = [data.draw(fixed_trees(vocab, 4).filter(lambda t: t.height <= 2)) for _ in range(3)]
 
-    def step(history: Tokens) -> Law:
+    def step(history: Tokens) -> Distribution:
         return match_tree_step(trees.deterministic, target, every[sum(history) % 3], sampler, history)
 
     assert total_variation(continued(step, 4), targets_law(target, sampler, 4)) <= LOSSLESS
@@ -222,7 +222,7 @@ def test_generation_by_sampled_trees_has_the_targets_law(trees: TreeBackend, dat
     target, drafter = data.draw(models(2)), data.draw(drafters(2))
     sampler = data.draw(samplers(2, temperatures=HOT))
 
-    def step(history: Tokens) -> Law:
+    def step(history: Tokens) -> Distribution:
         shape = TreeShape(1 + (len(history) + sum(history)) % 3, 2, 2)  # adaptive: depends on what was emitted
         return rejection_tree_step(trees.rejection, target, grown(drafter, shape, history), sampler, history)
 
@@ -256,17 +256,17 @@ def test_a_tree_that_is_a_chain_is_judged_as_the_chain(
     sampler = data.draw(samplers(vocab, temperatures=HOT))
     draw = np.random.default_rng(seed)
     draft: list[int] = []
-    laws: list[np.ndarray] = []
+    distributions: list[np.ndarray] = []
     for _ in range(k):
-        laws.append(drafter.q(tuple(draft)))
-        draft.append(int(draw.choice(vocab, p=laws[-1])))
+        distributions.append(drafter.q(tuple(draft)))
+        draft.append(int(draw.choice(vocab, p=distributions[-1])))
     logits = [target.logits(tuple(draft[:i])) for i in range(k + 1)]
     u, v = draw.random(k), draw.random(k + 1)
     for verdict, of_chain in (
         (trees.deterministic(logits, chain(draft), sampler, v), verify_deterministic(logits, draft, sampler, v)),
         (
-            trees.rejection(logits, chain(draft, laws), sampler, u[:, None], v),
-            verify_rejection(logits, draft, laws, sampler, u, v),
+            trees.rejection(logits, chain(draft, distributions), sampler, u[:, None], v),
+            verify_rejection(logits, draft, distributions, sampler, u, v),
         ),
     ):
         assert (verdict.accepted, verdict.tokens) == (of_chain.accepted, of_chain.tokens)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from verify_backends import Backend
-from verify_enumeration import Law, Tokens, path_law, total_variation
+from verify_enumeration import Distribution, Tokens, path_law, total_variation
 from verify_steps import LOSSLESS, LOSSY, checked, rejection_step, step_rows, variation
 from verify_toys import ToyDrafter, ToyModel
 
@@ -17,7 +17,7 @@ DRAFTER = ToyDrafter(ToyModel(3, 2, 1.0, False, False), 3)
 PLAIN = Sampler(temperature=1.0)
 
 
-def variation_of(step: Law, k: int) -> float:
+def variation_of(step: Distribution, k: int) -> float:
     return variation(step, TARGET, PLAIN, k + 1)
 
 
@@ -29,7 +29,7 @@ def test_control_rejection_with_argmax_drafts_is_caught(backend: Backend) -> Non
     def argmax_law(q: np.ndarray) -> np.ndarray:
         return np.eye(len(q))[np.argmax(q)]
 
-    step = rejection_step(backend.verify_rejection, TARGET, DRAFTER, 2, PLAIN, draft_law=argmax_law)
+    step = rejection_step(backend.verify_rejection, TARGET, DRAFTER, 2, PLAIN, draft_distribution=argmax_law)
     assert variation_of(step, 2) > LOSSY
 
 
@@ -89,6 +89,6 @@ def test_control_reusing_the_coin_of_a_discarded_draft_is_caught() -> None:
     hints: list[Any] = [np.cumsum(q), np.cumsum(q), [p[0] / q[0]], np.cumsum(p)]
     fresh = path_law(lambda coins: second_token(coins, reuse=False), hints)
     reused = path_law(lambda coins: second_token(coins, reuse=True), hints)
-    even: Law = {(0,): 0.5, (1,): 0.5}
+    even: Distribution = {(0,): 0.5, (1,): 0.5}
     assert total_variation({t: float(w) for t, w in fresh.items()}, even) <= LOSSLESS
     assert total_variation({t: float(w) for t, w in reused.items()}, even) > LOSSY

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from verify_backends import Backend
-from verify_enumeration import Law, Tokens, cells, continued, path_law, total_variation
+from verify_enumeration import Distribution, Tokens, cells, continued, path_law, total_variation
 from verify_steps import LOSSLESS, match_step, rejection_step, targets_law, variation
 from verify_toys import ToyDrafter, ToyModel, drafters, models, samplers
 
@@ -117,7 +117,7 @@ def draft_length(history: Tokens, longest: int) -> int:
 def test_generation_by_match_rule_has_the_targets_law(backend: Backend, data: st.DataObject, vocab: int) -> None:
     target, drafter, sampler = data.draw(models(vocab)), data.draw(drafters(vocab)), data.draw(samplers(vocab))
 
-    def step(history: Tokens) -> Law:
+    def step(history: Tokens) -> Distribution:
         draft = tuple(drafter.tokens(history, draft_length(history, 2)))
         return match_step(backend.verify_deterministic, target, draft, sampler, history)
 
@@ -129,7 +129,7 @@ def test_generation_by_match_rule_has_the_targets_law(backend: Backend, data: st
 def test_generation_by_rejection_has_the_targets_law(backend: Backend, data: st.DataObject, vocab: int) -> None:
     target, drafter, sampler = data.draw(models(vocab)), data.draw(drafters(vocab)), data.draw(samplers(vocab))
 
-    def step(history: Tokens) -> Law:
+    def step(history: Tokens) -> Distribution:
         depth = draft_length(history, 2)
         return rejection_step(backend.verify_rejection, target, drafter, depth, sampler, history)
 

@@ -73,8 +73,12 @@ def _wrap(c: Any) -> TreeBackend:
     def rejection(logits: Any, tree: Tree, sampler: Sampler, accept: Any, residual: Any) -> TreeVerdict:
         rows, pointers, draft, parents, tokens, path, p, order = prepared(logits, tree)
         u, v = np.array(accept, dtype=np.float64), np.array(residual, dtype=np.float64)
-        laws = [None if law is None else np.array(law, dtype=np.float64) for law in tree.laws or [None] * len(rows)]
-        q_pointers = (ctypes.c_void_p * len(laws))(*[None if law is None else law.ctypes.data for law in laws])
+        distributions = [
+            None if law is None else np.array(law, dtype=np.float64) for law in tree.distributions or [None] * len(rows)
+        ]
+        q_pointers = (ctypes.c_void_p * len(distributions))(
+            *[None if law is None else law.ctypes.data for law in distributions]
+        )
         q = np.empty_like(p)
         accepted = _checked(
             c.rs_verify_tree_rejection(

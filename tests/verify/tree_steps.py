@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from verify_enumeration import Law, Tokens, path_law
+from verify_enumeration import Distribution, Tokens, path_law
 from verify_toys import ToyDrafter, ToyModel
 
 from refspec.reference.sampling import Sampler, p_target
@@ -37,8 +37,10 @@ def checked(verdict: TreeVerdict, tree: Tree) -> Tokens:
     return tuple(verdict.tokens)
 
 
-def made(tokens: Any, parents: Any, laws: Any = None) -> Tree:
-    return Tree(np.array(tokens, np.int32), np.array(parents, np.int32), np.full(len(tokens), np.nan, np.float32), laws)
+def made(tokens: Any, parents: Any, distributions: Any = None) -> Tree:
+    return Tree(
+        np.array(tokens, np.int32), np.array(parents, np.int32), np.full(len(tokens), np.nan, np.float32), distributions
+    )
 
 
 @st.composite
@@ -50,7 +52,7 @@ def fixed_trees(draw: Any, vocab: int, largest: int) -> Tree:
 
 def match_tree_step(
     verify: Callable[..., TreeVerdict], target: ToyModel, tree: Tree, sampler: Sampler, history: Tokens = ()
-) -> Law:
+) -> Distribution:
     """The law of the tokens of one verify_tree_deterministic step."""
     logits = tree_rows(target, history, tree)
     depths = [0, *tree.depths().tolist()]
@@ -62,7 +64,7 @@ def match_tree_step(
 
 def sampled_tree(drafter: ToyDrafter, counts: Counts, height: int, draw: Draw, history: Tokens = ()) -> Tree:
     """The node after `path` gets counts(path) children without replacement, as many as its law has tokens at most."""
-    tree, laws, frontier = made([], []), [None], [ROOT]
+    tree, distributions, frontier = made([], []), [None], [ROOT]
     for _ in range(height):
         following: list[int] = []
         for node in frontier:
@@ -70,13 +72,13 @@ def sampled_tree(drafter: ToyDrafter, counts: Counts, height: int, draw: Draw, h
             count = min(counts(tokens_of(tree, node)), int(np.count_nonzero(q)))
             if not count:
                 continue
-            laws[node + 1] = q  # type: ignore[call-overload]
+            distributions[node + 1] = q  # type: ignore[call-overload]
             n, drawn = len(tree.tokens), draw_siblings(q, count, draw)
             tree = made([*tree.tokens, *drawn], [*tree.parents, *[node] * count])
-            laws += [None] * count
+            distributions += [None] * count
             following += range(n, n + count)
         frontier = following
-    return tree._replace(laws=laws)
+    return tree._replace(distributions=distributions)
 
 
 def drawn_trees(grow: Callable[[Draw], Tree]) -> Iterator[tuple[Tree, float]]:
@@ -111,8 +113,8 @@ def thresholds(logits: np.ndarray, tree: Tree, sampler: Sampler) -> list[list[fl
     for node in range(ROOT, len(tree.tokens)):
         first, p = depths[node + 1] * (tree.width + 1), p_target(logits[node + 1], sampler)
         siblings = tree.children(node)
-        if tree.laws is not None and siblings:
-            q = np.asarray(tree.laws[node + 1])
+        if tree.distributions is not None and siblings:
+            q = np.asarray(tree.distributions[node + 1])
             for j, child in enumerate(siblings):
                 token = tree.tokens[child]
                 hints[first + j].append(p[token] / q[token])
@@ -128,9 +130,9 @@ def rejection_tree_step(
     grow: Callable[[Draw], Tree],
     sampler: Sampler,
     history: Tokens = (),
-) -> Law:
+) -> Distribution:
     """The law of the tokens of one verify_tree_rejection step over everything that can be drawn."""
-    law: Law = {}
+    law: Distribution = {}
     for tree, weight in drawn_trees(grow):
         logits = tree_rows(target, history, tree)
         h, m = tree.height, tree.width

@@ -1,4 +1,4 @@
-"""Exact laws of functions of coins, by running the functions themselves; nothing is sampled or re-derived.
+"""Exact distributions of functions of coins, by running the functions themselves; nothing is sampled or re-derived.
 
 A coin is one of the 2^53 lattice points j / 2^53, exactly the values `sampling.coin` can return. The code under test
 decides by comparing coins with thresholds, so as a function of one coin its outcome is piecewise constant. `cells`
@@ -21,7 +21,7 @@ from refspec.reference.sampling import Sampler
 LATTICE = 2**53
 LAST = (LATTICE - 1) / LATTICE
 Tokens = tuple[int, ...]
-Law = dict[Tokens, float]
+Distribution = dict[Tokens, float]
 
 
 def cells(outcome: Callable[[float], Any], hints: Iterable[float] = ()) -> list[tuple[float, Fraction]]:
@@ -82,7 +82,7 @@ def path_law(run: Callable[[list[float]], Tokens], hints: Sequence[Iterable[floa
     return law
 
 
-def total_variation(a: Law, b: Law) -> float:
+def total_variation(a: Distribution, b: Distribution) -> float:
     return 0.5 * math.fsum(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys())
 
 
@@ -121,9 +121,9 @@ def _require(clear: bool) -> None:
         assert clear, "choose a sampler whose thresholds this law does not hit"
 
 
-def sequence_law(next_law: Callable[[Tokens], Sequence[float]], length: int, vocab: int) -> Law:
+def sequence_law(next_law: Callable[[Tokens], Sequence[float]], length: int, vocab: int) -> Distribution:
     """The autoregressive law of `length` tokens: the product of next_law along every sequence."""
-    law: Law = {}
+    law: Distribution = {}
     for sequence in product(range(vocab), repeat=length):
         law[sequence] = math.prod(next_law(sequence[:i])[token] for i, token in enumerate(sequence))
     return law
@@ -131,11 +131,11 @@ def sequence_law(next_law: Callable[[Tokens], Sequence[float]], length: int, voc
 
 def continued(
     step_law: Callable[[Tokens], dict[Tokens, float]], length: int, history: Tokens = (), weight: float = 1.0
-) -> Law:
+) -> Distribution:
     """The law of the first `length` tokens of verify steps in succession; step_law(history) is the law of one."""
     if len(history) >= length:
         return {history[:length]: weight}
-    law: Law = {}
+    law: Distribution = {}
     for tokens, p in step_law(history).items():
         for sequence, q in continued(step_law, length, history + tokens, weight * p).items():
             law[sequence] = law.get(sequence, 0.0) + q

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from verify_enumeration import Law, Tokens, law_by_definition, path_law, sequence_law, total_variation
+from verify_enumeration import Distribution, Tokens, law_by_definition, path_law, sequence_law, total_variation
 from verify_toys import ToyDrafter, ToyModel
 
 from refspec.reference.sampling import Sampler, p_target
@@ -28,7 +28,7 @@ def checked(verdict: Verdict, draft: Tokens) -> Tokens:
 
 def match_step(
     verify: Callable[..., Verdict], target: ToyModel, draft: Tokens, sampler: Sampler, history: Tokens
-) -> Law:
+) -> Distribution:
     """The law of the tokens of one verify_deterministic step."""
     logits = step_rows(target, history, draft)
     hints = [np.cumsum(p_target(row, sampler)) for row in logits]
@@ -43,13 +43,13 @@ def rejection_step(
     k: int,
     sampler: Sampler,
     history: Tokens = (),
-    draft_law: Callable[[np.ndarray], np.ndarray] = lambda q: q,
-) -> Law:
-    """The law of the tokens of one verify_rejection step; draft_law(q) is how drafts are drawn."""
-    law: Law = {}
+    draft_distribution: Callable[[np.ndarray], np.ndarray] = lambda q: q,
+) -> Distribution:
+    """The law of the tokens of one verify_rejection step; draft_distribution(q) is how drafts are drawn."""
+    law: Distribution = {}
     for draft in product(range(target.vocab), repeat=k):
         q = [drafter.q(history + draft[:i]) for i in range(k)]  # k x [V]
-        drawn = math.prod(float(draft_law(q[i])[token]) for i, token in enumerate(draft))
+        drawn = math.prod(float(draft_distribution(q[i])[token]) for i, token in enumerate(draft))
         if drawn == 0:
             continue
         logits = step_rows(target, history, draft)
@@ -67,13 +67,13 @@ def rejection_step(
     return law
 
 
-def targets_law(target: ToyModel, sampler: Sampler, length: int) -> Law:
+def targets_law(target: ToyModel, sampler: Sampler, length: int) -> Distribution:
     return sequence_law(lambda history: law_by_definition(target.logits(history), sampler), length, target.vocab)
 
 
-def completed(step: Law, target: ToyModel, sampler: Sampler, length: int) -> Law:
+def completed(step: Distribution, target: ToyModel, sampler: Sampler, length: int) -> Distribution:
     """The law of `length` tokens when whatever the step left open is drawn from the target's law."""
-    law: Law = {}
+    law: Distribution = {}
     for tokens, weight in step.items():
         for rest in product(range(target.vocab), repeat=length - len(tokens)):
             sequence = tokens + rest
@@ -84,7 +84,7 @@ def completed(step: Law, target: ToyModel, sampler: Sampler, length: int) -> Law
     return law
 
 
-def variation(step: Law, target: ToyModel, sampler: Sampler, length: int) -> float:
+def variation(step: Distribution, target: ToyModel, sampler: Sampler, length: int) -> float:
     """Total variation between the target's law of `length` tokens and the step's, completed.
 
     Also: no coin, not even 0, may lead to a token that the target's law excludes.
