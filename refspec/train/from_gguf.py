@@ -116,7 +116,7 @@ def train_from_gguf(
     config = drafter_config(info, plan, {n: getattr(plan, n) for n in PLAIN})
     check_boundaries(info.path, info.arch, info.need(f"{info.arch}.block_count", int), config.capture_layers)
     answered = answer_stage(
-        model, out, plan, prompts=prompts, parallel=parallel, threads=threads, gpu_layers=gpu_layers
+        model, out, plan, prompts=prompts, parallel=parallel, threads=threads, gpu_layers=gpu_layers, tell=tell
     )
     draft_ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
     share = np.isin(answered.tokens[answered.mine == 1], draft_ids).mean()
@@ -147,6 +147,7 @@ def answer_stage(
     parallel: int,
     threads: int | None,
     gpu_layers: int,
+    tell: Callable[[str], None],
 ) -> Answered:
     """The model's answers, journaled in out/answers.jsonl."""
     from tqdm import tqdm
@@ -158,6 +159,9 @@ def answer_stage(
     )
     try:
         session = Session(target)
+        if session.chat_template is None:
+            tell(f"{model.name} has no chat template: prompts are used as they are")
+            asked = [p if isinstance(p, str) else "\n".join(m["content"] for m in p) for p in asked]
         ids = encode(asked, lambda p: session.encode(p, raw=isinstance(p, str)), plan.max_prompt)
     finally:
         target.close()
