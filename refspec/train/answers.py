@@ -34,9 +34,15 @@ class Answered(NamedTuple):
     mine: npt.NDArray[np.uint8]  # [N] 1 where the target wrote the token
     starts: npt.NDArray[np.int64]  # [documents + 1] where each begins; the last one is N
 
+    def first(self, tokens: int) -> Answered:
+        """The first documents, of about so many tokens."""
+        count = max(int(np.searchsorted(self.starts, tokens)), 1)
+        end = int(self.starts[min(count, len(self.starts) - 1)])
+        return Answered(self.tokens[:end], self.mine[:end], self.starts[: min(count, len(self.starts) - 1) + 1])
+
 
 def read_prompts(path: Path | None) -> list[Messages | str]:
-    """Prompts of a file, or the built-in ones: `messages`, `turns`, `prompt` or `text` in a JSONL file, else one a line.
+    """Prompts of a file, or the built-in ones: `messages`, `turns`, `prompt` or `text` in JSONL, else one a line.
 
     Of a conversation the part before its last answer is the prompt; a `text` is used as it is, without a chat template.
     Raises PromptError naming the first line that is none of these.
@@ -136,16 +142,17 @@ class Collecting:
 
     def answered(self) -> Answered:
         """What has been answered without a gap."""
-        parts: list[list[int]] = []
+        parts: list[Ids] = []
         mine: list[npt.NDArray[np.uint8]] = []
         starts = [0]
         for i in range(self.whole):
             kept = self.journal.done[str(i)]
-            parts.append([*kept["prompt"], *kept["answer"]])
+            parts.append(np.array([*kept["prompt"], *kept["answer"]], np.int32))
             mine.append(np.repeat(np.array([0, 1], np.uint8), [len(kept["prompt"]), len(kept["answer"])]))
             starts.append(starts[-1] + len(parts[-1]))
-        tokens = np.array([t for part in parts for t in part], np.int32)
-        return Answered(tokens, np.concatenate(mine) if mine else np.zeros(0, np.uint8), np.array(starts, np.int64))
+        empty = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
+        tokens, written = (np.concatenate(held or none) for held, none in zip((parts, mine), empty, strict=True))
+        return Answered(tokens, written, np.array(starts, np.int64))
 
 
 def collect(

@@ -1,6 +1,6 @@
-"""`refspec train drafter -m MODEL.gguf`: a drafter for any GGUF that llama.cpp runs and hidden states are captured of.
+"""`refspec train drafter -m MODEL.gguf`: a drafter for any GGUF that llama.cpp runs and whose states it can capture.
 
-Four stages, each of which goes on where a killed run left it: the prompts through the model's own chat template, its own
+Four stages, each of which goes on where a killed run left it: prompts through the model's own chat template, its
 answers (`answers.py`), what it shows of each token of them (`lessons.py`), and the drafter alone in torch
 (`drafter_loss.py`). The model is never loaded into torch.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -28,40 +30,20 @@ from refspec.llama.parallel_target import ParallelTarget
 from refspec.llama.target import LlamaTarget
 from refspec.session import Session
 from refspec.train.answers import Answered, Collecting, collect, encode, read_prompts
+from refspec.train.budget import Plan, Rates, check_disk, described, fit
 from refspec.train.drafter import Eagle3, TrainedDrafter
 from refspec.train.drafter_loss import Lesson, chain_losses
 from refspec.train.drafters import Separately, export_drafter
 from refspec.train.lesson_batches import LessonBatches
-from refspec.train.lessons import Lessons, draft_vocabulary
+from refspec.train.lessons import Lessons, bytes_per_token, draft_vocabulary
 from refspec.train.loop import Optimizers, run_steps, tune_allocator
 from refspec.train.precision import choose_device, mixed
 
 PLAIN = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}  # EAGLE-3
 HELD_OUT = 32  # one document of so many is held out
+STEPS_TIMED = 3
 TEMPERATURE = 0.7  # of sampled answers, where the file recommends none
 ROWS, LENGTH = 8, 512  # one step
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is made: all of it decides the result, and a run that goes on must be given the same."""
-
-    tokens: int = 400_000  # of answers, their prompts included
-    epochs: float = 3.0
-    depth: int = 3  # training-time-test steps
-    draft_vocab: int = 8192
-    ffn: int | None = None  # feed-forward channels; None: the target's
-    feature_norm: str = "per_state"
-    feedback: str = "post_norm"
-    residual: str = "raw"
-    twin: bool = False  # also plain EAGLE-3, on the same batches
-    layer_ids: tuple[int, ...] | None = None
-    temperature: float | None = None  # of sampled answers; None: as the file recommends, else 0.7
-    greedy: float = 0.5  # share of greedy answers
-    max_new: int = 256
-    max_prompt: int = 512
-    teacher_temp: float = 1.0
-    seed: int = 1
 
 
 def default_boundaries(info: GgufInfo) -> tuple[int, ...]:
@@ -103,6 +85,7 @@ def train_from_gguf(
     out: Path,
     plan: Plan,
     *,
+    hours: float | None = None,
     prompts: Path | None = None,
     parallel: int = 32,
     threads: int | None = None,
@@ -111,20 +94,27 @@ def train_from_gguf(
     outtype: str = "q8_0",
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make `out/NAME.gguf` for every variant of the plan; returns held-out figures. Raises RefspecError subclasses."""
+    """Make `out/NAME.gguf` for every variant of the plan; returns held-out figures. Raises RefspecError subclasses.
+
+    `hours` decide tokens and epochs by what each stage costs here (`budget.py`); a run that goes on keeps its plan.
+    """
     info = read_gguf_header(model)
     config = drafter_config(info, plan, {n: getattr(plan, n) for n in PLAIN})
     check_boundaries(info.path, info.arch, info.need(f"{info.arch}.block_count", int), config.capture_layers)
-    answered = answer_stage(
-        model, out, plan, prompts=prompts, parallel=parallel, threads=threads, gpu_layers=gpu_layers, tell=tell
-    )
-    draft_ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
-    share = np.isin(answered.tokens[answered.mine == 1], draft_ids).mean()
-    tell(f"draft vocabulary: {len(draft_ids)} of {config.vocab_size} tokens, {100 * share:.1f} % of the answers")
-    lessons = lesson_stage(model, out, config, answered, draft_ids, threads=threads, gpu_layers=gpu_layers)
     variants = {"drafter": config}
     if plan.twin:
         variants["drafter-plain"] = replace(config, **PLAIN)
+    stage: dict[str, Any] = {"threads": threads, "gpu_layers": gpu_layers}
+    asking: dict[str, Any] = {"prompts": prompts, "parallel": parallel, "tell": tell, **stage}
+    per_token = bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    if hours is not None:
+        plan = _planned(model, out, plan, hours, variants, asking, device)
+    check_disk(out, plan.tokens * per_token)
+    answered = answer_stage(model, out, plan, **asking)
+    draft_ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
+    share = np.isin(answered.tokens[answered.mine == 1], draft_ids).mean()
+    tell(f"draft vocabulary: {len(draft_ids)} of {config.vocab_size} tokens, {100 * share:.1f} % of the answers")
+    lessons = lesson_stage(model, out / "lessons", config, answered, draft_ids, **stage)
     training = LessonTraining(lessons, variants, plan, embedding_of(info), threads=threads, device=device)
     steps = max(int(plan.epochs * training.batches.per_epoch), 1)
     identity = {"kind": "drafters of a GGUF", "target": fingerprint(model), "steps": steps, **asdict(plan)}
@@ -136,6 +126,61 @@ def train_from_gguf(
         export_drafter(drafter, out / name, embedding=False)
         convert_drafter(out / name, None, out / f"{name}.gguf", outtype, metadata=_made_for(info))
     return figures
+
+
+def _planned(
+    model: Path,
+    out: Path,
+    plan: Plan,
+    hours: float,
+    variants: dict[str, TrainedDrafter],
+    asking: dict[str, Any],
+    device: str,
+) -> Plan:
+    """The plan that fits into the hours, from rates measured on the run's first answers; kept in out/plan.json."""
+    file = out / "plan.json"
+    if file.exists():
+        kept = json.loads(file.read_text("utf-8"))
+        if kept["hours"] != hours:
+            raise UsageError(f"{file}: this run was planned for {kept['hours']:g} hours; give the same, or another -o")
+        return replace(plan, tokens=kept["tokens"], epochs=kept["epochs"])
+    rates = measure_rates(model, out, plan, variants, asking, device)
+    plan = fit(plan, hours, rates)
+    config = variants["drafter"]
+    nbytes = plan.tokens * bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    for line in described(plan, rates, nbytes):
+        asking["tell"](line)
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"hours": hours, "tokens": plan.tokens, "epochs": plan.epochs, "rates": asdict(rates)}))
+    return plan
+
+
+def measure_rates(
+    model: Path, out: Path, plan: Plan, variants: dict[str, TrainedDrafter], asking: dict[str, Any], device: str
+) -> Rates:
+    """Tokens a second of every stage here: the run's first answers, lessons of some of them, a few steps on those."""
+    began = perf_counter()
+    wanted = asking["parallel"] * plan.max_new  # so that answers of every length have ended
+    answered = answer_stage(model, out, replace(plan, tokens=wanted), **asking)
+    answers = len(answered.tokens) / (perf_counter() - began)
+    config = variants["drafter"]
+    ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
+    few = answered.first(2 * ROWS * LENGTH)
+    with TemporaryDirectory(prefix="refspec-rates-") as folder:
+        began = perf_counter()
+        stage = {name: asking[name] for name in ("threads", "gpu_layers")}
+        lessons = lesson_stage(model, Path(folder), config, few, ids, **stage)
+        made = len(few.tokens) / (perf_counter() - began)
+        embedding = embedding_of(read_gguf_header(model))
+        training = LessonTraining(lessons, variants, plan, embedding, threads=asking["threads"], device=device)
+        took = []
+        for step in range(STEPS_TIMED):
+            began = perf_counter()
+            training.loss_of(step)[0].backward()
+            training.optimizers.step(0.0)
+            took.append(perf_counter() - began)
+        del training, lessons
+    return Rates(answers, made, ROWS * LENGTH / min(took))
 
 
 def answer_stage(
@@ -194,7 +239,7 @@ def answer_stage(
 
 def lesson_stage(
     model: Path,
-    out: Path,
+    folder: Path,
     config: TrainedDrafter,
     answered: Answered,
     draft_ids: np.ndarray,
@@ -202,10 +247,10 @@ def lesson_stage(
     threads: int | None,
     gpu_layers: int,
 ) -> Lessons:
-    """What the model shows of its answers, in out/lessons."""
+    """What the model shows of its answers, in a folder."""
     from tqdm import tqdm
 
-    lessons = Lessons(out / "lessons", answered, len(config.capture_layers), config.target_hidden_size, draft_ids)
+    lessons = Lessons(folder, answered, len(config.capture_layers), config.target_hidden_size, draft_ids)
     if lessons.done + 1 == len(answered.starts):
         return lessons
     longest = int(np.diff(answered.starts).max())
@@ -311,7 +356,7 @@ class LessonTraining:
 
 
 def input_scales(lessons: Lessons, sample: int = 4096) -> list[float]:
-    """Usual root mean square of each captured state: the median over tokens, for a sink's is a hundred times the others'."""
+    """Usual root mean square of each captured state: the median over tokens, a sink's being a hundred times larger."""
     states = lessons.arrays["states"]
     picked = np.asarray(states[:: max(len(states) // sample, 1)]).astype(np.float32)  # [n, S, Ht]
     return [float(s) for s in np.median(np.sqrt(np.mean(picked * picked, -1)), 0)]

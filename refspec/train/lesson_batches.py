@@ -34,7 +34,7 @@ class LessonBatches:
         temperature: float = 1.0,
         device: torch.device | None = None,
     ) -> None:
-        """`share` of a row's tokens are learned from, the target's own ones first; UsageError where there is too little."""
+        """`share` of a row's tokens are learned from, the target's own first; UsageError for too few documents."""
         self.lessons, self.length, self.rows, self.depth = lessons, length, rows, depth
         self.seed, self.share, self.temperature = seed, share, temperature
         self.device = device or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What the target shows of its own text, computed once by llama.cpp and kept on disk: the lessons a drafter learns from.
+"""Lessons: what the target shows of its own text, computed once by llama.cpp and kept on disk.
 
 Of every token of a document: the hidden states at the captured boundaries, the target's likeliest next token, and its
 distribution over the draft vocabulary as the K likeliest tokens and the mass of the rest. The target is never loaded
@@ -42,12 +42,15 @@ def bytes_per_token(n_states: int, width: int, kept: int = KEPT) -> int:
 class Lessons:
     """Memory-mapped arrays in a folder, one row a token.
 
-    states [N, S, Ht] float16; ids [N, K] uint16, indexes into the draft vocabulary; logp [N, K] float16, log-probabilities
-    over the draft vocabulary; best [N] int32, the likeliest token of all, -1 where nothing was asked.
+    states [N, S, Ht] float16; ids [N, K] uint16, indexes into the draft vocabulary; logp [N, K] float16, their
+    log-probabilities over it; best [N] int32, the likeliest token of all, -1 where nothing was asked.
     """
 
     def __init__(self, folder: Path, answered: Answered, n_states: int, width: int, draft_ids: npt.NDArray[np.int64]):
-        """Open what an earlier run left, or make room. CheckpointError where the folder holds lessons of something else."""
+        """Open what an earlier run left, or make room.
+
+        CheckpointError where the folder holds lessons of something else.
+        """
         self.answered, self.draft_ids, self.folder = answered, draft_ids, folder
         n, self.kept = len(answered.tokens), min(KEPT, len(draft_ids))
         folder.mkdir(parents=True, exist_ok=True)

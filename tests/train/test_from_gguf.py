@@ -21,6 +21,7 @@ from refspec.gguf.io import read_gguf_header  # noqa: E402
 from refspec.llama.target import LlamaTarget  # noqa: E402
 from refspec.train import from_gguf  # noqa: E402
 from refspec.train.answers import Answered, read_prompts  # noqa: E402
+from refspec.train.budget import Rates, check_disk, fit  # noqa: E402
 from refspec.train.from_gguf import Plan, train_from_gguf  # noqa: E402
 from refspec.train.lessons import Lessons  # noqa: E402
 
@@ -143,3 +144,38 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_shallow_model_names_the_option(tmp_path: Path, prompts: Path) -> None:
     with pytest.raises(UsageError, match="--layer-ids"):
         make(tiny.target(tmp_path / "model.gguf"), tmp_path / "out", prompts, replace(PLAN, layer_ids=None))
+
+
+def test_hours_become_a_plan_that_a_killed_run_keeps(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refspec.train.budget.FEWEST", 100)
+    rates = Rates(answers=1000.0, lessons=1000.0, training=500.0)
+    monkeypatch.setattr(from_gguf, "measure_rates", lambda *_: rates)
+    said: list[str] = []
+    model, how = tiny.target(tmp_path / "model.gguf"), {"prompts": prompts, "parallel": 4, "threads": 1}
+    train_from_gguf(model, tmp_path / "out", PLAN, hours=0.001, tell=said.append, **how)  # type: ignore[arg-type]
+    kept = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert kept["epochs"] == 1 and kept["tokens"] == int(0.95 * 3.6 / (2 / 1000 + 1 / 500))
+    assert any("plan:" in line for line in said)
+    with pytest.raises(UsageError, match="planned for"):
+        train_from_gguf(model, tmp_path / "out", PLAN, hours=0.002, tell=said.append, **how)  # type: ignore[arg-type]
+
+
+def test_rates_are_measured_on_the_model_itself(tmp_path: Path, prompts: Path) -> None:
+    model = tiny.target(tmp_path / "model.gguf")
+    config = from_gguf.drafter_config(read_gguf_header(model), PLAN, from_gguf.PLAIN)
+    asking = {"prompts": prompts, "parallel": 4, "threads": 1, "gpu_layers": 0, "tell": lambda line: None}
+    rates = from_gguf.measure_rates(model, tmp_path / "out", PLAN, {"drafter": config}, asking, "cpu")
+    assert rates.answers > 0 and rates.lessons > 0 and rates.training > 0
+    assert (tmp_path / "out" / "answers.jsonl").stat().st_size > 0  # not lost: the run goes on from there
+
+
+def test_too_little_time_says_how_much_is_needed() -> None:
+    with pytest.raises(UsageError, match=r"give 2\.3 or more"):
+        fit(PLAN, 0.1, Rates(10.0, 10.0, 10.0))
+
+
+def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="GB are free"):
+        check_disk(tmp_path, 1 << 60)
