@@ -85,6 +85,12 @@ class Eagle3(nn.Module):
         self.head = Linear(h, c.draft_vocab_size, std)
         self.head.weight.data.copy_(embedding[draft_ids])
 
+    @torch.no_grad()
+    def scale_inputs(self, sizes: list[float]) -> None:
+        """Begin with an fc that takes captured states of these sizes (RMS) for states of size 1, where no norm does."""
+        for part, size in zip(self.fc.weight.chunk(len(sizes), 1), sizes, strict=True):
+            part.div_(max(size, 1e-6))
+
     def encode(self, states: list[Tensor]) -> Tensor:
         """Captured states, each [B, T, Ht] -> g [B, T, H], with the feature norm the config names."""
         if self.config.feature_norm == "per_state":

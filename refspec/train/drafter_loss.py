@@ -20,6 +20,30 @@ from refspec.train.precision import compute_type, mixed
 DEPTH_WEIGHT = 0.8  # loss_i counts 0.8^i (EAGLE-3; SafeAILab, SpecForge and TorchSpec agree)
 
 
+class TopTokens(NamedTuple):
+    """A distribution over the draft vocabulary as its likeliest tokens and the mass of the rest."""
+
+    ids: Tensor  # int64 [B, R, k] draft ids
+    p: Tensor  # [B, R, k]
+    rest: Tensor  # [B, R]
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """[B, R] of a drafter's logits [B, R, D], all tokens that are not kept counting as one."""
+        logq = F.log_softmax(logits, -1).gather(-1, self.ids)  # [B, R, k]
+        other = torch.log1p(-logq.exp().sum(-1).clamp(max=1 - 1e-6))
+        return -(self.p * logq).sum(-1) - self.rest * other
+
+
+class AllTokens(NamedTuple):
+    """A distribution over the draft vocabulary, all of it."""
+
+    p: Tensor  # [B, R, D]
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """[B, R] of a drafter's logits [B, R, D]."""
+        return -(self.p * F.log_softmax(logits, -1)).sum(-1)
+
+
 class Lesson(NamedTuple):
     """One batch of B sequences of T tokens with R chosen rows each, for chains of K steps."""
 
@@ -27,7 +51,8 @@ class Lesson(NamedTuple):
     states: list[Tensor]  # captured, each [B, T, Ht]
     mask: Tensor  # [B, 1, T, T]
     rows: Tensor  # int64 [B, R] ascending
-    p_target: list[Tensor]  # K x [B, R, D] over the draft vocabulary, at the teacher's temperature
+    # K times the target's over the draft vocabulary, at the teacher's temperature
+    p_target: list[TopTokens] | list[AllTokens]
     best: list[Tensor]  # K x int64 [B, R] the target's argmax, a target id
     in_vocabulary: list[Tensor]  # K x bool [B, R] whether that is in the draft vocabulary
     valid: list[Tensor]  # K x bool [B, R] whether the row counts: the assistant's, in its own document
@@ -76,7 +101,7 @@ class Teacher:
         rows = choose_rows(valid_at(0), int(t * share))
         where = [(rows + 1 + i).clamp(max=t - 1) for i in range(depth)]
         over_draft = torch.softmax(drafted.float() / self.temperature, -1)
-        p_target = [over_draft.gather(1, at[:, :, None].expand(-1, -1, len(self.draft_ids))) for at in where]
+        p_target = [AllTokens(over_draft.gather(1, at[:, :, None].expand(-1, -1, len(self.draft_ids)))) for at in where]
         agreed = [best.gather(1, at) for at in where]
         return Lesson(
             F.pad(ids, (0, depth + 1)), states, seen, rows, p_target, agreed, [self.member[b] for b in agreed],
@@ -109,7 +134,7 @@ def chain_losses(drafter: Eagle3, lesson: Lesson, depth: int) -> tuple[Tensor, l
     for i, step in enumerate(drafter.chain(lesson.tokens, lesson.states, lesson.mask, lesson.rows, depth)):
         valid = lesson.valid[i]
         logits = drafter.head(step.normed).float()
-        loss = -(lesson.p_target[i] * F.log_softmax(logits, -1)).sum(-1)
+        loss = lesson.p_target[i].cross_entropy(logits)
         total = total + DEPTH_WEIGHT**i * _mean(loss, valid & lesson.in_vocabulary[i])
         if weight and i:
             total = total + weight * _mean(step.own_mass, valid)

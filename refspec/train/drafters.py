@@ -256,10 +256,13 @@ def _hidden_matrix(name: str) -> bool:
     return "head" not in name
 
 
-def export_drafter(drafter: Eagle3, out: Path) -> None:
-    """Write config.json and model.safetensors in the speculators layout (float32)."""
+def export_drafter(drafter: Eagle3, out: Path, *, embedding: bool = True) -> None:
+    """Write config.json and model.safetensors in the speculators layout (float32), the target's embedding or not."""
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    save_file(drafter.checkpoint_state(), str(out / "model.safetensors"), metadata={"format": "pt"})
+    state = drafter.checkpoint_state()
+    if not embedding:
+        del state["embed_tokens.weight"]
+    save_file(state, str(out / "model.safetensors"), metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(drafter.checkpoint_config(), indent=1))

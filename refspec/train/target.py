@@ -1,4 +1,4 @@
-"""`refspec train target`: next-token training of the embedded chat model, and its export as a Hugging Face directory."""
+"""`refspec train target`: next-token training of a chat model, and its export as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -190,7 +190,8 @@ def _same_tokenizer(data: Path, other: Path) -> None:
     here, there = (load_tokenizer(folder / "tokenizer.json").get_vocab() for folder in (data, other))
     if here != there:
         raise UsageError(
-            f"{other}: its tokenizer is not that of {data}; make it with `refspec train data --tokenizer {data}/tokenizer.json`"
+            f"{other}: its tokenizer is not that of {data}; make it with"
+            f" `refspec train data --tokenizer {data}/tokenizer.json`"
         )
 
 
@@ -210,7 +211,7 @@ def export_target(model: Target, data: Path, out: Path) -> None:
 
 
 def load_target(run: Path) -> Target:
-    """The trained target of a run folder, or of a Hugging Face directory, in evaluation mode. Raises CheckpointError."""
+    """The target of a run folder or a Hugging Face directory, in evaluation mode. Raises CheckpointError."""
     checkpoint = run / "checkpoint.pt"
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint)
@@ -222,7 +223,8 @@ def load_target(run: Path) -> Target:
         start_target(model, hf_directory(run))
     else:
         raise CheckpointError(
-            f"{checkpoint}: no such file; train the target first, name its run folder, or what `refspec export --format hf` made of a GGUF"
+            f"{checkpoint}: no such file; train the target first, name its run folder, or what"
+            " `refspec export --format hf` made of a GGUF"
         )
     return model.eval().requires_grad_(False)
 
@@ -260,8 +262,9 @@ def hf_target_config(file: Path) -> TargetConfig:
                 f"{file}: {key} = {found[key]!r}; drafters are trained here for targets with {value!r} only"
             )
     names = {
-        "vocab_size": "vocab_size", "hidden_size": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size", "rms_eps": "rms_norm_eps", "context_length": "max_position_embeddings",
+        "vocab_size": "vocab_size", "hidden_size": "hidden_size", "n_layers": "num_hidden_layers",
+        "n_heads": "num_attention_heads", "intermediate_size": "intermediate_size", "rms_eps": "rms_norm_eps",
+        "context_length": "max_position_embeddings",
     }  # fmt: skip
     if missing := [key for key in names.values() if key not in c]:
         raise CheckpointError(f"{file}: has no {missing[0]}; name a complete Hugging Face directory")

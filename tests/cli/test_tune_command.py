@@ -30,9 +30,7 @@ def tuned(tmp_path_factory):
 def test_every_setting_is_measured_and_one_is_chosen(tuned):
     _, found = tuned
     forms = {(s["flash_attn"], s["kv_type"], s["matmul"]) for s in found["settings"]}
-    layouts = (
-        {"stored"} | ({"repack"} if repacking_works() else set()) | ({"auto"} if why_not() is None else set())
-    )
+    layouts = {"stored"} | ({"repack"} if repacking_works() else set()) | ({"auto"} if why_not() is None else set())
     assert forms == {
         (flash, kv, held) for flash, kv in (("off", "f16"), ("off", "f32"), ("on", "f16")) for held in layouts
     }

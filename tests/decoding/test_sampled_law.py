@@ -1,9 +1,9 @@
 """Sampled drafts through the whole cycle emit exactly the target's law: every path enumerated, probabilities as
 fractions.
 
-Each coin the cycle asks for is a variable named by (stream, position). The distributions are made of quarters and halves, so a
-few values of each coin stand for all, and the probability of a text is a sum of exact fractions. A coin that decided
-twice would show as a wrong law.
+Each coin the cycle asks for is a variable named by (stream, position). The distributions are made of quarters and
+halves, so a few values of each coin stand for all, and the probability of a text is a sum of exact fractions. A coin
+that decided twice would show as a wrong law.
 """
 
 from collections import Counter

@@ -197,7 +197,8 @@ def test_every_kind_leaves_the_text_of_a_seed_as_it_is_with_fixed_and_adaptive_w
 
 
 def test_a_model_drafting_for_itself_is_always_right_greedy_and_sampled(files):
-    with refspec.load(files["target"], files["target"], threads=1, reproducible="f32", n_ctx=160, draft_max=4) as session:
+    own = files["target"]
+    with refspec.load(own, own, threads=1, reproducible="f32", n_ctx=160, draft_max=4) as session:
         for sampling, sampler in ((False, Sampler()), (True, Sampler(temperature=1.0))):
             run = session.generate(tokens=IDS[:20].tolist(), max_tokens=50, sampler=sampler, draft_sampling=sampling)
             list(run)
@@ -248,7 +249,8 @@ def test_a_model_that_drafts_for_itself_is_always_right_under_penalties_too(file
         seed=5,
         sampler=Sampler(temperature=0.8 if sampling else 0.0, penalties=PUNISHED),
     )
-    with refspec.load(files["target"], files["target"], reproducible="f32", threads=1, draft_max=4, n_ctx=200) as session:
+    own = files["target"]
+    with refspec.load(own, own, reproducible="f32", threads=1, draft_max=4, n_ctx=200) as session:
         run = session.generate(**options, draft_sampling=sampling)
         tokens = [t for event in run for t in event.step.tokens]
         assert len(tokens) > 20 and run.statistics.verify_steps == -(-len(tokens) // 5), "every draft token is accepted"

@@ -262,7 +262,9 @@ COUNTED = Penalties(repeat=1.4, presence=0.2, frequency=0.1, repeat_last_n=9, pr
     [Sampler(), Sampler(temperature=0.7, top_p=0.9), Sampler(logit_bias={4: 2.5, 9: -np.inf})],
     ids=["greedy", "warm", "biased"],
 )
-def test_one_call_verifies_as_its_twin_does(make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool) -> None:
+def test_one_call_verifies_as_its_twin_does(
+    make: Make, sampler: Sampler, penalties: Penalties, pair_rows: bool
+) -> None:
     at_once, parts = (
         under(make(n_ctx=64, capture_layers=tiny.LAYERS, pair_rows=pair_rows), penalties, IDS[:2]) for _ in range(2)
     )

@@ -459,8 +459,8 @@ def test_the_law_to_learn_is_that_of_the_teachers_temperature(data, target_run):
 
     one, half = lesson(1.0), lesson(0.5)
     for p, sharper in zip(one.p_target, half.p_target, strict=True):
-        expected = p**2 / (p**2).sum(-1, keepdim=True)
-        assert torch.allclose(sharper, expected, atol=1e-6)
+        expected = p.p**2 / (p.p**2).sum(-1, keepdim=True)
+        assert torch.allclose(sharper.p, expected, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(one.best, half.best, strict=True))
 
 
