@@ -38,12 +38,10 @@ def test_an_output_while_speculation_is_off_is_the_plain_one_to_its_end(
     with refspec.load(*pair, n_ctx=96, threads=1, strict=True) as session:
         for seed in range(6):
             options = {"tokens": PROMPT, "max_tokens": most, "sampler": sampler, "seed": seed}
-            runs = [session.generate(policy=off(), **options), session.generate(speculate=False, **options)]  # type: ignore[arg-type]
-            steps = []
-            for run in runs:
-                session.current = run
-                session.target.capturing = run is runs[0]
-                steps.append([event.step for event in run])
+            runs, steps = [], []
+            for how in ({"policy": off()}, {"speculate": False}):
+                runs.append(session.generate(**options, **how))  # type: ignore[arg-type]
+                steps.append([event.step for event in runs[-1]])
             assert runs[0].tokens == runs[1].tokens and runs[0].text == runs[1].text
             assert runs[0].statistics.stop == runs[1].statistics.stop
             assert [s.position for s in steps[0]] == list(range(len(runs[0].tokens)))
