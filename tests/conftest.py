@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "decoding"))  # loop_toys
+# toys that tests of other rooms use too
+for folder in ("decoding", "formats"):
+    sys.path.insert(0, str(Path(__file__).resolve().parent / folder))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,7 +102,7 @@ def test_what_finds_nothing_to_change_is_refused_not_reported_as_harmless():
 
 def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
     target, drafter = cli_models.write_pair(tmp_path)
-    args = ("bench", "acceptance", "-m", target, "-d", drafter, "-t", "1", "-n", "6", "--count", "2")
+    args = ("acceptance", "-m", target, "-d", drafter, "-t", "1", "-n", "6", "--count", "2")
     got = cli_models.record(cli_models.call(*args, "--perturb", "raw", "--perturb", "renamed-roles", "--json"))
     assert [c["perturb"] for c in got["conditions"]] == ["raw", "renamed-roles"]
     assert 0 < got["conditions"][0]["families"]["all"]["generated_tokens"] <= 12
@@ -112,7 +112,7 @@ def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
 
 
 def test_the_help_lists_every_perturbation():
-    text = cli_models.call("bench", "acceptance", "-h").stdout
-    assert "Tau and acceptance by position" in text
+    text = cli_models.call("acceptance", "-h").stdout
+    assert "Count the guesses kept of several drafters" in text
     for name in PERTURBATIONS:
         assert f"  {name} " in text

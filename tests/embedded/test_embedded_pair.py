@@ -93,7 +93,7 @@ def test_what_was_drafted_from_the_text_itself_is_said() -> None:
     text, got = max(found.items(), key=lambda item: item[1]["lookups"])  # some answer repeats itself
     assert got["kind"] == "eagle3 + lookup" and 0 < got["lookups"] < got["verify_steps"]
     said = CliRunner().invoke(main, ["generate", "-p", text, "-n", "120", "-t", "1", "--lookup"]).stderr
-    assert f"drafts: {got['lookups']} of {got['verify_steps']} from the text itself" in said
+    assert f"lookup: {got['lookups']} of {got['verify_steps']} calls had guesses from the text so far" in said
     alone = call("generate", "-p", text, "-n", "120", "-t", "1", "--no-lookup")
     assert alone["kind"] == "eagle3" and alone["lookups"] == 0
 
@@ -162,7 +162,7 @@ def test_each_header_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_session_says_what_a_user_should_know(shipped: refspec.Session) -> None:
-    assert any(line.startswith("drafter.gguf") for line in shipped.notes) and all(shipped.notes)
+    assert any(line.startswith("drafter (") for line in shipped.notes) and all(shipped.notes)
     said = CliRunner().invoke(main, ["generate", "-p", PROBLEM, "-n", "1", "-t", "1", "--no-tune"]).stderr
     assert all(f"refspec: {line}" in said.splitlines() for line in shipped.notes)
 
@@ -292,4 +292,4 @@ def test_ctrl_c_stops_the_program_with_its_text_and_statistics() -> None:
     rest, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert first and rest.endswith(b"\n")
-    assert b"stopped: interrupted" in said and b"tau" in said and b"Traceback" not in said
+    assert b"; interrupted" in said and b"tau" in said and b"Traceback" not in said

@@ -1,0 +1,57 @@
+"""`refspec train drafter -m MODEL.gguf`: its options, the plan that is printed first, and the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refspec.cli.command import note, option, options
+from refspec.errors import UsageError
+
+GGUF = "From a GGUF (-m)"  # section of the help
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DEFAULT_TOKENS, DEFAULT_VOCAB = 400_000, 8192
+
+gguf_options = options(
+    option("-m", "--model", type=FILE, section=GGUF, help="The target, any GGUF that llama.cpp runs."),
+    option(
+        "--hours", type=click.FloatRange(0, min_open=True), section=GGUF,
+        help="Time to spend; tokens and epochs follow from what each stage costs here.",
+    ),
+    option(
+        "--tokens", type=click.IntRange(1), section=GGUF,
+        help=f"Tokens of answers, prompts included, where --hours is not given ({DEFAULT_TOKENS:,}).",
+    ),
+    option("--epochs", type=click.FloatRange(0, min_open=True), section=GGUF, help="Times they are read (3)."),
+    option(
+        "--prompts", type=FILE, section=GGUF,
+        help="JSONL with messages, turns, prompt or text, or one prompt a line; else the built-in ones.",
+    ),
+    option("--max-new", type=click.IntRange(1), section=GGUF, help="Longest answer in tokens (256)."),
+    option("--max-prompt", type=click.IntRange(1), section=GGUF, help="Longest prompt in tokens (512)."),
+    option("--greedy-share", type=click.FloatRange(0, 1), section=GGUF, help="Share of greedy answers (0.5)."),
+    option("--parallel", type=click.IntRange(1, 256), default=32, section=GGUF, help="Answers at once (32)."),
+    option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, section=GGUF, help="Layers on the GPU."),
+)  # fmt: skip
+NAMES = {"tokens", "epochs", "max_new", "max_prompt"}  # options that are fields of a plan under the same name
+
+
+def run(model: Path, out: Path, o: dict[str, Any]) -> None:
+    """Train and say what was reached."""
+    from refspec.train.budget import Plan
+    from refspec.train.from_gguf import train_from_gguf
+
+    if o["hours"] is not None and (o["tokens"] or o["epochs"]):
+        raise UsageError("--hours excludes --tokens and --epochs, which follow from it; leave one of them out")
+    given = {name: o[name] for name in NAMES if o[name] is not None}
+    given |= {"greedy": o["greedy_share"]} if o["greedy_share"] is not None else {}
+    plan = Plan(**given, **{name: o[name] for name in o["plan"]})
+    figures = train_from_gguf(
+        model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
+        gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
+    )  # fmt: skip
+    for name, value in figures.items():
+        click.echo(f"{name}: {value}")
+    note(f"try it: refspec generate -m {model} -d {out / 'drafter.gguf'} --compare -p \"...\"")
