@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from refspec.decoding.target import Target
 from refspec.errors import CheckpointError
 from refspec.train.answers import Answered
 
 KEPT = 32  # K
-BATCH = 256  # tokens with logits in one run
+BATCH = 128  # tokens with logits in one run
 EVERY = 64  # documents between two notes of how far it got
 
 
@@ -52,6 +53,7 @@ class Lessons:
         CheckpointError where the folder holds lessons of something else.
         """
         self.answered, self.draft_ids, self.folder = answered, draft_ids, folder
+        self._ids = torch.from_numpy(draft_ids)
         n, self.kept = len(answered.tokens), min(KEPT, len(draft_ids))
         folder.mkdir(parents=True, exist_ok=True)
         about = {"tokens": n, "states": n_states, "width": width, "kept": self.kept, "draft": len(draft_ids)}
@@ -113,11 +115,9 @@ class Lessons:
         if logits == "none":
             self.arrays["best"][at : at + n] = -1
             return
-        for i in range(n):
-            row = target.logits(i)  # [V]
-            drafted = row[self.draft_ids]  # [D]
-            top = np.argpartition(drafted, -self.kept)[-self.kept :]
-            most = drafted[top].max()
-            self.arrays["ids"][at + i] = top
-            self.arrays["logp"][at + i] = drafted[top] - (most + np.log(np.exp(drafted - most).sum()))
-            self.arrays["best"][at + i] = row.argmax()
+        rows = torch.from_numpy(np.stack([target.logits(i) for i in range(n)]))  # [T, V]
+        drafted = rows[:, self._ids]  # [T, D]
+        top = drafted.topk(self.kept)
+        self.arrays["ids"][at : at + n] = top.indices.numpy()
+        self.arrays["logp"][at : at + n] = (top.values - drafted.logsumexp(1, keepdim=True)).numpy()
+        self.arrays["best"][at : at + n] = rows.argmax(1).numpy()
