@@ -30,10 +30,7 @@ KIND = "refspec-acceptance-run-1"
 @output_option("JSONL", "Keep finished prompts there; the same call goes on after a kill.", required=False)
 @json_option
 @draft_max_option(
-    "Guesses per step, one number or several, trained for or not.",
-    default="5",
-    show_default=True,
-    metavar="K[,K...]",
+    "Guesses per step, one number or several, trained for or not.", default="5", show_default=True, metavar="K[,K...]"
 )
 @option(
     "--tree",

@@ -14,11 +14,7 @@ LAYOUTS = ("speculators", "specforge", "eagle", "hf")
 @click.argument("file", metavar="GGUF", type=PATH)
 @output_option("DIR", "Directory to make; must hold no checkpoint yet.")
 @option(
-    "--format",
-    "layout",
-    type=click.Choice(LAYOUTS),
-    required=True,
-    help="Layout of a drafter; hf for a Llama target.",
+    "--format", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of a drafter; hf for a Llama target."
 )
 @option(
     "--dtype",

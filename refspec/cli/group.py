@@ -87,14 +87,7 @@ def tokens_option(default: int, what: str) -> Callable[[Any], Any]:
 def output_option(metavar: str, what: str, *, required: bool = True, **how: Any) -> Callable[[Any], Any]:
     """`-o`, the file or directory to write."""
     return option(
-        "-o",
-        "--output",
-        "out",
-        metavar=metavar,
-        required=required,
-        old=("--out",),
-        help=what,
-        **({"type": PATH} | how),
+        "-o", "--output", "out", metavar=metavar, required=required, old=("--out",), help=what, **({"type": PATH} | how)
     )
 
 

@@ -27,9 +27,7 @@ from refspec.cli.measure import json_option
 @option("-t", "--threads", type=click.IntRange(1), help="The most threads to try; every processor if not given.")
 @gpu_option
 @option(
-    "--after",
-    type=click.IntRange(8),
-    help="Measure after N tokens of context, for long prompts; 128 if not given.",
+    "--after", type=click.IntRange(8), help="Measure after N tokens of context, for long prompts; 128 if not given."
 )
 @option(
     "--rounds",
