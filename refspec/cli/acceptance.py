@@ -33,47 +33,31 @@ KIND = "refspec-acceptance-run-1"
     "Guesses per step, one number or several, trained for or not.", default="5", show_default=True, metavar="K[,K...]"
 )
 @option(
-    "--tree",
-    "trees",
-    multiple=True,
-    metavar="N[:TOPK[:DEPTH]]",
-    section=DRAFTING,
+    "--tree", "trees", multiple=True, metavar="N[:TOPK[:DEPTH]]", section=DRAFTING,
     help="Measure draft trees of N nodes too (TOPK after each, 4; DEPTH on a path, 8), beside the chain of N guesses, "
     "which checks as many tokens. May be repeated.",
-)
+)  # fmt: skip
 @option("--lookup", is_flag=True, section=DRAFTING, help="Measure prompt lookup too.")
 @option("--temp", type=float, default=0.0, show_default=True, section=SAMPLING, help="Temperature of the target.")
 @option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    section=SAMPLING,
+    "--seed", type=int, default=0, show_default=True, section=SAMPLING,
     help="Seed of the first prompt, the next ones count up; and of the bootstrap.",
-)
+)  # fmt: skip
 @option("--baseline", metavar="NAME", section=SPECIALISTS, help="Drafter the ratios are to; the last one without it.")
 @option(
-    "--perturb",
-    "perturbations",
-    multiple=True,
-    type=click.Choice([*PERTURBATIONS, "all"]),
-    metavar="NAME",
+    "--perturb", "perturbations", multiple=True, type=click.Choice([*PERTURBATIONS, "all"]), metavar="NAME",
     section=SPECIALISTS,
     help="Change the chat template around each prompt, see below; may be repeated, `all` is every one.",
-)
+)  # fmt: skip
 @option(
-    "--context",
-    metavar="N[,N...]",
-    section=SPECIALISTS,
+    "--context", metavar="N[,N...]", section=SPECIALISTS,
     help="Pad first turns to N tokens with a document made of the other prompts; only prompts that fit into the "
     "smallest N.",
-)
+)  # fmt: skip
 @option(
-    "--engine",
-    type=click.Choice(["llama", "reference"]),
-    section=SPECIALISTS,
+    "--engine", type=click.Choice(["llama", "reference"]), section=SPECIALISTS,
     help="Who runs the drafters; llama.cpp where it can.",
-)
+)  # fmt: skip
 def acceptance(as_json: bool, **o: Any) -> None:
     from refspec.evaluate import acceptance_report
 
@@ -83,23 +67,18 @@ def acceptance(as_json: bool, **o: Any) -> None:
 
 acceptance.help = "\n".join(
     [
-        "Count the guesses kept of several drafters.",
-        "",
-        "\b",
-        "    refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5",
-        "",
+        "Count the guesses kept of several drafters.", "", "\b",
+        "    refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5", "",
         "The target decides its output once; the drafters are led over it, so ratios between them are paired. Later "
         "turns of a conversation follow the target's own answers. Nothing is timed.",
         "",
         "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many "
         "guesses, and `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does "
         "not compute them, the reference code; others are measured as chains only.",
-        "",
-        "\b",
-        "Perturbations of the template:",
+        "", "\b", "Perturbations of the template:",
         *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items()),
     ]
-)
+)  # fmt: skip
 
 
 def run(o: dict[str, Any]) -> dict[str, Any]:

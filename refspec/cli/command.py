@@ -30,14 +30,9 @@ class Option(click.Option):
     """An option with its section of the help, and with other names: `also` is shown in the help, `old` is not."""
 
     def __init__(
-        self,
-        declarations: Sequence[str] | None = None,
-        *,
-        section: str = OPTIONS,
-        also: Sequence[str] = (),
-        old: Sequence[str] = (),
-        **how: Any,
-    ) -> None:
+        self, declarations: Sequence[str] | None = None, *, section: str = OPTIONS, also: Sequence[str] = (),
+        old: Sequence[str] = (), **how: Any,
+    ) -> None:  # fmt: skip
         super().__init__([*(declarations or ()), *also, *old], **how)
         self.section, self.also, self.old = section, tuple(also), tuple(old)
 
@@ -116,12 +111,9 @@ class Refspec(Group):
     group_class = Group
 
     def __init__(
-        self,
-        *args: Any,
-        sections: Mapping[str, Sequence[str]] | None = None,
-        gone: Mapping[str, str] | None = None,
+        self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, gone: Mapping[str, str] | None = None,
         **how: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(*args, **how)
         self.sections, self.gone = dict(sections or {}), dict(gone or {})
 
@@ -142,9 +134,7 @@ class Refspec(Group):
                     width = formatter.width - indent - 6
                     formatter.write_dl([(f"{c.name:<{indent}}", c.get_short_help_str(width)) for c in shown])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command of the first argument; UsageError that names the new one where it is gone."""
         if args and args[0] in self.gone:
             raise UsageError(f"`{args[0]}` is now `{self.gone[args[0]]}`")

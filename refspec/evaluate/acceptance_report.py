@@ -25,16 +25,12 @@ Row = Mapping[str, Any]  # one prompt under one condition: family, id, turns (en
 
 
 def record(
-    found: Mapping[tuple[str, int | None], Sequence[Row]],
-    about: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    baseline: str,
-    seed: int,
-) -> dict[str, Any]:
+    found: Mapping[tuple[str, int | None], Sequence[Row]], about: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any], baseline: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """The measurement as JSON: per condition and family tau, acceptance by position, and tau's ratio to the baseline.
 
-    `by_prompt` holds what every number is made of: tokens, and verify steps of each drafter at each draft length and
-    tree. Trees are measured of drafters whose `about` names, as `trees`, who grows them.
+    `by_prompt` holds what every number is made of. `about` says of each drafter, as `trees`, who grows them.
     """
     conditions = []
     keys = _keys(about, settings)
@@ -78,10 +74,7 @@ def _by_prompt(rows: Sequence[Row], keys: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: str, seed: int) -> dict[str, Any]:
-    """One family, or all:
-
-    `drafters` by name and key, `ratio` to the baseline likewise, and `over_chain`, of trees to their twins.
-    """
+    """One family, or all: `drafters` by name and key, `ratio` to the baseline, `over_chain` of trees to their twins."""
     draws = resamples(len(rows), seed)
     counted = _by_prompt(rows, keys)
     tokens = np.array(counted["tokens"], np.float64)[:, None]  # [P, 1]
@@ -121,10 +114,7 @@ def _steps(counted: Mapping[str, Any], name: str, k: str) -> Floats:
 
 
 def _summed(rows: Sequence[Row], name: str, k: str, part: int) -> list[int]:
-    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts;
-
-    as long as the longest draft that was judged.
-    """
+    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts."""
     counts = [turn["counts"][name][k][part] for row in rows for turn in row["turns"]]
     return [sum(column) for column in zip_longest(*counts, fillvalue=0)]
 
@@ -139,18 +129,12 @@ def table(measured: Mapping[str, Any]) -> list[str]:
         if condition["context"] is not None:
             title += f"; prompts padded to {condition['context']} tokens"
         for k in map(str, measured["settings"]["draft_max"]):
-            lines += [
-                f"{title}; draft length {k}",
-                *_block(condition["families"], [d["name"] for d in about], others, k),
-                "",
-            ]
+            names = [d["name"] for d in about]
+            lines += [f"{title}; draft length {k}", *_block(condition["families"], names, others, k), ""]
         for k in trees:
             names = [d["name"] for d in about if d["trees"]]
-            lines += [
-                f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}",
-                *_block(condition["families"], names, others, k),
-                "",
-            ]
+            lines.append(f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}")
+            lines += [*_block(condition["families"], names, others, k), ""]
     lines.append("tau: tokens per model call; ±: half the bootstrap interval over prompts, paired for the ratios")
     if trees:
         lines.append("gain: tau of trees divided by that of the same drafter's chains of as many draft tokens")

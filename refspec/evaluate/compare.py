@@ -53,21 +53,12 @@ def first_difference(plain: Sequence[int], speculative: Sequence[int]) -> int | 
 
 
 def explain(
-    target: Target,
-    prompt: Sequence[int],
-    plain: Sequence[int],
-    speculative: Sequence[int],
-    *,
-    sampler: Sampler,
-    seed: int,
-    draft_max: int,
-    trees: bool = False,
-) -> Difference | None:
-    """Measure the first difference of two outputs of the same prompt [N]; None when there is none. Runs the target over
-    the plain output twice.
+    target: Target, prompt: Sequence[int], plain: Sequence[int], speculative: Sequence[int], *, sampler: Sampler,
+    seed: int, draft_max: int, trees: bool = False,
+) -> Difference | None:  # fmt: skip
+    """Measure the first difference of two outputs of the same prompt [N]; None when there is none.
 
-    `draft_max` is the most tokens that were verified beside the pending one, with `trees` as nodes of a tree, for a
-    TreeTarget.
+    `draft_max` is the most tokens that were verified beside the pending one, with `trees` as nodes, for a TreeTarget.
     """
     position = first_difference(plain, speculative)
     if position is None:

@@ -150,11 +150,10 @@ def acceptance(measured: Record) -> Figure:
 FIGURES: dict[str, tuple[Callable[[Record], Figure], str]] = {
     "heat": (
         heat,
-        "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the"
-        " first "
-        "draft token, each further line is chained to the one above. The last cell of each line is the"
-        " row on its own "
-        "token, which is no drift; what the other cells right of the line gain at the cost of those left of it is.",
+        "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the "
+        "first draft token, each further line is chained to the one above. The last cell of each line is the row on "
+        "its own token, which is no drift; what the other cells right of the line gain at the cost of those left of it "
+        "is.",
     ),
     "mass": (
         mass,
@@ -198,10 +197,9 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
     """One HTML document: the conclusion in words, figures as data URIs, then every number."""
     settings = measured["settings"]
     about = (
-        f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of"
-        f" {settings['target']} each, temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap"
-        " intervals"
-        " over prompts"
+        f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of "
+        f"{settings['target']} each, temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap "
+        "intervals over prompts"
     )
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"

@@ -43,8 +43,8 @@ def default_kinds(session: Session) -> list[str]:
 def kinds_of(session: Session, lengths: Sequence[int], chosen: Sequence[str]) -> dict[str, Kind]:
     """The kinds to compare on a session with a drafter, by name; plain decoding always, once more for the noise.
 
-    `chosen` are names of CHOICES. "lookup" adds lookup alone, at the longest of the lengths, and every other kind with
-    lookup. A session made for trees runs chains too. UsageError for kinds the session cannot run.
+    `chosen` are names of CHOICES; "lookup" adds lookup alone, at the longest of the lengths, and every other kind with
+    lookup. UsageError for kinds the session cannot run.
     """
     trained = session.drafter
     assert trained is not None
@@ -72,9 +72,8 @@ def kinds_of(session: Session, lengths: Sequence[int], chosen: Sequence[str]) ->
         growers = {"": trained} | ({" + lookup": TreeLookupDrafter(trained)} if "lookup" in chosen else {})  # type: ignore[arg-type]
         for adaptive in (False, True) if "adaptive" in chosen else (False,):
             for suffix, grower in growers.items():
-                made = Session(
-                    session.target, grower, draft_max=session.draft_max, name=session.name, tree=session.tree
-                )
+                how: dict[str, Any] = {"draft_max": session.draft_max, "name": session.name, "tree": session.tree}
+                made = Session(session.target, grower, **how)
                 made.tuned = session.tuned
                 name = f"{'adaptive ' if adaptive else ''}tree {session.tree}{suffix}"
                 found[name] = Kind(made, {"adaptive": adaptive})

@@ -15,9 +15,8 @@ from typing import NamedTuple
 from refspec.decoding.chat import Message
 
 FOREIGN_SYSTEM = (
-    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and"
-    " answer in the language "
-    "of the guest."
+    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and answer "
+    "in the language of the guest."
 )
 CHATML = (
     "{{ bos_token }}{% for m in messages %}"
