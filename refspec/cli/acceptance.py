@@ -59,26 +59,29 @@ KIND = "refspec-acceptance-run-1"
     help="Who runs the drafters; llama.cpp where it can.",
 )  # fmt: skip
 def acceptance(as_json: bool, **o: Any) -> None:
+    """Count the guesses kept of several drafters.
+
+    \b
+        refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5
+
+    The target decides its output once; the drafters are led over it, so ratios between them are paired. Later turns of
+    a conversation follow the target's own answers. Nothing is timed.
+
+    With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many guesses, and
+    `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does not compute them,
+    the reference code; others are measured as chains only.
+
+    \b
+    Perturbations of the template:
+    """
     from refspec.evaluate import acceptance_report
 
     measured = run(strictly(o))
     click.echo(json.dumps(measured) if as_json else "\n".join(acceptance_report.table(measured)))
 
 
-acceptance.help = "\n".join(
-    [
-        "Count the guesses kept of several drafters.", "", "\b",
-        "    refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5", "",
-        "The target decides its output once; the drafters are led over it, so ratios between them are paired. Later "
-        "turns of a conversation follow the target's own answers. Nothing is timed.",
-        "",
-        "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many "
-        "guesses, and `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does "
-        "not compute them, the reference code; others are measured as chains only.",
-        "", "\b", "Perturbations of the template:",
-        *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items()),
-    ]
-)  # fmt: skip
+acceptance.help = (acceptance.help or "").rstrip()
+acceptance.help += "".join(f"\n      {name:<15} {how.about}" for name, how in PERTURBATIONS.items())
 
 
 def run(o: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +109,8 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
         session = stack.enter_context(Session(target, name=str(target.path)))
         for drafter in drafters.values():
             stack.callback(drafter.close)
-        baseline = (
-            o["baseline"]
-            or [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)][-1]
-        )
+        as_they_are = [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)]
+        baseline = o["baseline"] or as_they_are[-1]
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
         described = about(drafters)

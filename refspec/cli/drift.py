@@ -73,6 +73,7 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
 def measure(o: dict[str, Any]) -> dict[str, Any]:
     from refspec.evaluate import drift as measuring
     from refspec.evaluate import drift_report
+    from refspec.evaluate.acceptance import room_for
     from refspec.evaluate.conversation import encode
     from refspec.evaluate.drift_models import load_pairs
     from refspec.evaluate.prompts import fit, read
@@ -86,11 +87,7 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
         strict=o["strict"], anchors=o["anchors"], growths=o["growths"],
     )  # fmt: skip
     with Session(target, name=str(target.path)) as session:
-        room = target.n_ctx - o["max_tokens"]
-        if room < 2:
-            raise UsageError(
-                f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}"
-            )
+        room = room_for(session, o["max_tokens"], None)
         prompts = [fit(encode(session, [text], o["perturb"]), room) for text in texts]
         with click.progressbar(length=len(prompts), label="prompts", file=sys.stderr) as bar:
             found = measuring.over(

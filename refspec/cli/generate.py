@@ -148,10 +148,8 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     before = session.policy.remembered if session.policy is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
         learned = f", as learned from {before} output{'s' * (before > 1)} before" if before else ""
-        note(
-            f"the number of guesses is chosen every step{learned} (--no-adaptive: {DRAFT_MAX}; --no-tune: as if for "
-            "the first time)"
-        )
+        otherwise = f"--no-adaptive: {DRAFT_MAX}; --no-tune: as if for the first time"
+        note(f"the number of guesses is chosen every step{learned} ({otherwise})")
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
     looked_up = open_pair.lookups(session.drafter) if speculating else 0
@@ -191,9 +189,8 @@ def compare(
     from refspec.evaluate.compare import explain
     from refspec.evaluate.speed import busy
 
-    plain = session.generate(
-        tokens=fast.prompt, speculate=False, max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"]
-    )
+    wanted: dict[str, Any] = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
+    plain = session.generate(tokens=fast.prompt, speculate=False, **wanted)
     consume(plain, None)
     record["foreign_cores"] = others.cores()
     record["plain"] = {"text": plain.text} | plain.statistics.as_dict()

@@ -78,9 +78,8 @@ def output_option(metavar: str, what: str, *, required: bool = True, **how: Any)
 def _one_type(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
     """The type of the cache; UsageError where its keys and values are given different ones."""
     if len(set(value)) > 1:
-        raise UsageError(
-            f"--cache-type-k and --cache-type-v are {' and '.join(value)}: refspec has one type for both; give the same"
-        )
+        given = " and ".join(value)
+        raise UsageError(f"--cache-type-k and --cache-type-v are {given}: refspec has one type for both; give the same")
     return value[0] if value else None
 
 
@@ -170,8 +169,10 @@ def draft_max_option(what: str, **how: Any) -> Callable[[Any], Any]:
     return option("--draft-max", section=DRAFTING, also=("--spec-draft-n-max",), help=what, **how)
 
 
-def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, Any]:
-    """The keywords of `refspec.load`; `chooses`: the session may draft adaptively where no option says how much."""
+def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
+    """The session that the model options ask for; `chooses`: it may draft adaptively where none says how much."""
+    import refspec
+
     alike = (
         "n_ctx", "threads", "threads_batch", "threads_draft", "gpu_layers", "flash_attn", "kv_type", "matmul",
         "pair_rows", "reproducible", "lookup", "drafter_kernels",
@@ -179,14 +180,7 @@ def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, A
     asked = {name: o[name] for name in alike}
     asked |= {"draft_max": o.get("draft_max"), "tree": o.get("tree")}
     asked |= {"adaptive": None if chooses else bool(o["adaptive"]), "tuned": not o["no_tune"]}
-    return asked
-
-
-def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
-    """The session that the model options ask for, its notes said; `chooses` as in `options_for_load`."""
-    import refspec
-
-    session = refspec.load(o["model"], o["drafter"], **options_for_load(o, chooses=chooses))
+    session = refspec.load(o["model"], o["drafter"], **asked)
     for said in session.notes:
         note(said)
     return session

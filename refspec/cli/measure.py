@@ -65,11 +65,8 @@ def rival_of(
     program = rivals.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, rivals.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-    settings |= {
-        "max_tokens": max_tokens,
-        "n_ctx": session.target.n_ctx,
-        "repack": o["matmul"] != "stored" and repacking_works(),
-    }
+    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx}
+    settings["repack"] = o["matmul"] != "stored" and repacking_works()
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 

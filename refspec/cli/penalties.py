@@ -50,12 +50,9 @@ def penalties_of(o: dict[str, Any]) -> dict[str, Any]:
         "dry_allowed_length", "dry_last_n",
     )  # fmt: skip
     asked = {name.removesuffix("_penalty"): o[name] for name in names if o[name] is not None}
-    if o["dry_breakers"]:
-        asked["dry_breakers"] = (
-            ()
-            if o["dry_breakers"] == ("none",)
-            else tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in o["dry_breakers"])
-        )
+    if texts := o["dry_breakers"]:
+        spelled = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in texts)
+        asked["dry_breakers"] = () if texts == ("none",) else spelled
     if o["prompt_counts"] is not None:
         asked["prompt"] = o["prompt_counts"]
     Penalties(**asked)

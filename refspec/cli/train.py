@@ -224,9 +224,8 @@ def drafter(
         plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
-        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(
-            target_run, draft_vocab, ids, ffn=ffn, **plain
-        )
+        name = "twin" if feedback == "pre_norm" else "pre_norm"
+        variants[name] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
     _print(train_drafters(_one_or_more(data), target_run, out, variants, depth=depth, **o))
 
 

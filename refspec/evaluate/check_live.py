@@ -28,7 +28,7 @@ from refspec.llama.eagle3 import LlamaEagle3Drafter
 from refspec.llama.native_eagle3 import NativeEagle3Drafter, complete_weights, open_drafter
 from refspec.llama.target import LlamaTarget
 from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback
-from refspec.reference.draft import RowRecord, magnitude
+from refspec.reference.draft import magnitude
 from refspec.reference.eagle3 import Eagle3Drafter
 from refspec.reference.metrics import Statistics
 from refspec.reference.sampling import Sampler
@@ -84,9 +84,8 @@ def run_pair(
     found: list[Compared] = []
     if sum(len(r.tokens) - r.start for r in sampled) >= FEW:
         _, weights = complete_weights(drafter_info, target_info)
-        found = compare(
-            config, weights, recorded, sampled, greedy, tried, depth=DRAFT, seconds=SECONDS, progress=progress
-        )
+        how: dict[str, Any] = {"depth": DRAFT, "seconds": SECONDS, "progress": progress}
+        found = compare(config, weights, recorded, sampled, greedy, tried, **how)
         fired = any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings)
         findings.append(_lost_norm() if _unnormed(as_is.magnitudes, config) else verdict(found, unexplained=fired))
     numbers = {
@@ -123,20 +122,16 @@ def _sequences(made: Sequence[Generation]) -> list[Tokens]:
 def _measure(session: Session, prompts: Sequence[str], max_tokens: int) -> Run:
     drafter, sums = session.drafter, np.zeros((DRAFT, 2))
 
-    def tell(depth: int, logits: Any, state: Any) -> None:
+    def tell(depth: int, state: Any) -> None:
         if depth < DRAFT:
             sums[depth] += float(magnitude(np.asarray(state)[None])[0]), 1
 
-    def record(row: RowRecord) -> None:
-        if row.depth < DRAFT:
-            sums[row.depth] += float(magnitude(row.state_out[-1:])[0]), 1
-
     if isinstance(drafter, LlamaEagle3Drafter):
-        drafter.probe = tell
+        drafter.probe = lambda depth, logits, state: tell(depth, state)
     elif isinstance(drafter, NativeEagle3Drafter):
-        drafter.probe = lambda depth, state: tell(depth, state, state)
+        drafter.probe = tell
     elif isinstance(drafter, Eagle3Drafter):
-        drafter.probe = record
+        drafter.probe = lambda row: tell(row.depth, row.state_out[-1])
     try:
         made = list(outputs(session, prompts, max_tokens=max_tokens, draft_max=DRAFT, sampler=GREEDY))
     finally:

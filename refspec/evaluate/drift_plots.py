@@ -64,7 +64,7 @@ def heat(measured: Record) -> Figure:
         panel.set_ylabel("chain depth: guesses\n1st, 2nd, ... draft token")
         panel.set_title(headline(drafter), loc="left", fontsize=10, pad=18)
     panels[-1].set_xlabel(
-        "position looked at  (-8 to -1: the last verified rows, -1 starts the chain;  +1, +2, ...: draft tokens)"
+        "position looked at  (-8 to -1: last verified rows, -1 starts the chain;  +1, ...: draft tokens)"
     )
     figure.colorbar(image, ax=list(panels), label="share of attention (cells: %)", extend="max")
     figure.suptitle("Where each row of the speculation chain looks, % of its attention (mean over heads and chains)")
@@ -219,9 +219,8 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
         parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
     for drafter in measured["drafters"]:
         heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("depth", "chains", *TITLES.values()))
-        parts.append(
-            f"<h2>{html.escape(headline(drafter))}</h2><div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>"
-        )
+        parts.append(f"<h2>{html.escape(headline(drafter))}</h2>")
+        parts.append(f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>")
         for row in drafter["depths"]:
             cells = "".join(f"<td>{cell(row[name])}</td>" for name in TITLES)
             parts.append(f"<tr><td>{row['depth']}</td><td>{row['chains']}</td>{cells}</tr>")

@@ -74,9 +74,7 @@ def _same(path: str, found: Any, wanted: dict[str, Any]) -> None:
     for key in (*now, *(k for k in before if k not in now)):
         if before.get(key) != now.get(key):
             was, given = (json.dumps(values.get(key))[:80] for values in (before, now))
-            raise UsageError(
-                f"{path}: was begun with {key} = {was}, now {given}; give the same options, or name another --out"
-            )
+            raise UsageError(f"{path}: was begun with {key} = {was}, now {given}; give the same, or another --out")
 
 
 def fingerprint(path: str | Path) -> str:

@@ -65,16 +65,14 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 extend.append(extended - began)
             drafter.rollback(base)
 
-    verify, _ = time_rows(
-        target, drafter, around, base, [every] * ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting
-    )
+    how: dict[str, Any] = {"samples": SAMPLES, "drafted": lambda r: k, "each_round": drafting}
+    verify, _ = time_rows(target, drafter, around, base, [every] * ROUNDS, **how)
     costs = usual(verify)
     return {
         "verify_seconds": [costs[rows] for rows in every[:largest]],
         "more_verify_seconds": {rows: costs[rows] for rows in every[largest:]},
-        "draft_token_seconds": median(draft),
-        "extend_seconds": median(extend),
-    }
+        "draft_token_seconds": median(draft), "extend_seconds": median(extend),
+    }  # fmt: skip
 
 
 def predict(acceptance: Sequence[float], costs: dict[str, Any], own: float, own_plain: float) -> list[float]:

@@ -196,7 +196,6 @@ def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> floa
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):
         return None
-    spent = sum(
-        n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0) + costs["own"]) for k, n in enumerate(windows)
-    )
+    feed, draft, own = (costs[name] for name in ("feed", "draft", "own"))
+    spent = sum(n * (rows[k + 1] + feed + draft * max(k - 1, 0) + own) for k, n in enumerate(windows))
     return tokens * (rows[1] + costs["own_plain"]) / spent if spent else None

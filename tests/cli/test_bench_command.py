@@ -234,7 +234,7 @@ def test_exact_runs_keep_their_limit_and_say_so_where_it_is_exceeded(pair, promp
         ["plain", "plain again", "lookup", "chain 6", "adaptive", "chain 6 + lookup", "adaptive + lookup"], 0
     )
     result = call(*arguments(pair, prompts, "--reproducible", "exact", "--draft-max", "8"))
-    assert result.exit_code == 2 and "draft_max = 8 exceeds 6; exact text" in result.stderr
+    assert result.exit_code == 2 and "draft_max = 8 exceeds 6; reproducible = exact" in result.stderr
 
 
 def test_what_is_measured_may_be_under_penalties(pair, prompts, tmp_path):

@@ -76,7 +76,7 @@ def test_verify_reports_a_difference_that_rounding_does_not_explain(pair, monkey
     """A speculative run that ends early, or says another token, must not pass as equal."""
     from refspec.evaluate import equality
 
-    finish = equality._finish
+    finish = equality.finished
 
     def broken(change):
         def run(generation):
@@ -89,7 +89,7 @@ def test_verify_reports_a_difference_that_rounding_does_not_explain(pair, monkey
 
     arguments = ["verify", "-m", pair[0], "-d", pair[1], "-t", "1", "-n", "8", "--count", "1", "--temp", "0", "--json"]
     for change in (lambda tokens: tokens.pop(), lambda tokens: tokens.__setitem__(4, (tokens[4] + 1) % 280)):
-        monkeypatch.setattr(equality, "_finish", broken(change))
+        monkeypatch.setattr(equality, "finished", broken(change))
         result = call(*arguments)
         assert result.exit_code == 1
         assert json.loads(result.stdout)["results"][0]["unexplained"] == 1

@@ -74,7 +74,7 @@ def test_verify_proves_trees_on_the_users_pair(on):
     (["--tree", "x"], "is not N, N:topk or N:topk:depth"),
     (["--tree", "0"], "nodes = 0 is outside 1..64"),
     (["--tree", "4:99"], "top_k = 99 is outside 1..64"),
-    (["--tree", "4", "--draft-max", "2"], "give one of them"),
+    (["--tree", "4", "--draft-max", "2"], "leave one of them out"),
     (["--tree", "4", "--adaptive", "--draft-sampling", "--temp", "1"], "leave --adaptive or --draft-sampling out"),
     (["--tree", "4", "--lookup", "--draft-sampling", "--temp", "1"], "leave --lookup or --draft-sampling out"),
 ])  # fmt: skip

@@ -113,6 +113,6 @@ def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
 
 def test_the_help_lists_every_perturbation():
     text = cli_models.call("acceptance", "-h").stdout
-    assert "Tau and acceptance by position" in text
+    assert "Count the guesses kept" in text
     for name in PERTURBATIONS:
         assert f"  {name} " in text
