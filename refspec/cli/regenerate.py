@@ -42,10 +42,9 @@ from refspec.reference.penalties import Penalties
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
-    "--parallel",
-    type=click.IntRange(1),
+    "--parallel", type=click.IntRange(1),
     help="Texts decoded at once  [default: 32 with a GGUF, at most 256; 64 with a folder, 2048 on an accelerator]",
-)
+)  # fmt: skip
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp or torch.")
 @click.option(
     "-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all."

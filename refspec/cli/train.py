@@ -121,10 +121,9 @@ def data(
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
 @click.option(
-    "--init",
-    type=folder,
+    "--init", type=folder,
     help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
-)
+)  # fmt: skip
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
@@ -135,10 +134,9 @@ def data(
     help="Of the matrices; more of it where the same text is seen many times.",
 )  # fmt: skip
 @click.option(
-    "--finish",
-    type=folder,
+    "--finish", type=folder,
     help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
-)
+)  # fmt: skip
 @click.option(
     "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
     help="Share of the steps after which --finish is read.",

@@ -66,13 +66,11 @@ def with_twins(lengths: Sequence[int], trees: Sequence[TreeShape]) -> list[int]:
 
 def room_for(session: Session, max_tokens: int, length: int | None) -> int:
     """Tokens a prompt may have beside `max_tokens`; UsageError when none, or one padded to `length`, fits."""
-    room = session.target.n_ctx - max_tokens
+    n_ctx = session.target.n_ctx
+    room = n_ctx - max_tokens
     if room < max(2, length or 0):
         what = "a prompt" if length is None else f"--context {length}"
-        raise UsageError(
-            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or "
-            "lower -n"
-        )
+        raise UsageError(f"--max-tokens {max_tokens} leaves no room for {what} in a context of {n_ctx}; raise -c")
     return room
 
 

@@ -101,11 +101,10 @@ def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: s
                 ratio[name][k] = tau_ratio(steps, _steps(counted, baseline, k))
             if twin is not None:
                 over_chain.setdefault(name, {})[k] = tau_ratio(steps, _steps(counted, name, twin))
-    mean = float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])) if rows else None
+    mean = round(float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])), 1) if rows else None
     return {
         "prompts": len(rows), "turns": sum(len(r["turns"]) for r in rows), "generated_tokens": int(tokens.sum()),
-        "prompt_tokens": None if mean is None else round(mean, 1),
-        "drafters": drafters, "ratio": ratio, "over_chain": over_chain,
+        "prompt_tokens": mean, "drafters": drafters, "ratio": ratio, "over_chain": over_chain,
     }  # fmt: skip
 
 
@@ -140,10 +139,9 @@ def table(measured: Mapping[str, Any]) -> list[str]:
         lines.append("gain: tau of trees divided by that of the same drafter's chains of as many draft tokens")
         by = {code: [d["name"] for d in about if d["trees"] == code] for code in ("llama.cpp", "reference", None)}
         says = {
-            "llama.cpp": "trees grown by llama.cpp",
-            "reference": "trees and chains drafted by the reference code",
+            "llama.cpp": "trees grown by llama.cpp", "reference": "trees and chains drafted by the reference code",
             None: "chains only",
-        }
+        }  # fmt: skip
         lines.append("; ".join(f"{says[code]}: {', '.join(found)}" for code, found in by.items() if found))
     if others:
         lines.append(f"x: tau divided by that of {measured['baseline']}")
@@ -170,10 +168,8 @@ def _block(families: Mapping[str, Any], names: Sequence[str], others: Sequence[s
     for family, row in families.items():
         cells = "  ".join(f"{cell(_at(row, keys), 2):>{max(12, len(head))}}" for head, keys in columns)
         lines.append(f"{family:<{width}}  {row['prompts']:7d}  {row['generated_tokens']:7d}  {cells}")
-    lines.append(
-        "guesses kept by position in %, over all families"
-        + ("" if twin is None else "; tokens checked per step, of trees and of chains")
-    )
+    checked = "" if twin is None else "; tokens checked per step, of trees and of chains"
+    lines.append(f"guesses kept by position in %, over all families{checked}")
     label = max(len(name) for name in names)
     for name in names:
         found = families["all"]["drafters"][name]

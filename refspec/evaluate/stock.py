@@ -103,23 +103,16 @@ def make_stock(
         kept = measure(best, held_out)
     truth, _ = run(lambda held: open_drafter(info.path, held, **settings), config.capture_layers, held_out)
     called = name or str(info.path)
-    words = (
-        f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not "
-        "calibrated on"
-    )
-    kept_facts = [
-        f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
-    ]
-    values = {
-        **copy_metadata(info, "general.name", "tokenizer.", "refspec.rope_scaling", *kept_facts),
-        "refspec.provenance.stock": words,
-    }
+    taus = f"tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not calibrated on"
+    facts = ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
+    carried = ["general.name", "tokenizer.", "refspec.rope_scaling", *(f"refspec.provenance.{fact}" for fact in facts)]
+    values: dict[str, Any] = copy_metadata(info, *carried)
+    values["refspec.provenance.stock"] = f"{best}; nearest to {Path(called).name}, {taus}"
     write_drafter(out, *near[best], outtype=outtype, metadata=values)
     return {
         "drafter": called, "written": str(out), "reasons": reasons, "chosen": best,
         "calibration": {
-            "prompts": len(calibration),
-            "exact": _numbers(exact),
+            "prompts": len(calibration), "exact": _numbers(exact),
             "candidates": {n: _numbers(s) for n, s in found.items()},
         },
         "held_out": {"prompts": len(held_out), "exact": _numbers(truth), "chosen": _numbers(kept)},
