@@ -110,9 +110,12 @@ class Refspec(Group):
 
     group_class = Group
 
-    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], gone: Mapping[str, str], **how: Any) -> None:
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, gone: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **how)
-        self.sections, self.gone = sections, gone
+        self.sections, self.gone = sections or {}, gone or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of the help."""

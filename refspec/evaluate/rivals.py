@@ -1,5 +1,4 @@
-"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, its own figures read from its
-output.
+"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, and the figures it prints.
 
 It drafts greedily, matches the target's sample and knows no post-norm feedback: only a drafter with the architecture
 name eagle3 can be compared. Its time begins after the prompt, as refspec's does; loading is in neither.

@@ -1,5 +1,4 @@
-"""Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best
-setting chosen.
+"""Will it pay here? What one token and several cost, measured once for a pair on this machine; the best setting.
 
 Not a benchmark of prompts: `bench` is. The settings are tried one after another, not every combination: first flash
 attention, cache type and who multiplies, on all threads, then the numbers of threads on the best of them. Acceptance is
@@ -9,11 +8,9 @@ drafter's per verify step (`adaptive/costs.py`),
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o)
     tau(k)                               =  1 + sum of accepted shares
 
-with o and o_plain refspec's own time in a step, which on a small model is not small.
-
-Where two tokens cost less than one, a single token is run beside a copy of itself, and c(1) above is c(2).
-
-A cache in q8_0 rounds keys and values: it is shown, and never chosen without being asked for.
+with o and o_plain refspec's own time in a step, which on a small model is not small. Where two tokens cost less than
+one, a single token is run beside a copy of itself, and c(1) above is c(2). A cache in q8_0 rounds keys and values: it
+is shown, and never chosen without being asked for.
 """
 
 from __future__ import annotations
