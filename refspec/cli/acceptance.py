@@ -30,79 +30,58 @@ KIND = "refspec-acceptance-run-1"
 @output_option("JSONL", "Keep finished prompts there; the same call goes on after a kill.", required=False)
 @json_option
 @draft_max_option(
-    "Guesses per step, one number or several, trained for or not.",
-    default="5",
-    show_default=True,
-    metavar="K[,K...]",
+    "Guesses per step, one number or several, trained for or not.", default="5", show_default=True, metavar="K[,K...]"
 )
 @option(
-    "--tree",
-    "trees",
-    multiple=True,
-    metavar="N[:TOPK[:DEPTH]]",
-    section=DRAFTING,
+    "--tree", "trees", multiple=True, metavar="N[:TOPK[:DEPTH]]", section=DRAFTING,
     help="Measure draft trees of N nodes too (TOPK after each, 4; DEPTH on a path, 8), beside the chain of N guesses, "
     "which checks as many tokens. May be repeated.",
-)
+)  # fmt: skip
 @option("--lookup", is_flag=True, section=DRAFTING, help="Measure prompt lookup too.")
 @option("--temp", type=float, default=0.0, show_default=True, section=SAMPLING, help="Temperature of the target.")
 @option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    section=SAMPLING,
+    "--seed", type=int, default=0, show_default=True, section=SAMPLING,
     help="Seed of the first prompt, the next ones count up; and of the bootstrap.",
-)
+)  # fmt: skip
 @option("--baseline", metavar="NAME", section=SPECIALISTS, help="Drafter the ratios are to; the last one without it.")
 @option(
-    "--perturb",
-    "perturbations",
-    multiple=True,
-    type=click.Choice([*PERTURBATIONS, "all"]),
-    metavar="NAME",
+    "--perturb", "perturbations", multiple=True, type=click.Choice([*PERTURBATIONS, "all"]), metavar="NAME",
     section=SPECIALISTS,
     help="Change the chat template around each prompt, see below; may be repeated, `all` is every one.",
-)
+)  # fmt: skip
 @option(
-    "--context",
-    metavar="N[,N...]",
-    section=SPECIALISTS,
+    "--context", metavar="N[,N...]", section=SPECIALISTS,
     help="Pad first turns to N tokens with a document made of the other prompts; only prompts that fit into the "
     "smallest N.",
-)
+)  # fmt: skip
 @option(
-    "--engine",
-    type=click.Choice(["llama", "reference"]),
-    section=SPECIALISTS,
+    "--engine", type=click.Choice(["llama", "reference"]), section=SPECIALISTS,
     help="Who runs the drafters; llama.cpp where it can.",
-)
+)  # fmt: skip
 def acceptance(as_json: bool, **o: Any) -> None:
+    """Count the guesses kept of several drafters.
+
+    \b
+        refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5
+
+    The target decides its output once; the drafters are led over it, so ratios between them are paired. Later turns of
+    a conversation follow the target's own answers. Nothing is timed.
+
+    With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many guesses, and
+    `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does not compute them,
+    the reference code; others are measured as chains only.
+
+    \b
+    Perturbations of the template:
+    """
     from refspec.evaluate import acceptance_report
 
     measured = run(strictly(o))
     click.echo(json.dumps(measured) if as_json else "\n".join(acceptance_report.table(measured)))
 
 
-acceptance.help = "\n".join(
-    [
-        "Count the guesses kept of several drafters.",
-        "",
-        "\b",
-        "    refspec acceptance -m target.gguf -d a.gguf -d b.gguf --draft-max 3,5",
-        "",
-        "The target decides its output once; the drafters are led over it, so ratios between them are paired. Later "
-        "turns of a conversation follow the target's own answers. Nothing is timed.",
-        "",
-        "With --tree the table has a block for each shape: tau of the drafter's trees, of its chains of as many "
-        "guesses, and `gain`, their ratio, paired. EAGLE-3 drafters grow trees, by llama.cpp or, where its graph does "
-        "not compute them, the reference code; others are measured as chains only.",
-        "",
-        "\b",
-        "Perturbations of the template:",
-        *(f"  {name:<15} {how.about}" for name, how in PERTURBATIONS.items()),
-    ]
-)
+acceptance.help = (acceptance.help or "").rstrip()
+acceptance.help += "".join(f"\n      {name:<15} {how.about}" for name, how in PERTURBATIONS.items())
 
 
 def run(o: dict[str, Any]) -> dict[str, Any]:
@@ -130,10 +109,8 @@ def run(o: dict[str, Any]) -> dict[str, Any]:
         session = stack.enter_context(Session(target, name=str(target.path)))
         for drafter in drafters.values():
             stack.callback(drafter.close)
-        baseline = (
-            o["baseline"]
-            or [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)][-1]
-        )
+        as_they_are = [name for name, d in drafters.items() if not any(getattr(d, key, 0) for key in EXPERIMENTS)]
+        baseline = o["baseline"] or as_they_are[-1]
         if baseline not in drafters:
             raise UsageError(f"--baseline {baseline}: no drafter of that name; there are {', '.join(drafters)}")
         described = about(drafters)

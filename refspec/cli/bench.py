@@ -10,16 +10,7 @@ import click
 
 from refspec.cli.command import DRAFTING, option
 from refspec.cli.group import draft_max_option, main, model_options, tokens_option, tree_option
-from refspec.cli.measure import (
-    drafting,
-    figure_of,
-    figure_option,
-    json_option,
-    prompt_options,
-    repeat_option,
-    rival_of,
-    rival_option,
-)
+from refspec.cli.measure import drafting, figure_of, figure_option, json_option, prompt_options, rival_of, rival_option
 from refspec.cli.pairs import whole_numbers
 from refspec.cli.penalties import changed, penalty_options
 from refspec.errors import UsageError
@@ -33,17 +24,15 @@ from refspec.reference.sampling import Sampler
 @prompt_options
 @option("--count", type=click.IntRange(1), default=6, show_default=True, help="At most so many prompts of each family.")
 @tokens_option(128, "At most so many tokens per run.")
-@repeat_option
+@option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt.")
 @draft_max_option(
     "Draft lengths to measure, one or several; the session's own without it.", default=None, metavar="K[,K...]"
 )
 @option(
-    "--kinds",
-    metavar="KIND[,KIND...]",
-    section=DRAFTING,
+    "--kinds", metavar="KIND[,KIND...]", section=DRAFTING,
     help="What is measured beside plain decoding: chain, adaptive, tree (with --tree), lookup. Without it chain, "
     "adaptive, and what --tree and --lookup ask for.",
-)
+)  # fmt: skip
 @tree_option
 @option(
     "--costs", is_flag=True, help="Also what a step costs, and the speedups forecast from it; for one length always."
@@ -90,16 +79,8 @@ def bench(
         program = rival_of(rival, session, [p.text for p in texts], max_tokens, o)
         with click.progressbar(length=len(texts), label="prompts", file=sys.stderr) as bar:
             measured = speed.measure(
-                session,
-                texts,
-                lengths,
-                chosen,
-                max_tokens=max_tokens,
-                repeat=repeat,
-                costs=costs or len(lengths) == 1,
-                progress=lambda: bar.update(1),
-                rival=program,
-                sampler=sampler,
-            )
+                session, texts, lengths, chosen, max_tokens=max_tokens, repeat=repeat, costs=costs or len(lengths) == 1,
+                progress=lambda: bar.update(1), rival=program, sampler=sampler,
+            )  # fmt: skip
     click.echo(json.dumps(measured) if as_json else "\n".join(speed_report.table(measured)))
     draw(measured)

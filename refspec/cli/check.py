@@ -21,15 +21,9 @@ from refspec.cli.measure import json_option
 @json_option
 @click.pass_context
 def check(
-    ctx: click.Context,
-    target: str,
-    drafter: str,
-    live: bool,
-    threads: int | None,
-    max_tokens: int,
-    count: int,
+    ctx: click.Context, target: str, drafter: str, live: bool, threads: int | None, max_tokens: int, count: int,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Find out whether a drafter fits a target.
 
     \b

@@ -30,14 +30,9 @@ class Option(click.Option):
     """An option with its section of the help, and with other names: `also` is shown in the help, `old` is not."""
 
     def __init__(
-        self,
-        declarations: Sequence[str] | None = None,
-        *,
-        section: str = OPTIONS,
-        also: Sequence[str] = (),
-        old: Sequence[str] = (),
-        **how: Any,
-    ) -> None:
+        self, declarations: Sequence[str] | None = None, *, section: str = OPTIONS, also: Sequence[str] = (),
+        old: Sequence[str] = (), **how: Any,
+    ) -> None:  # fmt: skip
         super().__init__([*(declarations or ()), *also, *old], **how)
         self.section, self.also, self.old = section, tuple(also), tuple(old)
 
@@ -116,35 +111,26 @@ class Refspec(Group):
     group_class = Group
 
     def __init__(
-        self,
-        *args: Any,
-        sections: Mapping[str, Sequence[str]] | None = None,
-        gone: Mapping[str, str] | None = None,
+        self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, gone: Mapping[str, str] | None = None,
         **how: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(*args, **how)
-        self.sections, self.gone = dict(sections or {}), dict(gone or {})
+        self.sections, self.gone = sections or {}, gone or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of the help."""
-        listed = [name for names in self.sections.values() for name in names if name in self.commands]
-        return [*listed, *sorted(set(self.commands) - set(listed))]
+        return [name for names in self.sections.values() for name in names if name in self.commands]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, section by section."""
-        names = self.list_commands(ctx)
-        indent = max(map(len, names))
-        listed = {name for names in self.sections.values() for name in names}
-        for heading, members in {**self.sections, "Commands": [n for n in names if n not in listed]}.items():
-            shown = [self.commands[name] for name in members if name in names and not self.commands[name].hidden]
-            if shown:
-                with formatter.section(heading):
-                    width = formatter.width - indent - 6
-                    formatter.write_dl([(f"{c.name:<{indent}}", c.get_short_help_str(width)) for c in shown])
+        indent = max(map(len, self.commands))
+        width = formatter.width - indent - 6
+        for heading, names in self.sections.items():
+            with formatter.section(heading):
+                shown = [self.commands[name] for name in names if name in self.commands]
+                formatter.write_dl([(f"{c.name:<{indent}}", c.get_short_help_str(width)) for c in shown])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command of the first argument; UsageError that names the new one where it is gone."""
         if args and args[0] in self.gone:
             raise UsageError(f"`{args[0]}` is now `{self.gone[args[0]]}`")

@@ -35,50 +35,34 @@ stock_options = options(
     ),
     _switch("--family", "families", multiple=True, metavar="NAME", help="With --stock: only this `benchmark` of them."),
     _switch(
-        "--count",
-        type=click.IntRange(1),
-        default=12,
-        show_default=True,
+        "--count", type=click.IntRange(1), default=12, show_default=True,
         help="With --stock: prompts to calibrate on, and others to measure on.",
     ),
     _switch(
-        "-n",
-        "--max-tokens",
-        type=click.IntRange(2),
-        default=64,
-        show_default=True,
-        also=("--n-predict",),
+        "-n", "--max-tokens", type=click.IntRange(2), default=64, show_default=True, also=("--n-predict",),
         help="With --stock: at most so many tokens per prompt.",
     ),
     _switch(
-        "--draft-max",
-        type=click.IntRange(1, 64),
-        default=4,
-        show_default=True,
-        also=("--spec-draft-n-max",),
+        "--draft-max", type=click.IntRange(1, 64), default=4, show_default=True, also=("--spec-draft-n-max",),
         help="With --stock: guesses per step.",
     ),
     _switch("-t", "--threads", type=click.IntRange(1), help="With --stock: threads of the runs."),
-)
+)  # fmt: skip
 
 
 @main.command()
 @click.argument("checkpoint", metavar="CHECKPOINT", type=PATH)
 @option(
-    "--target",
-    type=PATH,
-    metavar="GGUF|DIR",
+    "--target", type=PATH, metavar="GGUF|DIR",
     help="The model it drafts for: tokenizer, checks, default layers, embeddings it shares.",
-)
+)  # fmt: skip
 @output_option("GGUF", "The file to write; it appears when it is complete.")
 @option("--outtype", type=click.Choice(OUTTYPES), default="f16", show_default=True, help="Type of the matrices.")
 @option(
-    "--stock",
-    "near",
-    is_flag=True,
+    "--stock", "near", is_flag=True,
     help="Write the nearest file stock llama.cpp runs, and print how many guesses are lost with it. CHECKPOINT may be "
     "a drafter GGUF then.",
-)
+)  # fmt: skip
 @option("--name", help="general.name of the file; the directory's if not given.")
 @option("--json", "as_json", is_flag=True, help="Print what was resolved as one JSON object.")
 @_switch("--feedback", type=click.Choice(["pre_norm", "post_norm"]), help="The state a guess hands on.")
@@ -95,17 +79,9 @@ stock_options = options(
 )
 @stock_options
 def convert(
-    checkpoint: str,
-    target: str | None,
-    out: str,
-    outtype: str,
-    head_norm: str | None,
-    ignore: tuple[str, ...],
-    name: str | None,
-    near: bool,
-    as_json: bool,
-    **o: Any,
-) -> None:
+    checkpoint: str, target: str | None, out: str, outtype: str, head_norm: str | None, ignore: tuple[str, ...],
+    name: str | None, near: bool, as_json: bool, **o: Any,
+) -> None:  # fmt: skip
     """Make a GGUF of an EAGLE-3 or 3.1 drafter checkpoint.
 
     \b

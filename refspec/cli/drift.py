@@ -30,29 +30,19 @@ from refspec.evaluate.perturb import PERTURBATIONS
 @option("--from", "source", type=PATH, metavar="JSON", help="Measure nothing: show this record of an earlier run.")
 @json_option
 @option(
-    "--every",
-    type=click.IntRange(1),
-    section=SPECIALISTS,
+    "--every", type=click.IntRange(1), section=SPECIALISTS,
     help="Guess at every N-th output position, not where the decode cycle would.",
-)
+)  # fmt: skip
 @option(
-    "--perturb",
-    type=click.Choice([*PERTURBATIONS]),
-    metavar="NAME",
-    default="none",
-    show_default=True,
+    "--perturb", type=click.Choice([*PERTURBATIONS]), metavar="NAME", default="none", show_default=True,
     section=SPECIALISTS,
     help="Change the chat template around each prompt, see `refspec acceptance -h`.",
-)
+)  # fmt: skip
 @option("--temp", type=float, default=0.0, show_default=True, section=SAMPLING, help="Temperature of the target.")
 @option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    section=SAMPLING,
+    "--seed", type=int, default=0, show_default=True, section=SAMPLING,
     help="Seed of the bootstrap and the first prompt.",
-)
+)  # fmt: skip
 def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
     """Show how drafters change with the depth of a chain.
 
@@ -83,7 +73,8 @@ def drift(source: str | None, out: str | None, as_json: bool, **o: Any) -> None:
 def measure(o: dict[str, Any]) -> dict[str, Any]:
     from refspec.evaluate import drift as measuring
     from refspec.evaluate import drift_report
-    from refspec.evaluate.conversation import perturbed
+    from refspec.evaluate.acceptance import room_for
+    from refspec.evaluate.conversation import encode
     from refspec.evaluate.drift_models import load_pairs
     from refspec.evaluate.prompts import fit, read
     from refspec.reference.sampling import Sampler
@@ -96,12 +87,8 @@ def measure(o: dict[str, Any]) -> dict[str, Any]:
         strict=o["strict"], anchors=o["anchors"], growths=o["growths"],
     )  # fmt: skip
     with Session(target, name=str(target.path)) as session:
-        room = target.n_ctx - o["max_tokens"]
-        if room < 2:
-            raise UsageError(
-                f"--max-tokens {o['max_tokens']} leaves no room for a prompt in a context of {target.n_ctx}"
-            )
-        prompts = [fit(perturbed(session, text, o["perturb"]), room) for text in texts]
+        room = room_for(session, o["max_tokens"], None)
+        prompts = [fit(encode(session, [text], o["perturb"]), room) for text in texts]
         with click.progressbar(length=len(prompts), label="prompts", file=sys.stderr) as bar:
             found = measuring.over(
                 target, drafters, prompts, target.capture_layers, depth=o["depth"], max_tokens=o["max_tokens"],

@@ -14,19 +14,12 @@ LAYOUTS = ("speculators", "specforge", "eagle", "hf")
 @click.argument("file", metavar="GGUF", type=PATH)
 @output_option("DIR", "Directory to make; must hold no checkpoint yet.")
 @option(
-    "--format",
-    "layout",
-    type=click.Choice(LAYOUTS),
-    required=True,
-    help="Layout of a drafter; hf for a Llama target.",
+    "--format", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of a drafter; hf for a Llama target."
 )
 @option(
-    "--dtype",
-    type=click.Choice(["auto", "F32", "BF16", "F16"]),
-    default="auto",
-    show_default=True,
+    "--dtype", type=click.Choice(["auto", "F32", "BF16", "F16"]), default="auto", show_default=True,
     help="Type of the weights; auto is the smallest that rounds nothing.",
-)
+)  # fmt: skip
 @option("--verifier", metavar="NAME", help="The target's name or path for a speculators config.")
 def export(file: str, out: str, layout: str, dtype: str, verifier: str | None) -> None:
     """Make a checkpoint directory of a GGUF, for other engines.

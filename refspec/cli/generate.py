@@ -29,22 +29,13 @@ if TYPE_CHECKING:
 @main.command()
 @option("-p", "--prompt", metavar="TEXT", help="The prompt.")
 @option(
-    "-f",
-    "--file",
-    "path",
-    type=PATH,
-    metavar="FILE",
+    "-f", "--file", "path", type=PATH, metavar="FILE",
     help="Read the prompt from a file; - is stdin, as without -p and -f.",
-)
+)  # fmt: skip
 @option(
-    "-n",
-    "--max-tokens",
-    type=click.IntRange(0),
-    default=256,
-    show_default=True,
-    also=("--n-predict",),
+    "-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, also=("--n-predict",),
     help="Stop after so many tokens.",
-)
+)  # fmt: skip
 @model_options
 @option("--system", metavar="TEXT", also=("-sys", "--system-prompt"), help="System text for the chat template.")
 @option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
@@ -58,53 +49,33 @@ if TYPE_CHECKING:
 @tree_option
 @option("--no-spec", is_flag=True, section=DRAFTING, help="Plain decoding, although there is a drafter.")
 @option(
-    "--draft-sampling",
-    is_flag=True,
-    section=DRAFTING,
+    "--draft-sampling", is_flag=True, section=DRAFTING,
     help="Sample the guesses and verify by rejection: same distribution, other output per seed.",
-)
+)  # fmt: skip
 @option(
-    "--temp",
-    type=float,
-    default=0.0,
-    show_default=True,
-    section=SAMPLING,
-    also=("--temperature",),
+    "--temp", type=float, default=0.0, show_default=True, section=SAMPLING, also=("--temperature",),
     help="Temperature; 0 always takes the likeliest token.",
-)
+)  # fmt: skip
 @option("--top-k", type=int, default=0, section=SAMPLING, help="Keep the k likeliest tokens; 0 is off.")
 @option(
     "--top-p", type=float, default=1.0, section=SAMPLING, help="Keep the likeliest tokens up to this mass; 1 is off."
 )
 @option(
-    "--min-p",
-    type=float,
-    default=0.0,
-    section=SAMPLING,
+    "--min-p", type=float, default=0.0, section=SAMPLING,
     help="Drop tokens below this share of the likeliest; 0 is off.",
-)
+)  # fmt: skip
 @option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    section=SAMPLING,
-    also=("-s",),
+    "--seed", type=int, default=0, show_default=True, section=SAMPLING, also=("-s",),
     help="Same seed, same output, with and without speculation.",
-)
+)  # fmt: skip
 @option(
-    "--recommended",
-    is_flag=True,
-    section=SAMPLING,
+    "--recommended", is_flag=True, section=SAMPLING,
     help="Sample as the target's file recommends, where no option says otherwise.",
-)
+)  # fmt: skip
 @option(
-    "--logit-bias",
-    metavar="ID=X",
-    multiple=True,
-    section=SAMPLING,
+    "--logit-bias", metavar="ID=X", multiple=True, section=SAMPLING,
     help="Add X to the logit of token ID, -inf forbids it; may be repeated.",
-)
+)  # fmt: skip
 @penalty_options
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: float, as_json: bool, **o: Any) -> None:
@@ -136,20 +107,13 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
 
 # Option of `generate` -> the field of Sampler or Penalties it sets.
 SETS = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "repeat",
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "repeat",
     "repeat_last_n": "repeat_last_n",
-}
+}  # fmt: skip
 
 
 def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
-    """`sampler` with what the target's file recommends, if that was asked for; options win.
-
-    A recommendation that was not asked for is said.
-    """
+    """`sampler` with what the target's file recommends, if that was asked for, else a note of it; options win."""
     from refspec.gguf.recommended_sampling import recommended
 
     found = recommended(session.target.metadata, session.name)
@@ -184,28 +148,22 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     before = session.policy.remembered if session.policy is not None else 0
     if speculating and session.adaptive and (before or o["adaptive"] is None):
         learned = f", as learned from {before} output{'s' * (before > 1)} before" if before else ""
-        note(
-            f"the number of guesses is chosen every step{learned} (--no-adaptive: {DRAFT_MAX}; --no-tune: as if for "
-            "the first time)"
-        )
+        otherwise = f"--no-adaptive: {DRAFT_MAX}; --no-tune: as if for the first time"
+        note(f"the number of guesses is chosen every step{learned} ({otherwise})")
     consume(generation, None if as_json else sys.stdout)
     record = {"text": generation.text} | generation.statistics.as_dict()
-    record |= {"draft_max": session.draft_max if speculating else 0, "seed": o["seed"]}
+    looked_up = open_pair.lookups(session.drafter) if speculating else 0
     record |= {
+        "draft_max": session.draft_max if speculating else 0, "seed": o["seed"],
         "kind": open_pair.describe(session.drafter if speculating else None),
-        "adaptive": speculating and session.adaptive,
-    }
-    record["texts_before"] = before
-    record["penalties"] = asdict(sampler.penalties) if sampler.penalties.on else None
-    record["tree"] = str(session.tree) if speculating and session.tree is not None else None
-    record["lookups"] = looked_up = open_pair.lookups(session.drafter) if speculating else 0
+        "adaptive": speculating and session.adaptive, "texts_before": before,
+        "penalties": asdict(sampler.penalties) if sampler.penalties.on else None,
+        "tree": str(session.tree) if speculating and session.tree is not None else None, "lookups": looked_up,
+    }  # fmt: skip
     lines = report.describe(generation.statistics, "speculative" if speculating else "plain")
     if looked_up:
-        lines.insert(
-            1,
-            f"  lookup: {looked_up} of {generation.statistics.verify_steps} calls had guesses from the text so far, "
-            "where the drafter was unsure",
-        )
+        calls = f"{looked_up} of {generation.statistics.verify_steps} calls"
+        lines.insert(1, f"  lookup: {calls} had guesses from the text so far, where the drafter was unsure")
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
         if speculating:
@@ -223,22 +181,16 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
 
 
 def compare(
-    session: Session,
-    fast: Generation,
-    sampler: Sampler,
-    o: dict[str, Any],
-    record: dict[str, Any],
-    lines: list[str],
+    session: Session, fast: Generation, sampler: Sampler, o: dict[str, Any], record: dict[str, Any], lines: list[str],
     others: ForeignLoad,
-) -> bool:
+) -> bool:  # fmt: skip
     """Run the same prompt without speculation and add the outcome to record and lines; True when interrupted."""
     from refspec.evaluate import report
     from refspec.evaluate.compare import explain
     from refspec.evaluate.speed import busy
 
-    plain = session.generate(
-        tokens=fast.prompt, speculate=False, max_tokens=o["max_tokens"], sampler=sampler, seed=o["seed"]
-    )
+    wanted: dict[str, Any] = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
+    plain = session.generate(tokens=fast.prompt, speculate=False, **wanted)
     consume(plain, None)
     record["foreign_cores"] = others.cores()
     record["plain"] = {"text": plain.text} | plain.statistics.as_dict()
@@ -250,15 +202,9 @@ def compare(
     same, difference = plain.tokens == fast.tokens, None
     if not same and not sampled:
         difference = explain(
-            session.target,
-            fast.prompt,
-            plain.tokens,
-            fast.tokens,
-            sampler=sampler,
-            seed=o["seed"],
-            draft_max=session.draft_max,
-            trees=session.tree is not None,
-        )
+            session.target, fast.prompt, plain.tokens, fast.tokens, sampler=sampler, seed=o["seed"],
+            draft_max=session.draft_max, trees=session.tree is not None,
+        )  # fmt: skip
     record |= {"identical": same, "first_difference": report.difference_as_dict(difference)}
 
     def show(token: int) -> str:
@@ -297,13 +243,10 @@ def consume(generation: Generation, out: IO[str] | None) -> None:
 
 @contextmanager
 def stop_on_interrupt(generation: Generation) -> Iterator[None]:
-    """The first Ctrl-C ends the generation after the call under way, the second one the program.
-
-    A flag, not an exception: inside a callback from llama.cpp an exception would be lost.
-    """
+    """The first Ctrl-C ends the generation after the call under way, the second one the program."""
 
     def first(signum: int, frame: FrameType | None) -> None:
-        generation.stop()
+        generation.stop()  # a flag: an exception would be lost inside a callback from llama.cpp
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, first)

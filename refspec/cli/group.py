@@ -28,11 +28,9 @@ GONE = {"stock": "refspec convert DRAFTER --target TARGET --stock -o FILE"}
 
 
 @click.group(
-    cls=Refspec,
-    sections=COMMANDS,
-    gone=GONE,
+    cls=Refspec, sections=COMMANDS, gone=GONE,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
-)
+)  # fmt: skip
 @click.version_option(package_name="refspec")
 def main() -> None:
     """Speculative decoding on llama.cpp: a small drafter guesses tokens, the target checks several at once.
@@ -52,58 +50,36 @@ def main() -> None:
 
 model_option = option("-m", "--model", type=PATH, metavar="GGUF", help="Target model; the embedded pair without it.")
 ctx_option = option(
-    "-c",
-    "--ctx",
-    "n_ctx",
-    type=click.IntRange(0),
-    default=0,
-    also=("--ctx-size",),
+    "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, also=("--ctx-size",),
     help="Context in tokens; 0 is the model's own, at most 8192.",
-)
+)  # fmt: skip
 threads_option = option("-t", "--threads", type=click.IntRange(1), help="Threads for one token.")
 gpu_option = option(
-    "-ngl",
-    "--gpu-layers",
-    type=click.IntRange(-1),
-    default=0,
-    also=("--n-gpu-layers",),
+    "-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, also=("--n-gpu-layers",),
     help="Layers of the target on the GPU, -1 for all.",
-)
+)  # fmt: skip
 
 
 def tokens_option(default: int, what: str) -> Callable[[Any], Any]:
     """`-n`, the most tokens that are generated."""
     return option(
-        "-n",
-        "--max-tokens",
-        type=click.IntRange(2),
-        default=default,
-        show_default=True,
-        also=("--n-predict",),
+        "-n", "--max-tokens", type=click.IntRange(2), default=default, show_default=True, also=("--n-predict",),
         help=what,
-    )
+    )  # fmt: skip
 
 
 def output_option(metavar: str, what: str, *, required: bool = True, **how: Any) -> Callable[[Any], Any]:
     """`-o`, the file or directory to write."""
     return option(
-        "-o",
-        "--output",
-        "out",
-        metavar=metavar,
-        required=required,
-        old=("--out",),
-        help=what,
-        **({"type": PATH} | how),
+        "-o", "--output", "out", metavar=metavar, required=required, old=("--out",), help=what, **({"type": PATH} | how)
     )
 
 
 def _one_type(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
     """The type of the cache; UsageError where its keys and values are given different ones."""
     if len(set(value)) > 1:
-        raise UsageError(
-            f"--cache-type-k and --cache-type-v are {' and '.join(value)}: refspec has one type for both; give the same"
-        )
+        given = " and ".join(value)
+        raise UsageError(f"--cache-type-k and --cache-type-v are {given}: refspec has one type for both; give the same")
     return value[0] if value else None
 
 
@@ -118,111 +94,74 @@ def _panels_meant(on: bool) -> str:
 model_options = options(
     model_option,
     option(
-        "-d",
-        "--drafter",
-        type=PATH,
-        metavar="GGUF",
-        also=("-md", "--spec-draft-model"),
+        "-d", "--drafter", type=PATH, metavar="GGUF", also=("-md", "--spec-draft-model"),
         help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary.",
     ),
     ctx_option,
     threads_option,
     gpu_option,
     option(
-        "--lookup/--no-lookup",
-        default=None,
-        section=DRAFTING,
+        "--lookup/--no-lookup", default=None, section=DRAFTING,
         help="Guess what followed the same words before: alone, where the drafter is unsure, or as a branch of a tree. "
         "Off, unless the settings of the embedded pair say so.",
     ),
     option(
-        "--adaptive/--no-adaptive",
-        default=None,
-        section=DRAFTING,
+        "--adaptive/--no-adaptive", default=None, section=DRAFTING,
         help="Choose the number of guesses every step, at most --draft-max (8). `generate` does where nothing was "
         "measured and neither --draft-max nor --tree is given.",
     ),
     option(
-        "--reproducible",
-        type=click.Choice(["exact", "f32"]),
-        callback=or_old,
+        "--reproducible", type=click.Choice(["exact", "f32"]), callback=or_old,
         help="The output is that of plain generation, bit for bit. exact: weights as they are, at most 6 guesses; "
         "f32: everything in F32, slow.",
     ),
     old_flag("--exact", "reproducible", lambda on: "exact"),
     old_flag("--strict", "reproducible", lambda on: "f32"),
     option(
-        "-fa",
-        "--flash-attn",
-        type=click.Choice(["off", "on", "auto"]),
-        section=SPECIALISTS,
+        "-fa", "--flash-attn", type=click.Choice(["off", "on", "auto"]), section=SPECIALISTS,
         help="Flash attention; the default was measured or is auto.",
     ),
     option(
-        "--kv-type",
-        type=click.Choice(["f16", "f32", "q8_0"]),
-        multiple=True,
-        callback=_one_type,
-        section=SPECIALISTS,
+        "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), multiple=True, callback=_one_type, section=SPECIALISTS,
         also=("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"),
         help="Type of the target's cache, keys and values alike.",
     ),
     option(
-        "--matmul",
-        type=click.Choice(["auto", "refspec", "repack", "stored"]),
-        default="auto",
-        show_default=True,
-        callback=or_old,
-        section=SPECIALISTS,
+        "--matmul", type=click.Choice(["auto", "refspec", "repack", "stored"]), default="auto", show_default=True,
+        callback=or_old, section=SPECIALISTS,
         help="Who multiplies with the weights: refspec's fast kernels, llama.cpp with repacked weights, or llama.cpp "
         "with weights as stored. auto is refspec's where they work.",
     ),
     old_flag("--panels/--no-panels", "matmul", _panels_meant),
     old_flag("--repack/--no-repack", "matmul", lambda on: "repack" if on else "stored"),
     option(
-        "-tb",
-        "--threads-batch",
-        type=click.IntRange(1),
-        section=SPECIALISTS,
+        "-tb", "--threads-batch", type=click.IntRange(1), section=SPECIALISTS,
         help="Threads that check several guesses; as -t if not given.",
     ),
     option(
-        "-td",
-        "--threads-draft",
-        type=click.IntRange(1),
-        section=SPECIALISTS,
-        also=("--spec-draft-threads",),
+        "-td", "--threads-draft", type=click.IntRange(1), section=SPECIALISTS, also=("--spec-draft-threads",),
         help="Threads of the drafter; as -t if not given.",
     ),
     option(
-        "--pair-rows/--no-pair-rows",
-        default=None,
-        section=SPECIALISTS,
+        "--pair-rows/--no-pair-rows", default=None, section=SPECIALISTS,
         help="Run a single token beside a copy of itself: faster where `refspec tune` finds two cheaper than one.",
     ),
     option(
-        "--drafter-kernels",
-        type=click.Choice(["auto", "llama", "own"]),
-        default="auto",
-        show_default=True,
+        "--drafter-kernels", type=click.Choice(["auto", "llama", "own"]), default="auto", show_default=True,
         section=SPECIALISTS,
         help="Who runs an EAGLE-3 drafter: llama.cpp, refspec's own kernels, or these for tiny ones only.",
     ),
     option(
-        "--no-tune",
-        is_flag=True,
-        section=SPECIALISTS,
+        "--no-tune", is_flag=True, section=SPECIALISTS,
         help="Ignore what `refspec tune` stored for this pair, and what adaptive runs learned.",
     ),
-)
+)  # fmt: skip
 
 
 tree_option = option(
-    "--tree",
-    metavar="N[:TOPK[:DEPTH]]",
-    section=DRAFTING,
+    "--tree", metavar="N[:TOPK[:DEPTH]]", section=DRAFTING,
     help="Guess trees of N tokens, not chains; TOPK after each (4), DEPTH on a path (8).",
-)
+)  # fmt: skip
 
 
 def draft_max_option(what: str, **how: Any) -> Callable[[Any], Any]:
@@ -230,11 +169,10 @@ def draft_max_option(what: str, **how: Any) -> Callable[[Any], Any]:
     return option("--draft-max", section=DRAFTING, also=("--spec-draft-n-max",), help=what, **how)
 
 
-def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, Any]:
-    """The keywords of `refspec.load` that the model options ask for.
+def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
+    """The session that the model options ask for; `chooses`: it may draft adaptively where none says how much."""
+    import refspec
 
-    `chooses`: the session may draft adaptively where no option says how much to draft.
-    """
     alike = (
         "n_ctx", "threads", "threads_batch", "threads_draft", "gpu_layers", "flash_attn", "kv_type", "matmul",
         "pair_rows", "reproducible", "lookup", "drafter_kernels",
@@ -242,14 +180,7 @@ def options_for_load(o: dict[str, Any], *, chooses: bool = False) -> dict[str, A
     asked = {name: o[name] for name in alike}
     asked |= {"draft_max": o.get("draft_max"), "tree": o.get("tree")}
     asked |= {"adaptive": None if chooses else bool(o["adaptive"]), "tuned": not o["no_tune"]}
-    return asked
-
-
-def load(o: dict[str, Any], *, chooses: bool = False) -> Session:
-    """The session that the model options ask for, its notes said; `chooses` as in `options_for_load`."""
-    import refspec
-
-    session = refspec.load(o["model"], o["drafter"], **options_for_load(o, chooses=chooses))
+    session = refspec.load(o["model"], o["drafter"], **asked)
     for said in session.notes:
         note(said)
     return session

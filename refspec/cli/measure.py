@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from refspec.cli.command import PATH, SPECIALISTS, note, option, options
 from refspec.cli.group import load
 from refspec.cli.penalties import changed
@@ -18,56 +16,35 @@ if TYPE_CHECKING:
 
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 figure_option = option(
-    "--figure",
-    type=PATH,
-    metavar="FILE",
+    "--figure", type=PATH, metavar="FILE",
     help="Also draw the speedups by family: a .png, .svg or .pdf (needs matplotlib).",
-)
+)  # fmt: skip
 prompt_options = options(
     option(
-        "--prompts",
-        type=PATH,
-        metavar="FILE",
+        "--prompts", type=PATH, metavar="FILE",
         help="JSONL (turns, benchmark) or one prompt a line; the built-in 200 without it.",
     ),
     option(
-        "--family",
-        "families",
-        multiple=True,
-        metavar="NAME",
+        "--family", "families", multiple=True, metavar="NAME",
         help="Only this `benchmark` of a JSONL file; may be repeated.",
     ),
-)
-repeat_option = option(
-    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind per prompt."
-)
+)  # fmt: skip
 rival_option = options(
     option(
-        "--llama-cpp-bin",
-        "rival",
-        type=PATH,
-        metavar="DIR",
-        section=SPECIALISTS,
+        "--llama-cpp-bin", "rival", type=PATH, metavar="DIR", section=SPECIALISTS,
         help="Also run llama-speculative-simple of this build of llama.cpp, on a pre-norm pair.",
     ),
     option(
-        "--llama-cpp-drafter",
-        "rival_drafter",
-        type=PATH,
-        metavar="GGUF",
-        section=SPECIALISTS,
+        "--llama-cpp-drafter", "rival_drafter", type=PATH, metavar="GGUF", section=SPECIALISTS,
         help="The drafter it runs, where -d is one it cannot: the pre-norm twin of a normalized drafter.",
     ),
-)
+)  # fmt: skip
 
 
 def rival_of(
     folder: str | None, session: Any, texts: Sequence[str], max_tokens: int, o: dict[str, Any]
 ) -> Callable[[str, int], Any] | None:
-    """llama.cpp's own driver on the files and with the settings of a session:
-
-    (prompt, draft length) -> `rivals.Run`; None without it.
-    """
+    """llama.cpp's own driver on the files of a session: (prompt, draft length) -> `rivals.Run`; None without it."""
     from refspec.evaluate import rivals
     from refspec.llama.amx import repacking_works
 
@@ -88,11 +65,8 @@ def rival_of(
     program = rivals.Rival(folder, session.name, o["rival_drafter"] or getattr(session.drafter, "path", ""))
     as_text = dict(zip(texts, rivals.prompts_as_text(session, texts), strict=True))
     settings = {name: o[name] for name in ("threads", "threads_batch", "flash_attn")}
-    settings |= {
-        "max_tokens": max_tokens,
-        "n_ctx": session.target.n_ctx,
-        "repack": o["matmul"] != "stored" and repacking_works(),
-    }
+    settings |= {"max_tokens": max_tokens, "n_ctx": session.target.n_ctx}
+    settings["repack"] = o["matmul"] != "stored" and repacking_works()
     return lambda prompt, length: program.run(as_text[prompt], draft_max=length, **settings)
 
 

@@ -15,46 +15,28 @@ EXPERIMENTS = ("anchor", "grow")  # of `reference.eagle3.Eagle3Drafter`
 pair_options = options(
     model_option,
     option(
-        "-d",
-        "--drafter",
-        "drafters",
-        type=PATH,
-        metavar="PATH",
-        multiple=True,
-        also=("-md", "--spec-draft-model"),
+        "-d", "--drafter", "drafters", type=PATH, metavar="PATH", multiple=True, also=("-md", "--spec-draft-model"),
         help="Drafter: a GGUF, or a directory with config.json and safetensors. May be repeated.",
     ),
     ctx_option,
     threads_option,
     gpu_option,
     option(
-        "--reproducible",
-        type=click.Choice(["f32"]),
-        callback=or_old,
+        "--reproducible", type=click.Choice(["f32"]), callback=or_old,
         help="f32: the target in F32 without flash attention, so that its rounding depends on nothing else.",
     ),
     old_flag("--strict", "reproducible", lambda on: "f32"),
     option(
-        "--anchor",
-        "anchors",
-        type=click.FloatRange(0, min_open=True),
-        multiple=True,
-        metavar="X",
-        section=SPECIALISTS,
+        "--anchor", "anchors", type=click.FloatRange(0, min_open=True), multiple=True, metavar="X", section=SPECIALISTS,
         help="Measure each drafter once more with X added to the attention scores its guesses give true tokens "
         "(reference code). May be repeated.",
     ),
     option(
-        "--grow",
-        "growths",
-        type=click.FloatRange(0, min_open=True),
-        multiple=True,
-        metavar="X",
-        section=SPECIALISTS,
+        "--grow", "growths", type=click.FloatRange(0, min_open=True), multiple=True, metavar="X", section=SPECIALISTS,
         help="Measure each drafter once more with the state it feeds back resized at every depth, X times the size at "
         "the depth before; 1 holds the first size (reference code). May be repeated.",
     ),
-)
+)  # fmt: skip
 
 
 def strictly(o: dict[str, Any]) -> dict[str, Any]:

@@ -35,14 +35,9 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
         written = recasting.write_as(info, out, outtype, progress)
     made = inspector.describe(written)
     record = {
-        "file": str(written),
-        "bytes": made["bytes"],
-        "bytes_before": info.file_size,
+        "file": str(written), "bytes": made["bytes"], "bytes_before": info.file_size,
         "tensors": made["weights"]["tensors"],
-    }
+    }  # fmt: skip
     kinds = ", ".join(f"{n} {kind}" for kind, n in record["tensors"].items())
-    click.echo(
-        json.dumps(record)
-        if as_json
-        else f"{written}: {made['bytes'] / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)"
-    )
+    said = f"{written}: {made['bytes'] / 1e6:.1f} MB instead of {info.file_size / 1e6:.1f} ({kinds} tensors)"
+    click.echo(json.dumps(record) if as_json else said)

@@ -31,12 +31,9 @@ from refspec.reference.penalties import Penalties
     "--temp", "temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="Of the sampled answers."
 )
 @click.option(
-    "--greedy-share",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
+    "--greedy-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
     help="Share of the prompts answered by argmax.",
-)
+)  # fmt: skip
 @click.option(
     "--max-new", type=click.IntRange(1), default=192, show_default=True, help="Tokens after which an answer is cut."
 )
@@ -45,10 +42,9 @@ from refspec.reference.penalties import Penalties
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
-    "--parallel",
-    type=click.IntRange(1),
+    "--parallel", type=click.IntRange(1),
     help="Texts decoded at once  [default: 32 with a GGUF, at most 256; 64 with a folder, 2048 on an accelerator]",
-)
+)  # fmt: skip
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of llama.cpp or torch.")
 @click.option(
     "-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="With a GGUF: layers on the GPU, -1 for all."
@@ -56,21 +52,10 @@ from refspec.reference.penalties import Penalties
 @device_option
 @penalty_options
 def regenerate(
-    data: Path,
-    model: Path,
-    out: Path,
-    tokens: int,
-    temperature: float,
-    greedy_share: float,
-    max_new: int,
-    max_prompt: int,
-    seed: int,
-    parallel: int | None,
-    threads: int | None,
-    gpu_layers: int,
-    device: str,
+    data: Path, model: Path, out: Path, tokens: int, temperature: float, greedy_share: float, max_new: int,
+    max_prompt: int, seed: int, parallel: int | None, threads: int | None, gpu_layers: int, device: str,
     **penalties: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Let the target answer prompts: data for its drafters.
 
     \b
@@ -100,7 +85,5 @@ def regenerate(
         if m["generated"]:
             note(f"{split}: {m['generated']} tokens generated in this run, {m['tokens_per_second']:.0f} per second")
     if made["train"]["tokens"] < tokens:
-        note(
-            f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}; take another seed for a second "
-            "answer to each"
-        )
+        lack = f"--data has no more prompts: {made['train']['tokens']} tokens of {tokens}"
+        note(f"{lack}; take another seed for a second answer to each")

@@ -22,24 +22,18 @@ run_options = options(
     click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option(
-        "--batch-tokens",
-        type=click.IntRange(1024),
-        default=4096,
-        show_default=True,
+        "--batch-tokens", type=click.IntRange(1024), default=4096, show_default=True,
         help="Tokens in a step, a multiple of 1024; an accelerator wants more than a processor.",
     ),
     click.option("-t", "--threads", type=click.IntRange(1), help="Torch threads."),
     click.option("--compile/--no-compile", "compiled", default=False, help="Fuse with torch.compile (a C++ compiler)."),
     click.option(
-        "--lr-scale",
-        type=click.FloatRange(0, min_open=True),
-        default=1.0,
-        show_default=True,
+        "--lr-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
         help="Times the learning rates; below 1 when starting from trained weights.",
     ),
     device_option,
     click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
-)
+)  # fmt: skip
 
 
 data_option = click.option(
@@ -97,15 +91,9 @@ def _installed(name: str) -> bool:
     help="Benchmark prompts (JSONL): paragraphs of --texts that share 13 words in a row with them are left out.",
 )  # fmt: skip
 def data(
-    corpus: Path,
-    out: Path,
-    vocab: int,
-    seed: int,
-    mix: str,
-    tokenizer_file: Path | None,
-    texts: Path | None,
+    corpus: Path, out: Path, vocab: int, seed: int, mix: str, tokenizer_file: Path | None, texts: Path | None,
     without: Path | None,
-) -> None:
+) -> None:  # fmt: skip
     """Train a tokenizer on a corpus, and pack its conversations.
 
     \b
@@ -118,15 +106,9 @@ def data(
     if without is not None and texts is None:
         raise UsageError("--without does nothing without --texts FILE")
     made = prepare(
-        corpus,
-        out,
-        vocab_size=vocab,
-        seed=seed,
-        weights=MIXES[mix],
-        tokenizer_file=tokenizer_file,
-        texts=texts,
+        corpus, out, vocab_size=vocab, seed=seed, weights=MIXES[mix], tokenizer_file=tokenizer_file, texts=texts,
         without=without,
-    )
+    )  # fmt: skip
     for split, counts in made.items():
         click.echo(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
 
@@ -139,10 +121,9 @@ def data(
 @click.option("--heads", type=click.IntRange(1), default=3, show_default=True, help="Query heads of 64.")
 @click.option("--ffn", type=click.IntRange(32), default=512, show_default=True)
 @click.option(
-    "--init",
-    type=folder,
+    "--init", type=folder,
     help="Hugging Face directory to start from: weights only, the same sizes; --ffn and --layers may be larger.",
-)
+)  # fmt: skip
 @click.option(
     "--rows", type=click.Choice(["cut", "whole"]), default="cut", show_default=True,
     help="cut: rows of 256, then 1024 tokens, of the packed text; whole: rows of 512, then 1024, of whole "
@@ -153,10 +134,9 @@ def data(
     help="Of the matrices; more of it where the same text is seen many times.",
 )  # fmt: skip
 @click.option(
-    "--finish",
-    type=folder,
+    "--finish", type=folder,
     help="Folder made by `train data` that the last part of the steps reads, instead of --data.",
-)
+)  # fmt: skip
 @click.option(
     "--finish-from", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.6, show_default=True,
     help="Share of the steps after which --finish is read.",
@@ -186,13 +166,10 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 @train.command()
 @data_option
 @click.option(
-    "--target",
-    "target_run",
-    type=folder,
-    required=True,
+    "--target", "target_run", type=folder, required=True,
     help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a "
     "GGUF.",
-)
+)  # fmt: skip
 @run_options
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")
@@ -223,20 +200,9 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 )  # fmt: skip
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(
-    data: tuple[Path, ...],
-    target_run: Path,
-    depth: int,
-    draft_vocab: int,
-    feature_norm: str,
-    feedback: str,
-    residual: str,
-    attention_reg: float,
-    layer_ids: str | None,
-    ffn: int | None,
-    twin: bool,
-    out: Path,
-    **o: Any,
-) -> None:
+    data: tuple[Path, ...], target_run: Path, depth: int, draft_vocab: int, feature_norm: str, feedback: str,
+    residual: str, attention_reg: float, layer_ids: str | None, ffn: int | None, twin: bool, out: Path, **o: Any,
+) -> None:  # fmt: skip
     """Train an EAGLE-3 drafter by training-time test.
 
     \b
@@ -256,9 +222,8 @@ def drafter(
         plain = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}
         if plain == switches:
             raise UsageError("--twin would train the same variant twice; leave it out")
-        variants["twin" if feedback == "pre_norm" else "pre_norm"] = drafter_for(
-            target_run, draft_vocab, ids, ffn=ffn, **plain
-        )
+        name = "twin" if feedback == "pre_norm" else "pre_norm"
+        variants[name] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
     _print(train_drafters(_one_or_more(data), target_run, out, variants, depth=depth, **o))
 
 

@@ -16,28 +16,19 @@ from refspec.cli.measure import json_option
 @main.command()
 @model_option
 @option(
-    "-d",
-    "--drafter",
-    type=PATH,
-    metavar="GGUF",
-    also=("-md", "--spec-draft-model"),
+    "-d", "--drafter", type=PATH, metavar="GGUF", also=("-md", "--spec-draft-model"),
     help="Its drafter: the verdict says whether it pays.",
-)
+)  # fmt: skip
 @ctx_option
 @option("-t", "--threads", type=click.IntRange(1), help="The most threads to try; every processor if not given.")
 @gpu_option
 @option(
-    "--after",
-    type=click.IntRange(8),
-    help="Measure after N tokens of context, for long prompts; 128 if not given.",
+    "--after", type=click.IntRange(8), help="Measure after N tokens of context, for long prompts; 128 if not given."
 )
 @option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
+    "--rounds", type=click.IntRange(1), default=3, show_default=True,
     help="Rounds of every cost curve; more is steadier.",
-)
+)  # fmt: skip
 @json_option
 def tune(model: str | None, drafter: str | None, as_json: bool, **how: Any) -> None:
     """Measure whether guessing pays here, and keep the settings.

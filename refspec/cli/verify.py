@@ -23,37 +23,20 @@ from refspec.reference.penalties import Penalties
 @draft_max_option("Guesses per step.", type=click.IntRange(1, 64))
 @tree_option
 @option(
-    "--temp",
-    "temps",
-    type=float,
-    multiple=True,
-    default=(0.0, 0.8),
-    show_default=True,
-    section=SAMPLING,
+    "--temp", "temps", type=float, multiple=True, default=(0.0, 0.8), show_default=True, section=SAMPLING,
     help="Temperature; may be repeated.",
-)
+)  # fmt: skip
 @option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    section=SAMPLING,
+    "--seed", type=int, default=0, show_default=True, section=SAMPLING,
     help="Seed of the first prompt; the next ones count up.",
-)
+)  # fmt: skip
 @json_option
 @penalty_options
 @click.pass_context
 def verify(
-    ctx: click.Context,
-    max_tokens: int,
-    prompts: str | None,
-    families: tuple[str, ...],
-    temps: tuple[float, ...],
-    seed: int,
-    count: int,
-    as_json: bool,
-    **o: Any,
-) -> None:
+    ctx: click.Context, max_tokens: int, prompts: str | None, families: tuple[str, ...], temps: tuple[float, ...],
+    seed: int, count: int, as_json: bool, **o: Any,
+) -> None:  # fmt: skip
     """Check that speculation does not change the output.
 
     \b
@@ -71,36 +54,19 @@ def verify(
     results, distributions = [], []
     with drafting(o) as session:
         for temp in temps:
-            label = f"temperature {temp:g}"
-            with click.progressbar(length=len(texts), label=label, file=sys.stderr) as bar:
-                results.append(
-                    equality.check(
-                        session,
-                        texts,
-                        Sampler(temperature=temp, penalties=penalties),
-                        max_tokens=max_tokens,
-                        seed=seed,
-                        progress=lambda: bar.update(1),
-                    )
-                )
+            sampler = Sampler(temperature=temp, penalties=penalties)
+            with click.progressbar(length=len(texts), label=f"temperature {temp:g}", file=sys.stderr) as bar:
+                how: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "progress": lambda: bar.update(1)}
+                results.append(equality.check(session, texts, sampler, **how))
             if temp > 0:
-                distributions.append(
-                    sampled_law.check(
-                        session, texts, Sampler(temperature=temp, penalties=penalties), max_tokens=max_tokens, seed=seed
-                    )
-                )
+                distributions.append(sampled_law.check(session, texts, sampler, max_tokens=max_tokens, seed=seed))
     if as_json:
         found = {"results": [r.as_dict() for r in results], "distributions": [each.as_dict() for each in distributions]}
         click.echo(json.dumps({"model": session.name, **found}))
     else:
-        lines = [line for r in results for line in equality.describe(r)]
-        click.echo(
-            "\n".join(
-                lines
-                + equality.advice(session, results)
-                + [line for each in distributions for line in sampled_law.describe(each)]
-            )
-        )
+        lines = [line for r in results for line in equality.describe(r)] + equality.advice(session, results)
+        lines += [line for each in distributions for line in sampled_law.describe(each)]
+        click.echo("\n".join(lines))
     broken = session.batch_invariant and any(r.differences for r in results)
     broken = broken or not all(each.holds for each in distributions)
     ctx.exit(1 if broken or any(r.unexplained for r in results) else 0)

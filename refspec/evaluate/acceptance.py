@@ -17,7 +17,7 @@ from typing import Any, cast
 from refspec.decoding.drafter import Drafter, SeesFirst, TreeDrafter
 from refspec.decoding.tree_cycle import asked_at, continued, cut_after_end
 from refspec.errors import UsageError
-from refspec.evaluate.conversation import encode, padded, perturbed
+from refspec.evaluate.conversation import encode, padded
 from refspec.evaluate.drift import CHUNK, Output, record, select
 from refspec.evaluate.prompts import Prompt, fit
 from refspec.reference.eagle3 import Eagle3Drafter
@@ -27,18 +27,6 @@ from refspec.reference.sampling import Sampler
 from refspec.reference.tree import ROOT, Tree, TreeShape, empty_tree
 from refspec.session import Session
 
-__all__ = [
-    "Condition",
-    "Drafted",
-    "first_of_each",
-    "fitting",
-    "follow",
-    "grower",
-    "measure",
-    "perturbed",
-    "room_for",
-    "with_twins",
-]
 FREE = Seconds(0.0, 0.0, 0.0)  # nothing here is timed
 Condition = tuple[str, int | None]  # a perturbation, and the length in tokens prompts are padded to
 Drafted = int | TreeShape  # per verify step: a chain of so many tokens, or a tree
@@ -57,9 +45,7 @@ def first_of_each(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
 
 
 def fitting(session: Session, prompts: Sequence[Prompt], perturbations: Sequence[str], length: int) -> list[int]:
-    """Numbers of the prompts that have at most `length` tokens under every perturbation, so that all buckets ask the
-    same.
-    """
+    """Numbers of the prompts that have at most `length` tokens under every perturbation."""
     return [
         i for i, prompt in enumerate(prompts)
         if all(len(encode(session, [prompt.text], name)) <= length for name in perturbations)
@@ -80,37 +66,23 @@ def with_twins(lengths: Sequence[int], trees: Sequence[TreeShape]) -> list[int]:
 
 def room_for(session: Session, max_tokens: int, length: int | None) -> int:
     """Tokens a prompt may have beside `max_tokens`; UsageError when none, or one padded to `length`, fits."""
-    room = session.target.n_ctx - max_tokens
+    n_ctx = session.target.n_ctx
+    room = n_ctx - max_tokens
     if room < max(2, length or 0):
         what = "a prompt" if length is None else f"--context {length}"
-        raise UsageError(
-            f"{max_tokens} tokens leave no room for {what} in a context of {session.target.n_ctx}; raise it (-c) or "
-            "lower -n"
-        )
+        raise UsageError(f"--max-tokens {max_tokens} leaves no room for {what} in a context of {n_ctx}; raise -c")
     return room
 
 
 def measure(
-    session: Session,
-    drafters: Mapping[str, Drafter],
-    prompts: Sequence[Prompt],
-    number: int,
-    condition: Condition,
-    *,
-    layers: Sequence[int],
-    lengths: Sequence[int],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int,
-    turns: int | None = None,
-    trees: Sequence[TreeShape] = (),
-) -> list[dict[str, Any]]:
-    """Counts of every drafter at every draft length over the answers to one prompt; one entry a turn.
+    session: Session, drafters: Mapping[str, Drafter], prompts: Sequence[Prompt], number: int, condition: Condition, *,
+    layers: Sequence[int], lengths: Sequence[int], max_tokens: int, sampler: Sampler, seed: int,
+    turns: int | None = None, trees: Sequence[TreeShape] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Counts of every drafter at every draft length, and tree, over the answers to one prompt; one entry a turn.
 
-    A drafter that grows trees has those of each shape too, with the number of nodes judged, and of the chain of as many
-    nodes. The answers before a turn are the target's own, as text. A padded prompt has its first turn only. Turn t of
-    prompt i has seed seed + i + TURN_SEED * t. A conversation longer than the context less `max_tokens` keeps its first
-    token and its end. Raises as `room_for` and `conversation.encode`.
+    The answers before a turn are the target's own. A padded prompt has its first turn only. A conversation that is too
+    long keeps its first token and its end. Raises as `room_for` and `conversation.encode`.
     """
     name, length = condition
     room = room_for(session, max_tokens, length)
@@ -122,27 +94,17 @@ def measure(
     out = []
     for t, turn in enumerate(said):
         conversation.append(turn)
-        tokens = (
-            encode(session, conversation, name) if length is None else padded(session, prompts, number, length, name)
-        )
-        text = record(
-            session.target,
-            fit(tokens, room),
-            layers,
-            max_tokens=max_tokens,
-            sampler=sampler,
-            seed=seed + number + TURN_SEED * t,
-        )
+        if length is None:
+            tokens = encode(session, conversation, name)
+        else:
+            tokens = padded(session, prompts, number, length, name)
+        coins = seed + number + TURN_SEED * t
+        text = record(session.target, fit(tokens, room), layers, max_tokens=max_tokens, sampler=sampler, seed=coins)
         output = text.tokens[text.n_prompt :].tolist()
-        counts = {
-            drafter: follow(
-                model,
-                text,
-                select(text.features, layers, model.capture_layers),
-                [*chains, *(shapes if grower(model) else ())],
-            )
-            for drafter, model in drafters.items()
-        }
+        counts = {}
+        for drafter, model in drafters.items():
+            own = select(text.features, layers, model.capture_layers)
+            counts[drafter] = follow(model, text, own, [*chains, *(shapes if grower(model) else ())])
         out.append({
             "prompt_tokens": text.n_prompt, "tokens": len(output),
             "counts": {d: {str(k): _counts(k, s) for k, s in by.items()} for d, by in counts.items()},
@@ -153,11 +115,7 @@ def measure(
 
 
 def follow(drafter: Drafter, text: Output, features: Array, drafts: Sequence[Drafted]) -> dict[Drafted, Statistics]:
-    """The decode cycle's counts over an output, for each draft length or tree; features [N-1, n_states*Ht] of this
-    drafter's own layers.
-
-    Trees are for a TreeDrafter. Their temperature is the cycle's (`speculate_tree.asked_at`) if the shapes say so.
-    """
+    """The decode cycle's counts over an output by draft length or tree; features [N-1, n_states*Ht] of its layers."""
     drafter.reset()
     if isinstance(drafter, SeesFirst):
         drafter.begin(int(text.tokens[0]))
@@ -201,10 +159,7 @@ def _tree_step(position: int, tree: Tree, decided: list[int]) -> Step:
 
 
 def _counts(drafted: Drafted, s: Statistics) -> list[Any]:
-    """What a journal keeps of one turn:
-
-    verify steps, tokens judged and accepted by position, and of trees the nodes judged.
-    """
+    """What a journal keeps of a turn: verify steps, tokens judged and accepted by position, nodes judged of trees."""
     nodes = [sum(size * steps for size, steps in s.tree_sizes.items())]
     return [s.verify_steps, s.judged, s.accepted, *(nodes if isinstance(drafted, TreeShape) else [])]
 

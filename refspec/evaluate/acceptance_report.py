@@ -25,16 +25,12 @@ Row = Mapping[str, Any]  # one prompt under one condition: family, id, turns (en
 
 
 def record(
-    found: Mapping[tuple[str, int | None], Sequence[Row]],
-    about: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    baseline: str,
-    seed: int,
-) -> dict[str, Any]:
+    found: Mapping[tuple[str, int | None], Sequence[Row]], about: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any], baseline: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """The measurement as JSON: per condition and family tau, acceptance by position, and tau's ratio to the baseline.
 
-    `by_prompt` holds what every number is made of: tokens, and verify steps of each drafter at each draft length and
-    tree. Trees are measured of drafters whose `about` names, as `trees`, who grows them.
+    `by_prompt` holds what every number is made of. `about` says of each drafter, as `trees`, who grows them.
     """
     conditions = []
     keys = _keys(about, settings)
@@ -78,10 +74,7 @@ def _by_prompt(rows: Sequence[Row], keys: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: str, seed: int) -> dict[str, Any]:
-    """One family, or all:
-
-    `drafters` by name and key, `ratio` to the baseline likewise, and `over_chain`, of trees to their twins.
-    """
+    """One family, or all: `drafters` by name and key, `ratio` to the baseline, `over_chain` of trees to their twins."""
     draws = resamples(len(rows), seed)
     counted = _by_prompt(rows, keys)
     tokens = np.array(counted["tokens"], np.float64)[:, None]  # [P, 1]
@@ -108,11 +101,10 @@ def _figures(rows: Sequence[Row], keys: Mapping[str, Sequence[str]], baseline: s
                 ratio[name][k] = tau_ratio(steps, _steps(counted, baseline, k))
             if twin is not None:
                 over_chain.setdefault(name, {})[k] = tau_ratio(steps, _steps(counted, name, twin))
-    mean = float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])) if rows else None
+    mean = round(float(np.mean([t["prompt_tokens"] for r in rows for t in r["turns"]])), 1) if rows else None
     return {
         "prompts": len(rows), "turns": sum(len(r["turns"]) for r in rows), "generated_tokens": int(tokens.sum()),
-        "prompt_tokens": None if mean is None else round(mean, 1),
-        "drafters": drafters, "ratio": ratio, "over_chain": over_chain,
+        "prompt_tokens": mean, "drafters": drafters, "ratio": ratio, "over_chain": over_chain,
     }  # fmt: skip
 
 
@@ -121,10 +113,7 @@ def _steps(counted: Mapping[str, Any], name: str, k: str) -> Floats:
 
 
 def _summed(rows: Sequence[Row], name: str, k: str, part: int) -> list[int]:
-    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts;
-
-    as long as the longest draft that was judged.
-    """
+    """Judged (1) or accepted (2) draft tokens by position, over turns and prompts."""
     counts = [turn["counts"][name][k][part] for row in rows for turn in row["turns"]]
     return [sum(column) for column in zip_longest(*counts, fillvalue=0)]
 
@@ -139,27 +128,20 @@ def table(measured: Mapping[str, Any]) -> list[str]:
         if condition["context"] is not None:
             title += f"; prompts padded to {condition['context']} tokens"
         for k in map(str, measured["settings"]["draft_max"]):
-            lines += [
-                f"{title}; draft length {k}",
-                *_block(condition["families"], [d["name"] for d in about], others, k),
-                "",
-            ]
+            names = [d["name"] for d in about]
+            lines += [f"{title}; draft length {k}", *_block(condition["families"], names, others, k), ""]
         for k in trees:
             names = [d["name"] for d in about if d["trees"]]
-            lines += [
-                f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}",
-                *_block(condition["families"], names, others, k),
-                "",
-            ]
+            lines.append(f"{title}; trees {k} (nodes:children:depth) beside chains of {_twin(k)}")
+            lines += [*_block(condition["families"], names, others, k), ""]
     lines.append("tau: tokens per model call; ±: half the bootstrap interval over prompts, paired for the ratios")
     if trees:
         lines.append("gain: tau of trees divided by that of the same drafter's chains of as many draft tokens")
         by = {code: [d["name"] for d in about if d["trees"] == code] for code in ("llama.cpp", "reference", None)}
         says = {
-            "llama.cpp": "trees grown by llama.cpp",
-            "reference": "trees and chains drafted by the reference code",
+            "llama.cpp": "trees grown by llama.cpp", "reference": "trees and chains drafted by the reference code",
             None: "chains only",
-        }
+        }  # fmt: skip
         lines.append("; ".join(f"{says[code]}: {', '.join(found)}" for code, found in by.items() if found))
     if others:
         lines.append(f"x: tau divided by that of {measured['baseline']}")
@@ -186,10 +168,8 @@ def _block(families: Mapping[str, Any], names: Sequence[str], others: Sequence[s
     for family, row in families.items():
         cells = "  ".join(f"{cell(_at(row, keys), 2):>{max(12, len(head))}}" for head, keys in columns)
         lines.append(f"{family:<{width}}  {row['prompts']:7d}  {row['generated_tokens']:7d}  {cells}")
-    lines.append(
-        "guesses kept by position in %, over all families"
-        + ("" if twin is None else "; tokens checked per step, of trees and of chains")
-    )
+    checked = "" if twin is None else "; tokens checked per step, of trees and of chains"
+    lines.append(f"guesses kept by position in %, over all families{checked}")
     label = max(len(name) for name in names)
     for name in names:
         found = families["all"]["drafters"][name]

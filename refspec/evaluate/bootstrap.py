@@ -39,10 +39,7 @@ def summaries(means: Floats, again: Floats, enough: npt.NDArray[np.bool_]) -> li
 
 
 def intervals(sums: Floats, counts: Floats, draws: Floats) -> list[Value]:
-    """Ratio of sums and its interval for each of K entries, from sums and counts [P, K] and draws [B, P].
-
-    None where nothing was counted, and for the interval of fewer than two prompts.
-    """
+    """Ratio of sums and its interval for each of K entries, from sums and counts [P, K] and draws [B, P]."""
     means, again = ratios(sums, counts, draws)
     return summaries(means, again, np.count_nonzero(counts, axis=0) > 1)
 

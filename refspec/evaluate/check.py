@@ -23,15 +23,9 @@ from refspec.reference.config import DrafterConfig
 
 
 def check(
-    target: str | os.PathLike[str],
-    drafter: str | os.PathLike[str],
-    *,
-    live: bool = True,
-    threads: int | None = None,
-    prompts: int = 6,
-    max_tokens: int = 48,
-    progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+    target: str | os.PathLike[str], drafter: str | os.PathLike[str], *, live: bool = True, threads: int | None = None,
+    prompts: int = 6, max_tokens: int = 48, progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
     """Every finding about a pair of GGUF files; `fits` is False when one is a misfit.
 
     With `live`, and unless the files alone rule the pair out, `max_tokens` are generated after `prompts` built-in
@@ -44,9 +38,8 @@ def check(
     findings = compare(first, second, config)
     run: dict[str, Any] | None = None
     if live and all(f.level != MISFIT for f in findings):
-        run, more = run_pair(
-            first, second, config, threads=threads, prompts=prompts, max_tokens=max_tokens, progress=progress
-        )
+        how: dict[str, Any] = {"threads": threads, "prompts": prompts, "max_tokens": max_tokens, "progress": progress}
+        run, more = run_pair(first, second, config, **how)
         findings += more
     return {
         "target": str(first.path), "drafter": str(second.path), "fits": all(f.level != MISFIT for f in findings),
@@ -72,9 +65,8 @@ def compare(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> list[
 def _equal(about: str, what: str, ours: int, theirs: Any) -> Finding:
     if ours == theirs:
         return Finding(about, OK, f"{ours} {what} in both")
-    return Finding(
-        about, MISFIT, f"{ours} {what} in the drafter, {theirs} in the target", "it was trained for another target"
-    )
+    said = f"{ours} {what} in the drafter, {theirs} in the target"
+    return Finding(about, MISFIT, said, "it was trained for another target")
 
 
 def _vocabulary(target: GgufInfo) -> Any:
@@ -112,9 +104,8 @@ def _draft_vocabulary(drafter: GgufInfo, config: DrafterConfig) -> Finding:
         return Finding("draft tokens", level, f"{d} of {v}, no d2t", cause)
     ids = read_tensor(drafter, "d2t")
     if ids.min() < 0 or ids.max() >= v or len(set(ids.tolist())) != len(ids):
-        return Finding(
-            "draft tokens", MISFIT, f"d2t does not hold {d} different ids below {v}", "offsets were taken for ids"
-        )
+        said = f"d2t does not hold {d} different ids below {v}"
+        return Finding("draft tokens", MISFIT, said, "offsets were taken for ids")
     return Finding("draft tokens", OK, f"{d} of {v} ({100 * d / v:.1f} %), ids {ids.min()}..{ids.max()}")
 
 
@@ -147,12 +138,8 @@ def _lent(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> Finding
     hidden = target.metadata.get(f"{target.arch}.embedding_length")
     if config.hidden_size == hidden:
         return Finding("own tensors", OK, said)
-    return Finding(
-        "own tensors",
-        MISFIT,
-        f"{said}, but the drafter is {config.hidden_size} wide and the target {hidden}",
-        "the checkpoint was converted without its embeddings",
-    )
+    said += f", but the drafter is {config.hidden_size} wide and the target {hidden}"
+    return Finding("own tensors", MISFIT, said, "the checkpoint was converted without its embeddings")
 
 
 def _rope(target: GgufInfo, drafter: GgufInfo, config: DrafterConfig) -> Finding:

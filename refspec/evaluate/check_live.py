@@ -28,7 +28,7 @@ from refspec.llama.eagle3 import LlamaEagle3Drafter
 from refspec.llama.native_eagle3 import NativeEagle3Drafter, complete_weights, open_drafter
 from refspec.llama.target import LlamaTarget
 from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback
-from refspec.reference.draft import RowRecord, magnitude
+from refspec.reference.draft import magnitude
 from refspec.reference.eagle3 import Eagle3Drafter
 from refspec.reference.metrics import Statistics
 from refspec.reference.sampling import Sampler
@@ -44,7 +44,6 @@ GROWTH = 1.5  # of the state's magnitude from the first chained row to the last
 MORE = 8  # outputs sampled from the target, per prompt of the run
 SECONDS = 60.0  # about as long the target generates them, and the readings take
 
-
 Tokens = tuple[list[int], int]  # prompt and output, and where the output begins
 
 
@@ -57,30 +56,22 @@ class Run(NamedTuple):
 
 
 def run_pair(
-    target_info: GgufInfo,
-    drafter_info: GgufInfo,
-    config: DrafterConfig,
-    *,
-    threads: int | None,
-    prompts: int,
-    max_tokens: int,
-    progress: Callable[[str], None],
-) -> tuple[dict[str, Any], list[Finding]]:
+    target_info: GgufInfo, drafter_info: GgufInfo, config: DrafterConfig, *, threads: int | None, prompts: int,
+    max_tokens: int, progress: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Finding]]:  # fmt: skip
     """Run the pair, judge it, and compare every reading of its switches; (numbers for --json, findings)."""
     settings: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads}
     asked = built_in(prompts * (1 + MORE))
     target = LlamaTarget(target_info.path, capture_layers=config.capture_layers, **settings)
     try:
         progress(f"running {prompts} prompts")
-        as_is = _measure(
-            Session(target, open_drafter(drafter_info.path, target, **settings)), asked[:prompts], max_tokens
-        )
+        session = Session(target, open_drafter(drafter_info.path, target, **settings))
+        as_is = _measure(session, asked[:prompts], max_tokens)
     finally:
         target.close()
     findings = [*judge(as_is.statistics, as_is.magnitudes, config), _coverage(drafter_info, as_is.sequences)]
-    tried = readings(
-        config, int(target_info.metadata[f"{target_info.arch}.block_count"]), _theta(target_info, drafter_info)
-    )
+    n_layer = int(target_info.metadata[f"{target_info.arch}.block_count"])
+    tried = readings(config, n_layer, _theta(target_info, drafter_info))
     recorded = boundaries(config, tried)
     target = LlamaTarget(target_info.path, capture_layers=recorded, **settings)
     try:
@@ -93,9 +84,8 @@ def run_pair(
     found: list[Compared] = []
     if sum(len(r.tokens) - r.start for r in sampled) >= FEW:
         _, weights = complete_weights(drafter_info, target_info)
-        found = compare(
-            config, weights, recorded, sampled, greedy, tried, depth=DRAFT, seconds=SECONDS, progress=progress
-        )
+        how: dict[str, Any] = {"depth": DRAFT, "seconds": SECONDS, "progress": progress}
+        found = compare(config, weights, recorded, sampled, greedy, tried, **how)
         fired = any(f.level == MISFIT or (f.about == "first token" and f.level == NOTE) for f in findings)
         findings.append(_lost_norm() if _unnormed(as_is.magnitudes, config) else verdict(found, unexplained=fired))
     numbers = {
@@ -132,20 +122,16 @@ def _sequences(made: Sequence[Generation]) -> list[Tokens]:
 def _measure(session: Session, prompts: Sequence[str], max_tokens: int) -> Run:
     drafter, sums = session.drafter, np.zeros((DRAFT, 2))
 
-    def tell(depth: int, logits: Any, state: Any) -> None:
+    def tell(depth: int, state: Any) -> None:
         if depth < DRAFT:
             sums[depth] += float(magnitude(np.asarray(state)[None])[0]), 1
 
-    def record(row: RowRecord) -> None:
-        if row.depth < DRAFT:
-            sums[row.depth] += float(magnitude(row.state_out[-1:])[0]), 1
-
     if isinstance(drafter, LlamaEagle3Drafter):
-        drafter.probe = tell
+        drafter.probe = lambda depth, logits, state: tell(depth, state)
     elif isinstance(drafter, NativeEagle3Drafter):
-        drafter.probe = lambda depth, state: tell(depth, state, state)
+        drafter.probe = tell
     elif isinstance(drafter, Eagle3Drafter):
-        drafter.probe = record
+        drafter.probe = lambda row: tell(row.depth, row.state_out[-1])
     try:
         made = list(outputs(session, prompts, max_tokens=max_tokens, draft_max=DRAFT, sampler=GREEDY))
     finally:
@@ -169,16 +155,11 @@ def _first(share: float, said: str) -> Finding:
     if share >= FIRST_WEAK:
         return Finding("first token", OK, said)
     if share >= FIRST_LOW:
-        return Finding(
-            "first token",
-            NOTE,
-            f"{said}: few first draft tokens are accepted",
-            "a switch is not what it was trained with, or it was trained little, or on other data",
-        )
+        cause = "a switch is not what it was trained with, or it was trained little, or on other data"
+        return Finding("first token", NOTE, f"{said}: few first draft tokens are accepted", cause)
     cause = (
-        "the captured layers are wrong (ids of layer outputs taken for boundaries are one too low), states are"
-        " misaligned,"
-        " the feature norm is missing, or the drafter is untrained or for another target"
+        "the captured layers are wrong (ids of layer outputs taken for boundaries are one too low), states are "
+        "misaligned, the feature norm is missing, or the drafter is untrained or for another target"
     )
     return Finding("first token", MISFIT, f"{said}: hardly any first draft token is accepted", cause)
 
@@ -189,10 +170,7 @@ def _later(shares: Sequence[float]) -> Finding:
     if shares[0] < FIRST_LOW or not given:
         return Finding("later tokens", NOTE, f"{said}; nothing to tell while the first fails")
     if given[0] < COLLAPSE * shares[0]:
-        cause = (
-            "the wrong state is fed back: --feedback (pre_norm or post_norm) or --residual is not what it was"
-            " trained with"
-        )
+        cause = "the wrong state is fed back: --feedback (pre_norm or post_norm) or --residual is not as in training"
         return Finding("later tokens", MISFIT, f"{said}: acceptance collapses after the first position", cause)
     if min(given) < COLLAPSE * shares[0]:
         cause = "it was trained for fewer draft tokens than 4"
@@ -206,10 +184,7 @@ def _growth(magnitudes: Sequence[float], config: DrafterConfig) -> Finding:
     if len(chained) < 2 or chained[-1] < GROWTH * chained[0]:
         return Finding("magnitude", OK, said)
     if config.feedback is Feedback.POST_NORM:
-        cause = (
-            "the norm is not the one it was trained with, or the flag belongs to a drafter trained with pre-norm"
-            " feedback"
-        )
+        cause = "the norm is not the one it was trained with, or it was trained with pre-norm feedback"
         return Finding("magnitude", MISFIT, f"{said}: it grows although post-norm feedback is set", cause)
     cause = "pre-norm feedback; EAGLE 3.1 (post-norm) is made against this"
     return Finding("magnitude", NOTE, f"{said}: it grows with depth", cause)
@@ -233,7 +208,5 @@ def _unnormed(magnitudes: Sequence[float], config: DrafterConfig) -> bool:
 
 def _lost_norm() -> Finding:
     said = f"the state of true rows is over {JUMP:g} times that of chained ones"
-    cause = (
-        "the feature norm (fc_norm or input_norm) was lost: convert it again with --feature-norm per_state or concat"
-    )
+    cause = "the feature norm (fc_norm, input_norm) was lost: convert it again with --feature-norm per_state or concat"
     return Finding("readings", MISFIT, said, cause)

@@ -110,17 +110,10 @@ def _finite(sigmas: float) -> float:
 
 
 def compare(
-    config: DrafterConfig,
-    weights: Weights,
-    recorded: tuple[int, ...],
-    sampled: Sequence[Recording],
-    greedy: Sequence[Recording],
-    tried: Sequence[Reading],
-    *,
-    depth: int,
-    seconds: float,
+    config: DrafterConfig, weights: Weights, recorded: tuple[int, ...], sampled: Sequence[Recording],
+    greedy: Sequence[Recording], tried: Sequence[Reading], *, depth: int, seconds: float,
     progress: Callable[[str], None],
-) -> list[Compared]:
+) -> list[Compared]:  # fmt: skip
     """Judge every reading on recordings of the target, on as many as fit into about `seconds`.
 
     `recorded` are the boundaries of the recordings, in order. A reading whose tensors are not in the file is left out.
@@ -165,10 +158,9 @@ def verdict(found: Sequence[Compared], *, unexplained: bool) -> Finding:
     if better:
         best = max(better, key=lambda c: (c.reading.usual, c.score.other + c.taken.other))
         said = (
-            f"{best.reading.name} does better {where}: cross-entropy {-best.score.other:.3f} for"
-            f" {-best.score.as_is:.3f}"
-            f" ({best.score.sigmas:.1f} standard errors), replayed tau {1 + best.taken.other:.2f} for {tau:.2f}"
-            f" ({best.taken.sigmas:.1f})"
+            f"{best.reading.name} does better {where}: cross-entropy {-best.score.other:.3f} for "
+            f"{-best.score.as_is:.3f} ({best.score.sigmas:.1f} standard errors), replayed tau "
+            f"{1 + best.taken.other:.2f} for {tau:.2f} ({best.taken.sigmas:.1f})"
         )
         level = MISFIT if best.reading.usual else NOTE
         return Finding("readings", level, said, f"it was trained otherwise: {best.reading.fix}")

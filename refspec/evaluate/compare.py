@@ -53,21 +53,12 @@ def first_difference(plain: Sequence[int], speculative: Sequence[int]) -> int | 
 
 
 def explain(
-    target: Target,
-    prompt: Sequence[int],
-    plain: Sequence[int],
-    speculative: Sequence[int],
-    *,
-    sampler: Sampler,
-    seed: int,
-    draft_max: int,
-    trees: bool = False,
-) -> Difference | None:
-    """Measure the first difference of two outputs of the same prompt [N]; None when there is none. Runs the target over
-    the plain output twice.
+    target: Target, prompt: Sequence[int], plain: Sequence[int], speculative: Sequence[int], *, sampler: Sampler,
+    seed: int, draft_max: int, trees: bool = False,
+) -> Difference | None:  # fmt: skip
+    """Measure the first difference of two outputs of the same prompt [N]; None when there is none.
 
-    `draft_max` is the most tokens that were verified beside the pending one, with `trees` as nodes of a tree, for a
-    TreeTarget.
+    `draft_max` is the most tokens that were verified beside the pending one, with `trees` as nodes, for a TreeTarget.
     """
     position = first_difference(plain, speculative)
     if position is None:
@@ -75,13 +66,10 @@ def explain(
     target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
-    # Largest first: other kernels may begin at some size (eight tokens, in llama.cpp), and a short output must not end
-    # before they are met.
+    # largest first: other kernels begin at some size, and a short output must not end before they are met
     together = _rows(target, prompt, plain, window, range(max(draft_max, 1) + 1, 1, -1))
     noise = moved = 0.0
-    # what stands beside a row then lies between the cells it attends to, which changes sums that a chain does not:
-    # where it lies decides
-    if trees:
+    if trees:  # what lies between the cells that a row attends to changes sums that a chain does not
         sizes = sorted({2, max(draft_max // 2, 2), max(draft_max, 2)})
         grown = (_tree_rows(cast(TreeTarget, target), prompt, plain, window, nodes) for nodes in sizes)
         together = chain.from_iterable((*grown, together))

@@ -17,15 +17,10 @@ from refspec.session import Session
 SHORT = 0.9  # a padded prompt below this share of its length had too few other prompts to be padded with
 
 
-def perturbed(session: Session, text: str, name: str) -> list[int]:
-    """Tokens of one user message under a perturbation of `perturb.PERTURBATIONS`; raises as `encode`."""
-    return encode(session, [text], name)
-
-
 def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[int]:
     """Tokens of turns (user, assistant, user, ...) under a perturbation; without a chat template one turn a line.
 
-    Raises UsageError for a perturbation without a chat template, or one that finds nothing to change.
+    UsageError for a perturbation that finds no template, or nothing in it to change.
     """
     given: list[Message] = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     own = session.encode("\n".join(turns)) if session.chat_template is None else session.encode(given)
@@ -44,18 +39,14 @@ def encode(session: Session, turns: Sequence[str], name: str = "none") -> list[i
     if not how.has_bos and tokens[:1] == [session.target.metadata.get("tokenizer.ggml.bos_token_id")]:
         tokens = tokens[1:]
     if tokens == own:
-        raise UsageError(
-            f"--perturb {name} finds nothing to change in the chat template of {session.name}; leave it out"
-        )
+        raise UsageError(f"--perturb {name} finds nothing to change in the template of {session.name}; leave it out")
     return tokens
 
 
 def padded(session: Session, prompts: Sequence[Prompt], index: int, length: int, name: str = "none") -> list[int]:
-    """Tokens of prompt `index` after a document that fills them up to `length` tokens, or just below.
+    """Tokens of prompt `index` after a document, made of the other prompts, that fills them up to `length` tokens.
 
-    The document is the first turns of the other prompts, from the next one on and around, separated by blank lines and
-    cut at a word. It begins the user's message; a blank line and the prompt's own words end it. Raises UsageError when
-    the others are too short.
+    The document is cut at a word, so there may be fewer tokens. UsageError when the others are too short.
     """
     own = prompts[index].text
     pieces: list[str] = []  # of the document: words with the space after them, each at least one token

@@ -118,8 +118,7 @@ def record(
 def measure(drafter: Eagle3Drafter, recorded: Output, features: Array, depth: int, every: int | None = None) -> Tally:
     """Draft to `depth` at the cycle's verify positions, or at each `every`-th output position; one prompt's sums.
 
-    features [N-1, n_states*Ht] are those of this drafter's own layers (see `select`). Position p of the output is
-    judged by the tokens the target decided from p on.
+    features [N-1, n_states*Ht] are those of this drafter's own layers (see `select`).
     """
     tally, output = Tally(depth), recorded.tokens[recorded.n_prompt :].tolist()
     drafter.reset()
@@ -214,21 +213,13 @@ def _add_heat(tally: Tally, depth: int, weights: Floats, n: int) -> None:
 
 
 def over(
-    target: Target,
-    drafters: dict[str, Eagle3Drafter],
-    prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    *,
-    depth: int,
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    every: int | None = None,
+    target: Target, drafters: dict[str, Eagle3Drafter], prompts: Sequence[Sequence[int]], layers: Sequence[int], *,
+    depth: int, max_tokens: int, sampler: Sampler, seed: int = 0, every: int | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, list[Tally]]:
-    """Measure every drafter on the same outputs, one Tally per prompt; prompt i is sampled with seed + i.
+) -> dict[str, list[Tally]]:  # fmt: skip
+    """Measure every drafter on the same outputs, one Tally per prompt; `layers` are those the target captures.
 
-    `layers` are those the target captures. Raises UsageError for a depth or a step below 1, and as the target does.
+    Prompt i is sampled with seed + i. Raises UsageError for a depth or a step below 1, and as the target does.
     """
     if depth < 1 or (every is not None and every < 1):
         raise UsageError(f"drift: depth = {depth} and every = {every} must be at least 1")

@@ -26,27 +26,16 @@ from refspec.reference.tree import TreeShape
 
 
 def load_pairs(
-    model: str | None,
-    paths: Sequence[str],
-    *,
-    n_ctx: int = 0,
-    threads: int | None = None,
-    gpu_layers: int = 0,
-    strict: bool = False,
-    anchors: Sequence[float] = (),
-    growths: Sequence[float] = (),
-    engine: str = "reference",
-    lookup: bool = False,
-    trees: Sequence[TreeShape] = (),
-) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:
+    model: str | None, paths: Sequence[str], *, n_ctx: int = 0, threads: int | None = None, gpu_layers: int = 0,
+    strict: bool = False, anchors: Sequence[float] = (), growths: Sequence[float] = (), engine: str = "reference",
+    lookup: bool = False, trees: Sequence[TreeShape] = (),
+) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:  # fmt: skip
     """The target, the drafters by name (the file's, or the path's where two are equal), and their files' fingerprints.
 
-    Without a model, the embedded pair. `strict` runs the target in F32, so that batch shapes do not matter. `engine`
-    runs the drafters: "reference" (Eagle3Drafter, weights in F32), "llama" (any kind of drafter file), or "" for
-    llama.cpp unless a directory or an experiment needs the reference. `lookup` adds prompt lookup. With `trees` EAGLE-3
-    drafters can grow them. Each value of `anchors` and `growths` adds every drafter once more, with that experiment
-    (`Eagle3Drafter`). Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError,
-    UsageError.
+    Without a model, the embedded pair. `strict` runs the target in F32. `engine` is "reference", "llama", or "" for
+    llama.cpp unless a directory or an experiment needs the reference. Each value of `anchors` and `growths` adds every
+    drafter once more, with that experiment. Raises CheckpointError (a file), ShapeError (a drafter for another target),
+    BackendError, UsageError.
     """
     native.check()
     if model is None:
@@ -57,11 +46,9 @@ def load_pairs(
     directories = [path for path in paths if Path(path).is_dir()]
     engine = engine or ("reference" if directories or anchors or growths else "llama")
     if engine == "llama" and (directories or anchors or growths):
-        what = (
-            f"{directories[0]} is a directory"
-            if directories
-            else f"--{'anchor' if anchors else 'grow'} changes what a drafter computes"
-        )
+        what = f"--{'anchor' if anchors else 'grow'} changes what a drafter computes"
+        if directories:
+            what = f"{directories[0]} is a directory"
         raise UsageError(f"{what}, which llama.cpp does not run; use --engine reference, or convert it to a GGUF")
     files = dict(zip(names(paths), paths, strict=True))
     if engine == "llama":
@@ -79,12 +66,9 @@ def load_pairs(
     if strict and not is_f32(model):
         model = str(recast(model, "f32"))
     settings: dict[str, Any] = {
-        "n_threads": threads,
-        "n_threads_batch": threads,
-        "n_gpu_layers": gpu_layers,
-        "kv_type": "f32" if strict else "f16",
-        "flash_attn": "off" if strict else "auto",
-    }
+        "n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": gpu_layers,
+        "kv_type": "f32" if strict else "f16", "flash_attn": "off" if strict else "auto",
+    }  # fmt: skip
     target = LlamaTarget(model, n_ctx=n_ctx, capture_layers=sorted(layers), pair_rows=strict, **settings)
     try:
         if trees:

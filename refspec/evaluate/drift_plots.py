@@ -64,7 +64,7 @@ def heat(measured: Record) -> Figure:
         panel.set_ylabel("chain depth: guesses\n1st, 2nd, ... draft token")
         panel.set_title(headline(drafter), loc="left", fontsize=10, pad=18)
     panels[-1].set_xlabel(
-        "position looked at  (-8 to -1: the last verified rows, -1 starts the chain;  +1, +2, ...: draft tokens)"
+        "position looked at  (-8 to -1: last verified rows, -1 starts the chain;  +1, ...: draft tokens)"
     )
     figure.colorbar(image, ax=list(panels), label="share of attention (cells: %)", extend="max")
     figure.suptitle("Where each row of the speculation chain looks, % of its attention (mean over heads and chains)")
@@ -150,11 +150,10 @@ def acceptance(measured: Record) -> Figure:
 FIGURES: dict[str, tuple[Callable[[Record], Figure], str]] = {
     "heat": (
         heat,
-        "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the"
-        " first "
-        "draft token, each further line is chained to the one above. The last cell of each line is the"
-        " row on its own "
-        "token, which is no drift; what the other cells right of the line gain at the cost of those left of it is.",
+        "Each line is one row of the chain: depth 1 is the last row made from the target's states and predicts the "
+        "first draft token, each further line is chained to the one above. The last cell of each line is the row on "
+        "its own token, which is no drift; what the other cells right of the line gain at the cost of those left of it "
+        "is.",
     ),
     "mass": (
         mass,
@@ -198,10 +197,9 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
     """One HTML document: the conclusion in words, figures as data URIs, then every number."""
     settings = measured["settings"]
     about = (
-        f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of"
-        f" {settings['target']} each, temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap"
-        " intervals"
-        " over prompts"
+        f"{settings['prompts']} prompts ({settings['prompt_file']}), {settings['max_tokens']} tokens of "
+        f"{settings['target']} each, temperature {settings['temp']:g}; bands: {measured['level']:.0%} bootstrap "
+        "intervals over prompts"
     )
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
@@ -221,9 +219,8 @@ def page(measured: Record, images: Mapping[str, bytes]) -> str:
         parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
     for drafter in measured["drafters"]:
         heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("depth", "chains", *TITLES.values()))
-        parts.append(
-            f"<h2>{html.escape(headline(drafter))}</h2><div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>"
-        )
+        parts.append(f"<h2>{html.escape(headline(drafter))}</h2>")
+        parts.append(f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>")
         for row in drafter["depths"]:
             cells = "".join(f"<td>{cell(row[name])}</td>" for name in TITLES)
             parts.append(f"<tr><td>{row['depth']}</td><td>{row['chains']}</td>{cells}</tr>")

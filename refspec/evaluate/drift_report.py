@@ -21,23 +21,13 @@ from refspec.evaluate.drift import FIGURES, Tally, heat_columns
 FORMAT = "refspec-drift-2"  # 2: with `added`
 GROWN = 1.5  # times its size at depth 1: a state that has grown
 TITLES = {
-    "sink": "sink",
-    "prompt": "prompt",
-    "verified": "verified",
-    "chain": "chain",
-    "chain_earlier": "of it earlier",
-    "entropy": "entropy",
-    "added": "attn. adds",
-    "magnitude": "magnitude",
-    "growth": "growth",
-    "cosine": "cosine",
-    "accepted": "accepted",
-    "accepted_given_previous": "given prev.",
-}
+    "sink": "sink", "prompt": "prompt", "verified": "verified", "chain": "chain", "chain_earlier": "of it earlier",
+    "entropy": "entropy", "added": "attn. adds", "magnitude": "magnitude", "growth": "growth", "cosine": "cosine",
+    "accepted": "accepted", "accepted_given_previous": "given prev.",
+}  # fmt: skip
 MEANINGS = (
-    "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the"
-    " chain's"
-    " own tokens",
+    "sink, prompt, verified, chain: shares of the attention on row 0, the rest of the prompt, verified output, the "
+    "chain's own tokens",
     "of it earlier: the chain's share without what the row gives its own draft token",
     "attn. adds: RMS of what attention adds over that of what it is added to, so how much attention matters",
     "entropy in nats; magnitude: RMS of the state handed to the next row; growth: its ratio to depth 1; cosine: to the"
@@ -64,7 +54,7 @@ def _stacked(tallies: Sequence[Tally], name: str) -> tuple[Floats, Floats]:
 def record(
     found: Mapping[str, Sequence[Tally]], about: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """The measurement as JSON: settings, then per drafter what it is (`about`) and every figure at every depth.
+    """The measurement as JSON: settings, per drafter what it is (`about`) and every figure at every depth.
 
     `minus_first` holds, for each further drafter, every figure less that of the first, one entry a depth.
     """
@@ -87,19 +77,16 @@ def _drafter(tallies: Sequence[Tally], draws: Floats) -> dict[str, Any]:
     figures = {name: intervals(*_stacked(tallies, name), draws) for name in FIGURES}
     chains = np.sum([t.heat_counts for t in tallies], axis=0)  # [K]
     heat = np.sum([t.heat for t in tallies], axis=0) / np.maximum(chains, 1)[:, None]  # [K, C]
-    tau = intervals(
-        np.array([[t.tokens] for t in tallies], np.float64), np.array([[t.steps] for t in tallies], np.float64), draws
-    )[0]
+    tokens, steps = (np.array([[getattr(t, name)] for t in tallies], np.float64) for name in ("tokens", "steps"))
+    tau = intervals(tokens, steps, draws)[0]
     rows = [
         {"depth": j + 1, "chains": int(chains[j]), **{name: figures[name][j] for name in FIGURES}} for j in range(depth)
     ]
     return {
-        "tau": tau,
-        "tokens": sum(t.tokens for t in tallies),
-        "verify_steps": sum(t.steps for t in tallies),
+        "tau": tau, "tokens": sum(t.tokens for t in tallies), "verify_steps": sum(t.steps for t in tallies),
         "depths": rows,
         "heat": {"columns": heat_columns(depth), "mass": [[round(float(x), 6) for x in r] for r in heat]},
-    }
+    }  # fmt: skip
 
 
 def read(path: str) -> dict[str, Any]:

@@ -49,14 +49,9 @@ class Equality:
 
 
 def check(
-    session: Session,
-    prompts: Sequence[str],
-    sampler: Sampler,
-    *,
-    max_tokens: int,
-    seed: int,
+    session: Session, prompts: Sequence[str], sampler: Sampler, *, max_tokens: int, seed: int,
     progress: Callable[[], None] = lambda: None,
-) -> Equality:
+) -> Equality:  # fmt: skip
     """Generate every prompt with and without speculation (seed + index of the prompt) and compare token by token."""
     found = Equality(sampler)
     for i, prompt in enumerate(prompts):

@@ -21,10 +21,7 @@ class Journal:
     """`done` holds the pieces of the file by key; a context manager that keeps the file open for `add`."""
 
     def __init__(self, path: str | None, kind: str, settings: Mapping[str, Any]) -> None:
-        """Without a path nothing is kept.
-
-        Raises CheckpointError for another kind of file, UsageError for other settings.
-        """
+        """Without a path nothing is kept; CheckpointError for another kind of file, UsageError for other settings."""
         self.done: dict[str, dict[str, Any]] = {}
         self._file = None
         if path is None:
@@ -70,19 +67,14 @@ class Journal:
 
 def _same(path: str, found: Any, wanted: dict[str, Any]) -> None:
     """UsageError naming the first setting that differs, CheckpointError where there are none."""
-    if (
-        not isinstance(found, dict)
-        or found.get("format") != wanted["format"]
-        or not isinstance(found.get("settings"), dict)
-    ):
+    known = isinstance(found, dict) and found.get("format") == wanted["format"]
+    if not known or not isinstance(found.get("settings"), dict):
         raise CheckpointError(f"{path}: is not a record of this command; name another --out")
     before, now = found["settings"], wanted["settings"]
     for key in (*now, *(k for k in before if k not in now)):
         if before.get(key) != now.get(key):
             was, given = (json.dumps(values.get(key))[:80] for values in (before, now))
-            raise UsageError(
-                f"{path}: was begun with {key} = {was}, now {given}; give the same options, or name another --out"
-            )
+            raise UsageError(f"{path}: was begun with {key} = {was}, now {given}; give the same, or another --out")
 
 
 def fingerprint(path: str | Path) -> str:

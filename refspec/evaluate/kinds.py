@@ -43,14 +43,17 @@ def default_kinds(session: Session) -> list[str]:
 def kinds_of(session: Session, lengths: Sequence[int], chosen: Sequence[str]) -> dict[str, Kind]:
     """The kinds to compare on a session with a drafter, by name; plain decoding always, once more for the noise.
 
-    `chosen` are names of CHOICES. "lookup" adds lookup alone, at the longest of the lengths, and every other kind with
-    lookup. A session made for trees runs chains too. UsageError for kinds the session cannot run.
+    `chosen` are names of CHOICES; "lookup" adds lookup alone, at the longest of the lengths, and every other kind with
+    lookup. UsageError for kinds the session cannot run.
     """
     trained = session.drafter
     assert trained is not None
     if isinstance(trained, (FallbackDrafter, TreeLookupDrafter)):
         trained = trained.trained
-    _check(session, trained, chosen)
+    if unknown := [kind for kind in chosen if kind not in CHOICES]:
+        raise UsageError(f"--kinds {','.join(chosen)}: {unknown[0]} is none of {', '.join(CHOICES)}")
+    if "tree" in chosen and session.tree is None:
+        raise UsageError("--kinds tree: say how large the trees are, such as --tree 8")
     longest = max(lengths)
     chains = _sibling(session, trained, longest)
     found = {PLAIN: Kind(chains, {"speculate": False}, fixed=True), AGAIN: Kind(chains, {"speculate": False})}
@@ -68,31 +71,21 @@ def kinds_of(session: Session, lengths: Sequence[int], chosen: Sequence[str]) ->
                 found[f"chain {k}{suffix}"] = Kind(owner, {"adaptive": False, "draft_max": k}, fixed=not suffix)
         if "adaptive" in chosen:
             found[f"adaptive{suffix}"] = Kind(owner, {"adaptive": True, "draft_max": most})
-    if session.tree is not None and "tree" in chosen:
+    if "tree" in chosen:
         growers = {"": trained} | ({" + lookup": TreeLookupDrafter(trained)} if "lookup" in chosen else {})  # type: ignore[arg-type]
         for adaptive in (False, True) if "adaptive" in chosen else (False,):
             for suffix, grower in growers.items():
-                made = Session(
-                    session.target, grower, draft_max=session.draft_max, name=session.name, tree=session.tree
-                )
-                made.tuned = session.tuned
+                how: dict[str, Any] = {"draft_max": session.draft_max, "name": session.name, "tree": session.tree}
+                made = Session(session.target, grower, tuned=session.tuned, **how)
                 name = f"{'adaptive ' if adaptive else ''}tree {session.tree}{suffix}"
                 found[name] = Kind(made, {"adaptive": adaptive})
     return found
 
 
-def _check(session: Session, trained: Drafter, chosen: Sequence[str]) -> None:
-    if unknown := [kind for kind in chosen if kind not in CHOICES]:
-        raise UsageError(f"--kinds {','.join(chosen)}: {unknown[0]} is none of {', '.join(CHOICES)}")
-    if "tree" in chosen and session.tree is None:
-        raise UsageError("--kinds tree: say how large the trees are, such as --tree 8")
-
-
 def _sibling(session: Session, drafter: Drafter, longest: int) -> Session:
     """A session of chains on the same target."""
-    made = Session(session.target, drafter, draft_max=longest, name=session.name, draft_limit=session.draft_limit)
-    made.tuned = session.tuned
-    return made
+    how: dict[str, Any] = {"name": session.name, "draft_limit": session.draft_limit, "tuned": session.tuned}
+    return Session(session.target, drafter, draft_max=longest, **how)
 
 
 def matmul_of(target: Any) -> Any:

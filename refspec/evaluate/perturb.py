@@ -15,9 +15,8 @@ from typing import NamedTuple
 from refspec.decoding.chat import Message
 
 FOREIGN_SYSTEM = (
-    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and"
-    " answer in the language "
-    "of the guest."
+    "You are the night clerk of a small hotel by the sea. Be brief and polite, never mention the weather, and answer "
+    "in the language of the guest."
 )
 CHATML = (
     "{{ bos_token }}{% for m in messages %}"
@@ -78,13 +77,9 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "no-newlines": Perturbation("newlines of the template dropped", scaffold=_without_newlines),
     "extra-spaces": Perturbation("two spaces on both sides of the template's newlines", scaffold=_with_spaces),
     "foreign-system": Perturbation("a system message of another trade", system=FOREIGN_SYSTEM),
-    "renamed-roles": Perturbation(
-        "role words of the template renamed: user -> guest, assistant -> clerk", scaffold=renamed
-    ),
+    "renamed-roles": Perturbation("role words renamed: user -> guest, assistant -> clerk", scaffold=renamed),
     "misspelt-tags": Perturbation("two letters swapped in every tag of the template", scaffold=misspelt),
-    "other-template": Perturbation(
-        "another model's template (ChatML, or instruction headings)", template=other_template
-    ),
+    "other-template": Perturbation("another template (ChatML, or instruction headings)", template=other_template),
     "raw": Perturbation("the text alone, no template", is_raw=True),
 }
 

@@ -36,27 +36,17 @@ _TASKS = (
 _STORIES = ("a lost dog", "an old lighthouse", "the last train", "a letter that came too late", "two brothers at sea")
 _STORY_FORMS = ("Write a story about {}.", "Suggest a title for a story about {}.", "Write a poem about {}.")
 _OPENINGS = (
-    "The door had not been opened for thirty years.",
-    "Nobody in the village knew where the old man came from.",
-    "It rained on the morning of the wedding.",
-    "The captain put down his glass and pointed to the north.",
-    "My grandmother kept a key in her sewing box.",
-    "When the music stopped, all heads turned to the stairs.",
-    "There was no moon that night, and the road was long.",
-    "She had counted the money twice.",
-    "The letter lay on the table, and no one dared to open it.",
-    "At the end of the lane stood a small white house.",
-    "He had promised to be back before dark.",
-    "The first snow fell in October that year.",
-    "We had been walking for three days.",
-    "The boy hid the book under his coat.",
-    "On the ninth day the wind changed.",
-    "Every evening the same stranger sat by the fire.",
-    "The horse refused to cross the bridge.",
-    "A bell rang somewhere in the fog.",
-    "They had not spoken since the funeral.",
+    "The door had not been opened for thirty years.", "Nobody in the village knew where the old man came from.",
+    "It rained on the morning of the wedding.", "The captain put down his glass and pointed to the north.",
+    "My grandmother kept a key in her sewing box.", "When the music stopped, all heads turned to the stairs.",
+    "There was no moon that night, and the road was long.", "She had counted the money twice.",
+    "The letter lay on the table, and no one dared to open it.", "At the end of the lane stood a small white house.",
+    "He had promised to be back before dark.", "The first snow fell in October that year.",
+    "We had been walking for three days.", "The boy hid the book under his coat.", "On the ninth day the wind changed.",
+    "Every evening the same stranger sat by the fire.", "The horse refused to cross the bridge.",
+    "A bell rang somewhere in the fog.", "They had not spoken since the funeral.",
     "The map was wrong, and both of them knew it.",
-)
+)  # fmt: skip
 _CHOICES = (
     ("Where would you keep milk cold?", "oven", "refrigerator", "desk"),
     ("What do people wear when it rains?", "raincoat", "swimsuit", "crown"),
@@ -111,10 +101,7 @@ def fit(tokens: Sequence[int], room: int) -> list[int]:
 
 
 def read(path: str | None, families: Sequence[str] = ()) -> list[Prompt]:
-    """Prompts of a file, or the built-in list without one: JSONL rows (`turns`, `benchmark`) or one prompt a line.
-
-    Raises PromptError for a file that cannot be read or has nothing to give.
-    """
+    """Prompts of a file (JSONL of `turns` and `benchmark`, or one prompt a line; PromptError), or the built-in ones."""
     if path is None:
         if families:
             raise UsageError("--family chooses among the prompts of a JSONL file; name one with --prompts")

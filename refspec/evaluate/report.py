@@ -37,9 +37,7 @@ def tokens_per_call(s: Statistics) -> str:
 def kept(shares: Sequence[float]) -> str:
     """Acceptance by position."""
     named = [ORDINALS[i] if i < len(ORDINALS) else f"{i + 1}th" for i in range(len(shares))]
-    return "guesses kept: " + ", ".join(
-        f"{name} {100 * share:.0f} %" for name, share in zip(named, shares, strict=True)
-    )
+    return "guesses kept: " + ", ".join(f"{name} {100 * x:.0f} %" for name, x in zip(named, shares, strict=True))
 
 
 def guesses(s: Statistics) -> dict[int, int]:
@@ -68,20 +66,10 @@ def stopped(s: Statistics) -> str:
 
 
 def describe_comparison(
-    fast: Statistics,
-    plain: Statistics,
-    draft_sampling: bool,
-    same: bool,
-    difference: Difference | None,
-    show: Callable[[int], str],
-    *,
-    adaptive: bool = False,
-    busy: str | None = None,
-) -> list[str]:
-    """The plain run beside the speculative one: speedup, and whether the output is the same or why not.
-
-    `busy` is what the load of other processes makes doubtful; it comes first, and no verdict on speed follows it.
-    """
+    fast: Statistics, plain: Statistics, draft_sampling: bool, same: bool, difference: Difference | None,
+    show: Callable[[int], str], *, adaptive: bool = False, busy: str | None = None,
+) -> list[str]:  # fmt: skip
+    """The plain run beside the speculative one: speedup, without a verdict when `busy`, and whether outputs differ."""
     ratio = speedup(fast, plain)
     lines = describe(plain, "plain")
     if busy is not None:
@@ -107,27 +95,22 @@ def describe_comparison(
             f"identical: no; token {d.position + 1} is {show(d.plain)!r} plain and {show(d.speculative)!r} "
             f"speculative, {d.gap:.2g} {what} apart"
         )
+        verdict = "within the noise (--reproducible exact avoids it)"
+        if not d.within_noise:
+            verdict = "NOT within the noise: please report this"
         lines.append(
             f"  the engine rounds differently for batches of other sizes: {d.noise:.2g} per logit on this output, "
-            f"which closes gaps up to {d.limit:.2g}: "
-            + (
-                "within the noise (--reproducible exact avoids it)"
-                if d.within_noise
-                else "NOT within the noise: please report this"
-            )
+            f"which closes gaps up to {d.limit:.2g}: {verdict}"
         )
     return lines
 
 
 def describe_prediction(predicted: float | None, measured: float, command: str = "refspec tune") -> str:
-    """The speedup that the costs stored by `refspec tune` predict for what was drafted and accepted, beside the one
-    measured; without them the command that stores them.
-    """
+    """The speedup that stored costs predict for what was drafted and accepted, or the command that stores them."""
     if predicted is None:
         return f"run `{command}` once for a forecast"
-    return (
-        f"forecast: {predicted:.2f}x by the costs of `refspec tune` and the guesses kept here, measured {measured:.2f}x"
-    )
+    how = "by the costs of `refspec tune` and the guesses kept here"
+    return f"forecast: {predicted:.2f}x {how}, measured {measured:.2f}x"
 
 
 def speedup(fast: Statistics, plain: Statistics) -> float:

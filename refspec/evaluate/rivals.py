@@ -1,5 +1,4 @@
-"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, its own figures read from its
-output.
+"""llama.cpp's own driver on the same pair: `llama-speculative-simple` run as a program, and the figures it prints.
 
 It drafts greedily, matches the target's sample and knows no post-norm feedback: only a drafter with the architecture
 name eagle3 can be compared. Its time begins after the prompt, as refspec's does; loading is in neither.
@@ -47,9 +46,7 @@ class Rival:
         """Raises UsageError when the program is not there, or the drafter is one that it would run wrong."""
         self.program = Path(folder) / (PROGRAM + (".exe" if os.name == "nt" else ""))
         if not os.access(self.program, os.X_OK):
-            raise UsageError(
-                f"{self.program}: no such program; --llama-cpp-bin names the directory of llama.cpp's tools"
-            )
+            raise UsageError(f"{self.program}: no such program; name the directory of llama.cpp's tools")
         if not os.fspath(drafter) or read_gguf_header(drafter).arch != drafter_meta.STOCK_ARCH:
             raise UsageError(
                 f"{drafter or 'this drafter'}: stock llama.cpp cannot run this drafter; name its pre-norm twin with "
@@ -72,10 +69,7 @@ class Rival:
         ]  # fmt: skip
 
     def run(self, text: str, **settings: Any) -> Run:
-        """Generate from a prompt's text;
-
-        BackendError with the program's last line when it fails or says nothing known.
-        """
+        """Generate from a prompt's text; BackendError with the program's last line when it fails."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "prompt.txt"
             file.write_text(text, "utf-8")

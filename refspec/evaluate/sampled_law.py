@@ -16,7 +16,7 @@ distribution q, the token and the target's logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,13 +75,9 @@ class Watching(WrappedDrafter):
         self.last: Draft | None = None
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None,
         stop: Stop | None = None,
-    ) -> Draft:
+    ) -> Draft:  # fmt: skip
         """Draft, and keep it."""
         self.last = self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
         return self.last
@@ -161,15 +157,7 @@ def deviate(row: Row, sampler: Sampler, seed: int) -> float:
     return float(((chi / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread))
 
 
-def check(
-    session: Session,
-    prompts: Sequence[str],
-    sampler: Sampler,
-    *,
-    max_tokens: int,
-    seed: int,
-    progress: Callable[[], None] = lambda: None,
-) -> Found:
+def check(session: Session, prompts: Sequence[str], sampler: Sampler, *, max_tokens: int, seed: int) -> Found:
     """Both checks for a sampler with temperature > 0; 0 rows when the drafter never drew a token (lookup alone)."""
     rows = record(session, prompts, sampler, max_tokens=max_tokens, seed=seed)
     variation = 0.0
@@ -177,7 +165,6 @@ def check(
         p = p_target(row.logits, sampler)
         exact = float(np.abs(emitted(row, sampler) - p).sum() / 2)
         variation = max(variation, exact if agrees(row, sampler) else 1.0)
-        progress()
     counted = rows[:: max(len(rows) // COUNTED, 1)][:COUNTED]
     worst = max((deviate(row, sampler, seed + i) for i, row in enumerate(counted)), default=0.0)
     return Found(sampler, len(rows), variation, len(counted), worst)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,6 +25,7 @@ from typing import Any
 from refspec.errors import RefspecError, UsageError
 from refspec.evaluate.acceptance import room_for
 from refspec.evaluate.kinds import PLAIN, Kind, kinds_of, matmul_for
+from refspec.evaluate.outputs import finished
 from refspec.evaluate.prompts import Prompt, fit
 from refspec.evaluate.report import guesses
 from refspec.evaluate.speed_costs import ROWS, cost_curve, predict, predict_tree, sizes_to_time
@@ -31,30 +33,23 @@ from refspec.reference.metrics import Statistics
 from refspec.reference.sampling import Sampler
 from refspec.session import GREEDY, Generation, Session
 
+ADDED = (
+    "prompt_tokens", "generated_tokens", "verify_steps", "prompt_seconds", "target_seconds", "drafter_seconds",
+    "other_seconds",
+)  # fmt: skip
 FOREIGN_LIMIT = 0.2  # cores other processes may use before times are doubted
 Rival = Callable[[str, int], Any]  # (prompt, draft length) -> an object with its `tokens_per_second`
 
 
 def measure(
-    session: Session,
-    prompts: Sequence[Prompt],
-    lengths: Sequence[int],
-    chosen: Sequence[str],
-    *,
-    max_tokens: int,
-    repeat: int,
-    costs: bool = False,
-    progress: Callable[[], None] = lambda: None,
-    rival: Rival | None = None,
+    session: Session, prompts: Sequence[Prompt], lengths: Sequence[int], chosen: Sequence[str], *, max_tokens: int,
+    repeat: int, costs: bool = False, progress: Callable[[], None] = lambda: None, rival: Rival | None = None,
     sampler: Sampler = GREEDY,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Run every kind on every prompt; {families, all, kinds, costs, ...}. Rates are tokens per second.
 
-    Of a family: `speedup` {kind: over plain decoding}, `tau` {kind}, `best_fixed` (a kind) and, where the adaptive kind
-    is measured, `adaptive_share`, what it reaches of the best of plain decoding and fixed lengths without lookup. Of a
-    kind, over all prompts: rates, tau, guesses kept and made. `costs`: also what a call of the target costs by the
-    tokens it checks, and the speedups predicted from that. `rival` runs another program. A prompt too long for the
-    context loses its beginning, and with a rival, which cannot do that, raises UsageError.
+    `costs`: also what a call of the target costs by the tokens it checks, and the speedups predicted from that. `rival`
+    runs another program. A prompt too long for the context loses its beginning; with a rival it raises UsageError.
     """
     load = ForeignLoad()
     kinds = {
@@ -125,9 +120,9 @@ def _check_room(prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], roo
 
 
 def family_of(name: str, rows: Sequence[Mapping[str, Any]], fixed: Sequence[str]) -> dict[str, Any]:
-    """The prompts of one family as one: times add up, and so do tokens and steps.
+    """The prompts of one family as one: times, tokens and steps add up.
 
-    Kinds that are `fixed` are what the adaptive kind is compared with.
+    `adaptive_share` is what the adaptive kind reaches of the best of the kinds that are `fixed`.
     """
     seconds = {kind: sum(row["seconds"][kind] for row in rows) for kind in rows[0]["seconds"]}
     steps = {kind: [sum(row["steps"][kind][i] for row in rows) for i in (0, 1)] for kind in rows[0]["steps"]}
@@ -182,14 +177,9 @@ def _costs(kinds: Mapping[str, Kind], totals: Mapping[str, Statistics], text: Se
 
 
 def run_prompt(session: Session, prompt: str | Sequence[int], options: dict[str, Any], max_tokens: int) -> Generation:
-    """One generation from a prompt, text or tokens, to its end; greedy unless `options` of `Session.generate` say else.
-
-    RefspecError where nothing comes.
-    """
+    """One finished generation, greedy unless `options` of `Session.generate` say else; RefspecError if it is empty."""
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
-    generation = session.generate(**given, max_tokens=max_tokens, **({"sampler": GREEDY} | options))
-    for _ in generation:
-        pass
+    generation = finished(session.generate(**given, max_tokens=max_tokens, **({"sampler": GREEDY} | options)))
     if generation.statistics.verify_steps == 0:
         what = f"the prompt {prompt[:40]!r}" if isinstance(prompt, str) else f"a prompt of {len(prompt)} tokens"
         raise RefspecError(f"bench: nothing was generated for {what}; choose another")
@@ -200,20 +190,12 @@ def total(runs: Sequence[Statistics]) -> Statistics:
     """The counts and times of several runs as one."""
     out = Statistics()
     for run in runs:
-        for name in ("prompt_tokens", "generated_tokens", "verify_steps"):
+        for name in ADDED:
             setattr(out, name, getattr(out, name) + getattr(run, name))
-        for name in ("prompt_seconds", "target_seconds", "drafter_seconds", "other_seconds"):
-            setattr(out, name, getattr(out, name) + getattr(run, name))
-        for name in ("judged", "accepted"):
-            mine, theirs = getattr(out, name), getattr(run, name)
-            width = max(len(mine), len(theirs))
-            setattr(out, name, [sum(pair) for pair in zip(_padded(mine, width), _padded(theirs, width), strict=True)])
+        out.judged = [sum(pair) for pair in zip_longest(out.judged, run.judged, fillvalue=0)]
+        out.accepted = [sum(pair) for pair in zip_longest(out.accepted, run.accepted, fillvalue=0)]
         out.tree_sizes += run.tree_sizes
     return out
-
-
-def _padded(counts: list[int], width: int) -> list[int]:
-    return counts + [0] * (width - len(counts))
 
 
 class ForeignLoad:

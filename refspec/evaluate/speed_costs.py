@@ -32,13 +32,11 @@ from refspec.tuning.step_costs import time_rows, usual
 
 ROWS = 8  # the cost curve goes at least so far
 ROUNDS, SAMPLES = 5, 5  # of every point of the cost curve: rounds, and timed runs in a row per round
-# share of a tree's steps from which a number of rows is timed; what is rarer lies on a line between its neighbours
-OFTEN = 0.05
+OFTEN = 0.05  # share of a tree's steps from which a number of rows is timed
 
 
 def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) -> dict[str, Any]:
-    """Usual seconds (`step_costs.usual`) of verifying 1..R tokens of a sequence, of one drafted token, and of feeding
-    back two accepted tokens.
+    """Usual seconds of verifying 1..R tokens of a sequence, of one drafted token, and of feeding back two accepted.
 
     `more` are other numbers of tokens to time, such as a tree's; a sequence shorter than those goes round.
     Raises RefspecError for a sequence too short, or a context too small.
@@ -67,16 +65,14 @@ def cost_curve(session: Session, text: Sequence[int], more: Sequence[int] = ()) 
                 extend.append(extended - began)
             drafter.rollback(base)
 
-    verify, _ = time_rows(
-        target, drafter, around, base, [every] * ROUNDS, samples=SAMPLES, drafted=lambda r: k, each_round=drafting
-    )
+    how: dict[str, Any] = {"samples": SAMPLES, "drafted": lambda r: k, "each_round": drafting}
+    verify, _ = time_rows(target, drafter, around, base, [every] * ROUNDS, **how)
     costs = usual(verify)
     return {
         "verify_seconds": [costs[rows] for rows in every[:largest]],
         "more_verify_seconds": {rows: costs[rows] for rows in every[largest:]},
-        "draft_token_seconds": median(draft),
-        "extend_seconds": median(extend),
-    }
+        "draft_token_seconds": median(draft), "extend_seconds": median(extend),
+    }  # fmt: skip
 
 
 def predict(acceptance: Sequence[float], costs: dict[str, Any], own: float, own_plain: float) -> list[float]:
@@ -108,11 +104,9 @@ def sizes_to_time(run: Statistics, timed: int) -> list[int]:
 def predict_tree(run: Statistics, costs: dict[str, Any], own_plain: float) -> float:
     """Predicted speedup of a run with trees over plain decoding, by the second formula in the head of this file.
 
-    tau, d and o are measured in the run itself, so only the target's part of a step is predicted. Left out: what a row
-    of several paths costs more than one of a single path (attention over a cache whose cells belong to several
-    sequences, and their mask), what llama.cpp spends on a graph for another number of rows than in the step before, and
-    the length of the sequence (c is timed at one). Numbers of rows that were not timed lie on a line between those that
-    were, though real costs have steps.
+    Only the target's part of a step is predicted. Left out: what a row of several paths costs more than one of a single
+    path, a graph for another number of rows than before, and the length of the sequence. Numbers of rows that were not
+    timed lie on a line between those that were, though real costs have steps.
     """
     timed = dict(enumerate(costs["verify_seconds"], start=1)) | costs["more_verify_seconds"]
     rows = rows_of(run)

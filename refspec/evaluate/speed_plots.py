@@ -52,16 +52,9 @@ def by_family(m: Mapping[str, Any]) -> Figure:
     for kind in kinds:
         colour, mark, size, label = _look(kind, fixed)
         (drawn,) = panel.plot(
-            [f["speedup"][kind] for f in rows],
-            range(len(rows)),
-            mark,
-            color=colour,
-            markersize=size,
-            linestyle="none",
-            label=label,
-            fillstyle="none" if mark == "D" else "full",
-            zorder=4 if colour == CHOSEN else 3,
-        )
+            [f["speedup"][kind] for f in rows], range(len(rows)), mark, color=colour, markersize=size, linestyle="none",
+            label=label, fillstyle="none" if mark == "D" else "full", zorder=4 if colour == CHOSEN else 3,
+        )  # fmt: skip
         legend.setdefault(label, drawn)
     panel.axvline(1, color=GREY, linewidth=0.9)
     panel.set_yticks(range(len(rows)), [f["family"] for f in rows])

@@ -61,9 +61,7 @@ def _kinds(m: Record) -> list[str]:
                 out.append(f"  {guessed({int(k): steps for k, steps in kind['guesses'].items()})}")
     out.append("tau: tokens per model call; speedup: over plain; by prompt: the smallest and the largest")
     if STOCK in shown:
-        out.append(
-            f"{STOCK}: llama.cpp's kernels on weights as stored; --matmul repack shows what repacking them is worth"
-        )
+        out.append(f"{STOCK}: llama.cpp's kernels on weights as stored; --matmul repack shows what repacking gains")
     return out
 
 
@@ -73,13 +71,8 @@ def table_of(m: Record, *, rates: bool = True) -> list[str]:
     heads = {kind: _head(kind) for kind in kinds}
     name = max(len(f["family"]) for f in [*m["families"], m["all"]])
     adaptive = "adaptive" in kinds
-    out = [
-        " " * name
-        + "  plain t/s" * rates
-        + "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds)
-        + "  best fixed"
-        + "  adaptive of it" * adaptive
-    ]
+    columns = "".join(f"{heads[kind]:>{_width(heads[kind])}}" for kind in kinds)
+    out = [" " * name + "  plain t/s" * rates + columns + "  best fixed" + "  adaptive of it" * adaptive]
     for f in [*m["families"], *([m["all"]] if len(m["families"]) > 1 else [])]:
         cells = "".join(f"{f['speedup'][kind]:{_width(heads[kind])}.2f}" for kind in kinds)
         best, rate = f["best_fixed"].removeprefix("chain "), f" {f['plain_tokens_per_second']:10.1f}" * rates
@@ -175,13 +168,10 @@ def _cells(values: Sequence[float] | range, form: str) -> str:
 def _head(kind: str) -> str:
     """A kind as the head of a column: 3, 3+, adapt, adapt+, tree, atree (adaptive), cpp 3."""
     if kind.startswith("adaptive tree"):
-        return "atree" + ("+" if kind.endswith("lookup") else "")
+        return "atree" + "+" * kind.endswith("lookup")
     first, _, rest = kind.partition(" ")
-    return (
-        HEADS[first]
-        + (rest.partition(" ")[0] if first in ("chain", "llama.cpp") else "")
-        + ("+" if rest.endswith("lookup") else "")
-    )
+    length = rest.partition(" ")[0] if first in ("chain", "llama.cpp") else ""
+    return HEADS[first] + length + "+" * rest.endswith("lookup")
 
 
 def _width(head: str) -> int:

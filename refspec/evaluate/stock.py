@@ -50,29 +50,17 @@ class Recorder(WrappedDrafter):
 
 
 def make_stock(
-    target: str | os.PathLike[str],
-    drafter: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    calibration: Sequence[str],
-    held_out: Sequence[str],
-    outtype: str = "f16",
-    max_tokens: int = 64,
-    draft_max: int = 4,
-    threads: int | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-    name: str | None = None,
-) -> dict[str, Any]:
+    target: str | os.PathLike[str], drafter: str | os.PathLike[str], out: str | os.PathLike[str], *,
+    calibration: Sequence[str], held_out: Sequence[str], outtype: str = "f16", max_tokens: int = 64, draft_max: int = 4,
+    threads: int | None = None, progress: Callable[[str], None] = lambda line: None, name: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write to `out` the best of the near drafters, as `outtype`; taus of all and of the exact one, for --json.
 
     All run on the prompts of `calibration`, the best and the exact one then on those of `held_out`. Raises `UsageError`
     when stock llama.cpp runs the drafter exactly or prompts are missing, `CheckpointError` where nothing is near.
-    `name` is the drafter's name in messages, its path if not given.
     """
     if not calibration or not held_out:
-        raise UsageError(
-            f"{drafter}: calibrating and measuring each take prompts of their own; give at least two prompts"
-        )
+        raise UsageError(f"{drafter}: calibrating and measuring take different prompts; give at least two prompts")
     source, info = read_gguf_header(target), read_gguf_header(drafter)
     reasons = meta.stock_reasons(meta.from_metadata(info))
     if not reasons:
@@ -89,11 +77,11 @@ def make_stock(
 
     progress(f"the exact drafter on {len(calibration)} prompts, calibrating")
     config, weights = complete_weights(info, source)
-    exact, recorder = run(
-        lambda held: cast(Drafter, Recorder(open_drafter(info.path, held, **settings))),
-        config.capture_layers,
-        calibration,
-    )
+
+    def recorded(held: LlamaTarget) -> Drafter:
+        return cast(Drafter, Recorder(open_drafter(info.path, held, **settings)))
+
+    exact, recorder = run(recorded, config.capture_layers, calibration)
     assert isinstance(recorder, Recorder)
     rows = np.concatenate(recorder.tokens)[:ROWS], np.concatenate(recorder.features)[:ROWS]
     means = folding.calibrate(config, weights, *rows)
@@ -115,32 +103,21 @@ def make_stock(
         kept = measure(best, held_out)
     truth, _ = run(lambda held: open_drafter(info.path, held, **settings), config.capture_layers, held_out)
     called = name or str(info.path)
-    words = (
-        f"{best}; nearest to {Path(called).name}, tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not"
-        " calibrated"
-        " on"
-    )
-    kept_facts = [
-        f"refspec.provenance.{fact}" for fact in ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
-    ]
-    values = {
-        **copy_metadata(info, "general.name", "tokenizer.", "refspec.rope_scaling", *kept_facts),
-        "refspec.provenance.stock": words,
-    }
+    taus = f"tau {kept.tau:.3f} for {truth.tau:.3f} on prompts it was not calibrated on"
+    facts = ("layout", "files", "rope", "rms_norm_eps", "draft_vocab", "d2t")
+    carried = ["general.name", "tokenizer.", "refspec.rope_scaling", *(f"refspec.provenance.{fact}" for fact in facts)]
+    values: dict[str, Any] = copy_metadata(info, *carried)
+    values["refspec.provenance.stock"] = f"{best}; nearest to {Path(called).name}, {taus}"
     write_drafter(out, *near[best], outtype=outtype, metadata=values)
     return {
-        "drafter": called,
-        "written": str(out),
-        "reasons": reasons,
-        "chosen": best,
+        "drafter": called, "written": str(out), "reasons": reasons, "chosen": best,
         "calibration": {
-            "prompts": len(calibration),
-            "exact": _numbers(exact),
+            "prompts": len(calibration), "exact": _numbers(exact),
             "candidates": {n: _numbers(s) for n, s in found.items()},
         },
         "held_out": {"prompts": len(held_out), "exact": _numbers(truth), "chosen": _numbers(kept)},
         "loss_of_tau": 1 - kept.tau / truth.tau,
-    }
+    }  # fmt: skip
 
 
 def _numbers(s: Statistics) -> dict[str, Any]:
@@ -160,9 +137,8 @@ def lines(made: dict[str, Any]) -> list[str]:
     out.append(f"{'':<{width}}  on {then['prompts']} others")
     out += [f"{name:<{width}}  {_row(row)}" for name, row in held_out.items()]
     out.append(
-        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau, measured on the {then['prompts']}"
-        " prompts it"
-        " was not calibrated on; the output stays the target's own"
+        f"{made['written']}: loses {100 * made['loss_of_tau']:.1f} % of tau, measured on the {then['prompts']} prompts "
+        "it was not calibrated on; the output stays the target's own"
     )
     return out
 

@@ -86,13 +86,9 @@ def scores(
 
 
 def accepted(
-    drafter: Eagle3Drafter,
-    recordings: Sequence[Recording],
-    columns: Sequence[int],
-    depth: int,
-    most: int,
+    drafter: Eagle3Drafter, recordings: Sequence[Recording], columns: Sequence[int], depth: int, most: int,
     late: int = 0,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """How many of `depth` drafted tokens are the (greedy) output, at about `most` places of it, [n]."""
     every = [
         (i, row) for i, r in enumerate(recordings) for row in range(max(r.start - 2, 0), len(r.tokens) - 1 - depth)

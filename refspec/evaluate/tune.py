@@ -1,5 +1,4 @@
-"""Will it pay here? The cost of one token and of several, measured once for a pair on this machine, and the best
-setting chosen.
+"""Will it pay here? What one token and several cost, measured once for a pair on this machine; the best setting.
 
 Not a benchmark of prompts: `bench` is. The settings are tried one after another, not every combination: first flash
 attention, cache type and who multiplies, on all threads, then the numbers of threads on the best of them. Acceptance is
@@ -9,11 +8,9 @@ drafter's per verify step (`adaptive/costs.py`),
     predicted speedup of draft length k  =  tau(k) (c(1) + o_plain) / (c(k+1) + feed + draft (k - 1) + o)
     tau(k)                               =  1 + sum of accepted shares
 
-with o and o_plain refspec's own time in a step, which on a small model is not small.
-
-Where two tokens cost less than one, a single token is run beside a copy of itself, and c(1) above is c(2).
-
-A cache in q8_0 rounds keys and values: it is shown, and never chosen without being asked for.
+with o and o_plain refspec's own time in a step, which on a small model is not small. Where two tokens cost less than
+one, a single token is run beside a copy of itself, and c(1) above is c(2). A cache in q8_0 rounds keys and values: it
+is shown, and never chosen without being asked for.
 """
 
 from __future__ import annotations
@@ -26,9 +23,9 @@ from typing import Any, NamedTuple
 from refspec import embedded
 from refspec.errors import BackendError, RefspecError
 from refspec.evaluate import speed
+from refspec.evaluate.outputs import finished
 from refspec.evaluate.prompts import built_in
 from refspec.gguf.io import read_gguf_header
-from refspec.llama import open_pair
 from refspec.llama.amx import repacking_works
 from refspec.llama.context import default_threads
 from refspec.llama.target import DEFAULT_N_CTX
@@ -47,24 +44,14 @@ Setting = dict[str, Any]
 
 
 def run(
-    model: str | None = None,
-    drafter: str | None = None,
-    *,
-    n_ctx: int = 0,
-    gpu_layers: int = 0,
-    threads: int | None = None,
-    rounds: int = ROUNDS,
-    after: int | None = None,
+    model: str | None = None, drafter: str | None = None, *, n_ctx: int = 0, gpu_layers: int = 0,
+    threads: int | None = None, rounds: int = ROUNDS, after: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, all, what: None,
-) -> dict[str, Any]:
-    """Measure, choose and store; returns the record: `settings` tried, `refused`, `chosen`, `costs` of it, `accepted`,
-    `predicted` by length.
+) -> dict[str, Any]:  # fmt: skip
+    """Measure, choose and store; returns the record.
 
-    `threads` is the most to try, every processor if not given. A form llama.cpp refuses for this model is left out,
-    with its reason. Costs are those `after` so many tokens of context, 128 or what fits if not given: attention's part
-    grows, and not alike in all forms.
-
-    Raises what `load` raises, and RefspecError where the context is too small to measure in.
+    `threads` is the most to try, every processor if not given. Costs are those `after` so many tokens of context, 128
+    or what fits if not given. Raises as `load`, and RefspecError where the context is too small to measure in.
     """
     if model is None:
         model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
@@ -140,11 +127,7 @@ def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | N
 
 
 def paired_rows(rows: dict[int, float]) -> tuple[dict[int, float], float]:
-    """Costs with a single token run in a pair if that pays, and how much faster that makes plain decoding, else 0.
-
-    llama.cpp multiplies with several tokens by other kernels than with one, and of some weights on some processors two
-    tokens cost less than one.
-    """
+    """Costs with a single token run in a pair if that pays, and how much faster that makes plain decoding, else 0."""
     if rows.get(2, math.inf) > PAIRED * rows[1]:
         return rows, 0.0
     return {**rows, 1: rows[2]}, rows[1] / rows[2]
@@ -192,16 +175,11 @@ def acceptance(session: Session) -> Seen:
         room = max(min(TOKENS, session.target.n_ctx - len(tokens)), 1)
         for kind, speculate in (runs, True), (plain, False):
             if speculate or not plain:
-                generation = session.generate(
-                    tokens=tokens[: session.target.n_ctx], max_tokens=room, speculate=speculate, sampler=GREEDY
-                )
-                for _ in generation:
-                    pass
-                kind.append(generation.statistics)
+                how: dict[str, Any] = {"max_tokens": room, "speculate": speculate, "sampler": GREEDY}
+                kind.append(finished(session.generate(tokens=tokens[: session.target.n_ctx], **how)).statistics)
     fast, slow = speed.total(runs), speed.total(plain)
-    return Seen(
-        fast.accepted_by_position, fast.other_seconds / fast.verify_steps, slow.other_seconds / slow.verify_steps
-    )
+    own, own_plain = (run.other_seconds / run.verify_steps for run in (fast, slow))
+    return Seen(fast.accepted_by_position, own, own_plain)
 
 
 def describe_form(form: Setting) -> str:
@@ -215,14 +193,6 @@ def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> floa
     rows = {int(r): t for r, t in costs["target"].items()}
     if not tokens or len(windows) > max(rows):
         return None
-    spent = sum(
-        n * (rows[k + 1] + costs["feed"] + costs["draft"] * max(k - 1, 0) + costs["own"]) for k, n in enumerate(windows)
-    )
+    feed, draft, own = (costs[name] for name in ("feed", "draft", "own"))
+    spent = sum(n * (rows[k + 1] + feed + draft * max(k - 1, 0) + own) for k, n in enumerate(windows))
     return tokens * (rows[1] + costs["own_plain"]) / spent if spent else None
-
-
-def kind(model: str | None, drafter: str | None) -> str:
-    """What was measured, in words."""
-    if drafter is None and model is not None:
-        return "no drafter"
-    return "EAGLE-3 drafter" if drafter is None or open_pair.is_eagle3(drafter) else "draft model"

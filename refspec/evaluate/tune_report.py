@@ -41,9 +41,8 @@ def table(record: Mapping[str, Any]) -> list[str]:
     lines.append(verdict(record))
     foreign = record["foreign_cores"]
     if foreign is not None and foreign > FOREIGN_LIMIT:
-        lines.append(
-            f"other programs used {foreign:.1f} of {record['cores']} cores meanwhile; repeat this on an idle machine"
-        )
+        used = f"{foreign:.1f} of {record['cores']} cores"
+        lines.append(f"other programs used {used} meanwhile; repeat this on an idle machine")
     lines.append(f"stored in {record['file']}")
     return lines
 
@@ -57,6 +56,5 @@ def verdict(record: Mapping[str, Any]) -> str:
         length = record["chosen"]["draft_max"]
         return f"it pays: {record['speedup']:.2f}x plain decoding predicted at draft length {length}"
     best = max(record["predicted"])
-    return (
-        f"it does not pay here: no draft length is predicted to beat plain decoding (best {best:.2f}x); use --no-spec"
-    )
+    why = f"no draft length is predicted to beat plain decoding (best {best:.2f}x)"
+    return f"it does not pay here: {why}; use --no-spec"
