@@ -22,7 +22,7 @@ ALLOWED = {
     "options": "errors reference",
     "session": "errors reference native embedded gguf adaptive decoding llama tuning options",
     "evaluate": "errors reference native embedded gguf convert adaptive decoding llama tuning options session",
-    "train": "errors reference gguf convert decoding llama evaluate",
+    "train": "errors reference gguf convert decoding llama session evaluate",
 }
 ALLOWED["cli"] = " ".join(ALLOWED)
 MOST_FLOORS = 14

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from refspec.cli.command import options
 from refspec.cli.group import main, output_option
+from refspec.cli.train_gguf import DEFAULT_VOCAB, gguf_drafter, gguf_options, without_gguf
 from refspec.errors import UsageError
 
 folder = click.Path(file_okay=False, path_type=Path)
@@ -17,9 +18,8 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where it is trained.",
 )  # fmt: skip
-run_options = options(
+shared_options = options(
     output_option("DIR", "Run folder: checkpoints, log, exports.", type=folder),
-    click.option("--steps", type=click.IntRange(1), required=True, help="Steps of --batch-tokens tokens."),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option(
         "--batch-tokens", type=click.IntRange(1024), default=4096, show_default=True,
@@ -36,10 +36,20 @@ run_options = options(
 )  # fmt: skip
 
 
-data_option = click.option(
-    "--data", type=folder, required=True, multiple=True,
-    help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
-)  # fmt: skip
+def steps_option(required: bool) -> Any:
+    """How long a training is."""
+    return click.option("--steps", type=click.IntRange(1), required=required, help="Steps of --batch-tokens tokens.")
+
+
+def data_option_if(required: bool) -> Any:
+    """Folders of prepared text."""
+    return click.option(
+        "--data", type=folder, required=required, multiple=True,
+        help="Folder made by `train data`; several are read in turn, the first has the held-out text.",
+    )  # fmt: skip
+
+
+run_options, data_option = options(shared_options, steps_option(True)), data_option_if(True)
 
 
 @main.group()
@@ -164,15 +174,17 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 
 
 @train.command()
-@data_option
+@gguf_options
+@data_option_if(False)
 @click.option(
-    "--target", "target_run", type=folder, required=True,
+    "--target", "target_run", type=folder,
     help="Run folder of `train target`, or a Hugging Face directory: what `refspec export --format hf` makes of a "
     "GGUF.",
 )  # fmt: skip
-@run_options
+@shared_options
+@steps_option(False)
 @click.option("--depth", type=click.IntRange(1, 16), default=3, show_default=True, help="Training-time-test steps.")
-@click.option("--draft-vocab", type=click.IntRange(16), default=3072, show_default=True, help="Most frequent tokens.")
+@click.option("--draft-vocab", type=click.IntRange(16), help="Most frequent tokens (3072; with -m 8192).")
 @click.option(
     "--feature-norm", type=click.Choice(["none", "concat", "per_state"]), default="per_state", show_default=True
 )
@@ -200,22 +212,41 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 )  # fmt: skip
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(
-    data: tuple[Path, ...], target_run: Path, depth: int, draft_vocab: int, feature_norm: str, feedback: str,
-    residual: str, attention_reg: float, layer_ids: str | None, ffn: int | None, twin: bool, out: Path, **o: Any,
+    model: Path | None, data: tuple[Path, ...], target_run: Path | None, steps: int | None, draft_vocab: int | None,
+    layer_ids: str | None, out: Path, **o: Any,
 ) -> None:  # fmt: skip
     """Train an EAGLE-3 drafter by training-time test.
 
     \b
+        refspec train drafter -m target.gguf -o runs/drafter --hours 3 --twin
         refspec train drafter --data runs/data --target runs/target -o runs/drafters --steps 2200
 
-    Exports OUT/NAME (speculators layout) and OUT/NAME.gguf.
+    For a GGUF (-m): the model answers prompts, llama.cpp shows its states, and only the drafter is in torch. For a
+    target of `train target`: on prepared text. Exports OUT/NAME (speculators layout) and OUT/NAME.gguf.
     """
-    from refspec.train.drafters import drafter_for, train_drafters
-
     try:
         ids = tuple(int(i) for i in layer_ids.split(",")) if layer_ids else None
     except ValueError:
         raise UsageError(f"--layer-ids {layer_ids!r}: give numbers with commas, such as 2,7,11") from None
+    of_run = {"--data": data, "--target": target_run, "--steps": steps, "--init": o["init"]}
+    if model is not None:
+        if wrong := [name for name, value in of_run.items() if value]:
+            raise UsageError(f"{', '.join(wrong)}: for a target of `train target`, not with -m; leave them out")
+        gguf_drafter(model, out, o | {"draft_vocab": draft_vocab or DEFAULT_VOCAB, "layer_ids": ids})
+        return
+    if missing := [name for name in ("--data", "--target", "--steps") if not of_run[name]]:
+        raise UsageError(f"give -m MODEL.gguf, or {', '.join(missing)} for a target of `train target`")
+    assert target_run is not None and steps is not None
+    drafters_of_run(data, target_run, out, draft_vocab or 3072, ids, steps=steps, **without_gguf(o))
+
+
+def drafters_of_run(
+    data: tuple[Path, ...], target_run: Path, out: Path, draft_vocab: int, ids: tuple[int, ...] | None, *, depth: int,
+    feature_norm: str, feedback: str, residual: str, attention_reg: float, ffn: int | None, twin: bool, **o: Any,
+) -> None:  # fmt: skip
+    """Train the drafters of a run of `train target`."""
+    from refspec.train.drafters import drafter_for, train_drafters
+
     switches = {"feature_norm": feature_norm, "feedback": feedback, "residual": residual}
     variants = {feedback: drafter_for(target_run, draft_vocab, ids, ffn=ffn, attention_reg=attention_reg, **switches)}
     if twin:

@@ -35,23 +35,44 @@ gguf_options = options(
     option("--parallel", type=click.IntRange(1, 256), default=32, section=GGUF, help="Answers at once (32)."),
     option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, section=GGUF, help="Layers on the GPU."),
 )  # fmt: skip
-NAMES = {"tokens", "epochs", "max_new", "max_prompt"}  # options that are fields of a plan under the same name
+NAMES = ("hours", "tokens", "epochs", "prompts", "max_new", "max_prompt", "greedy_share", "parallel", "gpu_layers")
+OF_PLAN = (
+    "depth",
+    "draft_vocab",
+    "ffn",
+    "feature_norm",
+    "feedback",
+    "residual",
+    "twin",
+    "layer_ids",
+    "teacher_temp",
+    "seed",
+)
 
 
-def run(model: Path, out: Path, o: dict[str, Any]) -> None:
+def without_gguf(o: dict[str, Any]) -> dict[str, Any]:
+    """The options of the other route; UsageError where one was given that is for a GGUF only."""
+    defaults = {"parallel": 32, "gpu_layers": 0}
+    if wrong := [name for name in NAMES if o[name] != defaults.get(name)]:
+        raise UsageError(f"--{wrong[0].replace('_', '-')} is for a GGUF; name it with -m")
+    return {name: value for name, value in o.items() if name not in NAMES}
+
+
+def gguf_drafter(model: Path, out: Path, o: dict[str, Any]) -> None:
     """Train and say what was reached."""
     from refspec.train.budget import Plan
     from refspec.train.from_gguf import train_from_gguf
 
     if o["hours"] is not None and (o["tokens"] or o["epochs"]):
         raise UsageError("--hours excludes --tokens and --epochs, which follow from it; leave one of them out")
-    given = {name: o[name] for name in NAMES if o[name] is not None}
-    given |= {"greedy": o["greedy_share"]} if o["greedy_share"] is not None else {}
-    plan = Plan(**given, **{name: o[name] for name in o["plan"]})
+    renamed = {"greedy_share": "greedy"}
+    fields = ("tokens", "epochs", "max_new", "max_prompt", "greedy_share")
+    given = {renamed.get(name, name): o[name] for name in fields if o[name] is not None}
+    plan = Plan(**given, **{name: o[name] for name in OF_PLAN})
     figures = train_from_gguf(
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
         gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
     )  # fmt: skip
     for name, value in figures.items():
         click.echo(f"{name}: {value}")
-    note(f"try it: refspec generate -m {model} -d {out / 'drafter.gguf'} --compare -p \"...\"")
+    note(f'try it: refspec generate -m {model} -d {out / "drafter.gguf"} --compare -p "..."')
