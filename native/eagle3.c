@@ -208,7 +208,7 @@ static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
     size_t D = c->config->draft_vocab;
     if (!c->penalties || n <= c->counted_from) return c->logits;
     for (size_t i = 0; i < D; i++) c->row[c->d2t ? c->d2t[i] : (int32_t)i] = c->logits[i];
-    rs_penalize(c->row, c->text + c->counted_from, n - c->counted_from, c->penalties);
+    rs_penalize(c->row, c->history + c->counted_from, n - c->counted_from, c->penalties);
     for (size_t i = 0; i < D; i++) c->penalized[i] = c->row[c->d2t ? c->d2t[i] : (int32_t)i];
     return c->penalized;
 }
@@ -218,7 +218,7 @@ static int32_t choose(rs_eagle3_chain *c, int32_t *token, float *confidence, siz
     int64_t best = rs_argmax_prob(confidence, chosen_by(c, c->decided + i), c->config->draft_vocab);
     if (best < 0) return RS_NOT_FINITE;
     *token = c->d2t ? c->d2t[best] : (int32_t)best;
-    if (c->penalties) c->text[c->decided + i] = *token;
+    if (c->penalties) c->history[c->decided + i] = *token;
     return RS_OK;
 }
 

@@ -19,8 +19,7 @@ enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8 };
 enum { TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
 
 /* One block of each of 16 rows. Word t of 32 numbers holds the codes of numbers 4t..4t+3. `lo` holds word t in the low
- * halves of its bytes and word t + 4 in the high halves. What is read together lies together; otherwise memory is read
- * at half its speed. */
+ * halves of its bytes and word t + 4 in the high ones. What is read together lies together: memory is twice as fast. */
 typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
 typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
 typedef struct panel_k_head {

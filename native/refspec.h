@@ -25,9 +25,8 @@
 #pragma fp_contract(off)
 #endif
 
-/* Compiles a function a second time for AVX2; the loader chooses. The source fixes the order of every sum and
- * nothing is fused, so both give the same bits. Empty on other platforms, and under sanitizers, which start after
- * the choice. */
+/* Compiles a function a second time for AVX2; the loader chooses. The source fixes the order of every sum, and nothing
+ * is fused, so both give the same bits. Empty elsewhere, and under sanitizers, which start after the choice. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define RS_FAST __attribute__((target_clones("avx2", "default")))
@@ -98,8 +97,7 @@ int64_t rs_argmax(const float *x, size_t n);
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
 /* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature),
- * temperature > 0. Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN,
- * +inf or all -inf. */
+ * temperature > 0. Returns how many are not -inf, at most k, or RS_NOT_FINITE for NaN, +inf or all -inf. */
 int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n);
 
 /* True when x [n] holds neither NaN nor infinity. */
@@ -133,8 +131,7 @@ size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
 /* ---- matmul_hook.c: refspec/llama/matmul_hook.py ----------------------------------------------------------------- */
 
 /* From now on llama.cpp's multiplications by these matrices [count] are computed here: ascending addresses of whole
- * tensors, their ggml_types (rs_matmul_takes), rows and columns. Returns the index of this set of matrices; negative:
- * too many sets, or no memory. */
+ * tensors, their ggml_types (rs_matmul_takes), rows and columns. Returns the index of the set; negative: no room. */
 int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
                            size_t count);
 
@@ -196,9 +193,8 @@ typedef struct rs_eagle3_config {
     const rs_team *team;    /* NULL: the calling thread alone; results are the same bits */
 } rs_eagle3_config;
 
-/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's functions for it,
- * passed as addresses (refspec/llama/vec_dot.py). A multiplication then quantizes its input once and takes one dot
- * product per output, as llama.cpp does. */
+/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's functions for it
+ * (refspec/llama/vec_dot.py): the input is quantized once, then one dot product per output, as in llama.cpp. */
 typedef struct rs_matrix {
     const void *data;              /* NULL: absent */
     size_t row_bytes;              /* `dot` is NULL for float32 */
@@ -260,7 +256,7 @@ typedef struct rs_eagle3_chain {
     const int32_t *d2t;            /* [D] target ids, or NULL: draft ids are target ids */
     const float *logits, *state;   /* of the row to draft after: the true ones, or the drafted ones */
     const rs_penalties *penalties; /* draft tokens are chosen under these; or NULL */
-    int32_t *text;                 /* tokens by position: the output's, then draft tokens, written here */
+    int32_t *history;              /* tokens by position: the output's, then draft tokens, written here */
     size_t counted_from, decided;  /* the first position that counts; the number of tokens before the draft */
     float *row, *penalized;        /* [V] and [D] of working space */
 } rs_eagle3_chain;
@@ -312,9 +308,8 @@ typedef struct rs_capture {
     int32_t error_state;       /* which state it happened at */
 } rs_capture;
 
-/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer (a decode of several
- * micro-batches calls it several times). Never writes past `capacity` and never cancels the computation; look at
- * `error` afterwards. */
+/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer, once per micro-batch. Never
+ * writes past `capacity` and never cancels the computation; look at `error` afterwards. */
 bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 
 /* Start a new decode: forget rows and error. */
@@ -393,9 +388,8 @@ typedef struct rs_sampler {
 } rs_sampler;
 
 /* Below, p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
- * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_DISTRIBUTION,
- * RS_BAD_COIN. The Python function of the same name raises for the same input with the reason in words. Bits equal the
- * Python's. */
+ * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_DISTRIBUTION, RS_BAD_COIN.
+ * Bits equal those of the Python function of the same name, which raises for the same input and says why. */
 
 /* The uniform multiple of 2^-53 in [0, 1) that belongs to (seed, output position, stream). */
 double rs_coin(uint64_t seed, uint64_t position, uint64_t stream);
@@ -457,16 +451,14 @@ int32_t rs_verify_step(rs_verifier *verifier, int32_t pending, const int32_t *dr
 /* ---- tree.c: refspec/reference/tree_verify.py -------------------------------------------------------------------- */
 
 /* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V],
- * row 0 the pending token's, row i + 1 node i's; path [h] receives the accepted nodes, tokens [h+1] their tokens and
- * one more, h the height of the tree. They return the number of accepted nodes or a status. coins [h+1], one per
- * level. */
+ * row 0 the pending token's, row i + 1 node i's; path [h], h the height of the tree, receives the accepted nodes,
+ * tokens [h+1] their tokens and one more. They return the number accepted or a status. coins [h+1], one per level. */
 int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                      const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
                                      int32_t *order, size_t n_nodes, size_t vocab);
 
 /* For siblings drawn without replacement from distributions[row of the parent], N+1 pointers to [V], NULL for a row
- * without children; accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is
- * working space. */
+ * without children; accept_coins [h, width] by level and sibling; residual_coins [h+1]; q [V] is working space. */
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                  const int32_t *parents, const double *const *distributions, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,
