@@ -92,8 +92,8 @@ class DrafterConfig:
         return self.head_norm or self.feedback is Feedback.POST_NORM
 
     def __post_init__(self) -> None:
-        names = ("rope_style", "feature_norm", "feedback", "residual")
-        for name, kind in zip(names, (RopeStyle, FeatureNorm, Feedback, Residual), strict=True):
+        kinds: tuple[type[Enum], ...] = (RopeStyle, FeatureNorm, Feedback, Residual)
+        for name, kind in zip(("rope_style", "feature_norm", "feedback", "residual"), kinds, strict=True):
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:
