@@ -1,9 +1,9 @@
-/* cycle.c: the calls of a decode cycle, through llama.cpp's own functions: run the target and verify, extend the drafter, draft.
+/* cycle.c: a decode cycle through llama.cpp's own functions: run the target and verify, extend the drafter, draft.
  *
- * Not a binding and not an engine: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of
- * `struct llama_batch` that refspec/llama/native_calls.py compares with llama-cpp-python's before the first call. The Python twins are
- * refspec/llama/target.py with refspec/decoding/verifier.py, and refspec/llama/eagle3.py. A step of a small model takes a millisecond or
- * two, of which the interpreter would take a good part.
+ * Not a binding: no llama.cpp header is read. The functions arrive as addresses, the batch is a mirror of `struct
+ * llama_batch` (refspec/llama/native_calls.py). The Python twins are refspec/llama/target.py with
+ * refspec/decoding/verifier.py, and refspec/llama/eagle3.py. A step of a small model takes a millisecond or two, of
+ * which the interpreter would take a good part.
  */
 #include "refspec.h"
 
@@ -11,7 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-double rs_now(void) {
+/* Seconds by the wall clock, which may be set back. */
+static double now(void) {
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -19,10 +20,10 @@ double rs_now(void) {
 
 /* Run one call of llama.cpp under the clock; RS_ENGINE leaves llama.cpp's own answer in *code. */
 static int32_t timed(int32_t *code, double *seconds, int32_t (*call)(void *, rs_batch), void *context, rs_batch batch) {
-    double began = rs_now(), took;
+    double began = now();
     *code = call(context, batch);
-    took = rs_now() - began;
-    if (took > 0) *seconds += took; /* the wall clock may be set back in between */
+    double took = now() - began;
+    if (took > 0) *seconds += took;
     return *code ? RS_ENGINE : RS_OK;
 }
 
@@ -46,7 +47,8 @@ int32_t rs_target_run(rs_target *t, size_t rows, int32_t first) {
     return best >= 0 && isfinite(last[best]) ? RS_OK : RS_NOT_FINITE;
 }
 
-int32_t rs_verify_step(rs_verifier *v, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position) {
+int32_t rs_verify_step(rs_verifier *v, int32_t pending, const int32_t *draft, size_t k, int32_t first,
+                       uint64_t position) {
     rs_target *t = v->target;
     size_t pair = v->pair_rows && k == 0; /* the second token is a copy, which nothing that follows may see */
     v->ran = false;
@@ -64,12 +66,14 @@ int32_t rs_verify_step(rs_verifier *v, int32_t pending, const int32_t *draft, si
     }
     for (size_t i = 0; i <= k; i++) {
         v->rows[i] = t->logits + i * t->vocab;
-        int32_t counted = first + (int32_t)i + 1 - v->counted_from; /* the row's own token is the newest of its history */
+        int32_t counted = first + (int32_t)i + 1 - v->counted_from; /* the row's own token is its newest */
         if (v->penalties && counted > 0)
             rs_penalize(t->logits + i * t->vocab, v->history + v->counted_from, (size_t)counted, v->penalties);
-        v->coins[i] = v->sampler->temperature > 0.0 ? rs_coin(v->seed, position + i, v->stream) : 0.0; /* argmax needs none */
+        /* argmax needs no coin */
+        v->coins[i] = v->sampler->temperature > 0.0 ? rs_coin(v->seed, position + i, v->stream) : 0.0;
     }
-    int32_t accepted = rs_verify_deterministic(v->tokens, v->rows, draft, v->sampler, v->coins, v->p, v->order, k, t->vocab);
+    int32_t accepted =
+        rs_verify_deterministic(v->tokens, v->rows, draft, v->sampler, v->coins, v->p, v->order, k, t->vocab);
     if (accepted < 0) return accepted;
 
     size_t kept = (size_t)accepted + 1;
@@ -96,9 +100,10 @@ int32_t rs_chain_extend(rs_chain *c, const int32_t *tokens, const float *feature
         if (tokens[i] < 0 || (size_t)tokens[i] >= c->vocab) return RS_BAD_TOKEN; /* llama.cpp reads -1 as "no token" */
     if (!rs_all_finite(features, rows * width)) return RS_NOT_FINITE; /* llama.cpp would compute on */
     for (size_t s = 0; s < c->n_states; s++) c->sources[s] = features + s * c->target_width;
-    rs_gather_features(c->features.embd, c->sources, c->fc_norm, c->eps, rows, c->n_states, c->target_width, width, width);
+    rs_gather_features(c->features.embd, c->sources, c->fc_norm, c->eps, rows, c->n_states, c->target_width, width,
+                       width);
     c->features.n_tokens = (int32_t)rows;
-    for (size_t i = 0; i < rows; i++) c->features.pos[i] = (int32_t)i; /* ENCODE keeps nothing, so positions are its own */
+    for (size_t i = 0; i < rows; i++) c->features.pos[i] = (int32_t)i; /* ENCODE keeps nothing: any positions */
     int32_t status = timed(&c->code, &c->seconds, c->encode, c->encoder, c->features);
     if (status != RS_OK) return status;
     memcpy(c->steps.embd, c->states(c->encoder), rows * c->width * sizeof(float));

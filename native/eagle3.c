@@ -40,8 +40,7 @@ size_t rs_eagle3_scratch(const rs_eagle3_config *c) {
     return packed_size(c) + larger(step, c->hidden + c->n_states * c->target_hidden);
 }
 
-/* multiply-adds per thread from which sharing a matrix is faster than waking the other threads */
-enum { SHARED = 1 << 15 };
+enum { SHARED = 1 << 15 }; /* multiply-adds per thread from which sharing is faster than waking the threads */
 
 /* out [O] = w input, by one thread or by a team; each output is summed by one thread. */
 typedef struct matmul_task {
@@ -161,12 +160,6 @@ int32_t rs_eagle3_step(float *logits, float *hidden, float *next_state, float *k
     return RS_OK;
 }
 
-/* The row that drafting continues after: a true or a chained one. */
-static void continue_after(rs_eagle3_chain *c, const float *logits, const float *state) {
-    c->logits = logits;
-    c->state = state;
-}
-
 int32_t rs_eagle3_extend(rs_eagle3_chain *c, const int32_t *tokens, const float *features, size_t rows, size_t first) {
     size_t width = c->config->n_states * c->config->target_hidden;
     if (first > c->config->capacity || rows > c->config->capacity - first) return RS_CACHE_FULL;
@@ -181,7 +174,8 @@ int32_t rs_eagle3_extend(rs_eagle3_chain *c, const int32_t *tokens, const float 
                                         (int64_t)(first + i), first + i);
         if (status != RS_OK) return status;
     }
-    continue_after(c, c->true_logits, c->true_state);
+    c->logits = c->true_logits;
+    c->state = c->true_state;
     return RS_OK;
 }
 
@@ -203,8 +197,10 @@ int32_t rs_eagle3_survey(rs_eagle3_chain *c, double *mean_log_probability, const
 int32_t rs_eagle3_follow(rs_eagle3_chain *c, int32_t token, size_t row) {
     int32_t status = rs_eagle3_step(c->drafted_logits, NULL, c->drafted_state, c->k_cache, c->v_cache, NULL,
                                     c->scratch, c->config, c->weights, token, c->state, (int64_t)row, row);
-    if (status == RS_OK) continue_after(c, c->drafted_logits, c->drafted_state);
-    return status;
+    if (status != RS_OK) return status;
+    c->logits = c->drafted_logits;
+    c->state = c->drafted_state;
+    return RS_OK;
 }
 
 /* The logits [D] of the token at position n: the newest row's, under the penalties of the n tokens before it. */
@@ -212,7 +208,7 @@ static const float *chosen_by(rs_eagle3_chain *c, size_t n) {
     size_t D = c->config->draft_vocab;
     if (!c->penalties || n <= c->counted_from) return c->logits;
     for (size_t i = 0; i < D; i++) c->row[c->d2t ? c->d2t[i] : (int32_t)i] = c->logits[i];
-    rs_penalize(c->row, c->text + c->counted_from, n - c->counted_from, c->penalties);
+    rs_penalize(c->row, c->history + c->counted_from, n - c->counted_from, c->penalties);
     for (size_t i = 0; i < D; i++) c->penalized[i] = c->row[c->d2t ? c->d2t[i] : (int32_t)i];
     return c->penalized;
 }
@@ -222,7 +218,7 @@ static int32_t choose(rs_eagle3_chain *c, int32_t *token, float *confidence, siz
     int64_t best = rs_argmax_prob(confidence, chosen_by(c, c->decided + i), c->config->draft_vocab);
     if (best < 0) return RS_NOT_FINITE;
     *token = c->d2t ? c->d2t[best] : (int32_t)best;
-    if (c->penalties) c->text[c->decided + i] = *token;
+    if (c->penalties) c->history[c->decided + i] = *token;
     return RS_OK;
 }
 

@@ -1,10 +1,9 @@
 /* matmul_hook.c: makes llama.cpp multiply with packed_matmul.c.
  *
- * llama.cpp's CPU backend offers every matrix multiplication to `llamafile_sgemm`, a function of a shared library,
- * before it computes it in another way. Linux resolves that name to the first library that has it. Where this library
- * is loaded first (refspec/llama/matmul_hook.py), multiplications by matrices announced here are computed here, on
- * llama.cpp's own threads; all others go to llama.cpp's function of that name. A panel is packed when it is first used,
- * by the thread that uses it.
+ * llama.cpp's CPU backend offers every matrix multiplication to `llamafile_sgemm` first, and Linux resolves that name
+ * to the first library that has it. Where this one is loaded first (refspec/llama/matmul_hook.py), multiplications by
+ * matrices announced here are computed here, on llama.cpp's own threads; all others go to llama.cpp's function of that
+ * name. A panel is packed when it is first used, by the thread that uses it.
  *
  * Unlike the other files here it keeps state: the panels, and the prepared inputs of each thread. Any number of threads
  * may multiply at once. The caller of rs_matmul_forget must know that no thread is multiplying with those matrices.
@@ -18,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#define EXPORTED __attribute__((visibility("default")))
 
 enum { SLOTS = 64 }; /* models at once */
 
@@ -36,8 +37,7 @@ static size_t panels_in(const matrix *m) { return (m->rows + PANEL - 1) / PANEL;
 /* Bytes of its panels, whole cache lines. */
 static size_t room_for(const matrix *m) { return (panels_in(m) * m->blocks * m->kind->panel + 63) / 64 * 64; }
 
-/* Panel p of the chunk of `blocks` blocks that begins at block b: all panels of a chunk are consecutive, as they are
- * read. */
+/* Panel p of the chunk of `blocks` blocks that begins at block b; the panels of a chunk lie one after the other. */
 static uint8_t *piece_at(matrix *m, size_t p, size_t b, size_t blocks) {
     return m->panels + (b * panels_in(m) + p * blocks) * m->kind->panel;
 }
@@ -83,8 +83,9 @@ static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs
             }
             for (size_t p = first; p < last; p++) {
                 const size_t column = p * PANEL, columns = smaller(m->rows - column, PANEL);
-                rs_panel_multiply(&set, k, out + at * out_stride + column, out_stride, piece_at(m, p, b, blocks), columns,
-                                  prepared, rows, blocks, b == 0);
+                float *to = out + at * out_stride + column;
+                rs_panel_multiply(&set, k, to, out_stride, piece_at(m, p, b, blocks), columns, prepared, rows, blocks,
+                                  b == 0);
             }
         }
     }
@@ -93,15 +94,12 @@ static void multiply(matrix *m, size_t first, size_t last, const uint8_t *inputs
 /* ---- announced matrices ------------------------------------------------------------------------------------------ */
 
 typedef struct slot {
-    /* range of the addresses of its weights, empty if `high` is 0; every multiplication reads it, and the rest only if
-     * it lies within */
-    _Atomic(uintptr_t) low, high;
+    _Atomic(uintptr_t) low, high; /* addresses of its weights, none if `high` is 0; every multiplication reads them */
     atomic_bool taken, on;
     matrix *matrices; /* sorted by address */
     size_t count, bytes;
     uint8_t *memory;
-    /* multiplications computed here; in a cache line of its own, because it is written */
-    _Alignas(64) atomic_llong calls;
+    _Alignas(64) atomic_llong calls; /* computed here; in a cache line of its own, because it is written */
 } slot;
 
 static slot slots[SLOTS];
@@ -173,8 +171,7 @@ static _Atomic(tiled) others_tiled;
 static _Atomic(get_data) data_of; /* ggml_get_data; NULL: it is not known how a ggml_tensor points to its operands */
 static atomic_size_t matrix_at;   /* bytes from a ggml_tensor to the address of its first operand */
 
-/* the first fields of ggml_compute_params: this thread, of how many */
-typedef struct compute_params { int ith, nth; } compute_params;
+typedef struct compute_params { int ith, nth; } compute_params; /* ggml's, as it begins: this thread, of how many */
 
 static matrix *find(const void *weights, slot **where) {
     const uintptr_t at = (uintptr_t)weights;
@@ -199,11 +196,8 @@ static matrix *find(const void *weights, slot **where) {
 /* llama.cpp's name and arguments: c [n rows of m, ldc apart] = rows of B times rows of A; k, lda and ldb count blocks
  * of their types. All threads of one multiplication must decide alike whether it is computed here, so that depends on
  * nothing that another thread changes meanwhile. */
-__attribute__((visibility("default"))) bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k,
-                                                            const void *a, int64_t lda, const void *b, int64_t ldb,
-                                                            void *c, int64_t ldc, int a_type, int b_type, int c_type);
-bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
-                     int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type) {
+EXPORTED bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
+                              const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type) {
     slot *where;
     matrix *found = find(a, &where);
     if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k ||
@@ -223,8 +217,7 @@ bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t k, const 
 }
 
 /* llama.cpp calls this first for K types and many rows; `tensor` is a ggml_tensor, the result. */
-__attribute__((visibility("default"))) bool ggml_compute_forward_mul_mat_tiled(const void *params, void *tensor);
-bool ggml_compute_forward_mul_mat_tiled(const void *params, void *tensor) {
+EXPORTED bool ggml_compute_forward_mul_mat_tiled(const void *params, void *tensor) {
     get_data data = atomic_load_explicit(&data_of, memory_order_relaxed);
     if (data) {
         const void *weights;

@@ -2,8 +2,7 @@
  *
  * Written so that a compiler vectorizes them without -ffast-math: a reduction keeps LANES independent partial sums, so
  * the order of summation is fixed by the source and not by the instruction set, and exp is branch-free arithmetic.
- * Built with -ffp-contract=off for the same reason: a fused multiply-add would round differently from one machine to
- * the next.
+ * Nothing is fused: a fused multiply-add would round differently from one machine to the next.
  */
 #include "refspec.h"
 
@@ -17,15 +16,13 @@
 
 enum { LANES = 16 }; /* four SSE registers or two AVX ones: enough to hide the latency of an addition */
 
-const char *rs_build(void) {
-#if defined(__SANITIZE_ADDRESS__)
-    return "sanitized";
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-    return "sanitized";
-#else
-    return "plain";
+#ifndef __has_feature
+#define __has_feature(name) 0
 #endif
+
+const char *rs_build(void) {
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+    return "sanitized";
 #else
     return "plain";
 #endif
@@ -68,18 +65,12 @@ RS_INLINE float max_of(const float *x, size_t n) {
 }
 
 RS_INLINE float from_bits(uint32_t bits) {
-    union {
-        uint32_t bits;
-        float value;
-    } pun = {.bits = bits};
+    union { uint32_t bits; float value; } pun = {.bits = bits};
     return pun.value;
 }
 
 RS_INLINE uint32_t to_bits(float value) {
-    union {
-        float value;
-        uint32_t bits;
-    } pun = {.value = value};
+    union { float value; uint32_t bits; } pun = {.value = value};
     return pun.bits;
 }
 
@@ -156,8 +147,7 @@ RS_FAST void rs_swiglu(float *out, const float *gate, const float *up, size_t n)
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
-/* o [hd] = sum over s of p[s] value[s], in the order of s; some channels at a time, so that their sums stay in
- * registers. */
+/* o [hd] = sum over s of p[s] value[s], in the order of s; LANES channels at a time, whose sums stay in registers. */
 RS_INLINE void mix(float *o, const float *p, const float *value, size_t seen, size_t stride, size_t head_dim) {
     size_t i = 0;
     for (; i + LANES <= head_dim; i += LANES) {
@@ -218,29 +208,30 @@ RS_FAST int64_t rs_argmax(const float *x, size_t n) {
     return (int64_t)best;
 }
 
+/* The sum over x [n] of exp((x - top) / temperature), in the order of rs_softmax's. */
+RS_INLINE float exp_sum(const float *x, float top, float temperature, size_t n) {
+    float lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
+    for (size_t j = 0; i + j < n; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
+    return fold(lane);
+}
+
 RS_FAST int64_t rs_argmax_prob(float *prob, const float *x, size_t n) {
     int64_t best = rs_argmax(x, n);
     if (best < 0) return best;
     if (!isfinite(x[best])) return -1 - best;
-    float lane[LANES] = {0}, top = x[best];
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t j = 0; j < LANES; j++) lane[j] += exp_one(x[i + j] - top);
-    for (size_t j = 0; i + j < n; j++) lane[j] += exp_one(x[i + j] - top);
-    *prob = 1.0f / fold(lane); /* softmax of the largest: exp(0) over the sum, the same sum as rs_softmax's */
+    *prob = 1.0f / exp_sum(x, x[best], 1.0f, n); /* softmax of the largest: exp(0) over the sum */
     return best;
 }
 
 RS_FAST int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n) {
     int64_t best = rs_argmax(x, n);
     if (best < 0 || !isfinite(x[best])) return RS_NOT_FINITE;
-    float lane[LANES] = {0}, top = x[best];
-    size_t i = 0, held = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t j = 0; j < LANES; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
-    for (size_t j = 0; i + j < n; j++) lane[j] += exp_one((x[i + j] - top) / temperature);
-    float total = fold(lane);
-    for (i = 0; i < n && k > 0; i++) { /* sorted insertion: k is small, and few x[i] pass the comparison */
+    float top = x[best], total = exp_sum(x, top, temperature, n);
+    size_t held = 0;
+    for (size_t i = 0; i < n && k > 0; i++) { /* sorted insertion: k is small, and few x[i] pass the comparison */
         if (!(x[i] > -INFINITY) || (held == k && !(x[i] > x[ids[k - 1]]))) continue;
         size_t at = held < k ? held++ : k - 1;
         for (; at > 0 && x[ids[at - 1]] < x[i]; at--) ids[at] = ids[at - 1];

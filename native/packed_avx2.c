@@ -42,8 +42,7 @@ OP ints i_unsigned_pairs(const void *p) {
     const __m128i *x = p;
     return BOTH(_mm256_cvtepu8_epi16(_mm_loadu_si128(x)), _mm256_cvtepu8_epi16(_mm_loadu_si128(x + 1)));
 }
-/* x is at most 63, or at most 128 where its sign is applied to y, and |y| at most 127: two products and their sum fit
- * 16 bits */
+/* x is at most 63, or 128 where its sign is applied to y, and |y| at most 127: the sum of two products fits 16 bits */
 OP __m256i dot4(__m256i sum, __m256i x, __m256i y) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
 }

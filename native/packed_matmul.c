@@ -1,8 +1,5 @@
-/* packed_matmul.c: refspec/reference/packed_matmul.py in C: weights packed into panels, inputs prepared, and the matrix
- * multiplication.
- *
- * matmul_hook.c makes llama.cpp multiply with it.
- */
+/* packed_matmul.c: refspec/reference/packed_matmul.py in C: panels of weights, inputs prepared, multiplication.
+ * matmul_hook.c makes llama.cpp multiply with it. */
 #include "packed_matmul.h"
 
 #include <string.h>
@@ -204,51 +201,12 @@ RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) {
 }
 
 RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks) {
-    if (k->inputs == TYPE_F16)
-        set->halves(out, in, blocks);
+    if (k->inputs == TYPE_F16) set->halves(out, in, blocks);
     else if (k->inputs == TYPE_Q8_0) prepare_32(k, set, out, in, blocks);
     else prepare_256(out, in, blocks);
 }
 
 /* ---- multiplication ---------------------------------------------------------------------------------------------- */
-
-/* One number of the result, straight from the file's rows: what the instruction sets must reproduce. */
-static float one(const panel_kind *k, const uint8_t *weights, const uint8_t *in, size_t blocks) {
-    float total = 0;
-    if (k->type == TYPE_F16) {
-        for (size_t at = 0; at < blocks; at += k->chunk) {
-            float sums[2] = {0, 0};
-            for (size_t i = at; i < blocks && i < at + k->chunk; i++)
-                sums[i % 2] += half(read16(weights + 2 * i)) * half(read16(in + 2 * i));
-            total += sums[0] + sums[1];
-        }
-        return total;
-    }
-    const int k_type = k->numbers == K_BLOCK;
-    const int bias = k->type == TYPE_Q8_0 ? 128 : k->type == TYPE_Q4_0 ? 8 : k->type == TYPE_Q6_K ? 32 : 0;
-    const size_t each = k->type == TYPE_Q6_K ? 16 : BLOCK;
-    for (size_t at = 0; at < blocks; at++, weights += k->bytes, in += k->input_bytes) {
-        block b;
-        float d;
-        int32_t all = 0, mins = 0;
-        read_block(k, weights, &b);
-        if (k_type) memcpy(&d, in, 4);
-        else d = half(read16(in));
-        const int8_t *codes = (const int8_t *)(in + (k_type ? 4 : 2));
-        for (size_t g = 0; g < k->numbers / each; g++) {
-            int32_t sum = 0, inputs = 0;
-            for (size_t i = g * each; i < (g + 1) * each; i++) {
-                sum += (b.codes[i] - bias) * codes[i];
-                inputs += codes[i];
-            }
-            all += k_type ? b.scales[g] * sum : sum;
-            if (k_type && each == BLOCK) mins += b.mins[g] * inputs;
-        }
-        total += half(b.d) * d * (float)all;
-        if (k_type && each == BLOCK) total -= half(b.dmin) * d * (float)mins;
-    }
-    return total;
-}
 
 static panel_tile tile_of(const panel_set *set, int32_t type) {
     switch (type) {
@@ -308,14 +266,8 @@ int32_t rs_matmul(float *out, uint8_t *scratch, const char *set_name, int32_t ty
                   const uint8_t *inputs, size_t n, size_t rows, size_t blocks) {
     const panel_kind *k = rs_panel_kind(type);
     panel_set set;
-    if (!k || (*set_name && !set_named(&set, set_name))) return RS_BAD_CONFIG;
+    if (!k || !set_named(&set, set_name)) return RS_BAD_CONFIG;
     const size_t row_bytes = blocks * k->bytes, input_bytes = blocks * k->input_bytes;
-    if (!*set_name) {
-        for (size_t r = 0; r < n; r++)
-            for (size_t j = 0; j < rows; j++)
-                out[r * rows + j] = one(k, weights + j * row_bytes, inputs + r * input_bytes, blocks);
-        return RS_OK;
-    }
     uint8_t *panel = scratch, *prepared = scratch + k->chunk * k->panel;
     for (size_t b = 0; b < blocks; b += k->chunk) {
         const size_t these = blocks - b < k->chunk ? blocks - b : k->chunk;

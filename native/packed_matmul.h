@@ -9,9 +9,8 @@
 
 #include "refspec.h"
 
-/* weight rows of a panel; input rows of a tile and of a batch, at most */
-enum { PANEL = 16, TILE = 8, TOGETHER = 64 };
-enum { PREPARED = 2048 };                         /* bytes of a prepared input row's chunk, at most */
+enum { PANEL = 16, TILE = 8, TOGETHER = 64 }; /* weight rows of a panel; input rows of a tile and of a batch, at most */
+enum { PREPARED = 2048 }; /* bytes of a prepared input row's chunk, at most */
 /* numbers in a block of ggml's K types, its groups of 32; numbers in other blocks */
 enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 };
 
@@ -20,8 +19,7 @@ enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8 };
 enum { TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
 
 /* One block of each of 16 rows. Word t of 32 numbers holds the codes of numbers 4t..4t+3. `lo` holds word t in the low
- * halves of its bytes and word t + 4 in the high halves. What is read together lies together; otherwise memory is read
- * at half its speed. */
+ * halves of its bytes and word t + 4 in the high ones. What is read together lies together: memory is twice as fast. */
 typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
 typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
 typedef struct panel_k_head {
@@ -40,8 +38,7 @@ typedef struct group_q6_k {
 typedef struct panel_q6_k { uint16_t d[PANEL]; group_q6_k groups[K_GROUPS]; } panel_q6_k;
 typedef struct panel_f16 { uint16_t x[PANEL]; } panel_f16; /* one number of each row */
 
-/* One block of an input row: its codes as words; a sum starts at `offset`, because the codes of weights are stored
- * unsigned. */
+/* One block of an input row: its codes as words; a sum starts at `offset`, as the codes of weights are unsigned. */
 typedef struct input_32 { int32_t words[8]; int32_t offset; float d; } input_32;
 typedef struct input_256 {
     int32_t words[64];
@@ -56,7 +53,7 @@ typedef void (*panel_tile)(float *out, size_t out_stride, bool first, int rows, 
                            size_t blocks, size_t stride);
 
 typedef struct panel_set {
-    int tile;            /* most input rows of a call */
+    int tile; /* most input rows of a call */
     /* makes up for the 128 added to Q8_0's codes: -128, or 0 where the sign is restored before multiplying */
     int32_t offset_q8_0;
     panel_tile f16, q4_0, q8_0, q4_k, q5_k, q6_k;
@@ -65,10 +62,10 @@ typedef struct panel_set {
 
 /* A type of weights. */
 typedef struct panel_kind {
-    int32_t type, inputs;                      /* ggml_type */
+    int32_t type, inputs; /* ggml_type */
     /* of a block: its numbers; its bytes in the file, in an input row, in a panel */
     size_t numbers, bytes, input_bytes, panel;
-    size_t prepared;                           /* bytes of a prepared input block */
+    size_t prepared; /* bytes of a prepared input block */
     /* blocks multiplied with all panels before the next ones: prepared inputs stay in the L1 cache */
     size_t chunk;
 } panel_kind;

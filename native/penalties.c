@@ -6,12 +6,6 @@
 
 #include <string.h>
 
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(_MSC_VER)
-#pragma fp_contract(off)
-#endif
-
 static const double LARGEST = 1e30; /* as in penalties.py */
 
 static double power(double base, int32_t exponent) {
@@ -27,7 +21,7 @@ static void count(float *row, const int32_t *tokens, size_t n, const rs_penaltie
     for (size_t i = 0; i < n; i++) counts[tokens[i]]++;
     for (size_t i = 0; i < n; i++) {
         int32_t times = counts[tokens[i]];
-        if (!times) continue; /* done before */
+        if (!times) continue;
         double x = row[tokens[i]];
         x = x <= 0 ? x * p->repeat : x / p->repeat;
         row[tokens[i]] = (float)(x - times * p->frequency - p->presence);

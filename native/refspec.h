@@ -19,9 +19,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Compiles a function a second time for AVX2; the loader chooses. The source fixes the order of every sum and
- * nothing is fused, so both give the same bits. Empty on other platforms, and under sanitizers, which start after
- * the choice. */
+#if defined(__clang__) /* nothing is fused; for GCC the build says so */
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
+
+/* Compiles a function a second time for AVX2; the loader chooses. The source fixes the order of every sum, and nothing
+ * is fused, so both give the same bits. Empty elsewhere, and under sanitizers, which start after the choice. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define RS_FAST __attribute__((target_clones("avx2", "default")))
@@ -45,7 +50,10 @@ enum rs_status {
     RS_CACHE_FULL = -2,  /* row index outside the cache */
     RS_BAD_CONFIG = -3,  /* switch value or sizes the kernels cannot run */
     RS_NOT_FINITE = -4,  /* a NaN or infinity where a decision was due */
-    RS_ENGINE = -5       /* a llama.cpp call failed; its own code is in the struct */
+    RS_ENGINE = -5,      /* a llama.cpp call failed; its own code is in the struct */
+    RS_BAD_DISTRIBUTION = -6, /* a sum that is not 1, a negative probability, or a draft token with q = 0 */
+    RS_BAD_COIN = -7,    /* a coin outside [0, 1) */
+    RS_BAD_TREE = -8     /* a parent that does not precede its child */
 };
 
 enum rs_rope_style { RS_INTERLEAVED = 0, RS_HALF_SPLIT = 1 };
@@ -85,13 +93,11 @@ void rs_gather_rows(float *out, const float *table, const int64_t *ids, size_t r
 /* Lowest index of the largest of x [n]; -1 - i when x[i] is the first NaN; n must be at least 1. */
 int64_t rs_argmax(const float *x, size_t n);
 
-/* rs_argmax, and *prob = softmax(x)[index]; also negative, -1 - index, when the largest is infinite. *prob is then
- * untouched. */
+/* rs_argmax, and *prob = softmax(x)[index]; -1 - index, with *prob untouched, also when the largest is infinite. */
 int64_t rs_argmax_prob(float *prob, const float *x, size_t n);
 
 /* The k largest of x [n], largest first, lowest index on ties -> ids [k], and probs [k] their softmax(x / temperature),
- * temperature > 0. Returns how many there are: less than k where x has fewer that are not -inf; RS_NOT_FINITE for NaN,
- * +inf or all -inf. */
+ * temperature > 0. Returns how many are not -inf, at most k, or RS_NOT_FINITE for NaN, +inf or all -inf. */
 int32_t rs_top_probs(int32_t *ids, float *probs, const float *x, float temperature, size_t k, size_t n);
 
 /* True when x [n] holds neither NaN nor infinity. */
@@ -116,9 +122,8 @@ const char *rs_matmul_set(void);
 /* Whether a matrix of this ggml_type can be packed into panels (16 rows side by side, see packed_matmul.h). */
 bool rs_matmul_takes(int32_t type);
 
-/* weights [rows] and inputs [n], rows of `blocks` blocks as ggml stores them -> out [n, rows], by an instruction set
- * or, if `set` is "", in plain C. scratch [rs_matmul_scratch bytes] is working space. RS_BAD_CONFIG for an unknown type
- * or set. */
+/* weights [rows] and inputs [n], rows of `blocks` blocks as ggml stores them -> out [n, rows], by an instruction set.
+ * scratch [rs_matmul_scratch bytes] is working space. RS_BAD_CONFIG for an unknown type or set. */
 int32_t rs_matmul(float *out, uint8_t *scratch, const char *set, int32_t type, const uint8_t *weights,
                   const uint8_t *inputs, size_t n, size_t rows, size_t blocks);
 size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
@@ -126,8 +131,7 @@ size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
 /* ---- matmul_hook.c: refspec/llama/matmul_hook.py ----------------------------------------------------------------- */
 
 /* From now on llama.cpp's multiplications by these matrices [count] are computed here: ascending addresses of whole
- * tensors, their ggml_types (rs_matmul_takes), rows and columns. Returns the index of this set of matrices; negative:
- * too many sets, or no memory. */
+ * tensors, their ggml_types (rs_matmul_takes), rows and columns. Returns the index of the set; negative: no room. */
 int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
                            size_t count);
 
@@ -169,18 +173,14 @@ typedef struct rs_team {
     void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
     int (*rank)(void);   /* omp_get_thread_num */
     int (*size)(void);   /* omp_get_num_threads */
-    /* to ask for; constant, because GNU OpenMP ends the threads that a smaller team does not use */
-    unsigned threads;
+    unsigned threads;    /* constant, because GNU OpenMP ends the threads that a smaller team does not use */
 } rs_team;
 
 typedef struct rs_eagle3_config {
-    size_t hidden;          /* H */
-    size_t target_hidden;   /* Ht */
+    size_t hidden, target_hidden;            /* H, Ht */
     size_t n_states;        /* captured states per row */
     size_t n_heads, n_kv_heads, head_dim;
-    size_t intermediate;    /* F */
-    size_t vocab;           /* V */
-    size_t draft_vocab;     /* D */
+    size_t intermediate, vocab, draft_vocab; /* F, V, D */
     size_t capacity;        /* rows the key/value cache holds */
     double rope_theta;
     float rms_eps;
@@ -193,13 +193,11 @@ typedef struct rs_eagle3_config {
     const rs_team *team;    /* NULL: the calling thread alone; results are the same bits */
 } rs_eagle3_config;
 
-/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's functions for it,
- * passed as addresses (refspec/llama/vec_dot.py). A multiplication then quantizes its input once and takes one dot
- * product per output, as llama.cpp does. */
+/* A matrix [n_out, n_in] of the caller's, row after row: float32, or in a type of ggml with ggml's functions for it
+ * (refspec/llama/vec_dot.py): the input is quantized once, then one dot product per output, as in llama.cpp. */
 typedef struct rs_matrix {
     const void *data;              /* NULL: absent */
-    size_t row_bytes;
-    /* NULL: float32 */
+    size_t row_bytes;              /* `dot` is NULL for float32 */
     void (*dot)(int32_t n, float *out, size_t, const void *row, size_t, const void *packed, size_t, int32_t);
     void (*pack)(const float *x, void *packed, int64_t n); /* NULL: dot takes float32 */
     void (*unpack)(const void *row, float *x, int64_t n);  /* a row as float32, for embeddings; NULL: it is */
@@ -228,8 +226,7 @@ typedef struct rs_eagle3_weights {
     const float *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias, *output_bias;
 } rs_eagle3_weights;
 
-/* RS_OK, or RS_BAD_CONFIG when a size is 0, the heads do not divide, a switch is unknown or a needed pointer is
- * NULL. */
+/* RS_OK, or RS_BAD_CONFIG: a size is 0, heads do not divide, a switch is unknown or a needed pointer is NULL. */
 int32_t rs_eagle3_check(const rs_eagle3_config *config, const rs_eagle3_weights *weights);
 
 /* Floats of scratch that rs_eagle3_encode and rs_eagle3_step need. */
@@ -259,7 +256,7 @@ typedef struct rs_eagle3_chain {
     const int32_t *d2t;            /* [D] target ids, or NULL: draft ids are target ids */
     const float *logits, *state;   /* of the row to draft after: the true ones, or the drafted ones */
     const rs_penalties *penalties; /* draft tokens are chosen under these; or NULL */
-    int32_t *text;                 /* tokens by position: the output's, then draft tokens, written here */
+    int32_t *history;              /* tokens by position: the output's, then draft tokens, written here */
     size_t counted_from, decided;  /* the first position that counts; the number of tokens before the draft */
     float *row, *penalized;        /* [V] and [D] of working space */
 } rs_eagle3_chain;
@@ -296,14 +293,13 @@ enum rs_capture_error {
     RS_CAPTURE_WIDTH = 3      /* its size is no multiple of `width` */
 };
 
-/* user_data of rs_eval_callback. The functions are llama.cpp's, passed as addresses: no ggml header is needed to
- * build. */
+/* user_data of rs_eval_callback. The functions are llama.cpp's (ggml_get_name, ggml_backend_tensor_get, ggml_nelements,
+ * ggml_nbytes), passed as addresses: no ggml header is needed to build. */
 typedef struct rs_capture {
-    const char *(*get_name)(const struct ggml_tensor *tensor);                                   /* ggml_get_name */
-    /* ggml_backend_tensor_get */
+    const char *(*get_name)(const struct ggml_tensor *tensor);
     void (*tensor_get)(const struct ggml_tensor *tensor, void *data, size_t offset, size_t size);
-    int64_t (*nelements)(const struct ggml_tensor *tensor);                                       /* ggml_nelements */
-    size_t (*nbytes)(const struct ggml_tensor *tensor);                                           /* ggml_nbytes */
+    int64_t (*nelements)(const struct ggml_tensor *tensor);
+    size_t (*nbytes)(const struct ggml_tensor *tensor);
     const char *const *names;  /* n_states tensor names wanted, e.g. "l_out-3" */
     float *const *buffers;     /* n_states buffers [capacity, width] */
     size_t *rows;              /* n_states counts of rows written since rs_capture_reset */
@@ -312,9 +308,8 @@ typedef struct rs_capture {
     int32_t error_state;       /* which state it happened at */
 } rs_capture;
 
-/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer (a decode of several
- * micro-batches calls it several times). Never writes past `capacity` and never cancels the computation; look at
- * `error` afterwards. */
+/* A ggml_backend_sched_eval_callback: appends the rows of each wanted tensor to its buffer, once per micro-batch. Never
+ * writes past `capacity` and never cancels the computation; look at `error` afterwards. */
 bool rs_eval_callback(struct ggml_tensor *tensor, bool ask, void *user_data);
 
 /* Start a new decode: forget rows and error. */
@@ -337,7 +332,7 @@ typedef struct rs_batch {
 typedef struct rs_target {
     int32_t (*decode)(void *context, rs_batch batch);      /* llama_decode */
     float *(*logits_ith)(void *context, int32_t row);      /* llama_get_logits_ith */
-    float *(*layer_input)(void *context, uint32_t layer);  /* llama_get_embeddings_layer_inp, unused when n_states is 0 */
+    float *(*layer_input)(void *context, uint32_t layer); /* llama_get_embeddings_layer_inp; unused if n_states is 0 */
     void *context;
     rs_batch batch;                /* token [capacity], every row an output */
     const uint32_t *layers;        /* n_states boundaries to copy out */
@@ -348,15 +343,12 @@ typedef struct rs_target {
     double seconds;                /* spent in llama.cpp; the caller takes it away */
 } rs_target;
 
-/* Seconds by the wall clock, which may be set back. */
-double rs_now(void);
-
-/* Run the T tokens in the batch at positions first..; keeps their logits and states. RS_OK, RS_BAD_CONFIG (T is 0 or above capacity),
- * RS_NOT_FINITE (logits of the newest row) or RS_ENGINE. */
+/* Run the T tokens in the batch at positions first..; keeps their logits and states. RS_OK, RS_BAD_CONFIG (T is 0 or
+ * above capacity), RS_NOT_FINITE (logits of the newest row) or RS_ENGINE. */
 int32_t rs_target_run(rs_target *target, size_t rows, int32_t first);
 
-/* One EAGLE-3 drafter in llama.cpp: its functions as addresses, its contexts, and buffers of the caller for `capacity` rows.
- * ENCODE and DECODE have a context each: llama.cpp keeps a context's graph only while its calls repeat. */
+/* One EAGLE-3 drafter in llama.cpp: its functions as addresses, its contexts, and buffers of the caller for `capacity`
+ * rows. ENCODE and DECODE have a context each: llama.cpp keeps a context's graph only while its calls repeat. */
 typedef struct rs_chain {
     int32_t (*encode)(void *context, rs_batch batch);      /* llama_encode */
     int32_t (*decode)(void *context, rs_batch batch);      /* llama_decode */
@@ -376,36 +368,28 @@ typedef struct rs_chain {
     double seconds;                /* spent in llama.cpp; the caller takes it away */
 } rs_chain;
 
-/* True rows at positions first..: feature norm, ENCODE, DECODE with tokens [T], features [T, n_states*Ht]. RS_OK, RS_BAD_CONFIG (T is
- * 0 or above capacity), RS_BAD_TOKEN, RS_NOT_FINITE (a feature) or RS_ENGINE; in case of error the cache may hold rows from `first` on. */
+/* True rows at positions first..: feature norm, ENCODE, DECODE with tokens [T], features [T, n_states*Ht]. RS_OK,
+ * RS_BAD_CONFIG (T is 0 or above capacity), RS_BAD_TOKEN, RS_NOT_FINITE (a feature) or RS_ENGINE; in case of error the
+ * cache may hold rows from `first` on. */
 int32_t rs_chain_extend(rs_chain *chain, const int32_t *tokens, const float *features, size_t rows, int32_t first);
 
-/* Chain of k argmax draft tokens after the newest row: tokens [k] with their probabilities confidence [k], k - 1 rows at
- * positions first... RS_OK, RS_NOT_FINITE (logits) or RS_ENGINE. */
+/* Chain of k argmax draft tokens after the newest row: tokens [k] with their probabilities confidence [k], k - 1 rows
+ * at positions first... RS_OK, RS_NOT_FINITE (logits) or RS_ENGINE. */
 int32_t rs_chain_draft(rs_chain *chain, int32_t *tokens, float *confidence, size_t k, int32_t first);
 
 /* ---- sampling.c: refspec/reference/sampling.py and refspec/reference/verify.py (probabilities are double) -------- */
 
-enum rs_sampling_status {
-    RS_BAD_DISTRIBUTION = -6,  /* a sum that is not 1, a negative probability, or a draft token with q = 0 */
-    RS_BAD_COIN = -7, /* a coin outside [0, 1) */
-    RS_BAD_TREE = -8  /* a parent that does not precede its child */
-};
-
-/* refspec.reference.sampling.Sampler, which validates it. Filters off: top_k 0, top_p 1, min_p 0; temperature 0 is
- * argmax. */
+/* refspec.reference.sampling.Sampler, which validates it. Off: top_k 0, top_p 1, min_p 0; temperature 0 is argmax. */
 typedef struct rs_sampler {
     double temperature, top_p, min_p;
-    int32_t top_k;
-    int32_t n_bias;
+    int32_t top_k, n_bias;
     const int32_t *bias_ids;    /* [n_bias] distinct token ids */
     const double *bias_values;  /* [n_bias] finite or -inf */
 } rs_sampler;
 
 /* Below, p [V] and order [V] without a stated meaning are working space, and a negative result is a status:
- * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_DISTRIBUTION,
- * RS_BAD_COIN. The Python function of the same name raises for the same input with the reason in words. Bits equal the
- * Python's. */
+ * RS_NOT_FINITE (logits with NaN or +inf, or all -inf), RS_BAD_TOKEN (bias or draft), RS_BAD_DISTRIBUTION, RS_BAD_COIN.
+ * Bits equal those of the Python function of the same name, which raises for the same input and says why. */
 
 /* The uniform multiple of 2^-53 in [0, 1) that belongs to (seed, output position, stream). */
 double rs_coin(uint64_t seed, uint64_t position, uint64_t stream);
@@ -436,46 +420,45 @@ int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const i
 /* True when q [V] holds nothing negative and sums to 1 within 1e-9. */
 bool rs_is_distribution(const double *q, size_t vocab);
 
-/* ---- cycle.c again: one verify step, the middle of refspec/decoding/cycle.py ---------------------------------------------- */
+/* ---- cycle.c again: one verify step, the middle of refspec/decoding/cycle.py ------------------------------------- */
 
 /* What a verify step with one coin per output position works on. */
 typedef struct rs_verifier {
     rs_target *target;
-    bool (*remove)(void *memory, int32_t sequence, int32_t from, int32_t to); /* llama_memory_seq_rm, to = -1: all that follow */
+    bool (*remove)(void *memory, int32_t sequence, int32_t from, int32_t to); /* llama_memory_seq_rm; to -1: the rest */
     void *memory;                  /* of the target's context */
     const rs_sampler *sampler;
     uint64_t seed, stream;         /* of the coins */
     bool pair_rows;                /* a single token runs beside a copy of itself, which is removed again */
     const float **rows;            /* working space for `capacity` of the target's rows */
     double *coins;                 /* the same */
-    double *p;                     /* working space [V] */
-    int32_t *order;                /* working space [V] */
+    double *p;                     /* working space [V], as is `order` */
+    int32_t *order;
     int32_t *tokens;               /* [capacity] receives the tokens decided */
     const rs_penalties *penalties; /* or NULL */
-    int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those that are run */
+    int32_t *history;              /* with penalties: [n_ctx] the token of every position; receives those run */
     int32_t counted_from;          /* the first position whose token counts */
     bool ran;                      /* the tokens of the last step have been run: what failed, failed later */
 } rs_verifier;
 
 /* Run the pending token and draft [k] at positions first.., penalize their logits where they lie if so asked, decide as
- * rs_verify_deterministic does with the coins of output positions position.., and remove the positions that were not accepted. Returns
- * the number accepted, with accepted + 1 tokens decided, or a status: of rs_target_run, of rs_verify_deterministic (then all k + 1
- * positions are still held), or RS_ENGINE where they could not be removed. */
-int32_t rs_verify_step(rs_verifier *verifier, int32_t pending, const int32_t *draft, size_t k, int32_t first, uint64_t position);
+ * rs_verify_deterministic does with the coins of output positions position.., and remove the positions that were not
+ * accepted. Returns the number accepted, with accepted + 1 tokens decided, or a status: of rs_target_run, of
+ * rs_verify_deterministic (then all k + 1 positions are still held), or RS_ENGINE where they could not be removed. */
+int32_t rs_verify_step(rs_verifier *verifier, int32_t pending, const int32_t *draft, size_t k, int32_t first,
+                       uint64_t position);
 
 /* ---- tree.c: refspec/reference/tree_verify.py -------------------------------------------------------------------- */
 
 /* In the next two a tree is draft [N] tokens and parents [N], -1 for the pending token; logits: N+1 pointers to [V],
- * row 0 the pending token's, row i + 1 node i's; path [h] receives the accepted nodes, tokens [h+1] their tokens and
- * one more, h the height of the tree. They return the number of accepted nodes or a status. coins [h+1], one per
- * level. */
+ * row 0 the pending token's, row i + 1 node i's; path [h], h the height of the tree, receives the accepted nodes,
+ * tokens [h+1] their tokens and one more. They return the number accepted or a status. coins [h+1], one per level. */
 int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                      const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
                                      int32_t *order, size_t n_nodes, size_t vocab);
 
 /* For siblings drawn without replacement from distributions[row of the parent], N+1 pointers to [V], NULL for a row
- * without children; accept_coins [h, width], a row per level and a column per sibling; residual_coins [h+1]; q [V] is
- * working space. */
+ * without children; accept_coins [h, width] by level and sibling; residual_coins [h+1]; q [V] is working space. */
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                  const int32_t *parents, const double *const *distributions, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,

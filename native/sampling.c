@@ -2,7 +2,7 @@
  *
  * Same arithmetic in the same order as the Python, so every probability and therefore every decision is identical. That
  * holds as long as the compiler neither reassociates (no -ffast-math) nor fuses a * b + c (-ffp-contract=off, which
- * GCC's -std=c11 implies; the pragmas below cover Clang and MSVC). Allocates nothing: the caller passes scratch.
+ * GCC's -std=c11 implies; refspec.h covers Clang and MSVC). Allocates nothing: the caller passes scratch.
  *
  * Legend: V vocabulary, k draft length.
  */
@@ -11,12 +11,6 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
-
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(_MSC_VER)
-#pragma fp_contract(off)
-#endif
 
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD == 2
 #error "doubles are evaluated with excess precision: on 32-bit x86 compile with -msse2 -mfpmath=sse"
@@ -32,8 +26,7 @@ static const double TAYLOR[14] = {
 };
 
 /* e^x for x <= 0, 0 below -708: sampling.py, exp_nonpositive. No branch, so that the loops below vectorize. */
-static inline double exp_nonpositive(double x)
-{
+static inline double exp_nonpositive(double x) {
     const double log2_e = 1.4426950408889634;
     const double ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
     const double z = x < -708.0 ? -708.0 : x;
@@ -54,8 +47,7 @@ enum { BLOCK = 16 };
 
 /* x [n], n <= BLOCK -> weights [n] = e^((x - top) / temperature). In place allowed. After top-k nearly every block is
  * all -inf and costs next to nothing; the others vectorize. */
-static void weigh(double *weights, const double *x, double top, double temperature, size_t n)
-{
+static void weigh(double *weights, const double *x, double top, double temperature, size_t n) {
     int64_t alive = 0;
     for (size_t j = 0; j < n; j++) alive += x[j] > -INFINITY;
     if (alive)
@@ -64,20 +56,15 @@ static void weigh(double *weights, const double *x, double top, double temperatu
         for (size_t j = 0; j < n; j++) weights[j] = 0.0;
 }
 
-static size_t block_at(size_t i, size_t vocab)
-{
-    return vocab - i < BLOCK ? vocab - i : BLOCK;
-}
+static size_t block_at(size_t i, size_t vocab) { return vocab - i < BLOCK ? vocab - i : BLOCK; }
 
-static uint64_t mix(uint64_t z)
-{
+static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
     z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
     return z ^ (z >> 31);
 }
 
-double rs_coin(uint64_t seed, uint64_t position, uint64_t stream)
-{
+double rs_coin(uint64_t seed, uint64_t position, uint64_t stream) {
     const uint64_t golden = UINT64_C(0x9E3779B97F4A7C15);
     uint64_t h = mix(seed + golden);
     h = mix(h + (position + 1) * golden);
@@ -86,8 +73,7 @@ double rs_coin(uint64_t seed, uint64_t position, uint64_t stream)
 }
 
 /* x [V] = logits + bias, and its argmax, lowest index on ties, or a status: sampling.py, _biased. */
-static int32_t biased(double *x, const float *logits, const rs_sampler *sampler, size_t vocab)
-{
+static int32_t biased(double *x, const float *logits, const rs_sampler *sampler, size_t vocab) {
     size_t best = 0;
     for (int32_t j = 0; j < sampler->n_bias; j++)
         if (sampler->bias_ids[j] < 0 || (size_t)sampler->bias_ids[j] >= vocab) return RS_BAD_TOKEN;
@@ -102,13 +88,11 @@ static int32_t biased(double *x, const float *logits, const rs_sampler *sampler,
 }
 
 /* The order of top-k and top-p: by logit, then by lowest index. */
-static bool precedes(const double *x, int32_t a, int32_t b)
-{
+static bool precedes(const double *x, int32_t a, int32_t b) {
     return x[a] > x[b] || (x[a] == x[b] && a < b);
 }
 
-static void sift_down(int32_t *heap, const double *x, size_t root, size_t n)
-{
+static void sift_down(int32_t *heap, const double *x, size_t root, size_t n) {
     const int32_t moved = heap[root];
     for (size_t child; (child = 2 * root + 1) < n; root = child) {
         if (child + 1 < n && precedes(x, heap[child + 1], heap[child])) child++;
@@ -119,8 +103,7 @@ static void sift_down(int32_t *heap, const double *x, size_t root, size_t n)
 }
 
 /* Moves the best of the tokens never popped behind them. */
-static void pop(int32_t *order, const double *x, size_t popped, size_t vocab)
-{
+static void pop(int32_t *order, const double *x, size_t popped, size_t vocab) {
     const size_t last = vocab - 1 - popped;
     const int32_t best = order[0];
     order[0] = order[last];
@@ -131,8 +114,7 @@ static void pop(int32_t *order, const double *x, size_t popped, size_t vocab)
 /* Sets x [V] to -inf where top-k, top-p or min-p removes a token: sampling.py, _survivors.
  * A heap instead of a sort: only the tokens that survive are ever put in order. Popped tokens collect at the end of
  * order [V], best last, so order[V-1-i] is the i-th best and order[0..V-popped) is what was never popped. */
-static void filter(double *x, int32_t *order, double top, const rs_sampler *sampler, size_t vocab)
-{
+static void filter(double *x, int32_t *order, double top, const rs_sampler *sampler, size_t vocab) {
     const size_t limit = sampler->top_k > 0 && (size_t)sampler->top_k < vocab ? (size_t)sampler->top_k : vocab;
     if (limit < vocab || sampler->top_p < 1.0) {
         size_t popped = 0, kept = limit;
@@ -160,8 +142,7 @@ static void filter(double *x, int32_t *order, double top, const rs_sampler *samp
             if (x[i] > -INFINITY && exp_nonpositive(x[i] - top) < sampler->min_p) x[i] = -INFINITY;
 }
 
-int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sampler *sampler, size_t vocab)
-{
+int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sampler *sampler, size_t vocab) {
     double total = 0.0;
     const int32_t best = biased(p, logits, sampler, vocab);
     if (best < 0) return best;
@@ -178,8 +159,7 @@ int32_t rs_p_target(double *p, int32_t *order, const float *logits, const rs_sam
     return RS_OK;
 }
 
-int32_t rs_invert_cdf(const double *p, double coin, size_t vocab)
-{
+int32_t rs_invert_cdf(const double *p, double coin, size_t vocab) {
     double total = 0.0, cumulative = 0.0;
     if (!(coin >= 0.0 && coin < 1.0)) return RS_BAD_COIN;
     for (size_t i = 0; i < vocab; i++) total += p[i];
@@ -192,8 +172,8 @@ int32_t rs_invert_cdf(const double *p, double coin, size_t vocab)
     return RS_BAD_DISTRIBUTION; /* only if p has negative entries: coin * total < total = cumulative */
 }
 
-int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, double *p, int32_t *order, size_t vocab)
-{
+int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, double *p, int32_t *order,
+                  size_t vocab) {
     if (sampler->temperature == 0.0) {
         if (sampler->n_bias > 0) return biased(p, logits, sampler, vocab);
         const int64_t best = rs_argmax(logits, vocab); /* in float: the whole cost of greedy verification */
@@ -203,8 +183,7 @@ int32_t rs_sample(const float *logits, const rs_sampler *sampler, double coin, d
     return status < 0 ? status : rs_invert_cdf(p, coin, vocab);
 }
 
-void rs_residual(double *rest, const double *p, const double *q, size_t vocab)
-{
+void rs_residual(double *rest, const double *p, const double *q, size_t vocab) {
     double total = 0.0;
     for (size_t i = 0; i < vocab; i++) total += p[i] > q[i] ? p[i] - q[i] : 0.0;
     for (size_t i = 0; i < vocab; i++)
@@ -214,8 +193,7 @@ void rs_residual(double *rest, const double *p, const double *q, size_t vocab)
             rest[i] = p[i];
 }
 
-static bool tokens_fit(const int32_t *draft, size_t k, size_t vocab)
-{
+static bool tokens_fit(const int32_t *draft, size_t k, size_t vocab) {
     for (size_t i = 0; i < k; i++)
         if (draft[i] < 0 || (size_t)draft[i] >= vocab) return false;
     return true;
@@ -223,8 +201,7 @@ static bool tokens_fit(const int32_t *draft, size_t k, size_t vocab)
 
 int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, const int32_t *draft,
                                 const rs_sampler *sampler, const double *coins, double *p, int32_t *order, size_t k,
-                                size_t vocab)
-{
+                                size_t vocab) {
     if (!tokens_fit(draft, k, vocab)) return RS_BAD_TOKEN;
     for (size_t i = 0;; i++) {
         tokens[i] = rs_sample(logits[i], sampler, coins[i], p, order, vocab);
@@ -233,8 +210,7 @@ int32_t rs_verify_deterministic(int32_t *tokens, const float *const *logits, con
     }
 }
 
-bool rs_is_distribution(const double *q, size_t vocab)
-{
+bool rs_is_distribution(const double *q, size_t vocab) {
     double total = 0.0;
     bool negative = false;
     for (size_t i = 0; i < vocab; i++) {
@@ -246,8 +222,7 @@ bool rs_is_distribution(const double *q, size_t vocab)
 
 int32_t rs_verify_rejection(int32_t *tokens, const float *const *logits, const int32_t *draft,
                             const double *const *q_draft, const rs_sampler *sampler, const double *accept_coins,
-                            const double *residual_coins, double *p, int32_t *order, size_t k, size_t vocab)
-{
+                            const double *residual_coins, double *p, int32_t *order, size_t k, size_t vocab) {
     if (!tokens_fit(draft, k, vocab)) return RS_BAD_TOKEN;
     for (size_t i = 0; i < k; i++) {
         const double *q = q_draft[i];

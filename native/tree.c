@@ -6,16 +6,9 @@
  */
 #include "refspec.h"
 
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(_MSC_VER)
-#pragma fp_contract(off)
-#endif
-
 enum { ROOT = -1 }; /* the parent of the nodes that follow the pending token */
 
-static int32_t check(const int32_t *draft, const int32_t *parents, size_t n_nodes, size_t vocab)
-{
+static int32_t check(const int32_t *draft, const int32_t *parents, size_t n_nodes, size_t vocab) {
     for (size_t i = 0; i < n_nodes; i++) {
         if (parents[i] < ROOT || parents[i] >= (int32_t)i) return RS_BAD_TREE;
         if (draft[i] < 0 || (size_t)draft[i] >= vocab) return RS_BAD_TOKEN;
@@ -24,16 +17,14 @@ static int32_t check(const int32_t *draft, const int32_t *parents, size_t n_node
 }
 
 /* The first child of `parent` at or after node i, n_nodes when there is none. */
-static size_t next_child(const int32_t *parents, int32_t parent, size_t i, size_t n_nodes)
-{
+static size_t next_child(const int32_t *parents, int32_t parent, size_t i, size_t n_nodes) {
     while (i < n_nodes && parents[i] != parent) i++;
     return i;
 }
 
 int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                      const int32_t *parents, const rs_sampler *sampler, const double *coins, double *p,
-                                     int32_t *order, size_t n_nodes, size_t vocab)
-{
+                                     int32_t *order, size_t n_nodes, size_t vocab) {
     const int32_t status = check(draft, parents, n_nodes, vocab);
     if (status < 0) return status;
     int32_t node = ROOT;
@@ -48,8 +39,7 @@ int32_t rs_verify_tree_deterministic(int32_t *tokens, int32_t *path, const float
     }
 }
 
-void rs_without(double *q, int32_t token, size_t vocab)
-{
+void rs_without(double *q, int32_t token, size_t vocab) {
     double total = 0.0;
     q[token] = 0.0;
     for (size_t i = 0; i < vocab; i++) total += q[i];
@@ -60,8 +50,7 @@ void rs_without(double *q, int32_t token, size_t vocab)
 int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *const *logits, const int32_t *draft,
                                  const int32_t *parents, const double *const *distributions, const rs_sampler *sampler,
                                  const double *accept_coins, const double *residual_coins, double *p, double *q,
-                                 int32_t *order, size_t n_nodes, size_t width, size_t vocab)
-{
+                                 int32_t *order, size_t n_nodes, size_t width, size_t vocab) {
     int32_t status = check(draft, parents, n_nodes, vocab);
     if (status < 0) return status;
     int32_t node = ROOT;

@@ -1,5 +1,4 @@
-"""What the policies of chains and of trees have in common: a budget, what steps cost, how likely drafted tokens are
-accepted, and the rate of tokens to beat.
+"""What the policies of chains and of trees share: budget, costs, acceptance and the rate of tokens to beat.
 
 Decides nothing: `adaptive/policy.py` and `adaptive/tree_policy.py` do. What a policy has learned can be taken from one
 process to the next (`state`, `resumed`, `tuning/policy_store.py`).
@@ -40,12 +39,7 @@ class Rate:
 
 
 class Policy:
-    """most        tokens or nodes that may be drafted, 1 or more
-    costs       what steps cost here
-    acceptance  the chances that drafted tokens are accepted
-    budget      whether speculation pays, and what it may lose
-    rate        of the steps so far
-    """
+    """What a policy knows; `most` is the tokens or nodes that may be drafted, 1 or more."""
 
     def __init__(self, most: int, costs: Costs | None = None) -> None:
         self.most, self.costs = most, costs or Costs()
@@ -79,19 +73,12 @@ class Policy:
 
     def state(self) -> dict[str, Any]:
         """What outlasts an output, for `resumed`."""
-        return {
-            "budget": self.budget.state(),
-            "costs": self.costs.state(),
-            "acceptance": self.acceptance.state(),
-            "rate": [self.rate.tokens, self.rate.spent],
-        }
+        parts = {name: getattr(self, name).state() for name in ("budget", "costs", "acceptance")}
+        return parts | {"rate": [self.rate.tokens, self.rate.spent]}
 
     @classmethod
     def resumed(cls: type[P], most: int, state: Mapping[str, Any], costs: Costs | None = None) -> P:
-        """A policy that goes on where another was left, with `costs` that are newer, if there are any.
-
-        Raises ValueError, KeyError or TypeError for a damaged state, or one of another `most`.
-        """
+        """A policy that goes on from `state`, or newer `costs`; ValueError, KeyError or TypeError for a damaged one."""
         policy = cls(most, costs or Costs.resumed(state["costs"]))
         policy.budget.resume(state["budget"])
         policy.acceptance.resume(state["acceptance"])

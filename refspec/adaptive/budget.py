@@ -4,13 +4,12 @@ All in plain tokens: what a step decided, less what plain decoding would have de
 takes, is the step's gain. Four questions.
 
 Does it pay on this output? A few steps say little, so they are read against what outputs after prompts like this one
-gained (`adaptive/prompt_prior.py`), which counts for as many as PRIOR steps:
+gained (`adaptive/prompt_prior.py`), which counts as PRIOR steps:
 
     allowance  =  PRIOR expected + g_1 + ... + g_n + DEBT       sums decay by KEEP; expected is cut to 0..EXPECTED_MOST
 
 Speculation is off where nothing is left of it, and from the beginning where `expected` is below 0. The tokens a step
-was expected to decide do not count, though they would be less noisy: where an output is hard, what was learned on
-others expects too much.
+was expected to decide do not count: where an output is hard, what was learned on others expects too much.
 
 How much may be tried? A draft of one token tells as much of an output as a longer one and costs less where it is wrong,
 so it is one while the allowance is below CAREFUL. What counts of such a step is not what it gained but what it shows
@@ -21,8 +20,7 @@ decided while off, and turns speculation off when it is used up, whatever is exp
 costs at most RESERVE once and WATCH of the rest.
 
 When again? At once for a new output, where outputs like it gained. Otherwise when TRY has been saved, WATCH of each
-token decided while off, and the reserve holds as much. And as soon as the output begins to repeat itself
-(`adaptive/repeats.py`).
+token decided while off, and the reserve holds as much; or when the output repeats itself (`adaptive/repeats.py`).
 """
 
 from __future__ import annotations
@@ -43,10 +41,7 @@ TRY, WATCH = 2.0, 0.015  # plain tokens that a try needs, and the share of those
 
 
 class Budget:
-    """off       speculation does not pay, until another try is allowed
-    reserve  plain tokens that speculation may still lose
-    probe    what drafts of one token showed of this output
-    """
+    """`off`: speculation does not pay, until another try is allowed; `reserve`: plain tokens it may still lose."""
 
     def __init__(self) -> None:
         self.off, self.reserve = False, RESERVE
@@ -114,9 +109,9 @@ class Budget:
         self._begin_evidence()
 
     def speculated(self, decided: float, usual: float, took: float | None = None, shown: float | None = None) -> None:
-        """A step that drafted: tokens decided, and plain tokens' time that such a step usually takes.
+        """Count a step that drafted: tokens decided in `took` plain tokens' time, where such steps take `usual`.
 
-        `took` is its own time, and `shown` what it shows of this output, where they differ. May turn speculation off.
+        `shown` is what it shows of this output, where that is not what it gained. May turn speculation off.
         """
         gain = decided - usual
         self.charge(decided, usual if took is None else took)

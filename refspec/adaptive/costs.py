@@ -1,21 +1,17 @@
 """What a decode step costs here, by the tokens verified and drafted: measured by `tune`, or learned as it runs.
 
-The model of one step that verifies a batch of r tokens (its rows), for which the drafter ran c chained tokens (one less
-than it was asked about):
+The model of one step that verifies a batch of r tokens, for which the drafter ran c chained tokens:
 
     seconds = (target(r) + (cache + attention * r) * (context - after)) * drift
             + switch (only if the batch before had another size) + feed + draft * c + other
 
-llama.cpp keeps its compute graph while the batch size stays and rebuilds it when it changes, hence `switch`. Weights
-are read once for all tokens of a batch, and so is the cache of the context, `cache` seconds a position, but every token
-attends to the whole of it: `attention` is what a position costs a token, so after a long prompt several tokens are
-dearer beside one. Both are slopes of decayed least squares over all sizes and contexts seen. Were the cache's share
-left to the drift, a size last seen after short prompts would be taken for dearer after long ones than it is. `drift` is
-one factor for all sizes, because a hotter processor or another program slows them alike, and only some sizes are seen.
-Averages are exponential. What disturbs a step makes it slower, and a size that was seen once may have been disturbed:
-of its first FIRSTS observations the median counts, the lower of two. An unknown size is interpolated between its known
-neighbours; beyond them each token adds what the known ones add. Not a policy: `adaptive/policy.py` decides. Times are
-seconds.
+llama.cpp rebuilds its compute graph when the batch size changes, hence `switch`. Weights are read once for all tokens
+of a batch, and so is the cache of the context, `cache` seconds a position, but every token attends to the whole of it:
+`attention` is what a position costs a token. Both are slopes of decayed least squares over all sizes and contexts seen.
+`drift` is one factor for all sizes, because a hotter processor or another program slows them alike, and only some sizes
+are seen. Averages are exponential. What disturbs a step makes it slower, and a size that was seen once may have been
+disturbed: of its first FIRSTS observations the median counts, the lower of two. An unknown size is interpolated between
+its known neighbours; beyond them each token adds what the known ones add. Not a policy: `adaptive/policy.py` decides.
 """
 
 from __future__ import annotations
@@ -30,8 +26,8 @@ TICK = 1e-9  # seconds: less than any clock tells, so that ratios exist
 DRIFT = 0.1  # weight of a new observation in the drift
 AFTER = 128  # positions before the batch that `target` is the cost of, unless it says otherwise
 LEAST = 0.2  # of target(r), what remains of it in a shorter context
-# weight of a new observation in the slopes, and what holds them where little is known, in (1000 positions)^2
-SLOW, STIFF = 0.005, 0.005
+SLOW = 0.005  # weight of a new observation in the slopes
+STIFF = 0.005  # (1000 positions)^2, what holds the slopes where little is known
 ALIKE = 1e-9  # of the whole, what must be left of it for two slopes to be told apart
 STEEPEST = 4.0  # times the cost of a single token, the most that 1000 positions may add to it by either slope
 FIRSTS = 3
@@ -44,18 +40,10 @@ class Costs:
     """The learned model; `rows[r]` are seconds of a batch of r tokens, `seen[r]` counts its observations."""
 
     def __init__(
-        self,
-        target: Mapping[int, float] | None = None,
-        *,
-        switch: float = 0.0,
-        draft: float = 0.0,
-        feed: float = 0.0,
-        after: int = AFTER,
-    ) -> None:
-        """Nothing known, or what was measured `after` so many positions.
-
-        `target` seconds by batch size, and the seconds of the other terms.
-        """
+        self, target: Mapping[int, float] | None = None, *, switch: float = 0.0, draft: float = 0.0,
+        feed: float = 0.0, after: int = AFTER,
+    ) -> None:  # fmt: skip
+        """Nothing known, or what was measured `after` so many positions: the seconds of the terms."""
         self.after = after
         self.rows: dict[int, float] = dict(target or {})
         self.seen: dict[int, int] = {r: 4 for r in self.rows}
@@ -63,24 +51,18 @@ class Costs:
         self._clean = set(self.rows)  # sizes seen without a switch
         self.switch, self.drift = switch, 1.0
         self.context = after  # positions before the batch that is asked about
-        # seconds per position of the context, of a step and of each of its tokens, before `drift`
-        self.cache = self.attention = 0.0
-        # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, all of it in shares of
-        # target(r).
+        self.cache = self.attention = 0.0  # seconds a position costs a step and each of its tokens, before `drift`
+        # Decayed sums of n, x, y, z, x^2, xy, y^2, xz, yz for z = level + attention x + cache y, shares of target(r).
         self._slopes = [0.0] * 9
         self.other: dict[bool, float] = {}  # by whether anything was drafted
         self._switches = 1 if target else 0
-        # Decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c.
-        self._drafter = [0.0] * 5
+        self._drafter = [0.0] * 5  # decayed sums of n, c, y, c^2, c y for the drafter's seconds y = feed + draft c
         self._given = (feed, draft) if feed or draft else None
         self._guessed = False  # whether these are guesses of an earlier process
 
     @property
     def comparable(self) -> bool:
-        """Whether it is known what plain decoding costs, by which all is measured.
-
-        It was seen once with and once without a change of size, or by an earlier process.
-        """
+        """Whether plain decoding's cost is known: seen with and without a change of size, or by an earlier process."""
         return self._guessed or self.seen.get(1, 0) >= 2
 
     def target(self, r: int) -> float:
@@ -89,10 +71,7 @@ class Costs:
         return max(shape + self._of_context(r), LEAST * shape) * self.drift
 
     def hoped(self, r: int) -> float:
-        """The same, but of a size seen fewer than FIRSTS times no more than its neighbours say.
-
-        It may have been disturbed, and is worth another look.
-        """
+        """The same, but of a size seen fewer than FIRSTS times, perhaps disturbed, no more than its neighbours say."""
         if r == 1 or not 0 < self.seen.get(r, 0) < FIRSTS or len(self.rows) < 2:
             return self.target(r)
         seen = self.rows.pop(r)
@@ -115,11 +94,9 @@ class Costs:
             return known[above] * (1 + ROW_SHARE * (r - 1)) / (1 + ROW_SHARE * (above - 1))
         if above is None:
             first = min(known)
-            slope = (
-                (known[below] - known[first]) / (below - first)
-                if below > first
-                else ROW_SHARE * known[below] / (1 + ROW_SHARE * (below - 1))
-            )
+            slope = ROW_SHARE * known[below] / (1 + ROW_SHARE * (below - 1))
+            if below > first:
+                slope = (known[below] - known[first]) / (below - first)
             return known[below] + max(slope, 0.0) * (r - below)
         return known[below] + (known[above] - known[below]) * (r - below) / (above - below)
 
@@ -146,10 +123,7 @@ class Costs:
         return self.target(k + 1) + feed + draft * max(k - 1, 0) + self.own(k > 0)
 
     def own(self, drafted: bool) -> float:
-        """refspec's own seconds.
-
-        Those of the other kind of step while none of this kind was seen, or one kind would look cheaper than it is.
-        """
+        """refspec's own seconds; the other kind's while none of this kind was seen, or it would look cheaper."""
         return self.other.get(drafted, self.other.get(not drafted, 0.0))
 
     def doubt(self, r: int) -> None:
@@ -160,9 +134,9 @@ class Costs:
     def learn(
         self, k: int, before: int, target: float, drafter: float | None, other: float | None, chained: int | None = None
     ) -> None:
-        """One step: k drafted tokens, a batch of `before` before it, seconds in target, drafter and refspec.
+        """One step: k drafted tokens, a batch of `before` before it, seconds by who spent them (None: not typical).
 
-        None: not typical. The drafter ran `chained` tokens, k - 1 if not given.
+        The drafter ran `chained` tokens, k - 1 if not given.
         """
         r, target = k + 1, max(target, TICK)
         switched = before != r
@@ -202,7 +176,7 @@ class Costs:
             self.other[k > 0] = known + OWN * (other - known)
 
     def _at_after(self, r: int, seconds: float) -> float:
-        """What r tokens that took so long would have taken `after` as many positions as others, before the drift."""
+        """What r tokens that took so long would have taken `after` positions, before the drift."""
         undrifted = seconds / self.drift
         return max(undrifted - self._of_context(r), LEAST * undrifted)
 
@@ -232,21 +206,13 @@ class Costs:
     def state(self) -> dict[str, Any]:
         """All that is known, for `resumed`."""
         return {name: getattr(self, name) for name in NUMBERS} | {
-            "after": self.after,
-            "rows": list(self.rows.items()),
-            "switches": self._switches,
-            "slopes": self._slopes,
-            "other": list(self.other.items()),
-            "drafter": self._drafter,
-            "given": self._given,
-        }
+            "after": self.after, "rows": list(self.rows.items()), "switches": self._switches, "slopes": self._slopes,
+            "other": list(self.other.items()), "drafter": self._drafter, "given": self._given,
+        }  # fmt: skip
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any]) -> Costs:
-        """Costs that guess what others knew, until a size is seen: another program may have been running then.
-
-        Raises ValueError, KeyError or TypeError for a damaged state.
-        """
+        """Costs that guess from `state` until a size is seen; ValueError, KeyError or TypeError for a damaged one."""
         costs = cls({int(r): float(t) for r, t in state["rows"]}, after=int(state["after"]))
         costs.seen, costs._clean, costs._guessed = dict.fromkeys(costs.rows, 0), set(), 1 in costs.rows
         for name in NUMBERS:

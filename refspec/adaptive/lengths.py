@@ -33,24 +33,17 @@ class Thresholds(NamedTuple):
 
 
 class Lengths:
-    """cost    [most + 1] of a step by tokens drafted, without a change of size
-    plain   of a step of plain decoding
-    drafter of another token drafted
-    depth   [most] the chance that a token is accepted if those before it are
-    tokens  [most + 1] expected of a step by tokens drafted
-    home    the best fixed length
-    rate    tokens per second to beat
-    """
+    """What steps of each length cost and decide; depth [most]: chances of a token whose predecessors are accepted."""
 
     def __init__(self, costs: Costs, depth: Sequence[float], home: int, rate: Rate) -> None:
         self._costs = costs
         self._known: dict[tuple[int, int], Thresholds] = {}
-        self.cost = [costs.step(k) for k in range(len(depth) + 1)]
-        self.plain, self.drafter, self.depth = costs.plain(), costs.drafter[1], depth
-        self.tokens = list(accumulate(accumulate(depth, mul), initial=1.0))
+        self.cost = [costs.step(k) for k in range(len(depth) + 1)]  # [most + 1] by tokens drafted, the size unchanged
+        self.plain, self.drafter, self.depth = costs.plain(), costs.drafter[1], depth  # a plain step, one more token
+        self.tokens = list(accumulate(accumulate(depth, mul), initial=1.0))  # [most + 1] expected by tokens drafted
         best = max(range(len(self.cost)), key=self.worth)
-        self.home = best if self.worth(best) > MOVE * self.worth(home) else home
-        self.rate = rate.to_beat(self.tokens[best], self.cost[best] / self.plain) / self.plain
+        self.home = best if self.worth(best) > MOVE * self.worth(home) else home  # the best fixed length
+        self.rate = rate.to_beat(self.tokens[best], self.cost[best] / self.plain) / self.plain  # per second, to beat
 
     def worth(self, k: int) -> float:
         """Tokens per second of steps that draft k tokens."""

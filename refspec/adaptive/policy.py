@@ -32,15 +32,11 @@ EXPLORE, SAVED = 0.01, 8.0  # of the tokens decided, and plain tokens at most
 REFRESH = 16  # steps between two computations of the thresholds
 KNOWN = 3  # observations of a length that make it known, unless the first shows it to be far from the best
 ENOUGH, ASKED = 8, 0.02  # askings that make an average, and the weight of a new one in an old average
-# steps after which each length is tried once more that is thought to reach this much of the best one's rate
-AGAIN, NEAR = 2000, 0.8
-# steps: after a prompt of 1000 tokens the first takes twice what it will, the fifth as long as all that follow
-COLD = 6
-# of so many steps of known lengths, and while off, one whose cost is learned: learning takes time itself
-SAMPLED, SAMPLED_OFF = 4, 8
-# steps without a plain one before a look, the plain steps of a look, and the most steps before one: each waits for
-# twice as many as the last
-LOOK, LOOKS, LOOK_MOST = 64, 3, 1024
+AGAIN, NEAR = 2000, 0.8  # steps after which a length is tried once more that reaches this much of the best one's rate
+COLD = 6  # steps: after a prompt of 1000 tokens the first takes twice as long, the fifth no longer than the others
+SAMPLED, SAMPLED_OFF = 4, 8  # of so many steps of known lengths, and while off, one whose cost is learned
+LOOK, LOOK_MOST = 64, 1024  # steps without a plain one before a look, twice as many each time, and at most
+LOOKS = 3  # plain steps of a look
 
 
 class Phase(Enum):
@@ -67,11 +63,6 @@ class StepPlan:
     gains        (token, gain) of each asking
     refused      the confidence of the token before which the draft ended
     """
-
-    __slots__ = (
-        "_acceptance", "_lengths", "_room", "_thresholds",
-        "before", "chances", "confidences", "draft", "gains", "phase", "refused", "woke",
-    )  # fmt: skip
 
     def __init__(self, phase: Phase, before: int, draft: int = 0, *, woke: bool = False) -> None:
         self.phase, self.before, self.draft, self.woke = phase, before, draft, woke
@@ -264,10 +255,7 @@ class ChainPolicy(Policy):
         return True
 
     def _learn_costs(self, plan: StepPlan, step: Step) -> None:
-        """Of a try, the drafter's seconds and refspec's do not count.
-
-        What it asks for has left the caches meanwhile, which is no part of what steps cost that follow each other.
-        """
+        """Of a try, the drafter's seconds and refspec's do not count: their data has left the caches meanwhile."""
         drafted, (target, drafter, other) = len(step.draft), step.seconds
         self.costs.context = self._held + step.position
         drafting = None if plan.woke or (plan.forced and drafted == 1) else drafter
@@ -275,15 +263,11 @@ class ChainPolicy(Policy):
         self.costs.learn(drafted, plan.before, target, drafting, own, chained)
 
     def _learn_gain(self, plan: StepPlan, drafted: int, decided: int, seconds: float, *, cold: bool) -> None:
-        """What a step that was to draft gained.
-
-        The reserve is charged with what it took, but no more than DISTURBED times what such steps take. A cold step is
-        charged with what they take: the prompt has the caches and the graph is new, and plain decoding would be slow as
-        well. The output is judged by what such steps take, for a machine that is slower for a while says nothing of it.
-        """
+        """What a step that was to draft gained: of the reserve by the clock, of the output by what such steps take."""
         lengths, budget = self._lengths, self.budget
         assert lengths is not None
         plain, usual = lengths.plain, lengths.takes(plan.before, drafted)
+        # plain decoding would be slow as well after the prompt, and a slower machine says nothing of the output
         took = min(seconds, usual * (1.0 if cold else DISTURBED)) / plain
         if plan.forced and drafted > 1:
             budget.charge(decided, took)

@@ -33,7 +33,7 @@ class Probe:
     shown: float = 0.0
 
     def add(self, accepted: bool, cost: Sequence[float], plain: float, depth: Sequence[float]) -> float:
-        """Count one more probe; returns what it shows beyond those before it.
+        """Count one more probe, and what it shows beyond those before it.
 
         cost [most + 1] seconds of a step by tokens drafted, `plain` of one of plain decoding, chances by depth [most].
         """

@@ -1,17 +1,15 @@
 """What outputs after prompts like this one gained: all that is known of an output before anything of it was drafted.
 
-Outputs differ more than steps do: one in a language or on a subject that the drafter hardly knows never pays, and a few
-steps cannot tell. Two things are known when a prompt has been read, its length and the drafter's mean log-probability
-along its last tokens, and outputs whose prompts are near in both gain alike (Nadaraya-Watson regression, Gaussian
-weights):
+Outputs differ more than steps do: one on a subject that the drafter hardly knows never pays, and a few steps cannot
+tell. Two things are known when a prompt has been read, its length and the drafter's mean log-probability along its last
+tokens, and outputs whose prompts are near in both gain alike (Nadaraya-Watson regression, Gaussian weights):
 
     expected  =  (n_0 m + sum_i w_i g_i) / (n_0 + sum_i w_i n_i)        w_i = exp(-d_i^2 / 2)
     d_i^2     =  ((log2 length - log2 length_i) / LENGTH_SCALE)^2 + ((logp - logp_i) / LOGP_SCALE)^2
 
 g_i is what the first n_i <= FIRST speculating steps of output i gained in plain tokens, m the mean gain of a step over
-all outputs, and n_0 the steps it is worth. logp is the mean log-probability of the drafter's likeliest token over
-SURVEYED positions; where it is not known of both, outputs differ by length only. After a long prompt every token of a
-batch is dearer, so the length matters by itself.
+all outputs, and n_0 the steps it is worth. logp is of the drafter's likeliest token over SURVEYED positions; where it
+is not known of both, outputs differ by length only, which matters by itself: it makes every token of a batch dearer.
 """
 
 from __future__ import annotations

@@ -1,27 +1,24 @@
 """How many nodes of a draft tree to verify, chosen every step: those that decide most tokens per second here and now.
 
 A policy like `adaptive/policy.py`, without models, clocks or coins, and lossless for the same reason: the nodes
-verified are decided from past steps and the drafter's confidences before this step's coin is drawn. With L the rate of
-tokens to beat (the better of plain decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the nodes of
-the tree are accepted,
+verified are decided from past steps and the drafter's confidences. With L the rate of tokens to beat (the better of
+plain decoding and the steps so far) and v_1 >= v_2 >= ... the chances that the tree's nodes are accepted,
 
     nodes verified  =  argmax over n of  1 + v_1 + ... + v_n  -  L (cost(n + 1) + switch if that changes the batch size)
 
-where a size that was seen once or twice is hoped to cost no more than its neighbours say, or one disturbed step would
-keep trees small for good.
+where a size seen once or twice, perhaps disturbed, is hoped to cost no more than its neighbours say.
 
 v is the product along a node's path of the drafter's confidences, calibrated on what was accepted
 (`adaptive/acceptance_model.py`): a child is never worth more than its parent, so the best n form a tree. A node that is
 worth less than the cheapest token of a batch costs is not even grown (`floor`), nor is a level after one of which no
-node would be verified (`more`), for each costs a run of the drafter. Costs are `adaptive/costs.py`'s, with the levels
-the drafter ran in place of a chain's tokens; the budget is `adaptive/budget.py`'s, and while it is careful a tree has
-one node.
+node would be verified (`more`), for each costs a run of the drafter. Costs are `adaptive/costs.py`'s, with levels in
+place of a chain's tokens; the budget is `adaptive/budget.py`'s, and while it is careful a tree has one node.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from refspec.adaptive.acceptance_model import AcceptanceModel
 from refspec.adaptive.base import DISTURBED, DOUBTED, TRIAL, Policy
@@ -45,17 +42,9 @@ class TreePlan:
     """
 
     def __init__(
-        self,
-        nodes: int,
-        before: int,
-        costs: Costs,
-        acceptance: AcceptanceModel,
-        *,
-        rate: float = 0.0,
-        floor: float = 0.0,
-        woke: bool = False,
-        trial: bool = False,
-    ) -> None:
+        self, nodes: int, before: int, costs: Costs, acceptance: AcceptanceModel, *, rate: float = 0.0,
+        floor: float = 0.0, woke: bool = False, trial: bool = False,
+    ) -> None:  # fmt: skip
         self.nodes, self.before, self.floor, self.woke, self.trial = nodes, before, floor, woke, trial
         self._costs, self._acceptance, self._rate = costs, acceptance, rate
         self.tree, self.levels = empty_tree(), 0
@@ -89,9 +78,7 @@ class TreePlan:
     def _chances(self, tree: Tree) -> list[float]:
         """[N] that each node is accepted."""
         found: list[float] = []
-        for confidence, parent, depth in zip(
-            tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True
-        ):
+        for confidence, parent, depth in _nodes(tree):
             found.append(self._acceptance.chance(confidence, depth - 1) * (1.0 if parent == ROOT else found[parent]))
         return found
 
@@ -150,11 +137,14 @@ class TreePolicy(Policy):
     def _judged(self, tree: Tree, path: Sequence[int]) -> None:
         """Count the children of every node that was accepted: one of them was accepted, or none."""
         accepted, parents = set(path), {ROOT, *path}
-        for i, (confidence, parent, depth) in enumerate(
-            zip(tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True)
-        ):
+        for i, (confidence, parent, depth) in enumerate(_nodes(tree)):
             if parent in parents:
                 self.acceptance.see(confidence, depth - 1, i in accepted)
+
+
+def _nodes(tree: Tree) -> Iterable[tuple[float, int, int]]:
+    """Confidence, parent and depth of each node."""
+    return zip(tree.confidence.tolist(), tree.parents.tolist(), tree.depths().tolist(), strict=True)
 
 
 def switch(costs: Costs, before: int, size: int) -> float:

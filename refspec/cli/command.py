@@ -17,7 +17,8 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 WIDTH = 100  # columns of help, fewer where the terminal has fewer
 OPTIONS, DRAFTING, SAMPLING, PENALTIES = "Options", "Drafting", "Sampling", "Penalties"
 SPECIALISTS = "For specialists"
-SECTIONS = (OPTIONS, DRAFTING, SAMPLING, PENALTIES, SPECIALISTS)  # of a command's help, in this order
+GGUF = "From a GGUF (-m)"
+SECTIONS = (GGUF, OPTIONS, DRAFTING, SAMPLING, PENALTIES, SPECIALISTS)  # of a command's help, in this order
 PATH = click.Path()  # for shells to complete; whether the file is there is said by what reads it
 
 

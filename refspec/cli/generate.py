@@ -222,7 +222,7 @@ def compare(
     if tuned := session.tuned.record:
         from refspec.evaluate.tune import predict
 
-        record["predicted_speedup"] = predict(tuned, fast.statistics.windows, fast.statistics.generated_tokens)
+        record["predicted_speedup"] = predict(tuned, fast.statistics.steps_by_drafted, fast.statistics.generated_tokens)
     files = "".join(f" {flag} {o[name]}" for flag, name in (("-m", "model"), ("-d", "drafter")) if o[name])
     predicted = record.get("predicted_speedup")
     lines.append(report.describe_prediction(predicted, record["speedup"], f"refspec tune{files}"))

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from refspec.cli.command import note, option, options
+from refspec.cli.command import GGUF, note, option, options
 from refspec.errors import UsageError
 
-GGUF = "From a GGUF (-m)"  # section of the help
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DEFAULT_TOKENS, DEFAULT_VOCAB = 400_000, 8192
 

@@ -45,7 +45,7 @@ def guesses(s: Statistics) -> dict[int, int]:
     if s.tree_sizes:
         without = s.verify_steps - sum(s.tree_sizes.values())
         return ({0: without} if without else {}) | dict(sorted(s.tree_sizes.items()))
-    return {k: steps for k, steps in enumerate(s.windows) if steps}
+    return {k: steps for k, steps in enumerate(s.steps_by_drafted) if steps}
 
 
 def guessed(made: Mapping[int, int]) -> str:

@@ -187,12 +187,12 @@ def describe_form(form: Setting) -> str:
     return f"flash {form['flash_attn']}, {form['kv_type']}, matmul {form['matmul']}"
 
 
-def predict(record: dict[str, Any], windows: Sequence[int], tokens: int) -> float | None:
-    """Predicted speedup of `tokens` tokens decided in windows[k] steps of k drafted tokens; None if unknown."""
+def predict(record: dict[str, Any], steps: Sequence[int], tokens: int) -> float | None:
+    """Predicted speedup of `tokens` tokens decided in steps[k] steps of k drafted tokens; None if unknown."""
     costs = record["costs"]
     rows = {int(r): t for r, t in costs["target"].items()}
-    if not tokens or len(windows) > max(rows):
+    if not tokens or len(steps) > max(rows):
         return None
     feed, draft, own = (costs[name] for name in ("feed", "draft", "own"))
-    spent = sum(n * (rows[k + 1] + feed + draft * max(k - 1, 0) + own) for k, n in enumerate(windows))
+    spent = sum(n * (rows[k + 1] + feed + draft * max(k - 1, 0) + own) for k, n in enumerate(steps))
     return tokens * (rows[1] + costs["own_plain"]) / spent if spent else None

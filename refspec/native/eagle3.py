@@ -15,30 +15,12 @@ import numpy.typing as npt
 from refspec.errors import BackendError, ShapeError
 from refspec.native.module import ffi, floats, lib, require, to_c
 from refspec.native.penalties import Penalizer
-from refspec.reference.config import (
-    BIASED,
-    DrafterConfig,
-    FeatureNorm,
-    Feedback,
-    Residual,
-    RopeStyle,
-    Weights,
-    check_weights,
-    fold_rope_attention,
-)
+from refspec.reference import config as reference
+from refspec.reference.config import BIASED, DrafterConfig, FeatureNorm, Weights
 from refspec.reference.ops import Array
 
 _MATRICES = ("token_embd", *BIASED)
 _VECTORS = ("attn_norm", "hidden_norm", "q_norm", "k_norm", "rope_freqs", "ffn_norm", "output_norm", "fc_norm")
-
-
-class DraftPenalties(Protocol):
-    """What drafts are penalized by: `decoding/draft_penalties.py`."""
-
-    penalizer: Penalizer
-    tokens: npt.NDArray[np.int32]  # of every position
-    first: int  # the first position that counts
-    row: Array  # [V] scratch
 
 
 class PackedMatrix(NamedTuple):
@@ -60,16 +42,12 @@ class Team(NamedTuple):
 
 
 class ChainPenalties(Protocol):
-    """Penalties that drafts are chosen under, with the tokens they count, [n_ctx + 2], from `first` on."""
+    """Penalties that drafts are chosen under, as in `decoding/draft_penalties.py`."""
 
-    @property
-    def penalizer(self) -> Penalizer: ...
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]: ...
-    @property
-    def first(self) -> int: ...
-    @property
-    def row(self) -> Array: ...  # [V] scratch
+    penalizer: Penalizer
+    tokens: npt.NDArray[np.int32]  # [n_ctx + 2] by position
+    first: int  # the first position that counts
+    row: Array  # [V] scratch
 
 
 class StepResult(NamedTuple):
@@ -91,16 +69,12 @@ class Eagle3Rows:
         """`packed` matrices replace the float32 ones of the same name; without a team one thread computes."""
         if lib is None:
             raise BackendError("Eagle3Rows needs the C module; build it with: python native/build_ffi.py")
-        check_weights(config, weights)
+        reference.check_weights(config, weights)
         self.config, self.capacity = config, capacity
-        self.keys, self.values = (
-            np.zeros((capacity, config.n_kv_heads, config.head_dim), np.float32) for _ in range(2)
-        )
-        folded = fold_rope_attention(config, weights)
+        self.keys, self.values = np.zeros((2, capacity, config.n_kv_heads, config.head_dim), np.float32)
+        folded = reference.fold_rope_attention(config, weights)
         self._packed = dict(packed or {})
-        self._arrays = {
-            name: floats(array) for name, array in folded.items() if name != "d2t" and name not in self._packed
-        }
+        self._arrays = {k: floats(array) for k, array in folded.items() if k != "d2t" and k not in self._packed}
         self._team = _c_team(team)
         self._config, self._weights = self._make_config(), self._make_weights()
         if lib.rs_eagle3_check(self._config, self._weights) != lib.RS_OK:
@@ -117,10 +91,7 @@ class Eagle3Rows:
         return g
 
     def step(self, token: int, state: Array, row: int, attention: bool = False) -> StepResult:
-        """Run cache row `row` from a token id and a state [H] (of `encode`, or state_out of the row before).
-
-        Raises ShapeError.
-        """
+        """Run cache row `row` from a token id and a state [H]: of `encode`, or state_out of the row before."""
         c, state = self.config, floats(state)
         require(state.shape == (c.hidden_size,), f"step: state {state.shape}, need [{c.hidden_size}]")
         require(row >= 0, f"step: row {row} is negative")
@@ -142,8 +113,10 @@ class Eagle3Rows:
             "n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim,
             "intermediate": c.intermediate_size, "vocab": c.vocab_size, "draft_vocab": c.draft_vocab_size,
             "capacity": self.capacity, "rope_theta": c.rope_theta, "rms_eps": c.rms_eps,
-            "rope_style": list(RopeStyle).index(c.rope_style), "feature_norm": list(FeatureNorm).index(c.feature_norm),
-            "feedback": list(Feedback).index(c.feedback), "residual": list(Residual).index(c.residual),
+            "rope_style": list(reference.RopeStyle).index(c.rope_style),
+            "feature_norm": list(FeatureNorm).index(c.feature_norm),
+            "feedback": list(reference.Feedback).index(c.feedback),
+            "residual": list(reference.Residual).index(c.residual),
             "head_norm": int(c.head_norm), "qk_norm": int(c.qk_norm), "team": self._team,
         })  # fmt: skip
 
@@ -165,10 +138,8 @@ class Eagle3Rows:
         for name in BIASED:
             setattr(struct, f"{name}_bias", self._pointers.get(f"{name}.bias", ffi.NULL))
         if self.config.feature_norm is FeatureNorm.PER_STATE:
-            self._per_state = ffi.new(
-                "float *[]", [self._pointers[f"fc_norm.{i}"] for i in range(self.config.n_states)]
-            )
-            struct.fc_norm_state = self._per_state
+            norms = [self._pointers[f"fc_norm.{i}"] for i in range(self.config.n_states)]
+            self._per_state = struct.fc_norm_state = ffi.new("float *[]", norms)
         return struct
 
 
@@ -182,11 +153,9 @@ class Eagle3Chain(Eagle3Rows):
         super().__init__(config, weights, capacity, packed, team)
         # [D] target id of each draft id; None: they are the same
         self.draft_ids = np.asarray(weights["d2t"], np.int32) if "d2t" in weights else None
-        shapes = {"true_logits": config.draft_vocab_size, "true_state": config.hidden_size}
+        sizes = {"logits": config.draft_vocab_size, "state": config.hidden_size}
         self._outputs = {
-            n: np.zeros(size, np.float32)
-            for name, size in shapes.items()
-            for n in (name, name.replace("true", "drafted"))
+            f"{row}_{name}": np.zeros(n, np.float32) for row in ("true", "drafted") for name, n in sizes.items()
         }
         self.c = c = ffi.new("rs_eagle3_chain *")
         c.config, c.weights, c.scratch = self._config, self._weights, to_c(self._scratch)
@@ -203,20 +172,13 @@ class Eagle3Chain(Eagle3Rows):
 
     def extend(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> int:
         """`rs_eagle3_extend` with tokens [T] and features [T, n_states*Ht], both contiguous: its status."""
-        status: int = self._extend(
-            self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
-        )
-        return status
+        ids, states = self._buffer(self._ids, tokens), self._buffer(self._floats, features)
+        return int(self._extend(self.c, ids, states, len(tokens), first))
 
     def survey(self, tokens: npt.NDArray[np.int32], features: Array, first: int) -> tuple[int, float]:
-        """`rs_eagle3_survey` with tokens [T] and features [T, n_states*Ht], both contiguous: its status and the mean
-        log-probability.
-        """
-        mean = ffi.new("double *")
-        status = lib.rs_eagle3_survey(
-            self.c, mean, self._buffer(self._ids, tokens), self._buffer(self._floats, features), len(tokens), first
-        )
-        return status, mean[0]
+        """`rs_eagle3_survey` of tokens [T] and features [T, n_states*Ht], contiguous: status, mean log-probability."""
+        mean, ids, states = ffi.new("double *"), self._buffer(self._ids, tokens), self._buffer(self._floats, features)
+        return lib.rs_eagle3_survey(self.c, mean, ids, states, len(tokens), first), mean[0]
 
     def under(self, penalties: ChainPenalties | None) -> None:
         """Choose drafts under these penalties from now on; each draft needs `decide` before it."""
@@ -224,7 +186,7 @@ class Eagle3Chain(Eagle3Rows):
         if penalties is not None:
             held = penalties.penalizer.c, ffi.from_buffer("int32_t[]", penalties.tokens), to_c(penalties.row)
         self._under = (*held, penalties)
-        self.c.penalties, self.c.text, self.c.row = held
+        self.c.penalties, self.c.history, self.c.row = held
         self.c.counted_from = 0 if penalties is None else penalties.first
 
     def decide(self, tokens: int) -> None:
@@ -237,15 +199,12 @@ class Eagle3Chain(Eagle3Rows):
 
     def draft(self, tokens: npt.NDArray[np.int32], confidence: Array, first: int) -> int:
         """`rs_eagle3_draft` into tokens [k] and confidence [k]: its status."""
-        status: int = self._draft(
-            self.c, self._buffer(self._ids, tokens), self._buffer(self._floats, confidence), len(tokens), first
-        )
-        return status
+        ids, probabilities = self._buffer(self._ids, tokens), self._buffer(self._floats, confidence)
+        return int(self._draft(self.c, ids, probabilities, len(tokens), first))
 
     def follow(self, token: int, row: int) -> int:
         """`rs_eagle3_follow`: its status."""
-        status: int = self._follow(self.c, token, row)
-        return status
+        return int(self._follow(self.c, token, row))
 
     def logits(self) -> Array:
         """[D] of the row that drafting continues after; overwritten by the next call."""

@@ -18,14 +18,9 @@ from refspec.reference.ops import Array
 
 
 def gather_features(
-    sources: Sequence[Array | int],
-    rows: int,
-    width: int,
-    *,
-    norms: Sequence[Array] | None = None,
-    eps: float = 0.0,
+    sources: Sequence[Array | int], rows: int, width: int, *, norms: Sequence[Array] | None = None, eps: float = 0.0,
     out: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Captured states, each an array [T, W] or its address, side by side -> features [T, n_states*W], state 0 first.
 
     With `norms`, n_states weights [W], every state is RMS-normed on the way (FeatureNorm.PER_STATE). The result is a
@@ -34,13 +29,10 @@ def gather_features(
     n = len(sources)
     if out is None:
         out = np.empty((rows, n * width), dtype=np.float32)
-    require(
-        out.dtype == np.float32 and out.ndim == 2 and out.strides[1] == 4, "gather_features: out must be float32 rows"
-    )
-    require(
-        out.shape[0] >= rows and out.shape[1] >= n * width,
-        f"gather_features: out {out.shape} for {rows} rows of {n} x {width}",
-    )
+    contiguous = out.dtype == np.float32 and out.ndim == 2 and out.strides[1] == 4
+    require(contiguous, "gather_features: out must be float32 rows")
+    fits = out.shape[0] >= rows and out.shape[1] >= n * width
+    require(fits, f"gather_features: out {out.shape} for {rows} rows of {n} x {width}")
     weights = None if norms is None else [floats(norm) for norm in norms]
     if weights is not None:
         require([w.shape for w in weights] == [(width,)] * n, f"gather_features: norms must be {n} weights of {width}")
@@ -63,10 +55,8 @@ def _state(source: Array | int, rows: int, width: int) -> Array:
     if isinstance(source, int):
         require(source != 0, "gather_features: a state is missing (address 0)")
         return np.ctypeslib.as_array((ctypes.c_float * (rows * width)).from_address(source)).reshape(rows, width)
-    require(
-        source.ndim == 2 and source.shape[0] >= rows and source.shape[1] == width,
-        f"gather_features: state {source.shape}",
-    )
+    fits = source.ndim == 2 and source.shape[0] >= rows and source.shape[1] == width
+    require(fits, f"gather_features: state {source.shape}")
     return floats(source[:rows])
 
 

@@ -1,7 +1,6 @@
-"""`refspec/reference/ops.py` from C, or from there without C: same names, arguments and shapes.
+"""`refspec/reference/ops.py` from C, or from there without C: same names, arguments, shapes and legend.
 
-Shapes are checked before C sees them. Shape legend: T rows, D or I or O widths, H query heads, Hkv key/value heads, hd
-head size, S cached rows, V vocabulary.
+Shapes are checked before C sees them.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ def matvec(w: Array, x: Array) -> Array:
     if lib is None:
         return ops.matvec(w, x)
     w, x = floats(w), floats(x)
-    require(
-        w.ndim == 2 and x.ndim == 2 and w.shape[1] == x.shape[1], f"matvec: w {list(w.shape)} with x {list(x.shape)}"
-    )
+    fits = w.ndim == 2 and x.ndim == 2 and w.shape[1] == x.shape[1]
+    require(fits, f"matvec: w {list(w.shape)} with x {list(x.shape)}")
     out = np.empty((x.shape[0], w.shape[0]), dtype=np.float32)
     lib.rs_matvec(to_c(out), to_c(w), to_c(x), x.shape[0], *w.shape)
     return out
@@ -89,10 +87,8 @@ def attention(q: Array, k: Array, v: Array, visible: Ids, return_weights: bool =
     (rows, heads, head_dim), (keys, kv_heads, _) = q.shape, k.shape
     require(k.shape == v.shape and k.shape[2] == head_dim, f"attention: q {q.shape}, k {k.shape}, v {v.shape}")
     require(heads % kv_heads == 0, f"attention: {heads} query heads over {kv_heads} key/value heads")
-    require(
-        visible.shape == (rows,) and (rows == 0 or 1 <= visible.min() <= visible.max() <= keys),
-        f"attention: visible must be [T] with values 1..{keys}",
-    )
+    fits = visible.shape == (rows,) and (rows == 0 or 1 <= visible.min() <= visible.max() <= keys)
+    require(fits, f"attention: visible must be [T] with values 1..{keys}")
     out = np.empty((rows, heads * head_dim), dtype=np.float32)
     weights = np.empty((heads, rows, keys), dtype=np.float32) if return_weights else None
     scratch = np.empty(keys, dtype=np.float32)

@@ -1,7 +1,4 @@
-"""`refspec/reference/penalties.py` from C, or from there without C, bit for bit.
-
-Legend: V vocabulary, n tokens of history.
-"""
+"""`refspec/reference/penalties.py` from C, or from there without C, bit for bit: V vocabulary, n tokens of history."""
 
 from __future__ import annotations
 
@@ -31,9 +28,8 @@ class Penalizer:
         self._floats, self._ints = map(ffi.typeof, ("float[]", "int32_t[]"))
         scratch, lengths = ffi.new("int32_t[]", vocab), ffi.new("int32_t[]", max(longest, 1))
         marks = ffi.NULL if breaks is None else ffi.from_buffer("int8_t[]", breaks)
-        self.c = ffi.new(
-            "rs_penalties *", _fields(penalties) | {"breaks": marks, "scratch": scratch, "lengths": lengths}
-        )
+        buffers = {"breaks": marks, "scratch": scratch, "lengths": lengths}
+        self.c = ffi.new("rs_penalties *", _fields(penalties) | buffers)
         self._keep = (scratch, lengths, marks)
 
     def __call__(self, row: npt.NDArray[np.floating], history: npt.NDArray[np.int32]) -> npt.NDArray[np.floating]:
@@ -48,15 +44,7 @@ class Penalizer:
 
 def _fields(p: Penalties) -> dict[str, Any]:
     names = (
-        "repeat",
-        "presence",
-        "frequency",
-        "dry_multiplier",
-        "dry_base",
-        "repeat_last_n",
-        "dry_allowed_length",
-        "dry_last_n",
-        "counting",
-        "dry",
-    )
+        "repeat", "presence", "frequency", "dry_multiplier", "dry_base", "repeat_last_n", "dry_allowed_length",
+        "dry_last_n", "counting", "dry",
+    )  # fmt: skip
     return {name: getattr(p, name) for name in names}

@@ -1,7 +1,4 @@
-"""`refspec/reference/tree_verify.py` from C, or from there without C; errors are raised as in `native/verify.py`.
-
-Legend: N nodes, V vocabulary, h height of the tree, m siblings.
-"""
+"""`refspec/reference/tree_verify.py`, and its legend, from C or from there; errors as in `native/verify.py`."""
 
 from __future__ import annotations
 
@@ -43,26 +40,12 @@ def verify_tree_rejection(
     """tree_verify.verify_tree_rejection: accept_coins [h, m], residual_coins [h+1] -> TreeVerdict."""
     u = np.ascontiguousarray(accept_coins, dtype=np.float64)
     v = np.ascontiguousarray(residual_coins, dtype=np.float64)
-    given = _given(logits, tree)
-    if (
-        given is not None
-        and _fits(tree, u, v)
-        and tree.distributions is not None
-        and len(tree.distributions) == len(tree.tokens) + 1
-    ):
+    given, after = _given(logits, tree), tree.distributions
+    if given is not None and _fits(tree, u, v) and after is not None and len(after) == len(tree.tokens) + 1:
         rows, draft, parents = given
-        distributions = [
-            None if distribution is None else np.ascontiguousarray(distribution, dtype=np.float64)
-            for distribution in tree.distributions
-        ]
-        if all(distribution is None or distribution.shape == rows[0].shape for distribution in distributions):
-            pointers = ffi.new(
-                "double *[]",
-                [
-                    ffi.NULL if distribution is None else ffi.from_buffer("double[]", distribution)
-                    for distribution in distributions
-                ],
-            )
+        held = [None if q is None else np.ascontiguousarray(q, dtype=np.float64) for q in after]
+        if all(q is None or q.shape == rows[0].shape for q in held):
+            pointers = ffi.new("double *[]", [ffi.NULL if q is None else to_c(q) for q in held])
             tokens, path = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)  # [N+1]
             p, order = _scratch(len(rows[0]))
             accepted = lib.rs_verify_tree_rejection(
@@ -76,9 +59,8 @@ def verify_tree_rejection(
 
 
 def _fits(tree: Tree, u: NDArray[np.float64], v: NDArray[np.float64]) -> bool:
-    return (
-        u.ndim == 2 and u.shape[0] >= tree.height and u.shape[1] >= tree.width and v.ndim == 1 and len(v) > tree.height
-    )
+    h, m = tree.height, tree.width
+    return u.ndim == 2 and u.shape[0] >= h and u.shape[1] >= m and v.ndim == 1 and len(v) > h
 
 
 def without(q: Distribution, token: int) -> Distribution:
@@ -106,13 +88,9 @@ def _given(logits: Rows, tree: Tree) -> tuple[list[NDArray[Any]], NDArray[np.int
     if lib is None:
         return None
     rows, draft, parents = _rows(logits, np.float32), _tokens(tree.tokens), np.asarray(tree.parents)
-    if (
-        not rows
-        or draft is None
-        or parents.shape != draft.shape
-        or parents.dtype.kind not in "iu"
-        or len(rows) != len(draft) + 1
-    ):
+    if draft is None or parents.shape != draft.shape or parents.dtype.kind not in "iu":
+        return None
+    if not rows or len(rows) != len(draft) + 1:
         return None
     if ((parents < ROOT) | (parents >= np.arange(len(parents)))).any():  # the height of such a tree is undefined
         return None

@@ -117,11 +117,8 @@ def verify_rejection(
     proposed, rows, distributions = _tokens(draft), _rows(logits, np.float32), _rows(q_draft, np.float64)
     u = np.ascontiguousarray(accept_coins, dtype=np.float64)
     v = np.ascontiguousarray(residual_coins, dtype=np.float64)
-    fits = (
-        proposed is not None
-        and len(rows) == len(v) == len(proposed) + 1
-        and len(distributions) == len(u) == len(proposed)
-    )
+    k = len(distributions)
+    fits = proposed is not None and len(rows) == len(v) == k + 1 and len(u) == len(proposed) == k
     if lib is not None and proposed is not None and fits and all(len(q) == len(rows[0]) for q in distributions):
         tokens = np.empty(len(rows), dtype=np.int32)  # [k+1]
         p, order = _scratch(len(rows[0]))

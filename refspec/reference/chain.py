@@ -98,17 +98,12 @@ class ChainDrafter:
         return BackendError("the drafter's logits are not finite; its weights are damaged")
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
+        self, k: int, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None,
         stop: Stop | None = None,
-    ) -> Draft:
-        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's distribution;
-        `stop` may end it.
+    ) -> Draft:  # fmt: skip
+        """Chain up to k draft tokens after the last true row: argmax, or by coins [k] from the sampler's distribution.
 
-        Fewer where there is no row to start from or no room. BackendError when the logits are not finite.
+        Fewer where `stop` ends it, or without a row or room. BackendError when the logits are not finite.
         """
         check_draft_arguments(k, coins, sampler)
         if sampler is not None and forbids_all(sampler, self.draft_ids):

@@ -24,10 +24,7 @@ Weights = Mapping[str, npt.NDArray[Any]]
 
 
 class FeatureNorm(str, Enum):
-    """What happens to a feature, the target's captured states side by side, before the matrix `fc`.
-
-    Never applied to the state of a chained row.
-    """
+    """What happens to a feature, the target's captured states side by side, before `fc`; never to a chained state."""
 
     NONE = "none"  # fc reads the states as captured
     CONCAT = "concat"  # one RMSNorm over all of them: the states keep their relative scale ("norm_before_fc")
@@ -95,13 +92,8 @@ class DrafterConfig:
         return self.head_norm or self.feedback is Feedback.POST_NORM
 
     def __post_init__(self) -> None:
-        kinds: dict[str, type[Enum]] = {
-            "rope_style": RopeStyle,
-            "feature_norm": FeatureNorm,
-            "feedback": Feedback,
-            "residual": Residual,
-        }
-        for name, kind in kinds.items():
+        kinds: tuple[type[Enum], ...] = (RopeStyle, FeatureNorm, Feedback, Residual)
+        for name, kind in zip(("rope_style", "feature_norm", "feedback", "residual"), kinds, strict=True):
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:
@@ -160,10 +152,7 @@ def weight_shapes(c: DrafterConfig) -> tuple[dict[str, tuple[int, ...]], dict[st
 
 
 def fold_rope_attention(config: DrafterConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
-    """The weights with the square of rope_attention_factor multiplied into the queries.
-
-    RoPE and scores are linear in q, so a * q.k = (a * q).k.
-    """
+    """The weights with rope_attention_factor^2 in the queries: RoPE and scores are linear in q, a * q.k = (a * q).k."""
     factor, out = config.rope_attention_factor, dict(weights)
     if factor != 1.0:
         names = ("q_norm",) if config.qk_norm else ("attn_q", "attn_q.bias")  # a norm would undo what comes before it
@@ -191,9 +180,7 @@ def check_weights(config: DrafterConfig, weights: Weights, source: str = "drafte
             raise CheckpointError(f"{source}: tensor {name!r} holds NaN or infinite values; the file is damaged")
     if (d2t := weights.get("d2t")) is not None:
         if not np.issubdtype(d2t.dtype, np.integer) or d2t.min() < 0 or d2t.max() >= config.vocab_size:
-            raise CheckpointError(
-                f"{source}: d2t must hold absolute target ids 0..{config.vocab_size - 1}, not offsets"
-            )
+            raise CheckpointError(f"{source}: d2t must hold target ids 0..{config.vocab_size - 1}, not offsets")
         if len(np.unique(d2t)) != len(d2t):
             raise CheckpointError(f"{source}: d2t names a target id twice; offsets stored as ids look like this")
     if (freqs := weights.get("rope_freqs")) is not None and freqs.min() <= 0:

@@ -1,6 +1,6 @@
 """The distribution that a sampled draft token is drawn from, where draft ids differ from the target's.
 
-Legend: D draft ids, V target ids, d2t [D] the target id of each draft id.
+Legend: D draft ids, V target ids, d2t [D] the target id of each draft id; None where they are the same.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from refspec.reference.sampling import Sampler
 
 
 def restricted(sampler: Sampler, d2t: Ids | None, width: int) -> Sampler:
-    """The sampler with its logit bias keyed by draft ids instead of target ids.
-
-    d2t [D] are the target ids; None where draft ids are target ids, of which there are `width`.
-    """
+    """The sampler with its logit bias keyed by draft ids, of which there are `width`, instead of target ids."""
     if not len(sampler.bias_ids) or (d2t is None and sampler.bias_ids.max() < width):
         return sampler
     if d2t is None:

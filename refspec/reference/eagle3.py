@@ -13,14 +13,12 @@ from refspec.reference.chain import ChainDrafter, NumpyChooser
 from refspec.reference.config import DrafterConfig, Weights
 from refspec.reference.draft import Ops, check_tree_arguments
 from refspec.reference.eagle3_forward import feedback, head, output_norm
-from refspec.reference.eagle3_rows import Eagle3Rows, Rows
+from refspec.reference.eagle3_rows import Eagle3Rows
 from refspec.reference.eagle3_tree import draft_tree
 from refspec.reference.ops import Array
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import Tree, TreeShape
 from refspec.reference.tree_grow import More
-
-__all__ = ["Eagle3Drafter", "Rows"]
 
 
 class Eagle3Drafter(Eagle3Rows, ChainDrafter):
@@ -52,13 +50,9 @@ class Eagle3Drafter(Eagle3Rows, ChainDrafter):
         self._run(np.array([token]), self._state, is_target_feature=False)
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
+        self, shape: TreeShape, *, coins: npt.NDArray[np.float64] | None = None, sampler: Sampler | None = None,
         more: More | None = None,
-    ) -> Tree:
+    ) -> Tree:  # fmt: skip
         """A tree of at most shape.nodes tokens after the last true row: `grow`, or by coins [nodes] `grow_sampled`."""
         check_tree_arguments(shape, coins, sampler)
         return draft_tree(self, shape, coins, sampler, more)

@@ -11,8 +11,7 @@ hidden states in a true row, and the output of the row before it in a chained ro
 Functions of arrays and nothing else: rows, rollback and drafting are in `eagle3_rows.py` and `eagle3.py`. Every
 function takes the configuration `c`, the weights `w` by name and the operations `ops`: the module `ops.py`, or another
 with its functions. Source: EAGLE-3 (Li 2025) and the public trainers. Departure: those recognize features by their
-width, which fails when n_states * Ht == H; here only `project` reads features, and the caller says which rows have
-them.
+width, which fails when n_states * Ht == H; here the caller says which rows have features, and `project` reads them.
 
 Shape legend: T rows of this call, S rows held with them, H drafter width, Ht target width, nh query heads,
 nkv key/value heads, hd head size, F feed-forward width, D draft vocabulary.
@@ -62,15 +61,9 @@ class Attention(NamedTuple):
 
 
 def block(
-    c: DrafterConfig,
-    w: Weights,
-    tokens: Ids,
-    g: Array,
-    cache: KVCache,
-    ops: Ops,
-    want_attention: bool,
+    c: DrafterConfig, w: Weights, tokens: Ids, g: Array, cache: KVCache, ops: Ops, want_attention: bool,
     anchor: Anchor | None = None,
-) -> tuple[Array, Attention | None]:
+) -> tuple[Array, Attention | None]:  # fmt: skip
     """The decoder layer: tokens [T] and states g [T, H] -> h [T, H] and, if wanted, what attention did.
 
     Appends T rows to the cache. The RoPE position of a row is its index there; it sees itself and all rows before it.
@@ -136,8 +129,7 @@ class Anchor(NamedTuple):
 
 
 def anchored(weights: Array, values: Array, anchor: Anchor) -> tuple[Array, Array]:
-    """Attention with `bonus` added to the scores of true rows: weights [nh, T, S], values [S, nkv, hd] -> [T, nh*hd]
-    and the new weights.
+    """Attention with the bonus: weights [nh, T, S], values [S, nkv, hd] -> [T, nh*hd] and the new weights.
 
     softmax(score + bonus [s < n_true]) = weights * exp(bonus [s < n_true]) / its sum, so the odds of true against
     chained rows grow by the factor exp(bonus) in every head; ratios within either kind stay.

@@ -1,8 +1,7 @@
 """Rows of the EAGLE-3 forward pass over a KV cache: true rows, and chained rows after them.
 
 A true row is made from a feature of the target. A chained row starts from the output of the row before it, and lives
-only until the next call. Chains of draft tokens are in `eagle3.py`, trees in `eagle3_tree.py`. Shape legend: T rows,
-the rest in `config.py`.
+only until the next call. Chains are in `eagle3.py`, trees in `eagle3_tree.py`. Legend: T rows, the rest in `config.py`.
 """
 
 from __future__ import annotations
@@ -120,13 +119,12 @@ class Eagle3Rows:
         if is_target_feature:
             self.rollback(self.n_rows)
         first = len(self.cache)
-        # [T, H]
-        g = project(c, w, states, ops) if is_target_feature else self.handed_on(states, first - self.n_rows + 1)
+        depth = 0 if is_target_feature else first - self.n_rows + 1
+        g = project(c, w, states, ops) if is_target_feature else self.handed_on(states, depth)  # [T, H]
         anchor = Anchor(self.n_rows, self.anchor) if self.anchor and not is_target_feature else None
         h, attention = block(c, w, tokens, g, self.cache, ops, self.probe is not None, anchor)  # [T, H]
         n = output_norm(c, w, h, ops)  # [T, H]
         self.hidden.append(h)
-        depth = 0 if is_target_feature else first - self.n_rows + 1
         if is_target_feature:
             self.n_rows = len(self.cache)
         if self.probe is not None and attention is not None:

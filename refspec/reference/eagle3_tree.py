@@ -68,8 +68,7 @@ class TreeRows:
         self.drafter = drafter
         h = drafter.hidden.rows[-1:].copy()  # [1, H]
         n = output_norm(drafter.config, drafter.weights, h, drafter.ops)
-        # the last true row is the root's; its g is never read
-        self.rows = {ROOT: NodeRow(list(range(drafter.n_rows)), h, n, h)}
+        self.rows = {ROOT: NodeRow(list(range(drafter.n_rows)), h, n, h)}  # the last true row; its g is never read
 
     def run(self, node: int, token: int, parent: int) -> None:
         """One row: `token` and the state its parent hands on, after the parent's path."""

@@ -93,7 +93,7 @@ class Statistics:
         return [accepted / judged for accepted, judged in zip(self.accepted, self.judged, strict=True)]
 
     @property
-    def windows(self) -> list[int]:
+    def steps_by_drafted(self) -> list[int]:
         """[K+1] verify steps that judged exactly 0, 1, ..., K draft tokens."""
         more = [self.verify_steps, *self.judged, 0]  # more[k]: steps with at least k
         return [a - b for a, b in pairwise(more)]
@@ -117,7 +117,7 @@ class Statistics:
             "verify_steps": self.verify_steps,
             "tau": self.tau,
             "accepted_by_position": self.accepted_by_position,
-            "windows": self.windows,
+            "steps_by_drafted": self.steps_by_drafted,
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds._asdict(),
             "stop": self.stop,

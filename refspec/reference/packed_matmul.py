@@ -102,8 +102,7 @@ def unpack(kind: int, raw: Bytes) -> Blocks:
         four = np.concatenate([low & 15, low >> 4], axis=3)  # [M, B, 2, 4, 32]
         two = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
         return Blocks(half(208), whole(four | two << 4, 16) - 32, raw[..., 192:208].view(np.int8).astype(np.int64))
-    low = raw[..., 48:] if kind == Q5_K else raw[..., 16:]
-    low = low.reshape(m, b, 4, 32)
+    low = raw[..., 48 if kind == Q5_K else 16 :].reshape(m, b, 4, 32)
     codes = np.stack([low & 15, low >> 4], axis=3).reshape(m, b, 8, 32)
     if kind == Q5_K:
         codes = codes | (raw[..., 16:48].reshape(m, b, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4

@@ -107,11 +107,9 @@ NO_PENALTIES = Penalties()
 
 
 def penalize(
-    logits: npt.NDArray[np.floating],
-    history: Sequence[int] | npt.NDArray[np.integer],
-    penalties: Penalties,
+    logits: npt.NDArray[np.floating], history: Sequence[int] | npt.NDArray[np.integer], penalties: Penalties,
     breaks: Breaks = (),
-) -> npt.NDArray[np.floating]:
+) -> npt.NDArray[np.floating]:  # fmt: skip
     """Logits [V] of the token that follows `history` [n], as a new array of the same type."""
     out, tokens = np.array(logits), np.asarray(history, np.int64)
     if penalties.counting and len(tokens):

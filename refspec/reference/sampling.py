@@ -46,8 +46,7 @@ class Sampler:
     top_p: float = 1.0  # (0, 1]; 1 is off
     min_p: float = 0.0  # [0, 1], relative to the most probable token; 0 is off
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit; -inf forbids it
-    # Applied before all of this, by the caller, who knows the output so far; the functions below do not read it.
-    penalties: Penalties = field(default_factory=Penalties)
+    penalties: Penalties = field(default_factory=Penalties)  # applied before, by the caller, who knows the output
     bias_ids: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # [n] logit_bias as arrays
     bias_values: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # [n]
 

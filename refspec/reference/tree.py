@@ -30,10 +30,8 @@ class Tree(NamedTuple):
 
     tokens: npt.NDArray[np.int32]  # [N] target ids
     parents: npt.NDArray[np.int32]  # [N] index of the node it follows, ROOT (-1) where that is the pending token
-    # [N] draft probability of each token after its parent, at the shape's temperature; NaN where not computed
-    confidence: Array
-    # [N+1] distribution [V] from which the children of each row were drawn; None = deterministic
-    distributions: Sequence[Distribution | None] | None = None
+    confidence: Array  # [N] draft probability after its parent, at the shape's temperature; NaN where not computed
+    distributions: Sequence[Distribution | None] | None = None  # [N+1] of [V], by parent's row; None = deterministic
 
     def children(self, node: int) -> list[int]:
         """The nodes that follow `node`, or the pending token for ROOT, in order."""
@@ -75,11 +73,8 @@ class Tree(NamedTuple):
         if list(wanted) != sorted(index.keys() - {ROOT}) or any(int(self.parents[i]) not in index for i in wanted):
             raise ShapeError(f"tree: nodes {list(wanted)} are not a subtree in ascending order")
         parents = np.array([index[int(self.parents[i])] for i in wanted], np.int32)
-        distributions = (
-            None
-            if self.distributions is None
-            else [self.distributions[0], *(self.distributions[i + 1] for i in wanted)]
-        )
+        q = self.distributions
+        distributions = None if q is None else [q[0], *(q[i + 1] for i in wanted)]
         return Tree(self.tokens[list(wanted)], parents, self.confidence[list(wanted)], distributions)
 
 
@@ -95,35 +90,24 @@ def chain(
     """The tree of one path: tokens [k] and, for sampled ones, their distributions q_draft [k, V]."""
     k = len(tokens)
     distributions = None if q_draft is None else [*(np.asarray(q) for q in q_draft), None]
-    return Tree(
-        np.asarray(tokens, np.int32),
-        np.arange(-1, k - 1, dtype=np.int32),
-        np.full(k, np.nan, np.float32),
-        distributions,
-    )
+    parents = np.arange(-1, k - 1, dtype=np.int32)
+    return Tree(np.asarray(tokens, np.int32), parents, np.full(k, np.nan, np.float32), distributions)
 
 
 def check_tree(tree: Tree, vocabulary: int) -> None:
     """Raise ShapeError unless parents precede their children and every token is an id of the vocabulary."""
     tokens, parents = np.asarray(tree.tokens), np.asarray(tree.parents)
-    if (
-        tokens.ndim != 1
-        or parents.shape != tokens.shape
-        or (tokens.size and {tokens.dtype.kind, parents.dtype.kind} - set("iu"))
-    ):
-        raise ShapeError(
-            f"tree: tokens {tokens.shape} and parents {parents.shape} are not two lists of integers of one length"
-        )
+    whole = not tokens.size or not {tokens.dtype.kind, parents.dtype.kind} - set("iu")
+    if tokens.ndim != 1 or parents.shape != tokens.shape or not whole:
+        raise ShapeError(f"tree: tokens {tokens.shape}, parents {parents.shape} are not integers, one for each node")
     for i, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
         if not ROOT <= parent < i:
             raise ShapeError(f"tree: node {i} has parent {parent}; a parent is {ROOT} or a node before its children")
         if not 0 <= token < vocabulary:
             raise ShapeError(f"tree: token {token} of node {i} is outside the vocabulary of {vocabulary}")
     if tree.distributions is not None and len(tree.distributions) != len(tokens) + 1:
-        raise ShapeError(
-            f"tree: {len(tree.distributions)} distributions for {len(tokens)} nodes; need one per row, "
-            "None for a row without children"
-        )
+        found = f"{len(tree.distributions)} distributions for {len(tokens)} nodes"
+        raise ShapeError(f"tree: {found}; need one per row, None for a row without children")
 
 
 class TreeShape(NamedTuple):
@@ -148,11 +132,8 @@ class TreeShape(NamedTuple):
 
     def checked(self) -> TreeShape:
         """Itself; UsageError for a count outside its range."""
-        for name, value, high in (
-            ("nodes", self.nodes, NODES_LIMIT),
-            ("top_k", self.top_k, 64),
-            ("depth", self.depth, 64),
-        ):
+        for name, high in (("nodes", NODES_LIMIT), ("top_k", 64), ("depth", 64)):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= high:
                 raise UsageError(f"tree: {name} = {value!r} is outside 1..{high}")
         if not 0 < self.temperature < math.inf:

@@ -87,13 +87,12 @@ def grow_sampled(distributions: Distributions, shape: TreeShape, draw: Callable[
     for depth in range(1, shape.depth + 1):
         room = -(-(shape.nodes - len(found)) // (shape.depth + 1 - depth))
         offered = dict(zip(frontier, distributions(found, frontier), strict=True))
-        counts = _plan(
-            {node: (1.0 if node == ROOT else found[node].value, q) for node, q in offered.items()}, room, shape.top_k
-        )
+        values = {node: 1.0 if node == ROOT else found[node].value for node in frontier}
+        counts = _plan({node: (values[node], q) for node, q in offered.items()}, room, shape.top_k)
         level = len(found)
         for node, count in counts.items():
-            q = kept[node] = offered[node]
-            value = 1.0 if node == ROOT else found[node].value
+            q, value = offered[node], values[node]
+            kept[node] = q
             for token in draw_siblings(q, count, draw):
                 found.append(Found(token, node, depth, float(q[token]), value * min(float(q[token]), 1.0)))
         frontier = _best(found, range(level, len(found)), shape.top_k)
@@ -151,8 +150,7 @@ def top_probs(
     k = min(k, len(x))
     candidates = np.arange(len(x))
     if 0 < k < len(x):
-        # ascending, with every tie of the last one
-        candidates = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])
+        candidates = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])  # with every tie of the last one
     order = candidates[np.argsort(-x[candidates], kind="stable")][:k]
     order = order[x[order] > -np.inf]
     with np.errstate(over="ignore"):  # a huge negative quotient is -inf, whose weight is the 0 we want
@@ -185,7 +183,6 @@ def _tree(
         return empty_tree()
     index = {ROOT: ROOT} | {node: i for i, node in enumerate(nodes)}
     chosen = [found[i] for i in nodes]
-    # a missing parent is a KeyError: never, see _best
     parents = np.array([index[node.parent] for node in chosen], np.int32)
     tokens = np.array([node.token for node in chosen], np.int32)
     return Tree(tokens, parents, np.array([node.confidence for node in chosen], np.float32), distributions)

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from refspec.errors import BackendError, ShapeError
 from refspec.reference.sampling import Sampler, invert_cdf, p_target, sample
 from refspec.reference.tree import ROOT, Distribution, Tree, check_tree
-from refspec.reference.verify import Q_SUM_TOLERANCE, Rows, residual
+from refspec.reference.verify import Rows, check_normalised, residual
 
 
 class TreeVerdict(NamedTuple):
@@ -88,9 +88,7 @@ def verify_tree_rejection(
         for j, child in enumerate(siblings):
             token = int(tree.tokens[child])
             if not q[token] > 0:
-                raise BackendError(
-                    f"tree: token {token} of node {child} has probability 0 in the distribution its siblings left"
-                )
+                raise BackendError(f"tree: token {token} of node {child} has probability 0 after its siblings")
             if u[level, j] * q[token] < p[token]:  # u < p/q without the division, as for chains
                 followed = child
                 break
@@ -114,9 +112,7 @@ def without(q: Distribution, token: int) -> Distribution:
 
 def _check(logits: Rows, tree: Tree) -> None:
     if len(logits) != len(tree.tokens) + 1:
-        raise ShapeError(
-            f"logits: {len(logits)} rows for a tree of {len(tree.tokens)} nodes; need one more row than nodes"
-        )
+        raise ShapeError(f"logits: {len(logits)} rows for {len(tree.tokens)} nodes; need one more row than nodes")
     check_tree(tree, len(logits[0]))
 
 
@@ -134,9 +130,5 @@ def _distribution(tree: Tree, node: int, logits: Rows) -> Distribution:
     q = np.asarray(distribution, dtype=np.float64)  # [V]
     if q.shape != (len(logits[0]),):
         raise ShapeError(f"tree: a distribution of shape {q.shape}, need [{len(logits[0])}]")
-    total = float(np.cumsum(q)[-1])
-    if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
-        raise BackendError(
-            f"tree: a distribution sums to {total}, minimum {q.min()}; the drafter must return normalised float64"
-        )
+    check_normalised("tree", q)
     return q

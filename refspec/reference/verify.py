@@ -1,8 +1,7 @@
 """The lossless rules: which draft tokens are accepted, and which token follows them.
 
-What it is: the two verification rules, nothing else. What it is not: drafting, caching or random numbers; coins are
-arguments (`sampling.coin`). Both rules emit exactly the target's distribution `p_target`; tests/verify enumerates every
-path of both.
+The two verification rules, nothing else: no drafting, no cache, and coins are arguments (`sampling.coin`). Both emit
+exactly the target's distribution `p_target`; tests/verify enumerates every path of both.
 
 - `verify_deterministic`: the draft is any sequence fixed without looking at these coins. The target samples its own
   token at each position, and draft tokens are accepted as long as they are equal. Every emitted token is the target's
@@ -53,12 +52,7 @@ def verify_deterministic(logits: Rows, draft: ArrayLike, sampler: Sampler, coins
 
 
 def verify_rejection(
-    logits: Rows,
-    draft: ArrayLike,
-    q_draft: Rows,
-    sampler: Sampler,
-    accept_coins: ArrayLike,
-    residual_coins: ArrayLike,
+    logits: Rows, draft: ArrayLike, q_draft: Rows, sampler: Sampler, accept_coins: ArrayLike, residual_coins: ArrayLike
 ) -> Verdict:
     """Rejection rule for a draft sampled from q_draft (Leviathan 2023, Alg. 1).
 
@@ -112,13 +106,18 @@ def _lengths(name: str, coins: ArrayLike, n: int) -> list[float]:
     return [float(value) for value in values]
 
 
+def check_normalised(name: str, q: NDArray[np.float64]) -> None:
+    """Raise BackendError unless q [V] is a distribution."""
+    total = float(np.cumsum(q)[-1])
+    if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
+        raise BackendError(f"{name}: row sum {total}, minimum {q.min()}; the drafter must return normalised float64")
+
+
 def _checked_q(row: NDArray[np.floating], token: int, vocabulary: int) -> NDArray[np.float64]:
     q = np.asarray(row, dtype=np.float64)  # [V]
     if q.shape != (vocabulary,):
         raise ShapeError(f"q_draft: row of shape {q.shape}, need [{vocabulary}]")
-    total = float(np.cumsum(q)[-1])
-    if not abs(total - 1.0) <= Q_SUM_TOLERANCE or q.min() < 0:  # NaN fails too
-        raise BackendError(f"q_draft: row sum {total}, minimum {q.min()}; the drafter must return normalised float64")
+    check_normalised("q_draft", q)
     if not q[token] > 0:
         raise BackendError(f"q_draft: draft token {token} has probability 0; it was not sampled from q_draft")
     return q

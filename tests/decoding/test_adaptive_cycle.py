@@ -177,8 +177,9 @@ def test_the_distribution_of_draft_lengths_is_in_the_statistics():
     run = session.generate(tokens=[1, 2, 3], max_tokens=120)
     steps = [event.step for event in run]
     counts = Counter(len(step.draft) for step in steps)
-    assert run.statistics.windows == [counts.get(k, 0) for k in range(len(run.statistics.windows))]
-    assert sum(run.statistics.windows) == run.statistics.verify_steps == run.statistics.as_dict()["verify_steps"]
+    by_drafted = run.statistics.steps_by_drafted
+    assert by_drafted == [counts.get(k, 0) for k in range(len(by_drafted))]
+    assert sum(by_drafted) == run.statistics.verify_steps == run.statistics.as_dict()["verify_steps"]
     assert session.policy is not None and session.policy.most == 4
 
 

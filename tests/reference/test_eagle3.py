@@ -20,7 +20,8 @@ from small_drafters import (
 from refspec.errors import ShapeError
 from refspec.reference import ops
 from refspec.reference.config import BIASED, DrafterConfig, RopeStyle
-from refspec.reference.eagle3 import Eagle3Drafter, Rows
+from refspec.reference.eagle3 import Eagle3Drafter
+from refspec.reference.eagle3_rows import Rows
 from refspec.reference.sampling import Sampler, invert_cdf, p_target
 
 

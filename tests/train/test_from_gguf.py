@@ -57,7 +57,7 @@ def test_a_drafter_for_any_architecture_runs_with_its_target(arch: str, tmp_path
         assert "token_embd.weight" not in read_gguf_header(file).tensors  # the target lends it
         with refspec.load(model, file, threads=1, draft_max=2, adaptive=False) as session:
             generation = session.generate("tell me of the sea", max_tokens=12)
-            assert list(generation) and sum(generation.statistics.windows[1:]) > 0
+            assert list(generation) and sum(generation.statistics.steps_by_drafted[1:]) > 0
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(
