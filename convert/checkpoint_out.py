@@ -18,17 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from refspec.convert import torch_bin
 from refspec.convert.safetensors_io import DTYPES
 from refspec.errors import CheckpointError, UsageError
+from refspec.gguf.header import FilePath
 
 FLOATS = ("BF16", "F16", "F32")
-STORAGES = {
-    "BF16": "BFloat16Storage",
-    "F16": "HalfStorage",
-    "F32": "FloatStorage",
-    "I64": "LongStorage",
-    "BOOL": "BoolStorage",
-}
+STORAGES = {kind: name for name, kind in torch_bin.STORAGES.items()}
 WEIGHT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _ALIGN = 64  # bytes; PyTorch maps storages and wants them so
 
@@ -56,7 +52,7 @@ def exact_dtype(entries: Iterable[Entry], first: str = "BF16") -> str:
     return next((kind for kind, fit in fits.items() if fit), "F32")
 
 
-def new_directory(out: str | os.PathLike[str]) -> Path:
+def new_directory(out: FilePath) -> Path:
     """The directory `out`, made if need be; `UsageError` when a checkpoint is in it already."""
     out = Path(out)
     try:
@@ -64,16 +60,13 @@ def new_directory(out: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be made ({error.strerror or error})") from None
     if there := [name for name in WEIGHT_FILES if (out / name).exists()]:
-        raise UsageError(
-            f"{out}: already holds {there[0]}; two checkpoints in one directory get mixed up, name another"
-        )
+        raise UsageError(f"{out}: already holds {there[0]}; two checkpoints in one directory mix up, name another")
     return out
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object; the name appears when it is complete."""
-    with _complete(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

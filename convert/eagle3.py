@@ -6,7 +6,6 @@ NVIDIA ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on dis
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +22,14 @@ from refspec.convert.provenance import credit, recorded
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
-from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
+from refspec.convert.safetensors_io import Config, Stored, read_json, whole_number
 from refspec.convert.shapes import check_tensors
 from refspec.convert.shared_tensors import Tensors, check_target, lend
 from refspec.convert.target_info import TargetFacts, target_facts
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf.blocks import Progress
 from refspec.gguf.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.gguf.header import FilePath
 from refspec.gguf.io import interleaved, write_drafter
 from refspec.gguf.lazy import Lazy
 from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle
@@ -50,9 +50,7 @@ class Opened:
 
 
 def open_checkpoint(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | TargetFacts | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Opened:
     """Resolve a drafter checkpoint. Nothing is guessed: an error names the override that decides.
 
@@ -85,14 +83,9 @@ def open_checkpoint(
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
-        raise CheckpointError(
-            f"{where}: num_aux_hidden_states or num_capture_layers is {states}, but {n_states} layers are named; "
-            "give --layer-ids"
-        )
+        raise CheckpointError(f"{where}: it counts {states} states, but names {n_states} layers; give --layer-ids")
     if fc_in % n_states:
-        raise CheckpointError(
-            f"{directory}: fc has {fc_in} columns, which is no multiple of {n_states} captured layers; give --layer-ids"
-        )
+        raise CheckpointError(f"{directory}: fc's {fc_in} columns are no multiple of {n_states}; give --layer-ids")
     draft_vocab, draft_source = _draft_vocab(config, stored, names, sizes["vocab_size"], where)
     rope, rope_source = _rope(config, layer, trainer, sizes["head_dim"], given.get("rope_theta"), where)
     eps = layer.get("rms_norm_eps")
@@ -150,7 +143,7 @@ def open_checkpoint(
     return Opened(drafter, tensors, resolved, notes, rope, bias.zero)
 
 
-def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
+def _ignored(given: Mapping[str, Any], config: Config, stored: Stored) -> list[str]:
     wanted = given.get("ignore") or []
     known = {*stored, *config}
     for section in ("transformer_layer_config", "eagle_config"):
@@ -168,9 +161,7 @@ def _number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def _sizes(
-    layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str
-) -> dict[str, int]:
+def _sizes(layer: Config, stored: Stored, names: Mapping[str, str], where: str) -> dict[str, int]:
     if (blocks := whole_number(layer, "num_hidden_layers", where, 1)) != 1:
         raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
     heads, hidden = whole_number(layer, "num_attention_heads", where), whole_number(layer, "hidden_size", where)
@@ -185,14 +176,14 @@ def _sizes(
     }  # fmt: skip
 
 
-def _head_dim(stored: Mapping[str, StoredTensor], names: Mapping[str, str], heads: int) -> int | None:
+def _head_dim(stored: Stored, names: Mapping[str, str], heads: int) -> int | None:
     """What the rows of q_proj say; the default of a config without head_dim differs between Llama and Qwen3."""
     shape = stored[names["attn_q"]].shape if "attn_q" in names else ()
     return shape[0] // heads if shape and shape[0] % heads == 0 else None
 
 
 def _draft_vocab(
-    config: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], vocab_size: int, where: str
+    config: Config, stored: Stored, names: Mapping[str, str], vocab_size: int, where: str
 ) -> tuple[int, str]:
     if config.get("draft_vocab_size") is not None:
         return whole_number(config, "draft_vocab_size", where), "config.json draft_vocab_size"
@@ -202,9 +193,7 @@ def _draft_vocab(
     return vocab_size, "draft_vocab_size absent: the whole vocabulary"
 
 
-def _rope(
-    config: Mapping[str, Any], layer: Mapping[str, Any], trainer: str, head_dim: int, given: Any, where: str
-) -> tuple[Rope, str]:
+def _rope(config: Config, layer: Config, trainer: str, head_dim: int, given: Any, where: str) -> tuple[Rope, str]:
     """RoPE and where its base came from; SafeAILab's training class ignores the base its inference class reads."""
     if given is not None:
         if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
@@ -215,9 +204,7 @@ def _rope(
         said = any("rope_theta" in (s or {}) for s in (layer, layer.get("rope_parameters")))
         return rope, "config.json" if said else "rope_theta absent: 10000"
     if rope.words.startswith("linear"):
-        return rope_settings(
-            layer, head_dim, where, 10000.0
-        ), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+        return rope_settings(layer, head_dim, where, 10000.0), f"SafeAILab's linear scaling ignores {rope.theta:g}"
     raise CheckpointError(
         f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference "
         f"class the config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
@@ -225,9 +212,7 @@ def _rope(
 
 
 def read_checkpoint(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | TargetFacts | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
     """`open_checkpoint`, loaded: (config, float32 weights in half-split RoPE order, resolved flags, notes)."""
     opened = open_checkpoint(directory, target, overrides)
@@ -236,9 +221,9 @@ def read_checkpoint(
 
 
 def convert_drafter(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | None,
-    out: str | os.PathLike[str],
+    directory: FilePath,
+    target: FilePath | None,
+    out: FilePath,
     outtype: str = "f16",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -255,9 +240,7 @@ def convert_drafter(
     facts = None if target is None else target_facts(target)
     opened = open_checkpoint(directory, facts, overrides)
     config = replace(opened.config, rope_style=RopeStyle.INTERLEAVED)
-    tensors = {
-        key: interleaved(array, config.head_dim) if key in ROTATED else array for key, array in opened.tensors.items()
-    }
+    tensors = {k: interleaved(a, config.head_dim) if k in ROTATED else a for k, a in opened.tensors.items()}
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values: dict[str, Any] = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
     values |= kept_scaling(opened.rope)
@@ -273,11 +256,7 @@ def convert_drafter(
     report.arch = "refspec-eagle3" if reasons else "eagle3"
     report.notes += [f"stock llama.cpp cannot run it: {reason}" for reason in reasons]
     if reasons:
-        how = (
-            "on its own kernels, one thread (llama.cpp's graph cannot)"
-            if graph_reasons(config)
-            else "on llama.cpp, with its own norms around it"
-        )
+        how = "on its own kernels, one thread" if graph_reasons(config) else "on llama.cpp, with its norms around it"
         report.notes.append(f"refspec runs it {how}; --stock writes the nearest file stock llama.cpp runs")
     report.tensors, report.nbytes = len(tensors), report.path.stat().st_size
     return report

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from refspec.convert.report import Resolved
+from refspec.convert.safetensors_io import Config
 from refspec.errors import CheckpointError
 
 _KEYS = {
@@ -14,7 +15,7 @@ _KEYS = {
 }  # fmt: skip
 
 
-def recorded(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def recorded(config: Config, where: str) -> dict[str, Any]:
     """What config.json records, under the names of the overrides; empty for a checkpoint refspec did not write."""
     said = config.get("refspec") or {}
     if not isinstance(said, dict) or said.keys() - _KEYS.keys():

@@ -31,6 +31,4 @@ def check_tensors(c: DrafterConfig, tensors: Tensors, names: Mapping[str, str], 
             raise CheckpointError(f"{where}: tensor {theirs!r} holds NaN or infinite values; the checkpoint is damaged")
     if unused := sorted(tensors.keys() - required.keys() - optional.keys()):
         theirs = names.get(unused[0], unused[0])
-        raise CheckpointError(
-            f"{where}: tensor {theirs!r} would not be used with these switches; --ignore {theirs} if that is right"
-        )
+        raise CheckpointError(f"{where}: tensor {theirs!r} has no use with these switches; --ignore {theirs} if right")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from refspec.convert.safetensors_io import Config
 from refspec.convert.target_info import TargetFacts
 from refspec.errors import CheckpointError, ShapeError
 from refspec.gguf.lazy import Lazy
@@ -15,7 +13,7 @@ from refspec.reference.config import DrafterConfig
 Tensors = dict[str, np.ndarray | Lazy]
 
 
-def check_target(drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str) -> list[str]:
+def check_target(drafter: DrafterConfig, config: Config, facts: TargetFacts | None, where: str) -> list[str]:
     """Notes on widths; `CheckpointError` or `ShapeError` if the drafter contradicts itself or its target."""
     notes = []
     said, width = config.get("target_hidden_size"), drafter.target_hidden_size
@@ -32,13 +30,9 @@ def check_target(drafter: DrafterConfig, config: Mapping[str, Any], facts: Targe
              ("vocabulary", drafter.vocab_size, facts.vocab_size))  # fmt: skip
     for what, ours, theirs in pairs:
         if ours != theirs:
-            raise ShapeError(
-                f"{where}: {what} is {ours}, the target {facts.path} has {theirs}; this drafter is for another one"
-            )
+            raise ShapeError(f"{where}: {what} is {ours}, target {facts.path} has {theirs}; it is for another one")
     if max(drafter.capture_layers) > facts.n_layer:
-        raise ShapeError(
-            f"{where}: captured layers {drafter.capture_layers}, but {facts.path} has {facts.n_layer} layers"
-        )
+        raise ShapeError(f"{where}: captures layers {drafter.capture_layers}; {facts.path} has {facts.n_layer} layers")
     return notes
 
 
