@@ -6,13 +6,12 @@ which means another matrix in every code base. A bias that is all zero is left o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from refspec.convert.flags import flag
-from refspec.convert.names import BLOCK
+from refspec.convert.names import BLOCK, Names
 from refspec.convert.report import Resolved
 from refspec.convert.safetensors_io import Config, Stored
 from refspec.errors import CheckpointError
@@ -37,7 +36,7 @@ class Biases(NamedTuple):
     notes: list[str]
 
 
-def resolve(config: Config, layer: Config, stored: Stored, names: Mapping[str, str], where: str) -> Biases:
+def resolve(config: Config, layer: Config, stored: Stored, names: Names, where: str) -> Biases:
     """The biases among `names` (refspec's name -> the stored one) that are used; `CheckpointError` against a flag."""
     held = [name for name in BIASED if f"{name}.bias" in names]
     zero = [name for name in held if not np.any(stored[names[f"{name}.bias"]].load())]

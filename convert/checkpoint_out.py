@@ -7,11 +7,9 @@ so that `torch.load(weights_only=True)` reads it. Format: PyTorch serialization,
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from refspec.convert import torch_bin
 from refspec.convert.safetensors_io import DTYPES
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf.header import FilePath
+from refspec.gguf.io import complete
 
 FLOATS = ("BF16", "F16", "F32")
 STORAGES = {kind: name for name, kind in torch_bin.STORAGES.items()}
@@ -71,7 +70,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write one text file; the name appears when it is complete."""
-    with _complete(path) as partial:
+    with complete(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
@@ -86,7 +85,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _complete(path) as partial, open(partial, "wb") as file:
+    with complete(path) as partial, open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for e in entries:
             _encode(e, dtype, path).tofile(file)
@@ -95,7 +94,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
 
 def write_torch(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
     """Write `entries` as `pytorch_model.bin`: what torch.save of an ordered dictionary of tensors writes."""
-    with _complete(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with complete(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _member(archive, "data.pkl", _pickle(entries, dtype))
         _member(archive, "byteorder", b"little")
         for i, e in enumerate(entries):
@@ -164,16 +163,3 @@ def _pickle(entries: Sequence[Entry], dtype: str) -> bytes:
             whole(0), numbers(e.shape), numbers(stride[::-1]), b"\x89", empty, b"tR",
         ]  # fmt: skip
     return b"".join([*out, b"u."])
-
-
-@contextmanager
-def _complete(path: Path) -> Any:
-    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,15 +16,13 @@ import numpy as np
 from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.files import read_tensors
-from refspec.convert.names import drafter_names
+from refspec.convert.names import Names, drafter_names
 from refspec.convert.other_models import refuse_adapter, refuse_by_config, refuse_by_tensors
-from refspec.convert.provenance import credit, recorded
-from refspec.convert.report import Report, Resolved
+from refspec.convert.report import Report, Resolved, credit, recorded
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import Config, Stored, read_json, whole_number
-from refspec.convert.shapes import check_tensors
-from refspec.convert.shared_tensors import Tensors, check_target, lend
+from refspec.convert.shared_tensors import Tensors, check_target, check_tensors, lend
 from refspec.convert.target_info import TargetFacts, target_facts
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf.blocks import Progress
@@ -55,9 +53,8 @@ def open_checkpoint(
     """Resolve a drafter checkpoint. Nothing is guessed: an error names the override that decides.
 
     `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
-    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets,
-    absolute), ignore (keys of config.json and tensors that do not matter). Raises `CheckpointError`, `ShapeError`,
-    `UsageError`.
+    `overrides`: the keys of `flags.OVERRIDES`; layer_ids are boundaries, d2t is offsets or absolute, ignore names keys
+    of config.json and tensors. Raises `CheckpointError`, `ShapeError`, `UsageError`.
     """
     directory = Path(directory)
     refuse_adapter(directory)
@@ -83,7 +80,7 @@ def open_checkpoint(
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
-        raise CheckpointError(f"{where}: it counts {states} states, but names {n_states} layers; give --layer-ids")
+        raise CheckpointError(f"{where}: {states} captured states, but {n_states} layer ids; give --layer-ids")
     if fc_in % n_states:
         raise CheckpointError(f"{directory}: fc's {fc_in} columns are no multiple of {n_states}; give --layer-ids")
     draft_vocab, draft_source = _draft_vocab(config, stored, names, sizes["vocab_size"], where)
@@ -161,7 +158,7 @@ def _number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def _sizes(layer: Config, stored: Stored, names: Mapping[str, str], where: str) -> dict[str, int]:
+def _sizes(layer: Config, stored: Stored, names: Names, where: str) -> dict[str, int]:
     if (blocks := whole_number(layer, "num_hidden_layers", where, 1)) != 1:
         raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
     heads, hidden = whole_number(layer, "num_attention_heads", where), whole_number(layer, "hidden_size", where)
@@ -176,15 +173,13 @@ def _sizes(layer: Config, stored: Stored, names: Mapping[str, str], where: str) 
     }  # fmt: skip
 
 
-def _head_dim(stored: Stored, names: Mapping[str, str], heads: int) -> int | None:
+def _head_dim(stored: Stored, names: Names, heads: int) -> int | None:
     """What the rows of q_proj say; the default of a config without head_dim differs between Llama and Qwen3."""
     shape = stored[names["attn_q"]].shape if "attn_q" in names else ()
     return shape[0] // heads if shape and shape[0] % heads == 0 else None
 
 
-def _draft_vocab(
-    config: Config, stored: Stored, names: Mapping[str, str], vocab_size: int, where: str
-) -> tuple[int, str]:
+def _draft_vocab(config: Config, stored: Stored, names: Names, vocab_size: int, where: str) -> tuple[int, str]:
     if config.get("draft_vocab_size") is not None:
         return whole_number(config, "draft_vocab_size", where), "config.json draft_vocab_size"
     for name in ("d2t", "output"):
@@ -204,7 +199,8 @@ def _rope(config: Config, layer: Config, trainer: str, head_dim: int, given: Any
         said = any("rope_theta" in (s or {}) for s in (layer, layer.get("rope_parameters")))
         return rope, "config.json" if said else "rope_theta absent: 10000"
     if rope.words.startswith("linear"):
-        return rope_settings(layer, head_dim, where, 10000.0), f"SafeAILab's linear scaling ignores {rope.theta:g}"
+        source = f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+        return rope_settings(layer, head_dim, where, 10000.0), source
     raise CheckpointError(
         f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference "
         f"class the config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
@@ -233,9 +229,8 @@ def convert_drafter(
 ) -> Report:
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
-    `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
-    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`,
-    `ShapeError`, `UsageError`.
+    `target` (its tokenizer too), `overrides` and errors as in `open_checkpoint`; `progress` is told the bytes just
+    written and those in all.
     """
     facts = None if target is None else target_facts(target)
     opened = open_checkpoint(directory, facts, overrides)

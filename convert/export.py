@@ -78,7 +78,7 @@ def export_drafter(
     write = to.write_torch if layout == "eagle" else to.write_safetensors
     write(directory / ("pytorch_model.bin" if layout == "eagle" else "model.safetensors"), entries, kind)
     # Last: a directory without config.json is no checkpoint, should this be interrupted.
-    to.write_json(directory / "config.json", CONFIGS[layout](config, scaling, kind, verifier, _specials(info)))
+    to.write_json(directory / "config.json", CONFIGS[layout](config, scaling, kind, verifier, specials(info)))
     return Exported(directory, layout, kind, len(entries), _notes(info, config, layout, verifier))
 
 
@@ -152,7 +152,7 @@ def _vocabulary(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.E
     return [to.Entry("d2t", (d,), "I64", lambda: offsets), to.Entry("t2d", (v,), "BOOL", lambda: member)]
 
 
-def _specials(info: GgufInfo) -> dict[str, int]:
+def specials(info: GgufInfo) -> dict[str, int]:
     """bos, eos and pad ids where the GGUF has a tokenizer."""
     named = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found = {k: info.metadata.get(f"tokenizer.ggml.{n}_token_id") for k, n in named.items()}
@@ -186,7 +186,7 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     if layout == "eagle" and config.rope_theta != 10000:
         notes.append("SafeAILab's inference reads rope_theta, its training class always uses 10000")
     if layout == "speculators" and verifier is None:
-        notes.append("no --verifier: the speculators library, and vllm serve on the directory alone, want its name")
+        notes.append("no --verifier: the speculators library and a bare vllm serve want the target's name")
     if layout == "speculators" and config.target_hidden_size != config.hidden_size:
         notes.append("the speculators trainer ignores target_hidden_size; vLLM reads it")
     return notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from refspec.convert import checkpoint_out as to
-from refspec.convert.export import DTYPES, Exported, loader, rounded
+from refspec.convert.export import DTYPES, Exported, loader, rounded, specials
 from refspec.convert.export_config import TORCH
 from refspec.convert.rope_out import rope_keys, scaling_in
 from refspec.convert.target import LAYER, target_names
@@ -33,7 +33,7 @@ def export_target(path: FilePath, out: FilePath, *, dtype: str = "auto") -> Expo
         raise UsageError(f"{dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     info = read_gguf_header(path)
     if info.arch != "llama":
-        raise CheckpointError(f"{info.path}: architecture {info.arch!r}; refspec writes Hugging Face files of llama")
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r}; only llama has a Hugging Face export")
     heads, hidden = info.need("llama.attention.head_count", int), info.need("llama.embedding_length", int)
     head_dim = info.optional("llama.attention.key_length", int, hidden // max(heads, 1))
     entries = []
@@ -73,7 +73,7 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
     attention = decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
     heads, context = whole("attention.head_count"), whole("context_length")
     scaling = scaling_in(info, divisors, theta, head_dim, context, attention)
-    config = {
+    return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"),
         "num_attention_heads": heads,
@@ -82,12 +82,8 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": context,
         "rms_norm_eps": decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
         "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
-        **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
+        **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype], **specials(info),
     }  # fmt: skip
-    for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-        if (token := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
-            config[key] = token
-    return config
 
 
 def _tokenizer(info: GgufInfo) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from refspec.convert.inspect_words import NO_TEMPLATE, coverage, drafter_sizes, 
 from refspec.convert.other_models import refuse_adapter
 from refspec.convert.report import Report
 from refspec.convert.safetensors_io import Config, Stored, StoredTensor, read_json
+from refspec.convert.target import ARCHITECTURES
+from refspec.convert.tokenizer import chat_template
 from refspec.errors import CheckpointError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import FilePath
@@ -67,8 +69,6 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     none = dict.fromkeys(("model", "pre", "bos", "eos", "eot", "add_bos")) | {"tokens": 0, "chat_template": False}
     if not (folder / "tokenizer.json").is_file():
         return none
-    from refspec.convert.tokenizer import chat_template
-
     tokenizer = read_json(folder / "tokenizer.json")
     model = tokenizer.get("model") if isinstance(tokenizer.get("model"), dict) else {}
     vocab = model.get("vocab") if isinstance(model, dict) else {}
@@ -80,10 +80,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def _target(config: Config, stored: Stored, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    from refspec.convert.target import ARCHITECTURES
-
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(inner, dict) or inner is config
     hidden, heads, n = (inner.get(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     width = hidden // heads if type(hidden) is int and type(heads) is int and heads else None
     known = (config.get("architectures") or ["?"])[0] in ARCHITECTURES

@@ -7,7 +7,7 @@ front. A name that is not in these tables is an error, never skipped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from refspec.errors import CheckpointError
 from refspec.reference.config import BIASED
@@ -25,6 +25,7 @@ TOP = {
     # ModelOpt keeps the norms of both inputs outside the block until it exports.
     "hidden_norm.weight": "hidden_norm", "input_embeds_norm.weight": "attn_norm",
 }  # fmt: skip
+Names = Mapping[str, str]  # refspec's name of a tensor -> the stored one
 PREFIXES = ("layers.0.", "midlayer.")
 
 

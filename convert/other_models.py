@@ -32,14 +32,10 @@ def refuse_by_tensors(config: Config, stored: Stored, where: str) -> None:
     """`CheckpointError` for another kind of drafter, or a whole model, that its tensors show."""
     if any("eh_proj" in name for name in stored):
         raise CheckpointError(
-            f"{where}: multi-token prediction layers (MTP, tensor eh_proj), not an EAGLE-3 drafter; llama.cpp and vLLM "
-            "run them inside their model"
+            f"{where}: MTP layers (tensor eh_proj), not an EAGLE-3 drafter; llama.cpp and vLLM run them in their model"
         )
     if _is_first_eagle(stored):
-        raise CheckpointError(
-            f"{where}: an EAGLE-1 or EAGLE-2 drafter (its attention reads H values, not 2H); refspec runs EAGLE-3, "
-            "SafeAILab's EAGLE and vLLM run this one"
-        )
+        raise CheckpointError(f"{where}: an EAGLE-1 or EAGLE-2 drafter, not EAGLE-3; SafeAILab's EAGLE and vLLM run it")
     layers = {name.split(".")[2] for name in stored if name.startswith("model.layers.") and name.count(".") > 2}
     if len(layers) > 1 and not any(name.removeprefix("model.") == "fc.weight" for name in stored):
         architecture = str((config.get("architectures") or ["?"])[0])[:40]

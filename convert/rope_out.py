@@ -1,8 +1,7 @@
 """RoPE divisors of a GGUF -> the scaling in a Hugging Face config: the inverse of `rope.py`, checked by running that.
 
-llama.cpp runs the divisors (`rope_freqs`), not the parameters they were made from. refspec stores those beside them
-(`refspec.rope_scaling`); in a file of another program the usual parameters are tried. Either way they are returned only
-if they make the same divisors, bit for bit.
+llama.cpp runs the divisors (`rope_freqs`). refspec stores the parameters they were made from beside them; for a file of
+another program the usual ones are tried. Either way they must make the same divisors, bit for bit.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ is trusted: ranges, shapes and types are checked against the size of the file be
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,9 +119,7 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
         raise CheckpointError(f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; file damaged") from None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; refspec reads {', '.join(DTYPES)}")
-    nbytes = DTYPES[dtype].itemsize
-    for n in shape:
-        nbytes *= n
+    nbytes = DTYPES[dtype].itemsize * math.prod(shape)
     if end - begin != nbytes or start + end > size:
         raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} does not fit bytes {begin}..{end}; truncated?")
     return StoredTensor(name, dtype, tuple(shape), path, start + begin)

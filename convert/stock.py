@@ -1,9 +1,8 @@
 """The nearest drafters that stock llama.cpp can run: norms it lacks are replaced by constants from calibration prompts.
 
-Stock llama.cpp has no norm per state, feeds back the pre-norm state, always norms before the head, has no query and key
-norms, no biases, and takes three states. A norm divides each row by its own number; folded into a matrix, it divides by
-the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen. Exact are only the head
-(a positive factor per row leaves the argmax) and added states of zero weight.
+What stock llama.cpp lacks: `drafter_meta.stock_reasons`. A norm divides each row by its own number; folded into a
+matrix, it divides by the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen.
+Exact are only the head (a positive factor per row leaves the argmax) and added states of zero weight.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def _gains(w: Weights) -> np.ndarray:
 def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Candidate]:
     """Every near drafter by a name that says what was done: feature norms folded or joined, both residuals."""
     if c.n_states > STOCK_STATES:
-        raise CheckpointError(f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}; train for that")
+        raise CheckpointError(f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}; train with fewer")
     out: dict[str, Candidate] = {}
     for said, weights in _without_biases(c, w, cal).items():
         out |= _candidates(replace(c, biases=()), weights, cal, said)

@@ -1,8 +1,7 @@
 """A Hugging Face Llama directory -> a target GGUF that stock llama.cpp runs.
 
-Reads config.json, model.safetensors (or shards), tokenizer.json and the chat template. Rows of q and k are reordered
-from half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them. Tied embeddings write no output
-tensor.
+Rows of q and k are reordered from half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them.
+Tied embeddings write no output tensor.
 """
 
 from __future__ import annotations
@@ -78,8 +77,7 @@ def convert_target(
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{config_path}: architecture {architecture!r}; refspec converts {ARCHITECTURES[0]} only, use llama.cpp's "
-            "convert_hf_to_gguf.py"
+            f"{config_path}: architecture {architecture!r}; for all but Llama use llama.cpp's convert_hf_to_gguf.py"
         )
 
     def size(key: str, default: int | None = None) -> int:
@@ -96,7 +94,7 @@ def convert_target(
     rope = rope_settings(config, sizes["head_dim"], str(config_path))
     theta, divisors, scaling = rope.theta, rope.divisors, rope.words
     if rope.attention_factor != 1.0:
-        raise CheckpointError(f"{config_path}: yarn scaling of a target; use llama.cpp's convert_hf_to_gguf.py for it")
+        raise CheckpointError(f"{config_path}: yarn is not supported in targets; use llama.cpp's convert_hf_to_gguf.py")
     names = target_names(sizes["n_layers"], tied=tied)
     notes = []
     if tied and "lm_head.weight" in stored:  # some writers save the tied copy too
@@ -136,12 +134,13 @@ def convert_target(
     }  # fmt: skip
     path = write_gguf(out, "llama", values, tensors)
     report = Report(path, "llama", len(tensors), path.stat().st_size, notes=notes)
+    bos_source = "tokenizer files" if add_bos is None else "argument"
     report.resolved = {
         "weights": Resolved(outtype, "argument"),
         "rope": Resolved(f"theta {theta:g}, {scaling}", "config.json"),
         "output head": Resolved("tied to the embedding" if tied else "own", "config.json tie_word_embeddings"),
         "pre-tokenizer": Resolved(tokens["tokenizer.ggml.pre"], "argument" if pre else "tokenizer.json"),
-        "add BOS": Resolved(tokens["tokenizer.ggml.add_bos_token"], "files" if add_bos is None else "argument"),
+        "add BOS": Resolved(tokens["tokenizer.ggml.add_bos_token"], bos_source),
         "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
     }
     if sampling:

@@ -74,8 +74,9 @@ def tokenizer_metadata(
     by_id = {i: (text, NORMAL) for text, i in model["vocab"].items()}
     for token in tokenizer.get("added_tokens", []):
         by_id[token["id"]] = (token["content"], CONTROL if token.get("special") else USER_DEFINED)
-    if not by_id or max(by_id) >= size:
-        raise CheckpointError(f"{path}: token id {max(by_id, default=-1)} does not fit vocab_size = {size} in config")
+    last = max(by_id, default=-1)
+    if not by_id or last >= size:
+        raise CheckpointError(f"{path}: token id {last} does not fit vocab_size = {size} of config.json")
     tokens = [by_id.get(i, (f"[unused{i}]", UNUSED)) for i in range(size)]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
     bos, eos = _first_id(config, "bos_token_id"), _first_id(config, "eos_token_id")

@@ -26,9 +26,9 @@ def absolute_d2t(
     if d2t.ndim != 1 or not len(d2t) or d2t.dtype.kind not in "iu":
         raise CheckpointError(f"{where}: d2t is {list(d2t.shape)} of {d2t.dtype}, expected a list of whole numbers")
     if t2d is not None and (t2d.shape != (vocab_size,) or int(t2d.astype(bool).sum()) != len(d2t)):
+        marked = int(t2d.astype(bool).sum())
         raise CheckpointError(
-            f"{where}: t2d marks {int(t2d.astype(bool).sum())} of {t2d.size} tokens, but d2t has {len(d2t)} and the "
-            f"vocabulary {vocab_size}"
+            f"{where}: t2d marks {marked} of {t2d.size} tokens, but d2t has {len(d2t)} and the vocabulary {vocab_size}"
         )
     ids = d2t.astype(np.int64)
     readings = {OFFSETS: np.arange(len(ids)) + ids, ABSOLUTE: ids}
@@ -44,7 +44,7 @@ def absolute_d2t(
                               + ("" if t2d is None else " that t2d marks") + "; the checkpoint is damaged")  # fmt: skip
     arrays = list(valid.values())
     if len(arrays) == 2 and not np.array_equal(arrays[0], arrays[1]):
-        raise CheckpointError(f"{where}: d2t can be offsets or ids, without t2d; decide with --d2t offsets|absolute")
+        raise CheckpointError(f"{where}: without t2d, d2t can be offsets or ids; decide with --d2t offsets|absolute")
     how = next(iter(valid))
     return valid[how], how
 

@@ -92,4 +92,4 @@ class Blocks:
         return CheckpointError(f"{self.path}: tensor {self.name!r} holds NaN or infinite values; nothing was written")
 
     def _too_large(self) -> CheckpointError:
-        return CheckpointError(f"{self.path}: tensor {self.name!r} does not fit f16 (|x| > 65504); use bf16 or f32")
+        return CheckpointError(f"{self.path}: {self.name!r} does not fit f16 (|x| > 65504); use --outtype bf16 or f32")

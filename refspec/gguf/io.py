@@ -1,15 +1,15 @@
 """GGUF files <-> metadata, tensors and drafters.
 
-A drafter that stock llama.cpp computes exactly is written under llama.cpp's architecture name, `eagle3`. Any other
-(post-norm feedback, norms per state, ...) is written as `refspec-eagle3`, which stock llama.cpp refuses instead of
-computing something else; refspec loads it with the override general.architecture=eagle3. What llama.cpp has no tensor
-for is stored as metadata (`refspec.*`), because its loader refuses unknown tensors.
+A drafter that stock llama.cpp computes exactly is written as llama.cpp's architecture `eagle3`, any other as
+`refspec-eagle3`, which stock llama.cpp refuses instead of computing something else; refspec loads it with the override
+general.architecture=eagle3. What llama.cpp has no tensor for is metadata (`refspec.*`): it refuses unknown tensors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -184,6 +184,19 @@ def _bytes(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_gguf(
     path: FilePath,
     arch: str,
@@ -198,11 +211,9 @@ def write_gguf(
     of each block; `source` is where the values come from, for messages. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
     total = sum(t.nbytes for t in tensors)
     told = None if progress is None else lambda nbytes: progress(nbytes, total)
-    writer = GGUFWriter(partial, arch)
-    try:
+    with complete(path) as partial, closing(GGUFWriter(partial, arch)) as writer:
         for key, value in metadata.items():
             if key != "general.architecture":
                 _add_value(writer, key, value)
@@ -213,13 +224,6 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for t in tensors:
             writer.write_tensor_data(cast(Any, _blocks(Path(source or path), t, told)))
-        writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
     return path
 
 

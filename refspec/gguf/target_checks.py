@@ -96,7 +96,7 @@ def check_sizes(info: GgufInfo, prefix: str) -> None:
 
 def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if isinstance(heads, int) and isinstance(kv, int) and kv > 0 and heads % kv:
-        raise CheckpointError(f"{info.path}: {prefix}.head_count {heads} is no multiple of head_count_kv {kv}")
+        raise CheckpointError(f"{info.path}: {prefix}: head_count {heads} is no multiple of head_count_kv {kv}")
     width = info.metadata.get(f"{prefix}.embedding_length")
     head_dim = width // heads if isinstance(heads, int) and heads > 0 and isinstance(width, int) else None
     head_dim = info.metadata.get(f"{prefix}.attention.key_length", head_dim)
@@ -106,8 +106,7 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
         rule = "equal" if prefix in FULL_ROPE_ARCHS else "even and at most"
         raise CheckpointError(
-            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} the head size {head_dim}; "
-            "convert the model again"
+            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} head size {head_dim}; convert again"
         )
 
 
