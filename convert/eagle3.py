@@ -26,7 +26,7 @@ from refspec.convert.shared_tensors import Tensors, check_target, check_tensors,
 from refspec.convert.target_info import TargetFacts, target_facts
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf.blocks import Progress
-from refspec.gguf.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.gguf.drafter_meta import ROTATED, decimal, graph_reasons, stock_reasons
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import interleaved, write_drafter
 from refspec.gguf.lazy import Lazy
@@ -109,7 +109,7 @@ def open_checkpoint(
             target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
             rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
             rope_style=RopeStyle.HALF_SPLIT, biases=bias.kept, **(switches | sizes),
-            rope_attention_factor=float(str(np.float32(rope.attention_factor))),
+            rope_attention_factor=decimal(rope.attention_factor),
         )  # fmt: skip
     except ShapeError as error:
         raise ShapeError(f"{where}: {error}") from None

@@ -178,9 +178,7 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     if layout == "specforge":
         notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
         if config.feedback is Feedback.POST_NORM:
-            notes.append(
-                "norm_output = true means post-norm feedback from SpecForge's change #879 on, pre-norm feedback before"
-            )
+            notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on, pre-norm before")
         if not config.head_norm:
             notes.append("norm_output = false means no norm before lm_head up to SpecForge's change #879 only")
     if layout == "eagle" and config.rope_theta != 10000:

@@ -115,9 +115,7 @@ def head_norm(config: Config, layout: str, has_norm: bool, given: Any, where: st
     if (last := flag(config, "use_last_layernorm", where)) is not None:
         if last != has_norm:
             found = "exists" if has_norm else "is missing"
-            raise CheckpointError(
-                f"{where}: use_last_layernorm = {last}, but norm.weight {found}; decide with --head-norm yes|no"
-            )
+            raise CheckpointError(f"{where}: use_last_layernorm = {last}, norm.weight {found}; give --head-norm yes|no")
         return Resolved(last, f"config.json use_last_layernorm = {str(last).lower()}")
     if layout not in _ONE_MEANING and flag(config, "norm_output", where) is False:
         raise CheckpointError(

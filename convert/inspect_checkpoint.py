@@ -80,7 +80,8 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def _target(config: Config, stored: Stored, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else config
     hidden, heads, n = (inner.get(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     width = hidden // heads if type(hidden) is int and type(heads) is int and heads else None
     known = (config.get("architectures") or ["?"])[0] in ARCHITECTURES

@@ -59,23 +59,21 @@ def _makes(made: Rope, divisors: np.ndarray | None, attention_factor: float) -> 
     return decimal(made.attention_factor) == attention_factor and np.array_equal(made.divisors, divisors)
 
 
-def scaling_of(
-    divisors: np.ndarray | None, theta: float, head_dim: int, where: str, attention_factor: float = 1.0
-) -> Scaling:
+def scaling_of(divisors: np.ndarray | None, theta: float, head_dim: int, where: str, attention: float = 1.0) -> Scaling:
     """The `rope_scaling` object that makes these divisors [hd/2]; None for none, `CheckpointError` if no kind does."""
-    if attention_factor == 1.0:
+    if attention == 1.0:
         if divisors is None or (divisors == 1.0).all():
             return None
         if (divisors == divisors[0]).all():
             return {"rope_type": "linear", "factor": decimal(divisors[0])}
     largest = [] if divisors is None else [decimal(divisors.max())]
-    for factor, length, kind in product([*largest, *_FACTORS], _LENGTHS, _kinds(attention_factor)):
+    for factor, length, kind in product([*largest, *_FACTORS], _LENGTHS, _kinds(attention)):
         found = {**kind, "factor": factor, "original_max_position_embeddings": length}
         try:
             made = rope_settings({"rope_theta": theta, "rope_scaling": found}, head_dim, where)
         except RefspecError:
             continue
-        if _makes(made, divisors, attention_factor):
+        if _makes(made, divisors, attention):
             return found
     raise CheckpointError(f"{where}: the RoPE divisors (rope_freqs) are of no scaling a config.json can state")
 

@@ -95,7 +95,7 @@ def read_safetensors(path: FilePath) -> dict[str, StoredTensor]:
                 raise CheckpointError(lfs_pointer(path))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= size - 8:
-                raise CheckpointError(f"{path}: no safetensors, or truncated: header of {length} bytes, file of {size}")
+                raise CheckpointError(f"{path}: not a safetensors file, or truncated: header {length} of {size} bytes")
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
