@@ -6,15 +6,14 @@ which means another matrix in every code base. A bias that is all zero is left o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from refspec.convert.flags import flag
-from refspec.convert.names import BLOCK
+from refspec.convert.names import BLOCK, Names
 from refspec.convert.report import Resolved
-from refspec.convert.safetensors_io import StoredTensor
+from refspec.convert.safetensors_io import Config, Stored
 from refspec.errors import CheckpointError
 from refspec.reference.config import BIASED
 
@@ -37,13 +36,7 @@ class Biases(NamedTuple):
     notes: list[str]
 
 
-def resolve(
-    config: Mapping[str, Any],
-    layer: Mapping[str, Any],
-    stored: Mapping[str, StoredTensor],
-    names: Mapping[str, str],
-    where: str,
-) -> Biases:
+def resolve(config: Config, layer: Config, stored: Stored, names: Names, where: str) -> Biases:
     """The biases among `names` (refspec's name -> the stored one) that are used; `CheckpointError` against a flag."""
     held = [name for name in BIASED if f"{name}.bias" in names]
     zero = [name for name in held if not np.any(stored[names[f"{name}.bias"]].load())]
@@ -53,8 +46,7 @@ def resolve(
         needed, excluded = FLAGS[key]
         if value and (missing := [name for name in needed if name not in held] or (not needed and not held and ["fc"])):
             raise CheckpointError(
-                f"{where}: {key} = true, but {_THEIRS[missing[0]]}.bias is missing; "
-                f"--ignore {key} if the drafter has none"
+                f"{where}: {key} = true, but {_THEIRS[missing[0]]}.bias is missing; --ignore {key} if it has none"
             )
         if not value and (wrong := [name for name in kept if name in excluded]):
             stored_name = names[f"{wrong[0]}.bias"]

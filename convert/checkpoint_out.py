@@ -7,28 +7,23 @@ so that `torch.load(weights_only=True)` reads it. Format: PyTorch serialization,
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refspec.convert import torch_bin
 from refspec.convert.safetensors_io import DTYPES
 from refspec.errors import CheckpointError, UsageError
+from refspec.gguf.header import FilePath
+from refspec.gguf.io import complete
 
 FLOATS = ("BF16", "F16", "F32")
-STORAGES = {
-    "BF16": "BFloat16Storage",
-    "F16": "HalfStorage",
-    "F32": "FloatStorage",
-    "I64": "LongStorage",
-    "BOOL": "BoolStorage",
-}
+STORAGES = {kind: name for name, kind in torch_bin.STORAGES.items()}
 WEIGHT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _ALIGN = 64  # bytes; PyTorch maps storages and wants them so
 
@@ -56,7 +51,7 @@ def exact_dtype(entries: Iterable[Entry], first: str = "BF16") -> str:
     return next((kind for kind, fit in fits.items() if fit), "F32")
 
 
-def new_directory(out: str | os.PathLike[str]) -> Path:
+def new_directory(out: FilePath) -> Path:
     """The directory `out`, made if need be; `UsageError` when a checkpoint is in it already."""
     out = Path(out)
     try:
@@ -64,21 +59,18 @@ def new_directory(out: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be made ({error.strerror or error})") from None
     if there := [name for name in WEIGHT_FILES if (out / name).exists()]:
-        raise UsageError(
-            f"{out}: already holds {there[0]}; two checkpoints in one directory get mixed up, name another"
-        )
+        raise UsageError(f"{out}: already holds {there[0]}; two checkpoints in one directory mix up, name another")
     return out
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object; the name appears when it is complete."""
-    with _complete(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write one text file; the name appears when it is complete."""
-    with _complete(path) as partial:
+    with complete(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
@@ -93,7 +85,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _complete(path) as partial, open(partial, "wb") as file:
+    with complete(path) as partial, open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for e in entries:
             _encode(e, dtype, path).tofile(file)
@@ -102,7 +94,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
 
 def write_torch(path: Path, entries: Sequence[Entry], dtype: str) -> Path:
     """Write `entries` as `pytorch_model.bin`: what torch.save of an ordered dictionary of tensors writes."""
-    with _complete(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with complete(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _member(archive, "data.pkl", _pickle(entries, dtype))
         _member(archive, "byteorder", b"little")
         for i, e in enumerate(entries):
@@ -171,16 +163,3 @@ def _pickle(entries: Sequence[Entry], dtype: str) -> bytes:
             whole(0), numbers(e.shape), numbers(stride[::-1]), b"\x89", empty, b"tR",
         ]  # fmt: skip
     return b"".join([*out, b"u."])
-
-
-@contextmanager
-def _complete(path: Path) -> Any:
-    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,9 +6,10 @@ refspec does not compute and must then have the value that changes nothing. Any 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
+from refspec.convert.safetensors_io import Config
 from refspec.errors import CheckpointError
 
 READ = frozenset([
@@ -55,7 +56,7 @@ _MODELOPT = {
 LAYOUTS = ("speculators", "TorchSpec", "ModelOpt", "NeMo Automodel", "SafeAILab", "SpecForge")
 
 
-def check_keys(config: Mapping[str, Any], where: str) -> None:
+def check_keys(config: Config, where: str) -> None:
     """Refuse every key that is unknown or changes the forward pass, in nested objects of the trainers too."""
     sections = [(config, "")]
     for name in ("transformer_layer_config", "eagle_config"):
@@ -71,8 +72,7 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
                 _check_attention(section, where)
             elif key not in MUST_BE:
                 raise CheckpointError(
-                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; "
-                    f"--ignore {key} if it does not change the model"
+                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; --ignore {key} if it changes nothing"
                 )
             elif not any(type(value) is type(v) and value == v for v in MUST_BE[key]):
                 raise CheckpointError(
@@ -81,25 +81,17 @@ def check_keys(config: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def _check_attention(section: Mapping[str, Any], where: str) -> None:
+def _check_attention(section: Config, where: str) -> None:
     """A window that limits attention; Qwen configs carry its size where it is switched off."""
     types = section.get("layer_types") or []
-    if (
-        section.get("use_sliding_window", True)
-        and section.get("sliding_window") is not None
-        and types != ["full_attention"]
-    ):
-        raise CheckpointError(
-            f"{where}: sliding_window = {section['sliding_window']!r} is not supported; "
-            "--ignore sliding_window if it is off"
-        )
+    size = section.get("sliding_window") if section.get("use_sliding_window", True) else None
+    if size is not None and types != ["full_attention"]:
+        raise CheckpointError(f"{where}: sliding_window = {size!r} is not supported; --ignore sliding_window if off")
     if any(t != "full_attention" for t in types):
-        raise CheckpointError(
-            f"{where}: layer_types = {str(types)[:60]} is not supported; refspec computes full attention"
-        )
+        raise CheckpointError(f"{where}: layer_types = {str(types)[:60]} is not supported; only full attention is")
 
 
-def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
+def without(config: Config, ignored: Collection[str]) -> dict[str, Any]:
     """The config without the keys of --ignore, at any of its levels."""
     return {
         k: without(v, ignored) if k in ("transformer_layer_config", "eagle_config") and isinstance(v, dict) else v
@@ -108,7 +100,7 @@ def without(config: Mapping[str, Any], ignored: Collection[str]) -> dict[str, An
     }
 
 
-def layout(config: Mapping[str, Any], names: Iterable[str], prefix: str) -> tuple[str, str]:
+def layout(config: Config, names: Iterable[str], prefix: str) -> tuple[str, str]:
     """Which trainer wrote the checkpoint and what shows it; the block's `prefix` where it is none of the known ones."""
     nested = config.get("eagle_config") or {}
     architectures = config.get("architectures")

@@ -6,7 +6,6 @@ NVIDIA ModelOpt (`midlayer.*`); NeMo Automodel (`model.*`). Matrices stay on dis
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +16,18 @@ import numpy as np
 from refspec.convert import biases, flags, vocabulary
 from refspec.convert.config_keys import check_keys, layout, without
 from refspec.convert.files import read_tensors
-from refspec.convert.names import drafter_names
+from refspec.convert.names import Names, drafter_names
 from refspec.convert.other_models import refuse_adapter, refuse_by_config, refuse_by_tensors
-from refspec.convert.provenance import credit, recorded
-from refspec.convert.report import Report, Resolved
+from refspec.convert.report import Report, Resolved, credit, recorded
 from refspec.convert.rope import Rope, rope_settings
 from refspec.convert.rope_out import kept_scaling
-from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
-from refspec.convert.shapes import check_tensors
-from refspec.convert.shared_tensors import Tensors, check_target, lend
+from refspec.convert.safetensors_io import Config, Stored, read_json, whole_number
+from refspec.convert.shared_tensors import Tensors, check_target, check_tensors, lend
 from refspec.convert.target_info import TargetFacts, target_facts
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.gguf.blocks import Progress
-from refspec.gguf.drafter_meta import ROTATED, graph_reasons, stock_reasons
+from refspec.gguf.drafter_meta import ROTATED, decimal, graph_reasons, stock_reasons
+from refspec.gguf.header import FilePath
 from refspec.gguf.io import interleaved, write_drafter
 from refspec.gguf.lazy import Lazy
 from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle
@@ -50,16 +48,13 @@ class Opened:
 
 
 def open_checkpoint(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | TargetFacts | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Opened:
     """Resolve a drafter checkpoint. Nothing is guessed: an error names the override that decides.
 
     `target` (GGUF or Hugging Face directory) supplies what the checkpoint leaves out: default layers, embeddings, head.
-    `overrides`: feature_norm, feedback, residual, head_norm, layer_ids (boundaries), rope_theta, d2t (offsets,
-    absolute), ignore (keys of config.json and tensors that do not matter). Raises `CheckpointError`, `ShapeError`,
-    `UsageError`.
+    `overrides`: the keys of `flags.OVERRIDES`; layer_ids are boundaries, d2t is offsets or absolute, ignore names keys
+    of config.json and tensors. Raises `CheckpointError`, `ShapeError`, `UsageError`.
     """
     directory = Path(directory)
     refuse_adapter(directory)
@@ -85,14 +80,9 @@ def open_checkpoint(
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
-        raise CheckpointError(
-            f"{where}: num_aux_hidden_states or num_capture_layers is {states}, but {n_states} layers are named; "
-            "give --layer-ids"
-        )
+        raise CheckpointError(f"{where}: {states} captured states, but {n_states} layer ids; give --layer-ids")
     if fc_in % n_states:
-        raise CheckpointError(
-            f"{directory}: fc has {fc_in} columns, which is no multiple of {n_states} captured layers; give --layer-ids"
-        )
+        raise CheckpointError(f"{directory}: fc's {fc_in} columns are no multiple of {n_states}; give --layer-ids")
     draft_vocab, draft_source = _draft_vocab(config, stored, names, sizes["vocab_size"], where)
     rope, rope_source = _rope(config, layer, trainer, sizes["head_dim"], given.get("rope_theta"), where)
     eps = layer.get("rms_norm_eps")
@@ -119,7 +109,7 @@ def open_checkpoint(
             target_hidden_size=fc_in // n_states, capture_layers=layers.value, draft_vocab_size=draft_vocab,
             rms_eps=_number(resolved["rms_norm_eps"].value, "rms_norm_eps", where), rope_theta=rope.theta,
             rope_style=RopeStyle.HALF_SPLIT, biases=bias.kept, **(switches | sizes),
-            rope_attention_factor=float(str(np.float32(rope.attention_factor))),
+            rope_attention_factor=decimal(rope.attention_factor),
         )  # fmt: skip
     except ShapeError as error:
         raise ShapeError(f"{where}: {error}") from None
@@ -150,7 +140,7 @@ def open_checkpoint(
     return Opened(drafter, tensors, resolved, notes, rope, bias.zero)
 
 
-def _ignored(given: Mapping[str, Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> list[str]:
+def _ignored(given: Mapping[str, Any], config: Config, stored: Stored) -> list[str]:
     wanted = given.get("ignore") or []
     known = {*stored, *config}
     for section in ("transformer_layer_config", "eagle_config"):
@@ -168,9 +158,7 @@ def _number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def _sizes(
-    layer: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], where: str
-) -> dict[str, int]:
+def _sizes(layer: Config, stored: Stored, names: Names, where: str) -> dict[str, int]:
     if (blocks := whole_number(layer, "num_hidden_layers", where, 1)) != 1:
         raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
     heads, hidden = whole_number(layer, "num_attention_heads", where), whole_number(layer, "hidden_size", where)
@@ -185,15 +173,13 @@ def _sizes(
     }  # fmt: skip
 
 
-def _head_dim(stored: Mapping[str, StoredTensor], names: Mapping[str, str], heads: int) -> int | None:
+def _head_dim(stored: Stored, names: Names, heads: int) -> int | None:
     """What the rows of q_proj say; the default of a config without head_dim differs between Llama and Qwen3."""
     shape = stored[names["attn_q"]].shape if "attn_q" in names else ()
     return shape[0] // heads if shape and shape[0] % heads == 0 else None
 
 
-def _draft_vocab(
-    config: Mapping[str, Any], stored: Mapping[str, StoredTensor], names: Mapping[str, str], vocab_size: int, where: str
-) -> tuple[int, str]:
+def _draft_vocab(config: Config, stored: Stored, names: Names, vocab_size: int, where: str) -> tuple[int, str]:
     if config.get("draft_vocab_size") is not None:
         return whole_number(config, "draft_vocab_size", where), "config.json draft_vocab_size"
     for name in ("d2t", "output"):
@@ -202,9 +188,7 @@ def _draft_vocab(
     return vocab_size, "draft_vocab_size absent: the whole vocabulary"
 
 
-def _rope(
-    config: Mapping[str, Any], layer: Mapping[str, Any], trainer: str, head_dim: int, given: Any, where: str
-) -> tuple[Rope, str]:
+def _rope(config: Config, layer: Config, trainer: str, head_dim: int, given: Any, where: str) -> tuple[Rope, str]:
     """RoPE and where its base came from; SafeAILab's training class ignores the base its inference class reads."""
     if given is not None:
         if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
@@ -215,9 +199,8 @@ def _rope(
         said = any("rope_theta" in (s or {}) for s in (layer, layer.get("rope_parameters")))
         return rope, "config.json" if said else "rope_theta absent: 10000"
     if rope.words.startswith("linear"):
-        return rope_settings(
-            layer, head_dim, where, 10000.0
-        ), f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+        source = f"SafeAILab's linear scaling ignores rope_theta = {rope.theta:g}"
+        return rope_settings(layer, head_dim, where, 10000.0), source
     raise CheckpointError(
         f"{where}: rope_theta = {rope.theta:g}, but SafeAILab's training class always uses 10000 and its inference "
         f"class the config's; decide with --rope-theta 10000 (as trained there) or --rope-theta {rope.theta:g}"
@@ -225,9 +208,7 @@ def _rope(
 
 
 def read_checkpoint(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | TargetFacts | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[DrafterConfig, dict[str, np.ndarray], Resolution, list[str]]:
     """`open_checkpoint`, loaded: (config, float32 weights in half-split RoPE order, resolved flags, notes)."""
     opened = open_checkpoint(directory, target, overrides)
@@ -236,9 +217,9 @@ def read_checkpoint(
 
 
 def convert_drafter(
-    directory: str | os.PathLike[str],
-    target: str | os.PathLike[str] | None,
-    out: str | os.PathLike[str],
+    directory: FilePath,
+    target: FilePath | None,
+    out: FilePath,
     outtype: str = "f16",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -248,16 +229,13 @@ def convert_drafter(
 ) -> Report:
     """Convert a drafter checkpoint directory to GGUF and report every resolved flag with its source.
 
-    `target`: the target as GGUF or Hugging Face directory (tokenizer, checks, missing tensors) or None. `overrides` as
-    in `open_checkpoint`; `progress` is told the bytes just written and those in all. Raises `CheckpointError`,
-    `ShapeError`, `UsageError`.
+    `target` (its tokenizer too), `overrides` and errors as in `open_checkpoint`; `progress` is told the bytes just
+    written and those in all.
     """
     facts = None if target is None else target_facts(target)
     opened = open_checkpoint(directory, facts, overrides)
     config = replace(opened.config, rope_style=RopeStyle.INTERLEAVED)
-    tensors = {
-        key: interleaved(array, config.head_dim) if key in ROTATED else array for key, array in opened.tensors.items()
-    }
+    tensors = {k: interleaved(a, config.head_dim) if k in ROTATED else a for k, a in opened.tensors.items()}
     report = Report(Path(out), "", resolved=opened.resolved, notes=opened.notes)
     values: dict[str, Any] = {"general.name": name or Path(directory).resolve().name, **report.provenance()}
     values |= kept_scaling(opened.rope)
@@ -273,11 +251,7 @@ def convert_drafter(
     report.arch = "refspec-eagle3" if reasons else "eagle3"
     report.notes += [f"stock llama.cpp cannot run it: {reason}" for reason in reasons]
     if reasons:
-        how = (
-            "on its own kernels, one thread (llama.cpp's graph cannot)"
-            if graph_reasons(config)
-            else "on llama.cpp, with its own norms around it"
-        )
+        how = "on its own kernels, one thread" if graph_reasons(config) else "on llama.cpp, with its norms around it"
         report.notes.append(f"refspec runs it {how}; --stock writes the nearest file stock llama.cpp runs")
     report.tensors, report.nbytes = len(tensors), report.path.stat().st_size
     return report

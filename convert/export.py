@@ -6,7 +6,6 @@ has no flag for is an error; nothing is dropped. What each layout can express: `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ from refspec.convert.names import BLOCK, TOP
 from refspec.convert.rope_out import scaling_in
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf import drafter_meta as meta
-from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
+from refspec.gguf.header import FilePath
+from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor, rope_divisors
 from refspec.reference.config import BIASED, DrafterConfig, Feedback, weight_shapes
 
 LAYOUTS = ("speculators", "specforge", "eagle")
@@ -50,12 +50,7 @@ def split_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def export_drafter(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    layout: str,
-    *,
-    dtype: str = "auto",
-    verifier: str | None = None,
+    path: FilePath, out: FilePath, layout: str, *, dtype: str = "auto", verifier: str | None = None
 ) -> Exported:
     """Write the drafter GGUF at `path` as a checkpoint directory `out`; `dtype` auto is the smallest exact one.
 
@@ -70,7 +65,7 @@ def export_drafter(
     if layout == "speculators":
         config = with_whole_groups(config, _zero_biases(info))
     entries = _entries(info, config, layout)
-    divisors = _divisors(info, config)
+    divisors = rope_divisors(info, meta.STOCK_ARCH, config.head_dim)
     scaling = scaling_in(
         info, divisors, config.rope_theta, config.head_dim, config.context_length or 2048, config.rope_attention_factor
     )
@@ -83,7 +78,7 @@ def export_drafter(
     write = to.write_torch if layout == "eagle" else to.write_safetensors
     write(directory / ("pytorch_model.bin" if layout == "eagle" else "model.safetensors"), entries, kind)
     # Last: a directory without config.json is no checkpoint, should this be interrupted.
-    to.write_json(directory / "config.json", CONFIGS[layout](config, scaling, kind, verifier, _specials(info)))
+    to.write_json(directory / "config.json", CONFIGS[layout](config, scaling, kind, verifier, specials(info)))
     return Exported(directory, layout, kind, len(entries), _notes(info, config, layout, verifier))
 
 
@@ -105,7 +100,8 @@ def _entries(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.Entr
                 f"{list(shapes[ours])}; convert the drafter again"
             )
         if ours not in ("d2t", "rope_freqs"):
-            entries.append(to.Entry(spelled[ours], shapes[ours], "float", _loader(info, tensor, ours, config.head_dim)))
+            load = loader(info, tensor, config.head_dim, rotated=ours in meta.ROTATED)
+            entries.append(to.Entry(spelled[ours], shapes[ours], "float", load))
     for ours, values in meta.fc_norm_values(info, config).items():
         entries.append(_held(f"{ours}.weight", np.array(values, np.float32)))
     for ours in config.biases:  # all or none of a group: the others are zero
@@ -126,14 +122,13 @@ def _zero_biases(info: GgufInfo) -> list[str]:
     """The matrices whose bias the checkpoint had, all zero, so that the conversion left it out."""
     names = info.optional("refspec.zero_biases", list, [])
     if wrong := [name for name in names if name not in BIASED]:
-        raise CheckpointError(
-            f"{info.path}: refspec.zero_biases names {str(wrong[0])[:40]!r}; convert the drafter again"
-        )
+        raise CheckpointError(f"{info.path}: refspec.zero_biases names {str(wrong[0])[:40]!r}; convert it again")
     return list(names)
 
 
-def _loader(info: GgufInfo, tensor: str, ours: str, head_dim: int) -> Callable[[], np.ndarray]:
-    if ours in meta.ROTATED:
+def loader(info: GgufInfo, tensor: str, head_dim: int, *, rotated: bool) -> Callable[[], np.ndarray]:
+    """A function that reads the tensor, with RoPE's rows in half-split order where they are `rotated`."""
+    if rotated:
         return lambda: split_rows(read_tensor(info, tensor), head_dim)
     return lambda: read_tensor(info, tensor)
 
@@ -157,19 +152,18 @@ def _vocabulary(info: GgufInfo, config: DrafterConfig, layout: str) -> list[to.E
     return [to.Entry("d2t", (d,), "I64", lambda: offsets), to.Entry("t2d", (v,), "BOOL", lambda: member)]
 
 
-def _divisors(info: GgufInfo, config: DrafterConfig) -> np.ndarray | None:
-    divisor = meta.rope_divisor(info)
-    own = read_tensor(info, meta.TENSORS["rope_freqs"]) if meta.TENSORS["rope_freqs"] in info.tensors else None
-    if divisor == 1.0:
-        return own
-    return (np.ones(config.head_dim // 2, np.float32) if own is None else own) * np.float32(divisor)
-
-
-def _specials(info: GgufInfo) -> dict[str, int]:
+def specials(info: GgufInfo) -> dict[str, int]:
     """bos, eos and pad ids where the GGUF has a tokenizer."""
     named = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found = {k: info.metadata.get(f"tokenizer.ggml.{n}_token_id") for k, n in named.items()}
     return {k: i for k, i in found.items() if type(i) is int}
+
+
+def rounded(info: GgufInfo) -> list[str]:
+    """A note on quantized weights, where there are any."""
+    quantized = sorted({t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"})
+    said = f"the GGUF holds {', '.join(quantized)} weights: the checkpoint has their rounded values"
+    return [said] if quantized else []
 
 
 def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | None) -> list[str]:
@@ -177,27 +171,20 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     for name in meta.SHARED:
         if meta.TENSORS[name] not in info.tensors:
             notes.append(f"{name} is not in the GGUF, so not in the checkpoint: the engine takes the target's")
-    quantized = sorted({t.type for t in info.tensors.values()} - {"F32", "F16", "BF16", "I64"})
-    if quantized:
-        notes.append(f"the GGUF holds {', '.join(quantized)} weights: the checkpoint has their rounded values")
+    notes += rounded(info)
     layers = ", ".join(map(str, config.capture_layers))
     if layout == "eagle":
         notes.append(f"SafeAILab always captures boundaries 2, n/2, n-3; this drafter was trained on {layers}")
     if layout == "specforge":
         notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
         if config.feedback is Feedback.POST_NORM:
-            notes.append(
-                "norm_output = true means post-norm feedback from SpecForge's change #879 on; older versions feed back "
-                "the pre-norm state"
-            )
+            notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on, pre-norm before")
         if not config.head_norm:
             notes.append("norm_output = false means no norm before lm_head up to SpecForge's change #879 only")
     if layout == "eagle" and config.rope_theta != 10000:
         notes.append("SafeAILab's inference reads rope_theta, its training class always uses 10000")
     if layout == "speculators" and verifier is None:
-        notes.append(
-            "no --verifier: the speculators library, and vllm serve on the directory alone, want the target's name"
-        )
+        notes.append("no --verifier: the speculators library and a bare vllm serve want the target's name")
     if layout == "speculators" and config.target_hidden_size != config.hidden_size:
         notes.append("the speculators trainer ignores target_hidden_size; vLLM reads it")
     return notes

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from refspec.convert.biases import ATTENTION, MLP
-from refspec.convert.rope_out import rope_keys
+from refspec.convert.rope_out import Scaling, rope_keys
 from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Residual
 
-Scaling = dict[str, Any] | None
+Json = dict[str, Any]
+Specials = Mapping[str, int]  # bos, eos and pad ids by the keys of config.json
 Problem = tuple[bool, str, str]  # whether it applies, the switch as it is, why the layout cannot say it
 TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -82,7 +83,7 @@ NOT_SAID: dict[str, Callable[[DrafterConfig, Scaling], list[Problem]]] = {
 }  # fmt: skip
 
 
-def block(c: DrafterConfig, scaling: Scaling, specials: Mapping[str, int]) -> dict[str, Any]:
+def block(c: DrafterConfig, scaling: Scaling, specials: Specials) -> Json:
     """The keys of one Llama or Qwen3 decoder layer."""
     return {
         "model_type": "qwen3" if c.qk_norm else "llama", "hidden_size": c.hidden_size,
@@ -103,9 +104,7 @@ def about(c: DrafterConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _speculators(
-    c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Mapping[str, int]
-) -> dict[str, Any]:
+def _speculators(c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Specials) -> Json:
     layer = block(c, scaling, specials)
     if c.qk_norm:
         del layer["mlp_bias"]
@@ -134,9 +133,7 @@ def _speculators(
     }  # fmt: skip
 
 
-def _specforge(
-    c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Mapping[str, int]
-) -> dict[str, Any]:
+def _specforge(c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Specials) -> Json:
     config = {
         "architectures": ["LlamaForCausalLMEagle3"], **block(c, scaling, specials),
         "draft_vocab_size": c.draft_vocab_size, "target_hidden_size": c.target_hidden_size,
@@ -150,9 +147,7 @@ def _specforge(
     return config
 
 
-def _eagle(
-    c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Mapping[str, int]
-) -> dict[str, Any]:
+def _eagle(c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | None, specials: Specials) -> Json:
     layer = block(c, scaling, specials)
     if scaling is None:
         del layer["rope_scaling"]
@@ -163,6 +158,6 @@ def _eagle(
     } | ({"target_hidden_size": c.target_hidden_size} if c.target_hidden_size != c.hidden_size else {})  # fmt: skip
 
 
-CONFIGS: dict[str, Callable[[DrafterConfig, Scaling, str, str | None, Mapping[str, int]], dict[str, Any]]] = {
+CONFIGS: dict[str, Callable[[DrafterConfig, Scaling, str, str | None, Specials], Json]] = {
     "speculators": _speculators, "specforge": _specforge, "eagle": _eagle,
 }  # fmt: skip

@@ -6,31 +6,25 @@ comes from the table in `tokenizer.py`, and a name that is not there is an error
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from refspec.convert import checkpoint_out as to
-from refspec.convert.export import DTYPES, Exported, split_rows
+from refspec.convert.export import DTYPES, Exported, loader, rounded, specials
 from refspec.convert.export_config import TORCH
-from refspec.convert.rope_out import decimal, rope_keys, scaling_in
-from refspec.convert.target import LAYER
+from refspec.convert.rope_out import rope_keys, scaling_in
+from refspec.convert.target import LAYER, target_names
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 from refspec.errors import CheckpointError, UsageError
-from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
+from refspec.gguf.drafter_meta import decimal
+from refspec.gguf.header import FilePath
+from refspec.gguf.io import GgufInfo, read_gguf_header, rope_divisors
 from refspec.gguf.recommended_sampling import to_generation_config
 
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+_TOP = {ours: theirs for theirs, ours in target_names(0, tied=False).items()}
 _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
 
 
-def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "auto") -> Exported:
+def export_target(path: FilePath, out: FilePath, *, dtype: str = "auto") -> Exported:
     """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest exact one.
 
     Raises `CheckpointError` for another architecture or tokenizer, `UsageError` if `out` holds a checkpoint already.
@@ -39,16 +33,14 @@ def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, 
         raise UsageError(f"{dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     info = read_gguf_header(path)
     if info.arch != "llama":
-        raise CheckpointError(
-            f"{info.path}: architecture {info.arch!r}; refspec writes Hugging Face directories of llama only"
-        )
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r}; only llama has a Hugging Face export")
     heads, hidden = info.need("llama.attention.head_count", int), info.need("llama.embedding_length", int)
     head_dim = info.optional("llama.attention.key_length", int, hidden // max(heads, 1))
-    entries = [
-        to.Entry(_name(info, name), tensor.shape, "float", _loader(info, name, head_dim))
-        for name, tensor in info.tensors.items()
-        if name != "rope_freqs.weight"
-    ]
+    entries = []
+    for name, tensor in info.tensors.items():
+        if name != "rope_freqs.weight":
+            load = loader(info, name, head_dim, rotated=name.endswith(("attn_q.weight", "attn_k.weight")))
+            entries.append(to.Entry(_name(info, name), tensor.shape, "float", load))
     tokenizer = _tokenizer(info)
     directory = to.new_directory(out)
     kind = to.exact_dtype(entries) if dtype == "auto" else dtype
@@ -60,10 +52,7 @@ def export_target(path: str | os.PathLike[str], out: str | os.PathLike[str], *, 
     to.write_json(directory / "config.json", _config(info, head_dim, kind))
     if generation := to_generation_config(info.metadata):
         to.write_json(directory / "generation_config.json", generation)
-    notes = []
-    if quantized := sorted({t.type for t in info.tensors.values()} - {"F32", "F16", "BF16"}):
-        notes.append(f"the GGUF holds {', '.join(quantized)} weights: the checkpoint has their rounded values")
-    return Exported(directory, "Hugging Face Llama", kind, len(entries), notes)
+    return Exported(directory, "Hugging Face Llama", kind, len(entries), rounded(info))
 
 
 def _name(info: GgufInfo, name: str) -> str:
@@ -75,27 +64,16 @@ def _name(info: GgufInfo, name: str) -> str:
     raise CheckpointError(f"{info.path}: tensor {name!r} has no place in a Hugging Face Llama")
 
 
-def _loader(info: GgufInfo, name: str, head_dim: int) -> Callable[[], np.ndarray]:
-    if name.endswith(("attn_q.weight", "attn_k.weight")):
-        return lambda: split_rows(read_tensor(info, name), head_dim)
-    return lambda: read_tensor(info, name)
-
-
 def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
     def whole(key: str) -> int:
         return int(info.need(f"llama.{key}", int))
 
     theta = decimal(info.optional("llama.rope.freq_base", float, 10000.0))
-    if (kind := info.optional("llama.rope.scaling.type", str, "none")) not in ("none", "linear"):
-        raise CheckpointError(f"{info.path}: llama.rope.scaling.type = {kind!r} is not supported; known: none, linear")
-    divisors = read_tensor(info, "rope_freqs.weight") if "rope_freqs.weight" in info.tensors else None
-    if kind == "linear":
-        factor = np.float32(info.need("llama.rope.scaling.factor", float))
-        divisors = (np.ones(head_dim // 2, np.float32) if divisors is None else divisors) * factor
+    divisors = rope_divisors(info, "llama", head_dim)
     attention = decimal(info.optional("llama.rope.scaling.attn_factor", float, 1.0))
     heads, context = whole("attention.head_count"), whole("context_length")
     scaling = scaling_in(info, divisors, theta, head_dim, context, attention)
-    config = {
+    return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": whole("embedding_length"), "num_hidden_layers": whole("block_count"),
         "num_attention_heads": heads,
@@ -104,12 +82,8 @@ def _config(info: GgufInfo, head_dim: int, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": context,
         "rms_norm_eps": decimal(info.need("llama.attention.layer_norm_rms_epsilon", float)),
         "tie_word_embeddings": "output.weight" not in info.tensors, "attention_bias": False, "mlp_bias": False,
-        **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype],
+        **rope_keys(theta, scaling), "torch_dtype": TORCH[dtype], "dtype": TORCH[dtype], **specials(info),
     }  # fmt: skip
-    for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-        if (token := info.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
-            config[key] = token
-    return config
 
 
 def _tokenizer(info: GgufInfo) -> dict[str, Any]:
@@ -118,9 +92,7 @@ def _tokenizer(info: GgufInfo) -> dict[str, Any]:
     patterns = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
     if kind != "gpt2" or (pre != "gpt-2" and pre not in patterns):
         known = ", ".join(["gpt-2", *patterns])
-        raise CheckpointError(
-            f"{info.path}: tokenizer {kind!r} ({pre!r}) is not one refspec can write; known: BPE with {known}"
-        )
+        raise CheckpointError(f"{info.path}: tokenizer {kind!r} ({pre!r}) cannot be written; known: BPE with {known}")
     tokens = info.need("tokenizer.ggml.tokens", list)
     types = info.optional("tokenizer.ggml.token_type", list, [1] * len(tokens))
     vocab: dict[str, int] = {}

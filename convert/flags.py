@@ -6,11 +6,12 @@ and where config and tensors leave two readings the error names the override tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
 from refspec.convert.report import Resolved
+from refspec.convert.safetensors_io import Config
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.reference.config import FeatureNorm, Feedback, Residual
 
@@ -33,7 +34,7 @@ def choice(kind: type[_Choice], value: Any, name: str) -> _Choice:
         raise UsageError(f"{OVERRIDES[name]} {value!r} is unknown; choose one of {options}") from None
 
 
-def flag(config: Mapping[str, Any], key: str, where: str, layer: Mapping[str, Any] | None = None) -> bool | None:
+def flag(config: Config, key: str, where: str, layer: Config | None = None) -> bool | None:
     """A boolean of config.json: top level, nested eagle_config and `layer`, which must agree; None when absent."""
     sections = (config, layer or {}, config.get("eagle_config") or {})
     said = [v for section in sections if (v := section.get(key)) is not None]
@@ -44,7 +45,7 @@ def flag(config: Mapping[str, Any], key: str, where: str, layer: Mapping[str, An
     return said[0] if said else None
 
 
-def count(config: Mapping[str, Any], where: str) -> int | None:
+def count(config: Config, where: str) -> int | None:
     """The number of captured states in config.json, apart from its list of layers; None when absent."""
     said: dict[str, Any] = {}
     for section in (config, config.get("eagle_config") or {}):
@@ -57,16 +58,14 @@ def count(config: Mapping[str, Any], where: str) -> int | None:
     return next(iter(said.values()), None)
 
 
-def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, where: str) -> Resolved:
+def feature_norm(config: Config, names: Collection[str], given: Any, where: str) -> Resolved:
     """none | concat | per_state, from the flags AND the tensors; they must agree."""
     stored = FeatureNorm.NONE
     if "fc_norm" in names:
         stored = FeatureNorm.CONCAT
     if any(n.startswith("fc_norm.") for n in names):
         if stored is FeatureNorm.CONCAT:
-            raise CheckpointError(
-                f"{where}: input_norm and fc_norm.* both exist; refspec runs one feature norm, not two"
-            )
+            raise CheckpointError(f"{where}: input_norm and fc_norm.* both exist; refspec runs one feature norm")
         stored = FeatureNorm.PER_STATE
     per_state, concat = flag(config, "fc_norm", where), flag(config, "norm_before_fc", where)
     said = FeatureNorm.PER_STATE if per_state else FeatureNorm.CONCAT if concat else FeatureNorm.NONE
@@ -84,21 +83,18 @@ def feature_norm(config: Mapping[str, Any], names: Collection[str], given: Any, 
     return Resolved(said, f"config.json {key} and its tensors" if key else "no feature norm flag and no such tensor")
 
 
-def feedback(config: Mapping[str, Any], layout: str, given: Any, where: str) -> Resolved:
+def feedback(config: Config, layout: str, given: Any, where: str) -> Resolved:
     """pre_norm | post_norm. Only speculators and NeMo Automodel give `norm_output: true` one meaning."""
     if given is not None:
         return Resolved(choice(Feedback, given, "feedback"), "override --feedback")
     value, returned = flag(config, "norm_output", where), flag(config, "return_hidden_post_norm", where)
     if returned is not None and value is not None and returned != value:
         raise CheckpointError(
-            f"{where}: return_hidden_post_norm = {returned} and norm_output = {value}; "
-            "decide with --feedback pre_norm|post_norm"
+            f"{where}: return_hidden_post_norm = {returned}, norm_output = {value}; give --feedback pre_norm|post_norm"
         )
     if returned is not None:
-        return Resolved(
-            Feedback.POST_NORM if returned else Feedback.PRE_NORM,
-            f"config.json return_hidden_post_norm = {str(returned).lower()}",
-        )
+        kind = Feedback.POST_NORM if returned else Feedback.PRE_NORM
+        return Resolved(kind, f"config.json return_hidden_post_norm = {str(returned).lower()}")
     if not value:  # every trainer version feeds back h then
         return Resolved(Feedback.PRE_NORM, f"norm_output {'absent' if value is None else '= false'}: EAGLE-3")
     if layout not in _ONE_MEANING:
@@ -110,7 +106,7 @@ def feedback(config: Mapping[str, Any], layout: str, given: Any, where: str) -> 
     return Resolved(Feedback.POST_NORM, f"config.json norm_output = true, {layout} meaning")
 
 
-def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any, where: str) -> Resolved:
+def head_norm(config: Config, layout: str, has_norm: bool, given: Any, where: str) -> Resolved:
     """Whether the final norm comes before lm_head; one SpecForge version drops it for `norm_output: false`."""
     if given is not None:
         if not isinstance(given, bool):
@@ -118,10 +114,8 @@ def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any
         return Resolved(given, "override --head-norm")
     if (last := flag(config, "use_last_layernorm", where)) is not None:
         if last != has_norm:
-            raise CheckpointError(
-                f"{where}: use_last_layernorm = {last}, but norm.weight {'exists' if has_norm else 'is missing'}; "
-                "decide with --head-norm yes|no"
-            )
+            found = "exists" if has_norm else "is missing"
+            raise CheckpointError(f"{where}: use_last_layernorm = {last}, norm.weight {found}; give --head-norm yes|no")
         return Resolved(last, f"config.json use_last_layernorm = {str(last).lower()}")
     if layout not in _ONE_MEANING and flag(config, "norm_output", where) is False:
         raise CheckpointError(
@@ -131,21 +125,18 @@ def head_norm(config: Mapping[str, Any], layout: str, has_norm: bool, given: Any
     return Resolved(True, "every EAGLE-3 layout normalizes before lm_head")
 
 
-def residual(config: Mapping[str, Any], given: Any, where: str) -> Resolved:
+def residual(config: Config, given: Any, where: str) -> Resolved:
     """raw | normed."""
     if given is not None:
         return Resolved(choice(Residual, given, "residual"), "override --residual")
     value = flag(config, "norm_before_residual", where)
     if value is None:
         return Resolved(Residual.RAW, "norm_before_residual absent: EAGLE-3")
-    return Resolved(
-        Residual.NORMED if value else Residual.RAW, f"config.json norm_before_residual = {str(value).lower()}"
-    )
+    kind = Residual.NORMED if value else Residual.RAW
+    return Resolved(kind, f"config.json norm_before_residual = {str(value).lower()}")
 
 
-def layer_ids(
-    config: Mapping[str, Any], layout: str, n_layer: int | None, given: Any, where: str
-) -> tuple[Resolved, list[str]]:
+def layer_ids(config: Config, layout: str, n_layer: int | None, given: Any, where: str) -> tuple[Resolved, list[str]]:
     """Captured layers as boundaries of the residual stream (b = what enters layer b), and what to warn of."""
     if given is not None:
         return Resolved(_ids(given, "--layer-ids"), "override --layer-ids"), []

@@ -6,7 +6,6 @@ text. GGUF files are described here, checkpoint directories in `inspect_checkpoi
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ import numpy as np
 
 from refspec.convert.flags import default_layers
 from refspec.convert.inspect_checkpoint import describe_directory
-from refspec.convert.inspect_words import coverage, drafter_sizes, runs_in, switches, weights
+from refspec.convert.inspect_words import NO_TEMPLATE, coverage, drafter_sizes, runs_in, switches, weights
 from refspec.errors import CheckpointError
 from refspec.gguf import drafter_meta as meta
+from refspec.gguf.header import FilePath
 from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
 from refspec.gguf.recommended_sampling import recommended
 from refspec.gguf.target_checks import STAGED_ARCHS
 from refspec.reference.config import DrafterConfig
 
 
-def describe(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def describe(path: FilePath, target: FilePath | None = None) -> dict[str, Any]:
     """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model.
 
     `path` is a GGUF or a checkpoint directory; `target` supplies what a drafter's directory leaves to its target.
@@ -32,15 +32,12 @@ def describe(path: str | os.PathLike[str], target: str | os.PathLike[str] | None
         return describe_directory(path, target)
     info = read_gguf_header(path)
     common = {
-        "file": str(path),
-        "kind": "drafter" if info.arch in meta.ARCHS else "target",
-        "architecture": info.arch,
-        "name": info.metadata.get("general.name"),
-        "bytes": info.file_size,
+        "file": str(path), "kind": "drafter" if info.arch in meta.ARCHS else "target",
+        "architecture": info.arch, "name": info.metadata.get("general.name"), "bytes": info.file_size,
         "parameters": sum(int(np.prod(t.shape)) for t in info.tensors.values() if t.type != "I64"),
         "weights": weights((t.type, t.shape) for t in info.tensors.values()),
         "tokenizer": _tokenizer(info),
-    }
+    }  # fmt: skip
     return common | (_drafter(info) if info.arch in meta.ARCHS else _target(info))
 
 
@@ -55,15 +52,10 @@ def _tokenizer(info: GgufInfo) -> dict[str, Any]:
         return {"id": i, "text": tokens[i] if i < len(tokens) else None}
 
     return {
-        "model": m.get("tokenizer.ggml.model"),
-        "pre": m.get("tokenizer.ggml.pre"),
-        "tokens": len(tokens),
-        "bos": token("bos"),
-        "eos": token("eos"),
-        "eot": token("eot"),
-        "add_bos": m.get("tokenizer.ggml.add_bos_token"),
+        "model": m.get("tokenizer.ggml.model"), "pre": m.get("tokenizer.ggml.pre"), "tokens": len(tokens),
+        "bos": token("bos"), "eos": token("eos"), "eot": token("eot"), "add_bos": m.get("tokenizer.ggml.add_bos_token"),
         "chat_template": isinstance(m.get("tokenizer.chat_template"), str),
-    }
+    }  # fmt: skip
 
 
 def _target(info: GgufInfo) -> dict[str, Any]:
@@ -74,9 +66,7 @@ def _target(info: GgufInfo) -> dict[str, Any]:
         head_dim = hidden // heads
     embd = info.tensors.get("token_embd.weight")
     n_layer = m.get(f"{a}.block_count")
-    warnings = (
-        [] if m.get("tokenizer.chat_template") else ["no chat template: use --raw, or prompts are sent as they are"]
-    )
+    warnings = [] if m.get("tokenizer.chat_template") else [NO_TEMPLATE]
     if embd is None:
         warnings.append("no token embedding: llama.cpp cannot run it alone")
     return {
@@ -142,10 +132,6 @@ def _d2t(info: GgufInfo, config: DrafterConfig) -> np.ndarray | None:
     return ids
 
 
-def _sizes_text(sizes: dict[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items() if v is not None)
-
-
 def _from(about: dict[str, Any], name: str) -> str:
     _, _, source = str(about["provenance"].get(name, "")).partition("; ")
     return f" [{source}]" if source else ""
@@ -154,13 +140,14 @@ def _from(about: dict[str, Any], name: str) -> str:
 def lines(about: dict[str, Any]) -> list[str]:
     """The text `refspec inspect` prints, one fact per line, from the dictionary of `describe`."""
     w, t = about["weights"], about["tokenizer"]
+    sizes = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in about["sizes"].items() if v is not None)
     kinds = ", ".join(f"{n} {kind}" for kind, n in w["tensors"].items())
     out = [
         f"{about['file']}: {about['kind']}, architecture {about['architecture']}"
         + (f", name {about['name']}" if about["name"] else ""),
         f"  size             {about['bytes'] / 1e6:.2f} MB, {about['parameters'] / 1e6:.2f} M parameters",
         f"  weights          mostly {w['mostly']} ({kinds} tensors)",
-        f"  sizes            {_sizes_text(about['sizes'])}",
+        f"  sizes            {sizes}",
     ]
     if t["model"] in (None, "none"):
         out.append("  tokenizer        none")

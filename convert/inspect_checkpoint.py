@@ -6,7 +6,6 @@ read in two ways, that flag is shown as undecided with the importer's reason and
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,15 @@ import numpy as np
 from refspec.convert.eagle3 import Opened, open_checkpoint
 from refspec.convert.files import read_tensors
 from refspec.convert.flags import default_layers
-from refspec.convert.inspect_words import coverage, drafter_sizes, runs_in, switches, weights
+from refspec.convert.inspect_words import NO_TEMPLATE, coverage, drafter_sizes, runs_in, switches, weights
 from refspec.convert.other_models import refuse_adapter
 from refspec.convert.report import Report
-from refspec.convert.safetensors_io import StoredTensor, read_json
+from refspec.convert.safetensors_io import Config, Stored, StoredTensor, read_json
+from refspec.convert.target import ARCHITECTURES
+from refspec.convert.tokenizer import chat_template
 from refspec.errors import CheckpointError
 from refspec.gguf import drafter_meta as meta
+from refspec.gguf.header import FilePath
 from refspec.reference.config import DrafterConfig
 
 # override -> values to go on with while it is undecided; the first the importer takes
@@ -34,7 +36,7 @@ _TRIALS: dict[str, tuple[Any, ...]] = {
 _FLAG = {"layer_ids": "capture_layers", "rope_theta": "rope"}
 
 
-def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def describe_directory(path: FilePath, target: FilePath | None = None) -> dict[str, Any]:
     """Everything `refspec inspect` prints of a checkpoint directory; `CheckpointError` if it is not one.
 
     `target` (GGUF or directory) supplies what a drafter leaves to it: the default captured layers, missing tensors.
@@ -42,9 +44,7 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
     folder = Path(path)
     refuse_adapter(folder)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder}: no checkpoint folder, it has no config.json; give a GGUF file or a model's folder"
-        )
+        raise CheckpointError(f"{folder}: no checkpoint folder, it has no config.json; give a GGUF or a model's folder")
     config, stored = read_json(folder / "config.json"), read_tensors(folder)
     drafter = any(name.removeprefix("model.") == "fc.weight" for name in stored)
     architectures = config.get("architectures")
@@ -56,7 +56,7 @@ def describe_directory(path: str | os.PathLike[str], target: str | os.PathLike[s
         "bytes": sum(file.stat().st_size for file in {t.path for t in stored.values()}),
         "parameters": sum(_count(t) for t in stored.values() if t.dtype not in ("I64", "I32", "BOOL")),
         "weights": weights((t.dtype, t.shape) for t in stored.values()),
-        "tokenizer": _tokenizer(folder, config),
+        "tokenizer": _tokenizer(folder),
     }
     return common | (_drafter(folder, target, stored) if drafter else _target(config, stored, common["tokenizer"]))
 
@@ -65,21 +65,10 @@ def _count(tensor: StoredTensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    none = {
-        "model": None,
-        "pre": None,
-        "tokens": 0,
-        "bos": None,
-        "eos": None,
-        "eot": None,
-        "add_bos": None,
-        "chat_template": False,
-    }
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    none = dict.fromkeys(("model", "pre", "bos", "eos", "eot", "add_bos")) | {"tokens": 0, "chat_template": False}
     if not (folder / "tokenizer.json").is_file():
         return none
-    from refspec.convert.tokenizer import chat_template
-
     tokenizer = read_json(folder / "tokenizer.json")
     model = tokenizer.get("model") if isinstance(tokenizer.get("model"), dict) else {}
     vocab = model.get("vocab") if isinstance(model, dict) else {}
@@ -90,13 +79,9 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _target(
-    config: Mapping[str, Any], stored: Mapping[str, StoredTensor], tokenizer: Mapping[str, Any]
-) -> dict[str, Any]:
-    from refspec.convert.target import ARCHITECTURES
-
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(inner, dict) or inner is config
+def _target(config: Config, stored: Stored, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else config
     hidden, heads, n = (inner.get(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     width = hidden // heads if type(hidden) is int and type(heads) is int and heads else None
     known = (config.get("architectures") or ["?"])[0] in ARCHITECTURES
@@ -104,7 +89,7 @@ def _target(
     runs = ["refspec and stock llama.cpp, after refspec convert"] if known else []
     warnings = [] if known else ["refspec converts Llama only; use llama.cpp's convert_hf_to_gguf.py for this one"]
     if not tokenizer["chat_template"]:
-        warnings.append("no chat template: use --raw, or prompts are sent as they are")
+        warnings.append(NO_TEMPLATE)
     return {
         "sizes": {
             "layers": n, "hidden": hidden, "heads": heads, "kv_heads": inner.get("num_key_value_heads", heads),
@@ -120,7 +105,7 @@ def _target(
     }  # fmt: skip
 
 
-def _open(folder: Path, target: str | os.PathLike[str] | None) -> tuple[Opened, dict[str, str]]:
+def _open(folder: Path, target: FilePath | None) -> tuple[Opened, dict[str, str]]:
     """The checkpoint as the importer reads it, and what it left undecided: override -> its reason."""
     undecided: dict[str, str] = {}
     trial: dict[str, Any] = {}
@@ -130,18 +115,15 @@ def _open(folder: Path, target: str | os.PathLike[str] | None) -> tuple[Opened, 
             return open_checkpoint(folder, target, trial), undecided
         except CheckpointError as error:
             named = [n for n in re.findall(r"--([a-z]\w*(?:-\w+)*)", str(error)) if n.replace("-", "_") in left]
-            name = (
-                named[0].replace("-", "_")
-                if named
-                else next(iter(trial.keys() - {n for n in trial if not left[n]}), None)
-            )
+            open_ones = [n for n in trial if left[n]]
+            name = named[0].replace("-", "_") if named else next(iter(open_ones), None)
             if name is None or not left[name]:
                 raise
             undecided.setdefault(name, " ".join(str(error).split()).removeprefix(f"{folder / 'config.json'}: "))
             trial[name] = left[name].pop(0)
 
 
-def _drafter(folder: Path, target: str | os.PathLike[str] | None, stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
+def _drafter(folder: Path, target: FilePath | None, stored: Stored) -> dict[str, Any]:
     opened, undecided = _open(folder, target)
     config, resolved = opened.config, opened.resolved
     sources = {name: fact.source for name, fact in resolved.items()}
@@ -167,16 +149,12 @@ def _drafter(folder: Path, target: str | os.PathLike[str] | None, stored: Mappin
     }  # fmt: skip
 
 
-def _warnings(
-    config: DrafterConfig, stored: Mapping[str, StoredTensor], opened: Opened, undecided: Mapping[str, str]
-) -> list[str]:
+def _warnings(config: DrafterConfig, stored: Stored, opened: Opened, undecided: Mapping[str, str]) -> list[str]:
     out = [note for note in opened.notes if not note.startswith("no target given")]
     if "feature_norm" in undecided:
         norms = sorted(n for n in stored if n.removeprefix("model.").startswith(("fc_norm", "input_norm")))
         if norms:
-            out.append(
-                f"{', '.join(norms)}: present, but no flag applies them; a program that goes by the flags never does"
-            )
+            out.append(f"{', '.join(norms)}: present, but no flag applies them; code that goes by the flags never does")
     if not config.uses_output_norm and "output_norm" in opened.tensors:
         out.append("norm.weight is present and never applied: head_norm = no and pre-norm feedback")
     for name in ("layer_ids", "rope_theta", "d2t"):

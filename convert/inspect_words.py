@@ -20,6 +20,7 @@ WORDS: dict[Any, str] = {
     Residual.RAW: "attention is added to the state itself (EAGLE-3)",
     Residual.NORMED: "attention is added to the normed state (norm_before_residual)",
 }
+NO_TEMPLATE = "no chat template: use --raw, or prompts are sent as they are"
 
 
 def switches(config: DrafterConfig, source: Callable[[str], str]) -> dict[str, dict[str, Any]]:

@@ -7,36 +7,25 @@ front. A name that is not in these tables is an error, never skipped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from refspec.errors import CheckpointError
 from refspec.reference.config import BIASED
 
 BLOCK = {
-    "input_layernorm": "attn_norm",
-    "hidden_norm": "hidden_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "q_norm",
-    "self_attn.k_norm": "k_norm",
+    "input_layernorm": "attn_norm", "hidden_norm": "hidden_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm",
     "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 TOP = {
-    "fc.weight": "fc",
-    "input_norm.weight": "fc_norm",
-    "norm.weight": "output_norm",
-    "embed_tokens.weight": "token_embd",
-    "lm_head.weight": "output",
-    "d2t": "d2t",
-    "t2d": "t2d",
-    "hidden_norm.weight": "hidden_norm",  # ModelOpt keeps the norms of both inputs outside the block until it exports
-    "input_embeds_norm.weight": "attn_norm",
-}
+    "fc.weight": "fc", "input_norm.weight": "fc_norm", "norm.weight": "output_norm",
+    "embed_tokens.weight": "token_embd", "lm_head.weight": "output", "d2t": "d2t", "t2d": "t2d",
+    # ModelOpt keeps the norms of both inputs outside the block until it exports.
+    "hidden_norm.weight": "hidden_norm", "input_embeds_norm.weight": "attn_norm",
+}  # fmt: skip
+Names = Mapping[str, str]  # refspec's name of a tensor -> the stored one
 PREFIXES = ("layers.0.", "midlayer.")
 
 
@@ -71,15 +60,10 @@ def drafter_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], st
                 " (llama.cpp's convert_hf_to_gguf.py makes a GGUF of a whole model)"
             )
         if ours is None:
-            raise CheckpointError(
-                f"{where}: unknown tensor {name!r}: no EAGLE-3 layout refspec knows has it; "
-                f"--ignore {name} if it is not used"
-            )
+            raise CheckpointError(f"{where}: unknown tensor {name!r} of an EAGLE-3 drafter; --ignore {name} if unused")
         if ours in out:
             raise CheckpointError(f"{where}: {out[ours]!r} and {name!r} are the same tensor")
         out[ours] = name
     if len(prefixes) != 1:
-        raise CheckpointError(
-            f"{where}: no drafter block found (layers.0.* or midlayer.*); is this a drafter checkpoint?"
-        )
+        raise CheckpointError(f"{where}: no drafter block (layers.0.* or midlayer.*); is this a drafter checkpoint?")
     return out, prefixes.pop()

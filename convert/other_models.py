@@ -5,47 +5,37 @@ Only what the files show beyond doubt; anything else is left to the checks of `c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from refspec.convert.safetensors_io import StoredTensor
+from refspec.convert.safetensors_io import Config, Stored
 from refspec.errors import CheckpointError
 
 
 def refuse_adapter(directory: Path) -> None:
     """`CheckpointError` for a LoRA adapter, which has no config.json."""
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory}: a LoRA adapter (adapter_config.json), not a drafter; merge it into its model first"
-        )
+        raise CheckpointError(f"{directory}: a LoRA adapter (adapter_config.json), no drafter; merge it into its model")
 
 
-def refuse_by_config(config: Mapping[str, Any], where: str) -> None:
+def refuse_by_config(config: Config, where: str) -> None:
     """`CheckpointError` for another kind of drafter that its config.json names."""
     kind = config.get("speculators_model_type")
     if kind not in (None, "eagle3"):
-        raise CheckpointError(
-            f"{where}: speculators_model_type = {str(kind)[:40]!r}; refspec runs 'eagle3' only, vLLM runs the others"
-        )
+        raise CheckpointError(f"{where}: speculators_model_type = {str(kind)[:40]!r}, not eagle3; vLLM runs the others")
     if config.get("model_type") == "medusa" or any(key.startswith("medusa_") for key in config):
         raise CheckpointError(f"{where}: Medusa heads, not an EAGLE-3 drafter; vLLM runs them")
     if config.get("model_type") == "mlp_speculator":
         raise CheckpointError(f"{where}: an MLP speculator, not an EAGLE-3 drafter; vLLM runs it")
 
 
-def refuse_by_tensors(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], where: str) -> None:
+def refuse_by_tensors(config: Config, stored: Stored, where: str) -> None:
     """`CheckpointError` for another kind of drafter, or a whole model, that its tensors show."""
     if any("eh_proj" in name for name in stored):
         raise CheckpointError(
-            f"{where}: multi-token prediction layers (MTP, tensor eh_proj), not an EAGLE-3 drafter; llama.cpp and vLLM "
-            "run them inside their model"
+            f"{where}: MTP layers (tensor eh_proj), not an EAGLE-3 drafter; llama.cpp and vLLM run them in their model"
         )
     if _is_first_eagle(stored):
-        raise CheckpointError(
-            f"{where}: an EAGLE-1 or EAGLE-2 drafter (its attention reads H values, not 2H); refspec runs EAGLE-3, "
-            "SafeAILab's EAGLE and vLLM run this one"
-        )
+        raise CheckpointError(f"{where}: an EAGLE-1 or EAGLE-2 drafter, not EAGLE-3; SafeAILab's EAGLE and vLLM run it")
     layers = {name.split(".")[2] for name in stored if name.startswith("model.layers.") and name.count(".") > 2}
     if len(layers) > 1 and not any(name.removeprefix("model.") == "fc.weight" for name in stored):
         architecture = str((config.get("architectures") or ["?"])[0])[:40]
@@ -55,7 +45,7 @@ def refuse_by_tensors(config: Mapping[str, Any], stored: Mapping[str, StoredTens
         )
 
 
-def _is_first_eagle(stored: Mapping[str, StoredTensor]) -> bool:
+def _is_first_eagle(stored: Stored) -> bool:
     """EAGLE-1 and EAGLE-2: fc joins embedding and state to H values, [H, 2H], and the block is a plain Llama layer."""
     bare = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     fc, q = bare.get("fc.weight"), bare.get("layers.0.self_attn.q_proj.weight")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from refspec.convert.safetensors_io import Config
+from refspec.errors import CheckpointError
+
+# override -> the fact it decides
+_FACTS = {n: n for n in ("feature_norm", "feedback", "residual", "head_norm")} | {"layer_ids": "capture_layers"}
 
 
 class Resolved(NamedTuple):
@@ -43,3 +50,19 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(v) for v in value)
     return str(value)
+
+
+def recorded(config: Config, where: str) -> dict[str, Any]:
+    """What `refspec export` recorded in config.json, by override; empty for a checkpoint refspec did not write."""
+    said = config.get("refspec") or {}
+    if not isinstance(said, dict) or said.keys() - _FACTS.keys():
+        raise CheckpointError(f"{where}: refspec = {str(said)[:60]!r} must be an object with {', '.join(_FACTS)}")
+    return dict(said)
+
+
+def credit(resolved: dict[str, Resolved], said: Collection[str], given: Collection[str]) -> None:
+    """Let `resolved` say that a switch came from that record, where no override was `given`."""
+    for name in said:
+        if name not in given and _FACTS[name] in resolved:
+            fact = resolved[_FACTS[name]]
+            resolved[_FACTS[name]] = Resolved(fact.value, "config.json refspec, as refspec export wrote it")

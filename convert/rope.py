@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refspec.convert.safetensors_io import Config
 from refspec.errors import CheckpointError
 
 _COMMON = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
@@ -31,7 +32,7 @@ class Rope(NamedTuple):
     scaling: dict[str, Any] | None = None  # the parameters as config.json states them (`stated`), None without scaling
 
 
-def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: float | None = None) -> Rope:
+def rope_settings(config: Config, head_dim: int, where: str, theta: float | None = None) -> Rope:
     """Resolve RoPE, with `theta` in place of the config's if given; `CheckpointError` for kinds refspec cannot run."""
     parameters, legacy = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     for name, value in (("rope_parameters", parameters), ("rope_scaling", legacy)):
@@ -49,9 +50,7 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         raise CheckpointError(f"{where}: rope scaling {str(kind)[:40]!r} is not supported; known: {', '.join(_OWN)}")
     used = {k for k, v in scaling.items() if v is not None}
     if unknown := sorted(used - _COMMON - _OWN[kind]):
-        raise CheckpointError(
-            f"{where}: rope scaling {kind!r} has the unknown key {unknown[0]!r}; remove it if it does not matter"
-        )
+        raise CheckpointError(f"{where}: rope scaling {kind!r} has the unknown key {unknown[0]!r}; remove it if unused")
     if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise CheckpointError(f"{where}: partial_rotary_factor = {scaling['partial_rotary_factor']!r} is not supported")
     try:
@@ -61,9 +60,8 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor {factor}")
         if kind == "linear":
-            return Rope(
-                base, np.full(head_dim // 2, factor, np.float32), f"linear, factor {factor:g}", scaling=stated(scaling)
-            )
+            divisors = np.full(head_dim // 2, factor, np.float32)
+            return Rope(base, divisors, f"linear, factor {factor:g}", scaling=stated(scaling))
         if kind == "llama3":
             return Rope(base, _llama3(scaling, base, head_dim), f"llama3, factor {factor:g}", scaling=stated(scaling))
         original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
@@ -74,16 +72,12 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, where: str, theta: f
         raise CheckpointError(f"{where}: rope scaling {str(scaling)[:120]} is incomplete ({error})") from None
 
 
-def _theta(config: Mapping[str, Any], parameters: Mapping[str, Any], where: str) -> float:
+def _theta(config: Config, parameters: Mapping[str, Any], where: str) -> float:
     said = {v for v in (config.get("rope_theta"), parameters.get("rope_theta")) if v is not None}
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v > 0 for v in said):
-        raise CheckpointError(
-            f"{where}: rope_theta = {sorted(map(str, said))} must be a positive number; give --rope-theta"
-        )
+        raise CheckpointError(f"{where}: rope_theta = {sorted(map(str, said))} must be positive; give --rope-theta")
     if len(said) > 1:
-        raise CheckpointError(
-            f"{where}: rope_theta is {min(said):g} in one place and {max(said):g} in another; decide with --rope-theta"
-        )
+        raise CheckpointError(f"{where}: rope_theta is both {min(said):g} and {max(said):g}; decide with --rope-theta")
     return float(said.pop()) if said else 10000.0
 
 
@@ -110,9 +104,7 @@ def _llama3(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarr
 
 def _yarn(scaling: Mapping[str, Any], theta: float, head_dim: int, factor: float, original: float) -> np.ndarray:
     """Dimensions that turn over beta_fast times in the original context are kept, below beta_slow they are divided."""
-    fast, slow = (
-        float(v if (v := scaling.get(k)) is not None else d) for k, d in (("beta_fast", 32), ("beta_slow", 1))
-    )
+    fast, slow = (float(d if (v := scaling.get(k)) is None else v) for k, d in (("beta_fast", 32), ("beta_slow", 1)))
 
     def dimension(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -7,7 +7,7 @@ is trusted: ranges, shapes and types are checked against the size of the file be
 from __future__ import annotations
 
 import json
-import os
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from refspec.errors import CheckpointError
-from refspec.gguf.header import LFS_POINTER, lfs_pointer
+from refspec.gguf.header import LFS_POINTER, FilePath, lfs_pointer
 from refspec.gguf.lazy import Lazy
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -80,7 +80,11 @@ class StoredTensor:
         return raw.astype(np.float32, copy=False) if self.dtype.startswith("F") else raw
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+Stored = Mapping[str, StoredTensor]  # the tensors of a checkpoint, by name
+Config = Mapping[str, Any]  # a config.json
+
+
+def read_safetensors(path: FilePath) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name, not yet loaded; `CheckpointError` if it is damaged."""
     path = Path(path)
     try:
@@ -91,9 +95,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
                 raise CheckpointError(lfs_pointer(path))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= size - 8:
-                raise CheckpointError(
-                    f"{path}: not a safetensors file, or truncated: its header would take {length} of {size} bytes"
-                )
+                raise CheckpointError(f"{path}: not a safetensors file, or truncated: header {length} of {size} bytes")
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -114,14 +116,10 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
         if not all(type(n) is int and n >= 0 for n in whole):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; the file is damaged"
-        ) from None
+        raise CheckpointError(f"{path}: tensor {name!r} is described by {str(entry)[:80]!r}; file damaged") from None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; refspec reads {', '.join(DTYPES)}")
-    nbytes = DTYPES[dtype].itemsize
-    for n in shape:
-        nbytes *= n
+    nbytes = DTYPES[dtype].itemsize * math.prod(shape)
     if end - begin != nbytes or start + end > size:
         raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} does not fit bytes {begin}..{end}; truncated?")
     return StoredTensor(name, dtype, tuple(shape), path, start + begin)
@@ -142,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def whole_number(section: Mapping[str, Any], key: str, where: str, default: Any = None) -> int:
+def whole_number(section: Config, key: str, where: str, default: Any = None) -> int:
     """A size in config.json, `default` where it is absent; `CheckpointError` unless it is a whole number above 0."""
     value = section.get(key)
     value = default if value is None else value

@@ -1,21 +1,21 @@
-"""What a drafter checkpoint leaves to its target, and whether the two fit by size."""
+"""What a drafter checkpoint leaves to its target, and whether the sizes of both and of its tensors fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from refspec.convert.names import Names
+from refspec.convert.safetensors_io import Config
 from refspec.convert.target_info import TargetFacts
 from refspec.errors import CheckpointError, ShapeError
+from refspec.gguf.drafter_meta import SHARED
 from refspec.gguf.lazy import Lazy
-from refspec.reference.config import DrafterConfig
+from refspec.reference.config import DrafterConfig, weight_shapes
 
 Tensors = dict[str, np.ndarray | Lazy]
 
 
-def check_target(drafter: DrafterConfig, config: Mapping[str, Any], facts: TargetFacts | None, where: str) -> list[str]:
+def check_target(drafter: DrafterConfig, config: Config, facts: TargetFacts | None, where: str) -> list[str]:
     """Notes on widths; `CheckpointError` or `ShapeError` if the drafter contradicts itself or its target."""
     notes = []
     said, width = config.get("target_hidden_size"), drafter.target_hidden_size
@@ -32,13 +32,9 @@ def check_target(drafter: DrafterConfig, config: Mapping[str, Any], facts: Targe
              ("vocabulary", drafter.vocab_size, facts.vocab_size))  # fmt: skip
     for what, ours, theirs in pairs:
         if ours != theirs:
-            raise ShapeError(
-                f"{where}: {what} is {ours}, the target {facts.path} has {theirs}; this drafter is for another one"
-            )
+            raise ShapeError(f"{where}: {what} is {ours}, target {facts.path} has {theirs}; it is for another one")
     if max(drafter.capture_layers) > facts.n_layer:
-        raise ShapeError(
-            f"{where}: captured layers {drafter.capture_layers}, but {facts.path} has {facts.n_layer} layers"
-        )
+        raise ShapeError(f"{where}: captures layers {drafter.capture_layers}; {facts.path} has {facts.n_layer} layers")
     return notes
 
 
@@ -66,3 +62,24 @@ def lend(tensors: Tensors, drafter: DrafterConfig, tied: bool, facts: TargetFact
         tensors[name] = rows.take(ids) if name == "output" and isinstance(ids, np.ndarray) else rows
         notes.append(f"{name} copied from the target {facts.path.name}")
     return notes
+
+
+def check_tensors(c: DrafterConfig, tensors: Tensors, names: Names, where: str) -> None:
+    """Raise ShapeError for a shape, CheckpointError for a missing or unused tensor or a vector that is not finite.
+
+    `names`: refspec's name -> the stored one. Values of matrices are checked when they are written.
+    """
+    required, optional = weight_shapes(c)
+    for ours, shape in (required | optional).items():
+        if (held := tensors.get(ours)) is None:
+            if ours in required and ours not in SHARED:
+                raise CheckpointError(f"{where}: no tensor for {ours!r} {list(shape)}; get the checkpoint again")
+            continue
+        theirs = names.get(ours, ours)
+        if held.shape != shape:
+            raise ShapeError(f"{where}: tensor {theirs!r} is {list(held.shape)}, config.json says {list(shape)}")
+        if isinstance(held, np.ndarray) and held.dtype.kind == "f" and not np.isfinite(held).all():
+            raise CheckpointError(f"{where}: tensor {theirs!r} holds NaN or infinite values; the checkpoint is damaged")
+    if unused := sorted(tensors.keys() - required.keys() - optional.keys()):
+        theirs = names.get(unused[0], unused[0])
+        raise CheckpointError(f"{where}: tensor {theirs!r} has no use with these switches; --ignore {theirs} if right")

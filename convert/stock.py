@@ -1,9 +1,8 @@
 """The nearest drafters that stock llama.cpp can run: norms it lacks are replaced by constants from calibration prompts.
 
-Stock llama.cpp has no norm per state, feeds back the pre-norm state, always norms before the head, has no query and key
-norms, no biases, and takes three states. A norm divides each row by its own number; folded into a matrix, it divides by
-the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen. Exact are only the head
-(a positive factor per row leaves the argmax) and added states of zero weight.
+What stock llama.cpp lacks: `drafter_meta.stock_reasons`. A norm divides each row by its own number; folded into a
+matrix, it divides by the mean. A bias becomes a part of its matrix that gives nearly the same for the inputs seen.
+Exact are only the head (a positive factor per row leaves the argmax) and added states of zero weight.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from refspec.reference.config import DrafterConfig, FeatureNorm, Feedback, Resid
 from refspec.reference.eagle3 import Eagle3Drafter
 
 BIAS_ROWS = 256  # rows whose inputs a bias is folded for
-Candidate = tuple[DrafterConfig, dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Candidate = tuple[DrafterConfig, Arrays]
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,19 @@ def calibrate(c: DrafterConfig, w: Weights, tokens: np.ndarray, features: np.nda
         raise CheckpointError("calibration: no rows were recorded; give prompts that generate something")
     states = features.reshape(len(tokens), c.n_states, c.target_hidden_size)
     each, all_ = _rms(states, c.rms_eps), _rms(features, c.rms_eps)  # [T, n_states], [T]
-    a = {
-        FeatureNorm.NONE: lambda: features,
-        FeatureNorm.CONCAT: lambda: features / all_[:, None] * w["fc_norm"],
-        FeatureNorm.PER_STATE: lambda: np.concatenate(
-            [states[:, i] / each[:, i, None] * w[f"fc_norm.{i}"] for i in range(c.n_states)], axis=1
-        ),
-    }[c.feature_norm]()
+    a = features
+    if c.feature_norm is FeatureNorm.CONCAT:
+        a = features / all_[:, None] * w["fc_norm"]
+    elif c.feature_norm is FeatureNorm.PER_STATE:
+        a = np.concatenate([states[:, i] / each[:, i, None] * w[f"fc_norm.{i}"] for i in range(c.n_states)], axis=1)
     g = a @ w["fc"].T + w.get("fc.bias", 0)  # [T, H]
     q, k = np.ones(c.n_heads), np.ones(c.n_kv_heads)
     if c.qk_norm:
         e = w["token_embd"][tokens].astype(np.float64)
         e, s = e / _rms(e, c.rms_eps)[:, None] * w["attn_norm"], g / _rms(g, c.rms_eps)[:, None] * w["hidden_norm"]
         x = np.concatenate([e, s], axis=1)  # [T, 2H]
-        heads = {
-            n: (x @ w[f"attn_{n}"].T + w.get(f"attn_{n}.bias", 0)).reshape(len(x), -1, c.head_dim) for n in ("q", "k")
-        }
-        q, k = (np.mean(1 / _rms(heads[n], c.rms_eps), axis=0) for n in ("q", "k"))
+        heads = [x @ w[f"attn_{n}"].T + w.get(f"attn_{n}.bias", 0) for n in ("q", "k")]
+        q, k = (np.mean(1 / _rms(h.reshape(len(x), -1, c.head_dim), c.rms_eps), axis=0) for h in heads)
     ungained = float(np.mean(_rms(g / _gains(w), c.rms_eps))) if c.feedback is Feedback.POST_NORM else 1.0
     return Calibration(
         np.mean(1 / each, axis=0), np.mean(all_[:, None] / each, axis=0), float(np.mean(1 / all_)), q, k,
@@ -118,9 +114,7 @@ def _gains(w: Weights) -> np.ndarray:
 def candidates(c: DrafterConfig, w: Weights, cal: Calibration) -> dict[str, Candidate]:
     """Every near drafter by a name that says what was done: feature norms folded or joined, both residuals."""
     if c.n_states > STOCK_STATES:
-        raise CheckpointError(
-            f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}; train a drafter with that many"
-        )
+        raise CheckpointError(f"{c.n_states} captured states: stock llama.cpp takes {STOCK_STATES}; train with fewer")
     out: dict[str, Candidate] = {}
     for said, weights in _without_biases(c, w, cal).items():
         out |= _candidates(replace(c, biases=()), weights, cal, said)
@@ -158,11 +152,9 @@ def _scales(c: DrafterConfig, cal: Calibration) -> dict[str, float]:
 
 
 def _moved(c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration, scale: float) -> dict[str, np.ndarray]:
-    """The final norm in the place of hidden_norm: with residual normed, a chained row then starts from RMS(h;
-    output_norm).
+    """The final norm in the place of hidden_norm: a chained row then starts from what post-norm feedback hands on.
 
-    That is the state post-norm feedback hands on. True rows are given g without those gains (out of fc), so that they
-    come back; hidden_norm's own gains go into the columns of q, k and v. Only magnitudes are means instead of exact.
+    True rows get g without those gains (out of fc), hidden_norm's own go into the columns of q, k and v.
     """
     gains, hidden = _gains(w), np.asarray(w["hidden_norm"], np.float64)
     alike = 1 / float(_rms(gains, 0.0)), cal.ungained / cal.state  # 1 / rms of what the norm gives, chained and true
@@ -189,9 +181,7 @@ def _heads(c: DrafterConfig, w: Weights, cal: Calibration) -> tuple[dict[str, np
     return weights, done
 
 
-def _features(
-    c: DrafterConfig, w: dict[str, np.ndarray], cal: Calibration
-) -> list[tuple[str, DrafterConfig, dict[str, np.ndarray]]]:
+def _features(c: DrafterConfig, w: Arrays, cal: Calibration) -> list[tuple[str, DrafterConfig, Arrays]]:
     """The feature norm as stock llama.cpp can have it: none (folded into fc) or one over all states."""
     rest = {name: a for name, a in w.items() if not name.startswith("fc_norm")}
     ht, three = c.target_hidden_size, c.n_states == STOCK_STATES
@@ -214,7 +204,6 @@ def _features(
     out = [(said if three else f"{said or 'states'} padded to three", config, {**rest, "fc": fc})]
     if three and c.feature_norm is FeatureNorm.PER_STATE:
         joined = (norms * cal.shares[:, None]).reshape(-1).astype(np.float32)
-        out.append(
-            ("feature norms joined to one", replace(c, feature_norm=FeatureNorm.CONCAT), {**rest, "fc_norm": joined})
-        )
+        near = replace(c, feature_norm=FeatureNorm.CONCAT)
+        out.append(("feature norms joined to one", near, {**rest, "fc_norm": joined}))
     return out

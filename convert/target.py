@@ -1,13 +1,11 @@
 """A Hugging Face Llama directory -> a target GGUF that stock llama.cpp runs.
 
-Reads config.json, model.safetensors (or shards), tokenizer.json and the chat template. Rows of q and k are reordered
-from half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them. Tied embeddings write no output
-tensor.
+Rows of q and k are reordered from half-split to interleaved RoPE pairs, as llama.cpp's llama architecture wants them.
+Tied embeddings write no output tensor.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,30 +14,23 @@ from typing import Any
 import numpy as np
 
 from refspec.convert.files import read_tensors
+from refspec.convert.names import BLOCK
 from refspec.convert.report import Report, Resolved
 from refspec.convert.rope import rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
+from refspec.gguf.header import FilePath
 from refspec.gguf.io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
 from refspec.gguf.recommended_sampling import from_generation_config, recommended
 
 ARCHITECTURES = ("LlamaForCausalLM",)
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+# checkpoint name -> GGUF name of the tensors in every layer
+LAYER = {theirs: ours for theirs, ours in BLOCK.items() if ours not in ("hidden_norm", "q_norm", "k_norm")}
 
 
-def _names(n_layers: int, tied: bool) -> dict[str, str]:
+def target_names(n_layers: int, *, tied: bool) -> dict[str, str]:
     """Checkpoint name -> GGUF name for every tensor a Llama of this size has."""
     names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     if not tied:
@@ -66,8 +57,8 @@ def _loader(tensor: StoredTensor, gguf_name: str, head_dim: int) -> Callable[[],
 
 
 def convert_target(
-    directory: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    directory: FilePath,
+    out: FilePath,
     outtype: str = "f16",
     *,
     types: Mapping[str, str] | None = None,
@@ -86,8 +77,7 @@ def convert_target(
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{config_path}: architecture {architecture!r}; refspec converts {ARCHITECTURES[0]} only, use llama.cpp's "
-            "convert_hf_to_gguf.py"
+            f"{config_path}: architecture {architecture!r}; for all but Llama use llama.cpp's convert_hf_to_gguf.py"
         )
 
     def size(key: str, default: int | None = None) -> int:
@@ -104,35 +94,27 @@ def convert_target(
     rope = rope_settings(config, sizes["head_dim"], str(config_path))
     theta, divisors, scaling = rope.theta, rope.divisors, rope.words
     if rope.attention_factor != 1.0:
-        raise CheckpointError(
-            f"{config_path}: rope scaling 'yarn' is not supported in a target; use llama.cpp's convert_hf_to_gguf.py"
-        )
-    names = _names(sizes["n_layers"], tied)
+        raise CheckpointError(f"{config_path}: yarn is not supported in targets; use llama.cpp's convert_hf_to_gguf.py")
+    names = target_names(sizes["n_layers"], tied=tied)
     notes = []
     if tied and "lm_head.weight" in stored:  # some writers save the tied copy too
         if not np.array_equal(stored["lm_head.weight"].load(), stored["model.embed_tokens.weight"].load()):
-            raise CheckpointError(
-                f"{directory}: tie_word_embeddings is true but lm_head.weight differs; set it to false"
-            )
+            raise CheckpointError(f"{directory}: tie_word_embeddings is true but lm_head.weight differs; set it false")
         notes.append("lm_head.weight equals the embedding and is not written")
     if missing := sorted(names.keys() - stored.keys()):
         raise CheckpointError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
     ignored = {k for k in stored if k.endswith("rotary_emb.inv_freq") or (tied and k == "lm_head.weight")}
     if unknown := sorted(stored.keys() - names.keys() - ignored):
-        raise CheckpointError(
-            f"{directory}: tensor {unknown[0]!r} has no place in a Llama GGUF ({len(unknown)} in all)"
-        )
+        raise CheckpointError(f"{directory}: tensor {unknown[0]!r} has no place in a Llama GGUF ({len(unknown)} such)")
     tensors = []
     for theirs, ours in names.items():
         shape = _shape(ours, sizes)
         if stored[theirs].shape != shape:
-            raise CheckpointError(
-                f"{directory}: {theirs} is {list(stored[theirs].shape)}, config.json says {list(shape)}"
-            )
+            held = list(stored[theirs].shape)
+            raise CheckpointError(f"{directory}: {theirs} is {held}, config.json says {list(shape)}")
         wanted = next((t for pattern, t in (types or {}).items() if fnmatchcase(ours, pattern)), outtype)
-        tensors.append(
-            TensorOut(ours, shape, outtype_for(shape, wanted), _loader(stored[theirs], ours, sizes["head_dim"]))
-        )
+        load = _loader(stored[theirs], ours, sizes["head_dim"])
+        tensors.append(TensorOut(ours, shape, outtype_for(shape, wanted), load))
     if divisors is not None:
         tensors.append(TensorOut("rope_freqs.weight", divisors.shape, "f32", lambda: divisors))
     tokens = tokenizer_metadata(directory, config, pre=pre, add_bos=add_bos)
@@ -152,18 +134,16 @@ def convert_target(
     }  # fmt: skip
     path = write_gguf(out, "llama", values, tensors)
     report = Report(path, "llama", len(tensors), path.stat().st_size, notes=notes)
+    bos_source = "tokenizer files" if add_bos is None else "argument"
     report.resolved = {
         "weights": Resolved(outtype, "argument"),
         "rope": Resolved(f"theta {theta:g}, {scaling}", "config.json"),
         "output head": Resolved("tied to the embedding" if tied else "own", "config.json tie_word_embeddings"),
         "pre-tokenizer": Resolved(tokens["tokenizer.ggml.pre"], "argument" if pre else "tokenizer.json"),
-        "add BOS": Resolved(
-            tokens["tokenizer.ggml.add_bos_token"], "argument" if add_bos is not None else "tokenizer files"
-        ),
+        "add BOS": Resolved(tokens["tokenizer.ggml.add_bos_token"], bos_source),
         "chat template": Resolved("yes" if "tokenizer.chat_template" in tokens else "no", "directory"),
     }
     if sampling:
-        report.resolved["recommended sampling"] = Resolved(
-            str(recommended(sampling, str(generation))), "generation_config.json"
-        )
+        said = str(recommended(sampling, str(generation)))
+        report.resolved["recommended sampling"] = Resolved(said, generation.name)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from refspec.convert.safetensors_io import read_json
 from refspec.convert.tokenizer import tokenizer_metadata
 from refspec.errors import CheckpointError
 from refspec.gguf.drafter_meta import ARCHS
+from refspec.gguf.header import FilePath
 from refspec.gguf.io import copy_metadata, read_gguf_header, tensor_rows
 from refspec.gguf.lazy import Lazy
 
@@ -29,7 +29,7 @@ class TargetFacts:
     matrix: Callable[[str], Lazy]
 
 
-def target_facts(path: str | os.PathLike[str]) -> TargetFacts:
+def target_facts(path: FilePath) -> TargetFacts:
     """Read the facts of the target at `path`; `CheckpointError` if it is neither a GGUF nor a model directory."""
     path = Path(path)
     return _from_directory(path) if path.is_dir() else _from_gguf(path)
@@ -48,17 +48,10 @@ def _from_gguf(path: Path) -> TargetFacts:
         return tensor_rows(info, own if own in info.tensors else "token_embd.weight")  # tied
 
     def tokenizer() -> dict[str, Any]:
-        copied = copy_metadata(info, "tokenizer.ggml.")
-        return dict(copied)
+        return {**copy_metadata(info, "tokenizer.ggml.")}
 
-    return TargetFacts(
-        path,
-        info.need(f"{info.arch}.embedding_length", int),
-        info.need(f"{info.arch}.block_count", int),
-        size,
-        tokenizer,
-        matrix,
-    )
+    hidden, n_layer = (info.need(f"{info.arch}.{key}", int) for key in ("embedding_length", "block_count"))
+    return TargetFacts(path, hidden, n_layer, size, tokenizer, matrix)
 
 
 def _from_directory(path: Path) -> TargetFacts:

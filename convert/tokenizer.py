@@ -32,9 +32,7 @@ def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
             return "gpt-2"
         if len(splits) == 1 and splits[0] in PRE_TOKENIZERS and not byte_level[0].get("use_regex", True):
             return PRE_TOKENIZERS[splits[0]]
-    raise CheckpointError(
-        f"{path}: the pre-tokenizer {str(pre)[:60]!r} is unknown; give llama.cpp's name for it with pre="
-    )
+    raise CheckpointError(f"{path}: the pre-tokenizer {str(pre)[:60]!r} is unknown; give llama.cpp's name with pre=")
 
 
 def _add_bos(directory: Path, tokenizer: dict[str, Any], bos: int | None) -> bool:
@@ -68,22 +66,17 @@ def tokenizer_metadata(
     tokenizer = read_json(path)
     model = tokenizer.get("model") or {}
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict) or model.get("byte_fallback"):
-        raise CheckpointError(
-            f"{path}: model type {model.get('type')!r} is not byte-level BPE, the kind refspec converts"
-        )
+        raise CheckpointError(f"{path}: model type {model.get('type')!r}; refspec converts byte-level BPE only")
     pre = pre or _pre_tokenizer(path, tokenizer)
     if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
-        raise CheckpointError(
-            f"{path}: ignore_merges = {model.get('ignore_merges')} contradicts the pre-tokenizer {pre!r}"
-        )
+        raise CheckpointError(f"{path}: ignore_merges = {model.get('ignore_merges')} contradicts pre-tokenizer {pre!r}")
     size = int(config.get("vocab_size") or 0)
     by_id = {i: (text, NORMAL) for text, i in model["vocab"].items()}
     for token in tokenizer.get("added_tokens", []):
         by_id[token["id"]] = (token["content"], CONTROL if token.get("special") else USER_DEFINED)
-    if not by_id or max(by_id) >= size:
-        raise CheckpointError(
-            f"{path}: token id {max(by_id, default=-1)} does not fit vocab_size = {size} of config.json"
-        )
+    last = max(by_id, default=-1)
+    if not by_id or last >= size:
+        raise CheckpointError(f"{path}: token id {last} does not fit vocab_size = {size} of config.json")
     tokens = [by_id.get(i, (f"[unused{i}]", UNUSED)) for i in range(size)]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
     bos, eos = _first_id(config, "bos_token_id"), _first_id(config, "eos_token_id")

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from refspec.convert.safetensors_io import DTYPES, StoredTensor
 from refspec.errors import CheckpointError
-from refspec.gguf.header import LFS_POINTER, lfs_pointer
+from refspec.gguf.header import LFS_POINTER, FilePath, lfs_pointer
 
 PICKLE_LIMIT = 64 << 20  # bytes; a checkpoint's pickle names tensors, it holds no weights
 MEMO_LIMIT = 1 << 20
@@ -36,6 +36,10 @@ _LITERALS = frozenset([
     "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES",
 ])  # fmt: skip
 _MARK = object()
+# What interpreting a damaged pickle raises.
+_DAMAGED = (
+    ValueError, TypeError, LookupError, AttributeError, struct.error, OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
 
 
 class _Global(NamedTuple):
@@ -55,7 +59,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read_torch_bin(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+def read_torch_bin(path: FilePath) -> dict[str, StoredTensor]:
     """The tensors of one torch.save file by name, not yet loaded; `CheckpointError` for anything else in it."""
     path = Path(path)
     try:
@@ -93,18 +97,12 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTensor]
             raise CheckpointError(f"{path}: {name} begins at byte {info.header_offset}, the file has {size}; damaged")
         file.seek(info.header_offset)
         local = file.read(30)
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.flag_bits & 1
-            or local[:4] != b"PK\x03\x04"
-            or len(local) < 30
-        ):
+        packed = info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1
+        if packed or local[:4] != b"PK\x03\x04" or len(local) < 30:
             raise CheckpointError(f"{path}: {name} is compressed, encrypted or damaged; save the checkpoint again")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         if info.compress_size != info.file_size or start + info.file_size > size:
-            raise CheckpointError(
-                f"{path}: {name} ends at byte {start + info.file_size}, the file has {size}; truncated"
-            )
+            raise CheckpointError(f"{path}: {name} ends at byte {start + info.file_size} of {size}: truncated")
         return start, info.file_size
 
     if prefix + "byteorder" in entries:
@@ -127,9 +125,7 @@ def _read_legacy(path: Path, file: IO[bytes], size: int) -> dict[str, StoredTens
         raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote; nothing of it was executed")
     protocol, system = _run(path, file), _run(path, file)
     if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(
-            f"{path}: this legacy torch.save protocol or its byte order is not supported; save it again"
-        )
+        raise CheckpointError(f"{path}: its legacy torch.save protocol or byte order is not supported; save it again")
     tensors, keys = _state_dict(_run(path, file), path), _run(path, file)
     storages = {t.storage.key: t.storage for t in tensors.values()}
     if not isinstance(keys, list) or not all(isinstance(k, str) and k in storages for k in keys):
@@ -167,9 +163,7 @@ def _stored(path: Path, name: str, t: _Tensor, start: int, nbytes: int) -> Store
         count *= n
     last = t.offset + sum((n - 1) * s for n, s in zip(t.shape, t.strides, strict=True)) if count else 0
     if (last + 1) * item > nbytes and count:
-        raise CheckpointError(
-            f"{path}: tensor {name!r} of shape {list(t.shape)} does not fit its {nbytes} bytes; truncated?"
-        )
+        raise CheckpointError(f"{path}: tensor {name!r} {list(t.shape)} does not fit its {nbytes} bytes; truncated?")
     if count > nbytes // item:  # strides of 0 make a small file a huge tensor
         raise CheckpointError(f"{path}: tensor {name!r} repeats its elements; save it with .contiguous()")
     plain = all(n == 1 or s == c for n, s, c in zip(t.shape, t.strides, reversed(contiguous), strict=True))
@@ -180,19 +174,7 @@ def _run(path: Path, file: IO[bytes]) -> Any:
     """Interpret one pickle and leave `file` behind it; everything outside the tables above is a `CheckpointError`."""
     try:
         return _interpret(path, file)
-    except CheckpointError:
-        raise
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        AttributeError,
-        struct.error,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ):
+    except _DAMAGED:
         raise CheckpointError(f"{path}: its pickle is damaged or truncated; nothing of it was executed") from None
 
 
@@ -254,8 +236,7 @@ def _interpret(path: Path, file: IO[bytes]) -> Any:
                 raise ValueError("global")
             if (name := " ".join(parts)) not in _KNOWN:
                 raise CheckpointError(
-                    f"{path}: its pickle asks for {'.'.join(parts)[:80]!r}, which no checkpoint of weights needs; "
-                    "nothing was executed"
+                    f"{path}: its pickle asks for {'.'.join(parts)[:80]!r}, which no weights need; nothing was executed"
                 )
             stack.append(_Global(name))
         elif op == "BINPERSID":
@@ -323,10 +304,7 @@ def _call(function: Any, arguments: Any) -> Any:
     if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"):
         storage, offset, shape, strides = arguments[:4]
         whole = [offset, *shape, *strides]
-        if (
-            isinstance(storage, _Storage)
-            and all(type(n) is int and n >= 0 for n in whole)
-            and len(shape) == len(strides)
-        ):
+        numbers = len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in whole)
+        if isinstance(storage, _Storage) and numbers:
             return _Tensor(storage, offset, tuple(shape), tuple(strides))
     raise ValueError("call")

@@ -26,9 +26,9 @@ def absolute_d2t(
     if d2t.ndim != 1 or not len(d2t) or d2t.dtype.kind not in "iu":
         raise CheckpointError(f"{where}: d2t is {list(d2t.shape)} of {d2t.dtype}, expected a list of whole numbers")
     if t2d is not None and (t2d.shape != (vocab_size,) or int(t2d.astype(bool).sum()) != len(d2t)):
+        marked = int(t2d.astype(bool).sum())
         raise CheckpointError(
-            f"{where}: t2d marks {int(t2d.astype(bool).sum())} of {t2d.size} tokens, but d2t has {len(d2t)} and the "
-            f"vocabulary {vocab_size}"
+            f"{where}: t2d marks {marked} of {t2d.size} tokens, but d2t has {len(d2t)} and the vocabulary {vocab_size}"
         )
     ids = d2t.astype(np.int64)
     readings = {OFFSETS: np.arange(len(ids)) + ids, ABSOLUTE: ids}
@@ -44,9 +44,7 @@ def absolute_d2t(
                               + ("" if t2d is None else " that t2d marks") + "; the checkpoint is damaged")  # fmt: skip
     arrays = list(valid.values())
     if len(arrays) == 2 and not np.array_equal(arrays[0], arrays[1]):
-        raise CheckpointError(
-            f"{where}: d2t can be read as offsets and as ids, and there is no t2d; decide with --d2t offsets|absolute"
-        )
+        raise CheckpointError(f"{where}: without t2d, d2t can be offsets or ids; decide with --d2t offsets|absolute")
     how = next(iter(valid))
     return valid[how], how
 
@@ -54,20 +52,13 @@ def absolute_d2t(
 def check_identity(d2t: np.ndarray | None, t2d: np.ndarray | None, where: str) -> None:
     """A full draft vocabulary may carry tables that say so (SpecForge does), and no others."""
     if d2t is not None and d2t.any() and not np.array_equal(d2t, np.arange(len(d2t))):
-        raise CheckpointError(
-            f"{where}: d2t is not the identity, but draft_vocab_size equals vocab_size; correct draft_vocab_size"
-        )
+        raise CheckpointError(f"{where}: d2t is not the identity, but draft_vocab_size is vocab_size; correct the size")
     if t2d is not None and not t2d.all():
-        raise CheckpointError(
-            f"{where}: t2d leaves tokens out, but draft_vocab_size equals vocab_size; correct draft_vocab_size"
-        )
+        raise CheckpointError(f"{where}: t2d leaves tokens out, but draft_vocab_size is vocab_size; correct the size")
 
 
 def check_head_rows(head: Lazy, ids: np.ndarray, where: str) -> None:
-    """Refuse a head whose rows were picked with the offsets (TorchSpec's pruning did):
-
-    neighbours repeat where ids follow on.
-    """
+    """Refuse a head whose rows were picked with the offsets, as TorchSpec did: neighbours repeat where ids run on."""
     offsets = ids - np.arange(len(ids))
     same = np.flatnonzero((np.diff(offsets) == 0) & (offsets[1:] != 0))[:32]
     pairs = [head.rows(int(j), int(j) + 2) for j in same if j + 2 <= head.shape[0]]
@@ -82,6 +73,4 @@ def resolved(how: str, t2d: np.ndarray | None, given: Any) -> Resolved:
     """How d2t was read and what confirms it."""
     if given is not None:
         return Resolved(how, "override --d2t")
-    return Resolved(
-        how, "the only reading t2d confirms" if t2d is not None else "the only reading that ascends and is in range"
-    )
+    return Resolved(how, "the only reading t2d confirms" if t2d is not None else "the only reading in order and range")

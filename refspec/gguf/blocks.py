@@ -54,9 +54,7 @@ class Blocks:
             if self.progress is not None:
                 self.progress(data.nbytes)
         if rows != (self.shape[0] if self.shape else 1) or shapes != {self.shape[1:]}:
-            raise ShapeError(
-                f"{self.path}: tensor {self.name!r} has {rows} rows of {shapes}, expected {list(self.shape)}"
-            )
+            raise ShapeError(f"{self.path}: tensor {self.name!r} has {rows} rows of {shapes}, not {list(self.shape)}")
 
     def _encode(self, array: np.ndarray) -> np.ndarray:
         if self.stored is not None:
@@ -94,6 +92,4 @@ class Blocks:
         return CheckpointError(f"{self.path}: tensor {self.name!r} holds NaN or infinite values; nothing was written")
 
     def _too_large(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path}: tensor {self.name!r} does not fit f16 (|x| > 65504); use --outtype bf16 or f32"
-        )
+        return CheckpointError(f"{self.path}: {self.name!r} does not fit f16 (|x| > 65504); use --outtype bf16 or f32")

@@ -6,7 +6,6 @@ Sizes use the keys of llama.cpp's eagle3 loader (`eagle3.*`). What llama.cpp has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,29 +21,18 @@ STOCK_STATES = 3  # the eagle3 graph takes exactly three captured states
 
 # weights name -> GGUF tensor name; per-state feature norms are metadata, see FC_NORM_KEY
 TENSORS = {
-    "fc": "fc.weight",
-    "fc_norm": "enc.output_norm.weight",
-    "attn_norm": "blk.0.attn_norm.weight",
-    "hidden_norm": "blk.0.attn_norm_2.weight",
-    "attn_q": "blk.0.attn_q.weight",
-    "attn_k": "blk.0.attn_k.weight",
-    "attn_v": "blk.0.attn_v.weight",
+    "fc": "fc.weight", "fc_norm": "enc.output_norm.weight",
+    "attn_norm": "blk.0.attn_norm.weight", "hidden_norm": "blk.0.attn_norm_2.weight",
+    "attn_q": "blk.0.attn_q.weight", "attn_k": "blk.0.attn_k.weight", "attn_v": "blk.0.attn_v.weight",
     "attn_output": "blk.0.attn_output.weight",
-    "q_norm": "blk.0.attn_q_norm.weight",
-    "k_norm": "blk.0.attn_k_norm.weight",
+    "q_norm": "blk.0.attn_q_norm.weight", "k_norm": "blk.0.attn_k_norm.weight",
     "ffn_norm": "blk.0.ffn_norm.weight",
-    "ffn_gate": "blk.0.ffn_gate.weight",
-    "ffn_up": "blk.0.ffn_up.weight",
-    "ffn_down": "blk.0.ffn_down.weight",
-    "output_norm": "output_norm.weight",
-    "token_embd": "token_embd.weight",
-    "output": "output.weight",
-    "d2t": "d2t",
-    "rope_freqs": "rope_freqs.weight",
-    "fc.bias": "fc.bias",
+    "ffn_gate": "blk.0.ffn_gate.weight", "ffn_up": "blk.0.ffn_up.weight", "ffn_down": "blk.0.ffn_down.weight",
+    "output_norm": "output_norm.weight", "token_embd": "token_embd.weight", "output": "output.weight",
+    "d2t": "d2t", "rope_freqs": "rope_freqs.weight", "fc.bias": "fc.bias", "output.bias": "output.bias",
     **{f"{name}.bias": f"blk.0.{name}.bias" for name in BIASED if name not in ("fc", "output")},
-    "output.bias": "output.bias",
-}
+}  # fmt: skip
+_NAMES = {gguf: name for name, gguf in TENSORS.items()}
 ROTATED = ("attn_q", "attn_k", "q_norm", "k_norm", "attn_q.bias", "attn_k.bias")  # their rows are RoPE's, in pairs
 FC_NORM_KEY = "refspec.fc_norm.{}"
 ATTENTION_FACTOR = "eagle3.rope.scaling.attn_factor"
@@ -80,38 +68,28 @@ def to_metadata(config: DrafterConfig) -> dict[str, Any]:
     p = STOCK_ARCH + "."
     factor = config.rope_attention_factor
     return {
-        p + "context_length": config.context_length,
-        p + "embedding_length": config.hidden_size,
-        p + "block_count": 1,
+        p + "context_length": config.context_length, p + "embedding_length": config.hidden_size, p + "block_count": 1,
         p + "feed_forward_length": config.intermediate_size,
-        p + "attention.head_count": config.n_heads,
-        p + "attention.head_count_kv": config.n_kv_heads,
+        p + "attention.head_count": config.n_heads, p + "attention.head_count_kv": config.n_kv_heads,
         p + "attention.layer_norm_rms_epsilon": float(config.rms_eps),
-        p + "attention.key_length": config.head_dim,
-        p + "attention.value_length": config.head_dim,
-        p + "rope.freq_base": float(config.rope_theta),
-        p + "rope.dimension_count": config.head_dim,
-        p + "vocab_size": config.vocab_size,
-        p + "target_layers": [int(b) for b in config.capture_layers],
+        p + "attention.key_length": config.head_dim, p + "attention.value_length": config.head_dim,
+        p + "rope.freq_base": float(config.rope_theta), p + "rope.dimension_count": config.head_dim,
+        p + "vocab_size": config.vocab_size, p + "target_layers": [int(b) for b in config.capture_layers],
         p + "target_hidden_size": config.target_hidden_size,
         p + "norm_before_residual": config.residual is Residual.NORMED,
         p + "norm_before_fc": config.feature_norm is FeatureNorm.CONCAT,
-        "refspec.feature_norm": config.feature_norm.value,
-        "refspec.feedback": config.feedback.value,
-        "refspec.residual": config.residual.value,
-        "refspec.head_norm": config.head_norm,
-        "refspec.qk_norm": config.qk_norm,
-        "refspec.draft_vocab_size": config.draft_vocab_size,
+        "refspec.feature_norm": config.feature_norm.value, "refspec.feedback": config.feedback.value,
+        "refspec.residual": config.residual.value, "refspec.head_norm": config.head_norm,
+        "refspec.qk_norm": config.qk_norm, "refspec.draft_vocab_size": config.draft_vocab_size,
         **({ATTENTION_FACTOR: factor} if factor != 1.0 else {}),  # llama.cpp reads it too
-    }
+    }  # fmt: skip
 
 
 def _flag(info: GgufInfo, name: str, stock: str) -> str:
     value = info.metadata.get(f"refspec.{name}", stock)
     if info.arch == STOCK_ARCH and value != stock:
         raise CheckpointError(
-            f"{info.path}: refspec.{name} = {value!r} but general.architecture = {STOCK_ARCH!r} means {stock!r}; "
-            "convert the drafter again"
+            f"{info.path}: refspec.{name} = {value!r}, but {STOCK_ARCH} means {stock!r}; convert the drafter again"
         )
     if info.arch == REFSPEC_ARCH and f"refspec.{name}" not in info.metadata:
         raise CheckpointError(f"{info.path}: metadata key 'refspec.{name}' is missing; convert the drafter again")
@@ -135,18 +113,7 @@ def _draft_vocab_size(info: GgufInfo, vocab_size: int) -> int:
     return vocab_size
 
 
-def rope_divisor(info: GgufInfo) -> float:
-    """The constant every RoPE frequency is divided by (linear scaling); `CheckpointError` for kinds not supported."""
-    kind = info.optional("eagle3.rope.scaling.type", str, "none")
-    if kind not in ("none", "linear"):
-        raise CheckpointError(
-            f"{info.path}: eagle3.rope.scaling.type = {kind!r} is not supported; "
-            "convert the checkpoint with `refspec convert`"
-        )
-    return _decimal(info.optional("eagle3.rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
-
-
-def _decimal(value: float) -> float:
+def decimal(value: Any) -> float:
     """The shortest decimal with this float32 value: 1e-5, not 9.99999974e-06."""
     return float(str(np.float32(value)))
 
@@ -154,19 +121,14 @@ def _decimal(value: float) -> float:
 def from_metadata(info: GgufInfo) -> DrafterConfig:
     """The configuration a drafter GGUF declares; `CheckpointError` for a target, a missing key, contradicting flags."""
     if info.arch not in ARCHS:
-        raise CheckpointError(
-            f"{info.path}: general.architecture = {info.arch!r} is not a drafter (expected {' or '.join(ARCHS)}); "
-            "give it as the target with -m"
-        )
+        raise CheckpointError(f"{info.path}: general.architecture = {info.arch!r} is not a drafter; give it with -m")
 
     def whole(key: str, default: int | None = None) -> int:
         value = info.optional(f"eagle3.{key}", int, default)
         return int(info.need(f"eagle3.{key}", int) if value is None else value)
 
     if whole("block_count") != 1:
-        raise CheckpointError(
-            f"{info.path}: eagle3.block_count = {whole('block_count')}, an EAGLE-3 drafter has one block"
-        )
+        raise CheckpointError(f"{info.path}: eagle3.block_count = {whole('block_count')}; a drafter has one block")
     layers = info.need("eagle3.target_layers", list)
     if not all(type(b) is int for b in layers):
         raise CheckpointError(f"{info.path}: eagle3.target_layers = {layers} must be whole numbers")
@@ -181,28 +143,22 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
             raise CheckpointError(f"{info.path}: eagle3.{key} differs from the head size {head_dim}; not supported")
     try:
         return DrafterConfig(
-            hidden_size=hidden,
-            target_hidden_size=whole("target_hidden_size", hidden),
-            capture_layers=tuple(layers),
-            n_heads=heads,
-            n_kv_heads=whole("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            intermediate_size=whole("feed_forward_length"),
-            vocab_size=vocab_size,
-            draft_vocab_size=_draft_vocab_size(info, vocab_size),
-            rms_eps=_decimal(info.need("eagle3.attention.layer_norm_rms_epsilon", float)),
-            rope_theta=_decimal(info.optional("eagle3.rope.freq_base", float, 10000.0)),
+            hidden_size=hidden, target_hidden_size=whole("target_hidden_size", hidden), capture_layers=tuple(layers),
+            n_heads=heads, n_kv_heads=whole("attention.head_count_kv", heads), head_dim=head_dim,
+            intermediate_size=whole("feed_forward_length"), context_length=whole("context_length"),
+            vocab_size=vocab_size, draft_vocab_size=_draft_vocab_size(info, vocab_size),
+            rms_eps=decimal(info.need("eagle3.attention.layer_norm_rms_epsilon", float)),
+            rope_theta=decimal(info.optional("eagle3.rope.freq_base", float, 10000.0)),
             rope_style=RopeStyle.INTERLEAVED,
+            rope_attention_factor=decimal(info.optional(ATTENTION_FACTOR, float, 1.0)),
             # DrafterConfig turns these strings into enums, and names the choices if it cannot
             feature_norm=_flag(info, "feature_norm", stock_norm.value),  # type: ignore[arg-type]
             feedback=_flag(info, "feedback", Feedback.PRE_NORM.value),  # type: ignore[arg-type]
             residual=_flag(info, "residual", stock_residual.value),  # type: ignore[arg-type]
             head_norm=info.optional("refspec.head_norm", bool, True),
-            context_length=whole("context_length"),
             qk_norm=TENSORS["q_norm"] in info.tensors,
-            rope_attention_factor=_decimal(info.optional(ATTENTION_FACTOR, float, 1.0)),
             biases=tuple(name for name in BIASED if TENSORS[f"{name}.bias"] in info.tensors),
-        )
+        )  # fmt: skip
     except ShapeError as error:
         raise ShapeError(f"{info.path}: {error}") from None
 
@@ -216,9 +172,7 @@ def fc_norm_values(info: GgufInfo, config: DrafterConfig) -> dict[str, list[floa
         key = FC_NORM_KEY.format(i)
         values = info.need(key, list)
         if len(values) != config.target_hidden_size or not all(type(v) is float for v in values):
-            raise CheckpointError(
-                f"{info.path}: {key} must hold {config.target_hidden_size} floats, found {len(values)}"
-            )
+            raise CheckpointError(f"{info.path}: {key} must hold {config.target_hidden_size} floats, not {len(values)}")
         out[f"fc_norm.{i}"] = values
     return out
 
@@ -226,6 +180,3 @@ def fc_norm_values(info: GgufInfo, config: DrafterConfig) -> dict[str, list[floa
 def weights_name(tensor: str) -> str | None:
     """The weights name of a GGUF tensor, or None if a drafter has no such tensor."""
     return _NAMES.get(tensor)
-
-
-_NAMES: Mapping[str, str] = {gguf: name for name, gguf in TENSORS.items()}

@@ -64,14 +64,14 @@ class GgufInfo:
         return self.need(key, kind) if key in self.metadata else default
 
 
-GgufSource = str | os.PathLike[str] | GgufInfo  # a file, or its header where it has been read already
+FilePath = str | os.PathLike[str]
+GgufSource = FilePath | GgufInfo  # a file, or its header where it has been read already
 
 
 @dataclass(frozen=True)
 class RawHeader:
     """What the header says, before tensor types are resolved: `tensors` are (name, shape, type id, relative offset)."""
 
-    version: int
     metadata: dict[str, Any]
     value_types: dict[str, tuple[int, int | None]]
     tensors: list[tuple[str, tuple[int, ...], int, int]]
@@ -86,9 +86,7 @@ class _Cursor:
         self.data, self.path, self.at, self.size = data, path, 0, len(data)
 
     def fail(self, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path}: {why} (at byte {self.at}); the file is truncated or damaged, get it again"
-        )
+        return CheckpointError(f"{self.path}: {why} at byte {self.at}; the file is truncated or damaged, get it again")
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.size - self.at:
@@ -200,7 +198,7 @@ def _parse(cursor: _Cursor) -> RawHeader:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise cursor.fail(f"general.alignment is {alignment!r}, expected a power of two")
     data_offset = -(-cursor.at // alignment) * alignment
-    return RawHeader(version, metadata, value_types, tensors, data_offset, cursor.size)
+    return RawHeader(metadata, value_types, tensors, data_offset, cursor.size)
 
 
 def lfs_pointer(path: Path) -> str:
@@ -208,7 +206,7 @@ def lfs_pointer(path: Path) -> str:
     return f"{path}: a git-lfs pointer, not the file itself; get it with `git lfs pull`"
 
 
-def parse_header(path: str | os.PathLike[str]) -> RawHeader:
+def parse_header(path: FilePath) -> RawHeader:
     """Parse the header of the GGUF file at `path`; `CheckpointError` if it is missing, not GGUF or damaged."""
     path = Path(path)
     try:

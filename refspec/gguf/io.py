@@ -1,15 +1,15 @@
 """GGUF files <-> metadata, tensors and drafters.
 
-A drafter that stock llama.cpp computes exactly is written under llama.cpp's architecture name, `eagle3`. Any other
-(post-norm feedback, norms per state, ...) is written as `refspec-eagle3`, which stock llama.cpp refuses instead of
-computing something else; refspec loads it with the override general.architecture=eagle3. What llama.cpp has no tensor
-for is stored as metadata (`refspec.*`), because its loader refuses unknown tensors.
+A drafter that stock llama.cpp computes exactly is written as llama.cpp's architecture `eagle3`, any other as
+`refspec-eagle3`, which stock llama.cpp refuses instead of computing something else; refspec loads it with the override
+general.architecture=eagle3. What llama.cpp has no tensor for is metadata (`refspec.*`): it refuses unknown tensors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +22,9 @@ from refspec import native
 from refspec.errors import CheckpointError, UsageError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.blocks import DIRECT, Blocks, Progress
-from refspec.gguf.header import GgufInfo, GgufSource, TensorInfo, parse_header
+from refspec.gguf.header import FilePath, GgufInfo, GgufSource, TensorInfo, parse_header
 from refspec.gguf.lazy import Lazy
+from refspec.gguf.types import weight_type
 from refspec.reference.config import DrafterConfig, FeatureNorm, RopeStyle, check_weights, weight_shapes
 
 __all__ = [
@@ -37,7 +38,7 @@ OUTTYPES = {
     "q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0, "i64": GGMLQuantizationType.I64,
 }  # fmt: skip
 # general.file_type: llama.cpp's numbers for "mostly this type"
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}
 _RAW = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32,
         "I64": np.int64}  # fmt: skip
 
@@ -78,19 +79,15 @@ def read_gguf_header(source: GgufSource) -> GgufInfo:
     raw = parse_header(path)
     tensors = {}
     for name, shape, type_id, offset in raw.tensors:
-        try:
-            kind = GGMLQuantizationType(type_id)
-        except ValueError:
-            raise CheckpointError(f"{path}: tensor {name!r} has the unknown type {type_id}; update gguf") from None
-        block, size = GGML_QUANT_SIZES[kind]
+        if (kind := weight_type(type_id)) is None:
+            raise CheckpointError(f"{path}: tensor {name!r} has the unknown type {type_id}; update gguf")
         elements = int(np.prod([int(d) for d in shape], dtype=object))
-        if shape[-1] % block:
-            raise CheckpointError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {block}")
-        nbytes, start = elements // block * size, raw.data_offset + offset
+        if shape[-1] % kind.block:
+            raise CheckpointError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.block}")
+        nbytes, start = elements // kind.block * kind.nbytes, raw.data_offset + offset
         if start + nbytes > raw.file_size:
             raise CheckpointError(
-                f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes}, the file has {raw.file_size}; "
-                "get the file again"
+                f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes} of {raw.file_size}; get it again"
             )
         tensors[name] = TensorInfo(name, shape, type_id, kind.name, start, nbytes)
     arch = raw.metadata.get("general.architecture")
@@ -130,13 +127,23 @@ def tensor_rows(info: GgufInfo, name: str) -> Lazy:
 
     def rows(first: int, last: int) -> np.ndarray:
         t = info.tensors[name]
-        size = t.nbytes // shape[0]
-        part = replace(
-            t, shape=(last - first, *shape[1:]), offset=t.offset + first * size, nbytes=(last - first) * size
-        )
+        count, size = last - first, t.nbytes // shape[0]
+        part = replace(t, shape=(count, *shape[1:]), offset=t.offset + first * size, nbytes=count * size)
         return read_tensor(replace(info, tensors={name: part}), name)
 
     return Lazy(shape, rows)
+
+
+def rope_divisors(info: GgufInfo, prefix: str, head_dim: int) -> np.ndarray | None:
+    """What every RoPE frequency is divided by [hd/2], linear scaling included; None where it is 1 throughout."""
+    own = read_tensor(info, "rope_freqs.weight") if "rope_freqs.weight" in info.tensors else None
+    kind = info.optional(f"{prefix}.rope.scaling.type", str, "none")
+    if kind not in ("none", "linear"):
+        raise CheckpointError(f"{info.path}: {prefix}.rope.scaling.type = {kind!r} is not supported; only linear is")
+    factor = np.float32(info.optional(f"{prefix}.rope.scaling.factor", float, 1.0) if kind == "linear" else 1.0)
+    if factor == 1.0:
+        return own
+    return (np.ones(head_dim // 2, np.float32) if own is None else own) * factor
 
 
 def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
@@ -147,9 +154,7 @@ def copy_metadata(info: GgufInfo, *prefixes: str) -> dict[str, Typed]:
 def outtype_for(shape: tuple[int, ...], outtype: str) -> str:
     """The type a float tensor gets: vectors f32, rows that are not whole blocks f16, all others `outtype`."""
     if outtype not in OUTTYPES or outtype == "i64":
-        raise UsageError(
-            f"outtype {outtype!r} is unknown; choose one of {', '.join(k for k in OUTTYPES if k != 'i64')}"
-        )
+        raise UsageError(f"outtype {outtype!r} is unknown; choose one of {', '.join(FILE_TYPES)}")
     if len(shape) < 2:
         return "f32"
     return outtype if shape[-1] % GGML_QUANT_SIZES[OUTTYPES[outtype]][0] == 0 else "f16"
@@ -179,8 +184,21 @@ def _bytes(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_gguf(
-    path: str | os.PathLike[str],
+    path: FilePath,
     arch: str,
     metadata: Mapping[str, Any],
     tensors: Iterable[TensorOut],
@@ -193,11 +211,9 @@ def write_gguf(
     of each block; `source` is where the values come from, for messages. Raises `CheckpointError`.
     """
     path, tensors = Path(path), list(tensors)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
     total = sum(t.nbytes for t in tensors)
     told = None if progress is None else lambda nbytes: progress(nbytes, total)
-    writer = GGUFWriter(partial, arch)
-    try:
+    with complete(path) as partial, closing(GGUFWriter(partial, arch)) as writer:
         for key, value in metadata.items():
             if key != "general.architecture":
                 _add_value(writer, key, value)
@@ -208,13 +224,6 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for t in tensors:
             writer.write_tensor_data(cast(Any, _blocks(Path(source or path), t, told)))
-        writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -232,9 +241,7 @@ def _blocks(path: Path, t: TensorOut, progress: Callable[[int], None] | None) ->
         arrays: Iterable[np.ndarray] = t.load.blocks(as_bits=stored is not None)
     else:
         arrays = (np.asarray(load()) for load in [t.load])
-    return Blocks(
-        path, t.name, t.shape, t.type, t.nbytes, arrays, lambda array: _quantized(array, kind), progress, stored
-    )
+    return Blocks(path, t.name, t.shape, t.type, t.nbytes, arrays, lambda x: _quantized(x, kind), progress, stored)
 
 
 def interleave_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -265,10 +272,8 @@ def read_drafter(path: GgufSource) -> tuple[DrafterConfig, dict[str, np.ndarray]
         weights[name] = read_tensor(info, tensor)
     for name, values in meta.fc_norm_values(info, config).items():
         weights[name] = np.array(values, np.float32)
-    if (divisor := meta.rope_divisor(info)) != 1.0:
-        weights["rope_freqs"] = weights.get("rope_freqs", np.ones(config.head_dim // 2, np.float32)) * np.float32(
-            divisor
-        )
+    if (divisors := rope_divisors(info, meta.STOCK_ARCH, config.head_dim)) is not None:
+        weights["rope_freqs"] = divisors
     _check(config, weights, str(info.path))
     return config, weights
 
@@ -283,7 +288,7 @@ def _check(config: DrafterConfig, weights: Mapping[str, np.ndarray | Lazy], sour
 
 
 def write_drafter(
-    path: str | os.PathLike[str],
+    path: FilePath,
     config: DrafterConfig,
     weights: Mapping[str, np.ndarray | Lazy],
     *,

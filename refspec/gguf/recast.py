@@ -7,23 +7,15 @@ named after the content it came from; `write_as` writes where the user says.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from pathlib import Path
 
 from refspec.errors import UsageError
+from refspec.gguf import io
 from refspec.gguf.blocks import Progress
-from refspec.gguf.header import GgufInfo, GgufSource
-from refspec.gguf.io import (
-    FILE_TYPES,
-    TensorOut,
-    Typed,
-    copy_metadata,
-    outtype_for,
-    read_gguf_header,
-    read_tensor,
-    write_gguf,
-)
+from refspec.gguf.header import FilePath, GgufInfo, GgufSource
 
 FILE_TYPE = "general.file_type"
 LIMIT = 4 << 30  # bytes; a larger file should be the user's decision, made with a converter
@@ -42,7 +34,7 @@ def cache_directory() -> Path:
 
 def is_f32(path: GgufSource) -> bool:
     """Whether every floating-point tensor of a GGUF file is F32."""
-    return all(t.type in ("F32", "I64", "I32") for t in read_gguf_header(path).tensors.values())
+    return all(t.type in ("F32", "I64", "I32") for t in io.read_gguf_header(path).tensors.values())
 
 
 def recast(path: GgufSource, outtype: str) -> Path:
@@ -50,8 +42,8 @@ def recast(path: GgufSource, outtype: str) -> Path:
 
     F16, BF16 and quantized weights become F32 exactly. Raises CheckpointError for the file, UsageError above 4 GiB.
     """
-    info = read_gguf_header(path)
-    weights = sum(4 * _elements(t.shape) for t in info.tensors.values())
+    info = io.read_gguf_header(path)
+    weights = sum(4 * math.prod(t.shape) for t in info.tensors.values())
     if weights > LIMIT:
         raise UsageError(
             f"{info.path}: with {outtype} weights it could take {weights / 2**30:.1f} GiB, refspec recasts up to "
@@ -69,29 +61,22 @@ def recast(path: GgufSource, outtype: str) -> Path:
     return write_as(info, out, outtype)
 
 
-def write_as(info: GgufInfo, out: str | os.PathLike[str], outtype: str, progress: Progress | None = None) -> Path:
+def write_as(info: GgufInfo, out: FilePath, outtype: str, progress: Progress | None = None) -> Path:
     """Write a copy of a GGUF file to `out` with the types of `io.outtype_for`.
 
     Raises CheckpointError for the file and for `out`, UsageError for an unknown type.
     """
     tensors = [
-        TensorOut(
-            t.name, t.shape, "i64" if t.type == "I64" else outtype_for(t.shape, outtype),
-            lambda name=t.name: read_tensor(info, name),  # type: ignore[misc]
+        io.TensorOut(
+            t.name, t.shape, "i64" if t.type == "I64" else io.outtype_for(t.shape, outtype),
+            lambda name=t.name: io.read_tensor(info, name),  # type: ignore[misc]
         )
         for t in info.tensors.values()
     ]  # fmt: skip
-    metadata = copy_metadata(info, "")
+    metadata = io.copy_metadata(info, "")
     if FILE_TYPE in metadata:
-        metadata[FILE_TYPE] = Typed(FILE_TYPES[outtype], *info.value_types[FILE_TYPE])
-    return write_gguf(out, info.arch, metadata, tensors, progress)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+        metadata[FILE_TYPE] = io.Typed(io.FILE_TYPES[outtype], *info.value_types[FILE_TYPE])
+    return io.write_gguf(out, info.arch, metadata, tensors, progress)
 
 
 def _digest(path: Path) -> str:

@@ -17,13 +17,7 @@ PREFIX = "general.sampling."
 FIELDS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # key -> field of Sampler
 PENALTIES = {"penalty_repeat": "repeat", "penalty_last_n": "repeat_last_n"}  # key -> field of Penalties
 # Key -> name in a Hugging Face generation_config.json.
-HUGGING_FACE = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}
+HUGGING_FACE = FIELDS | {"penalty_repeat": "repetition_penalty"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +34,7 @@ class Recommended:
     def __str__(self) -> str:
         """The settings in a few words: `temperature 0.6, top_k 20`."""
         names = {"repeat": "repeat_penalty"}
-        return ", ".join(
-            f"{names.get(name, name)} {value:g}" for name, value in (self.sampler | self.penalties).items()
-        )
+        return ", ".join(f"{names.get(name, name)} {v:g}" for name, v in (self.sampler | self.penalties).items())
 
     def applied(self, sampler: Sampler, given: set[str]) -> Sampler:
         """`sampler` with these settings, except fields of it and of its penalties that the user has `given`."""

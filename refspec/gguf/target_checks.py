@@ -38,30 +38,20 @@ def check_tensor_types(info: GgufInfo) -> None:
     for name, tensor in info.tensors.items():
         integer = tensor.type.startswith("I") and tensor.type[1:].isdigit()
         if tensor.type == "F64":
-            raise CheckpointError(
-                f"{info.path}: tensor {name!r} is F64, which llama.cpp does not compute; convert it to F32"
-            )
+            raise CheckpointError(f"{info.path}: tensor {name!r} is F64, which llama.cpp cannot run; convert it to F32")
         if integer and name.endswith((".weight", ".bias")):
-            raise CheckpointError(
-                f"{info.path}: tensor {name!r} is {tensor.type}, but weights must be float or quantized"
-            )
+            raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; weights must be float or quantized")
         vector = name.endswith(".bias") or "norm" in name or "rope_f" in name
         if vector and len(tensor.shape) == 1 and tensor.type != "F32":
-            raise CheckpointError(
-                f"{info.path}: tensor {name!r} is {tensor.type}; llama.cpp needs norms and biases in F32"
-            )
+            raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; norms and biases must be F32")
 
 
 def check_target(info: GgufInfo) -> None:
     """Raise CheckpointError unless the file may be loaded as a target."""
     if info.arch in DRAFTER_ARCHS:
-        raise CheckpointError(
-            f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it as the drafter, with -d"
-        )
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it with -d")
     if info.metadata.get("general.type", "model") != "model":
-        raise CheckpointError(
-            f"{info.path}: general.type is {info.metadata['general.type']!r}, not a model; pass a model file"
-        )
+        raise CheckpointError(f"{info.path}: general.type is {info.metadata['general.type']!r}, not a model")
     if info.metadata.get(f"{info.arch}.attention.causal", True) is not True:
         raise CheckpointError(f"{info.path}: {info.arch}.attention.causal = false: it does not generate left to right")
     check_tensor_types(info)
@@ -95,14 +85,10 @@ def check_sizes(info: GgufInfo, prefix: str) -> None:
         refuse(f"{prefix}.rope.scaling.type", "none, linear, yarn or longrope")
     _check_heads(info, prefix, get("attention.head_count"), get("attention.head_count_kv"))
     experts, used = get("expert_count") or 0, get("expert_used_count") or 0
-    if (
-        isinstance(experts, int)
-        and isinstance(used, int)
-        and not ((experts == used == 0) or 1 <= used <= experts <= MAX_EXPERTS)
-    ):
-        refuse(
-            f"{prefix}.expert_used_count", f"1..expert_count, here {experts} (at most {MAX_EXPERTS}), or both absent"
-        )
+    numbers = isinstance(experts, int) and isinstance(used, int)
+    if numbers and (experts or used) and not 1 <= used <= experts <= MAX_EXPERTS:
+        rule = f"1..expert_count, here {experts} (at most {MAX_EXPERTS}), or both absent"
+        refuse(f"{prefix}.expert_used_count", rule)
     ahead, layers = get("nextn_predict_layers") or 0, get("block_count")
     if isinstance(ahead, int) and isinstance(layers, int) and ahead >= layers:
         refuse(f"{prefix}.nextn_predict_layers", f"below block_count = {layers}")
@@ -110,9 +96,7 @@ def check_sizes(info: GgufInfo, prefix: str) -> None:
 
 def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if isinstance(heads, int) and isinstance(kv, int) and kv > 0 and heads % kv:
-        raise CheckpointError(
-            f"{info.path}: {prefix}.attention.head_count = {heads} is not a multiple of head_count_kv = {kv}"
-        )
+        raise CheckpointError(f"{info.path}: {prefix}: head_count {heads} is no multiple of head_count_kv {kv}")
     width = info.metadata.get(f"{prefix}.embedding_length")
     head_dim = width // heads if isinstance(heads, int) and heads > 0 and isinstance(width, int) else None
     head_dim = info.metadata.get(f"{prefix}.attention.key_length", head_dim)
@@ -122,8 +106,7 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     if rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
         rule = "equal" if prefix in FULL_ROPE_ARCHS else "even and at most"
         raise CheckpointError(
-            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} the head size {head_dim}; "
-            "convert the model again"
+            f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} head size {head_dim}; convert again"
         )
 
 
@@ -136,9 +119,7 @@ def _check_vocabulary(info: GgufInfo) -> None:
         twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
         raise CheckpointError(f"{info.path}: tokenizer.ggml.tokens holds {twice!r} twice; convert the model again")
     if model in ("bert", "rwkv") and BYTE_TOKEN in (info.metadata.get("tokenizer.ggml.token_type") or ()):
-        raise CheckpointError(
-            f"{info.path}: tokenizer.ggml.token_type has byte tokens, which a {model!r} tokenizer cannot have"
-        )
+        raise CheckpointError(f"{info.path}: tokenizer.ggml.token_type has byte tokens, which {model!r} cannot have")
 
 
 def check_boundaries(path: Any, arch: str, n_layer: int, layers: tuple[int, ...]) -> None:
@@ -151,9 +132,7 @@ def check_boundaries(path: Any, arch: str, n_layer: int, layers: tuple[int, ...]
                 f"rows; use a drafter with layers below {n_layer}"
             )
         if not 0 <= k < n_layer:
-            raise ShapeError(
-                f"{path}: capture layer {k} is outside 0..{n_layer - 1}; this drafter is for another target"
-            )
+            raise ShapeError(f"{path}: capture layer {k} is outside 0..{n_layer - 1}; it is for another target")
         if k == 0 and not staged:
             raise ShapeError(f"{path}: capture layer 0 (embeddings) cannot be captured from architecture {arch!r}")
     if len(set(layers)) != len(layers):

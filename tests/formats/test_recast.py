@@ -63,7 +63,7 @@ def test_a_write_that_fails_leaves_nothing_behind(half: Path, cache: Path, monke
     def no_space(*_: object) -> np.ndarray:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "read_tensor", no_space)
+    monkeypatch.setattr(module.io, "read_tensor", no_space)
     with pytest.raises(CheckpointError, match="No space left") as caught:
         recast(half, "f32")
     assert "\n" not in str(caught.value)
