@@ -8,13 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from refspec.decoding.drafter import Coins
 from refspec.reference.ops import Ids
 from refspec.reference.penalties import Penalties
-
-Coins = npt.NDArray[np.float64]
 
 
 class Request(NamedTuple):

@@ -16,9 +16,8 @@ counted in earlier steps, known before any coin of this step, hence lossless by 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from refspec.decoding.drafter import TreeDrafter
+from refspec.decoding.drafter import Coins, TreeDrafter
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.with_lookup import WithLookup
 from refspec.errors import UsageError
@@ -55,12 +54,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         super().extend(tokens, features)
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """The shape.nodes most valuable nodes of the trained drafter's tree and of what lookup found.
 
@@ -84,12 +78,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         return out
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """The trained drafter's chain."""
         return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)

@@ -15,9 +15,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refspec import native
+from refspec.decoding.drafter import Coins
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf.header import GgufSource
 from refspec.llama import api
@@ -48,12 +48,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._outputs: dict[int, Array] = {}
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
         `grow_sampled`.

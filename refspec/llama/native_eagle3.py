@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.decoding.draft_penalties import DraftPenalties
-from refspec.decoding.drafter import Drafter
+from refspec.decoding.drafter import Coins, Drafter
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import GgufInfo, GgufSource
@@ -76,9 +76,7 @@ class NativeEagle3Drafter(ChainDrafter):
         self.probe: Callable[[int, Array], None] | None = None
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
-        self.note = (
-            f"drafter ({held / 1e6:.0f} MB, {_threads(shared)}) runs inside refspec, {_why(config)}"
-        )
+        self.note = f"drafter ({held / 1e6:.0f} MB, {_threads(shared)}) runs inside refspec, {_why(config)}"
 
     @property  # type: ignore[override]
     def penalties(self) -> DraftPenalties | None:
@@ -136,12 +134,7 @@ class NativeEagle3Drafter(ChainDrafter):
         self._resumes = True
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """See `ChainDrafter`; fewer where the cache is full, or the tokens that penalties look at."""
         began = perf_counter()
@@ -241,11 +234,7 @@ def _threads(shared: native.Team | None) -> str:
 
 def _why(config: DrafterConfig) -> str:
     reasons = meta.graph_reasons(config)
-    return (
-        f"as llama.cpp cannot run it: {'; '.join(reasons)}"
-        if reasons
-        else "which is faster for its size"
-    )
+    return f"as llama.cpp cannot run it: {'; '.join(reasons)}" if reasons else "which is faster for its size"
 
 
 def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str] | None:
@@ -283,9 +272,7 @@ def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
     return np.where((wide < 0) | (wide > np.iinfo(np.int32).max), -1, wide).astype(np.int32)
 
 
-def open_drafter(
-    path: GgufSource, target: Lender, *, kernels: Kernels | None = None, **settings: Any
-) -> Drafter:
+def open_drafter(path: GgufSource, target: Lender, *, kernels: Kernels | None = None, **settings: Any) -> Drafter:
     """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
 
     `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own"

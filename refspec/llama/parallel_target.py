@@ -14,7 +14,8 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.requests import Answer, Coins, Request
+from refspec.decoding.drafter import Coins
+from refspec.decoding.requests import Answer, Request
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import check_target
