@@ -86,15 +86,13 @@ class ModelOptions:
         names = ("threads", "threads_batch", "threads_draft")
         one, several, drafting = (measured.get(name) if self.threads is None else self.threads for name in names)
         return dataclasses.replace(
-            self,
-            threads=one,
-            threads_batch=_first(self.threads_batch, several, one),
+            self, threads=one, threads_batch=_first(self.threads_batch, several, one),
             threads_draft=_first(self.threads_draft, drafting),
             flash_attn="off" if self.f32 else self.flash_attn or measured.get("flash_attn", "auto"),
             kv_type="f32" if self.f32 else self.kv_type or measured.get("kv_type", "f16"),
             matmul="stored" if self.exact and matmul == "repack" else matmul,
             pair_rows=self.reproducible is not None or bool(_first(self.pair_rows, measured.get("pair_rows"))),
-        )
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,13 +67,9 @@ Policy = ChainPolicy | TreePolicy
 
 
 def load(
-    model: Name = None,
-    drafter: Name = None,
-    *,
-    model_options: ModelOptions | None = None,
-    draft_options: DraftOptions | None = None,
-    **keywords: Any,
-) -> Session:
+    model: Name = None, drafter: Name = None, *, model_options: ModelOptions | None = None,
+    draft_options: DraftOptions | None = None, **keywords: Any,
+) -> Session:  # fmt: skip
     """Load a target GGUF and, if named, a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
 
     Without a model, the embedded pair. Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins
@@ -296,21 +292,11 @@ class Session:
         return "" if token is None else self.target.token_to_bytes(int(token), special=True).decode("utf-8", "replace")
 
     def generate(
-        self,
-        prompt: str | Sequence[chat.Message] | None = None,
-        *,
-        tokens: Sequence[int] | None = None,
-        max_tokens: int = 256,
-        sampler: Sampler | None = None,
-        seed: int = 0,
-        draft_max: int | None = None,
-        speculate: bool = True,
-        draft_sampling: bool = False,
-        adaptive: bool | None = None,
-        policy: Policy | None = None,
-        system: str | None = None,
-        raw: bool = False,
-    ) -> Generation:
+        self, prompt: str | Sequence[chat.Message] | None = None, *, tokens: Sequence[int] | None = None,
+        max_tokens: int = 256, sampler: Sampler | None = None, seed: int = 0, draft_max: int | None = None,
+        speculate: bool = True, draft_sampling: bool = False, adaptive: bool | None = None,
+        policy: Policy | None = None, system: str | None = None, raw: bool = False,
+    ) -> Generation:  # fmt: skip
         """Start a generation from a prompt, chat messages, or `tokens` [N] as they are.
 
         Nothing runs until it is iterated, but that the first adaptive generation may measure what steps cost, for at

@@ -36,13 +36,9 @@ NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
 def prefill(
-    target: Target,
-    drafter: Drafter | None,
-    prompt: Sequence[int],
-    chunk: int = 512,
-    *,
+    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *,
     expect: Callable[[float], None] | None = None,
-) -> Iterator[int]:
+) -> Iterator[int]:  # fmt: skip
     """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per
     chunk.
 
@@ -84,17 +80,9 @@ def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float
 
 
 def speculate(
-    target: Target,
-    drafter: Drafter | None,
-    pending: int,
-    *,
-    sampler: Sampler,
-    seed: int,
-    max_tokens: int,
-    draft_max: int,
-    draft_sampling: bool = False,
-    policy: DraftPolicy | None = None,
-) -> Iterator[Step]:
+    target: Target, drafter: Drafter | None, pending: int, *, sampler: Sampler, seed: int, max_tokens: int,
+    draft_max: int, draft_sampling: bool = False, policy: DraftPolicy | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
     stopped.
 

@@ -54,12 +54,9 @@ class DraftPenalties:
 
 
 def draft_penalties(
-    penalties: Penalties,
-    text: npt.NDArray[np.int32],
-    first: int,
-    vocab: int,
+    penalties: Penalties, text: npt.NDArray[np.int32], first: int, vocab: int,
     breaks: npt.NDArray[np.int8] | None = None,
-) -> DraftPenalties:
+) -> DraftPenalties:  # fmt: skip
     """DRAFT_SHARE of a target's penalties; `text` are its tokens by position, `breaks` as in `Penalizer`.
 
     `begin` it before every draft.

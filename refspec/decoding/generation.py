@@ -56,15 +56,9 @@ class Generation(Iterator[Event]):
     """
 
     def __init__(
-        self,
-        target: Target,
-        drafter: Drafter | None,
-        prompt: Sequence[int],
-        options: Mapping[str, Any],
-        *,
-        trees: bool,
-        is_latest: Latest,
-    ) -> None:
+        self, target: Target, drafter: Drafter | None, prompt: Sequence[int], options: Mapping[str, Any], *,
+        trees: bool, is_latest: Latest,
+    ) -> None:  # fmt: skip
         """`options` are those of `speculate`, or with `trees` of `speculate_tree`."""
         self.text = ""
         self.tokens: list[int] = []

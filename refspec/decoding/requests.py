@@ -46,14 +46,9 @@ class Answers(Protocol):
         """
 
     def answers(
-        self,
-        requests: Iterable[Request],
-        *,
-        max_new: int,
-        temperature: float,
-        stop: frozenset[int],
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
         penalties: Penalties = ...,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Answer]:  # fmt: skip
         """As `ParallelTarget.answers`."""
 
     def close(self) -> None:

@@ -37,17 +37,9 @@ SIBLING = 1 << 32
 
 
 def speculate_tree(
-    target: TreeTarget,
-    drafter: TreeDrafter,
-    pending: int,
-    *,
-    sampler: Sampler,
-    seed: int,
-    max_tokens: int,
-    shape: TreeShape,
-    draft_sampling: bool = False,
-    policy: DraftTreePolicy | None = None,
-) -> Iterator[Step]:
+    target: TreeTarget, drafter: TreeDrafter, pending: int, *, sampler: Sampler, seed: int, max_tokens: int,
+    shape: TreeShape, draft_sampling: bool = False, policy: DraftTreePolicy | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
     stopped.
 

@@ -89,14 +89,9 @@ class Batch(ctypes.Structure):
     """`struct llama_batch` with addresses as integers."""
 
     _fields_ = [
-        ("n_tokens", ctypes.c_int32),
-        ("token", ctypes.c_void_p),
-        ("embd", ctypes.c_void_p),
-        ("pos", ctypes.c_void_p),
-        ("n_seq_id", ctypes.c_void_p),
-        ("seq_id", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-    ]
+        ("n_tokens", ctypes.c_int32), ("token", ctypes.c_void_p), ("embd", ctypes.c_void_p), ("pos", ctypes.c_void_p),
+        ("n_seq_id", ctypes.c_void_p), ("seq_id", ctypes.c_void_p), ("logits", ctypes.c_void_p),
+    ]  # fmt: skip
 
 
 _P, _I, _U, _B, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_bool, ctypes.c_char_p

@@ -33,23 +33,11 @@ class Context:
     """Memory for `n_ctx` positions of one model; `handle` is the address llama.cpp knows it by, 0 once closed."""
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_batch: int,
-        n_ubatch: int,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        n_rs_seq: int = 0,
-        n_seq_max: int = 1,
-        streams: bool = False,
-        eval_callback: Any = None,
-        eval_data: int = 0,
+        self, model: Model, *, n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None = None,
+        n_threads_batch: int | None = None, kv_type: str = "f16", flash_attn: str = "auto", n_rs_seq: int = 0,
+        n_seq_max: int = 1, streams: bool = False, eval_callback: Any = None, eval_data: int = 0,
         lender: Context | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own: they share no prefix.
 
         Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
@@ -69,20 +57,10 @@ class Context:
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
         params = api.context_params(
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_seq_max=n_seq_max,
-            n_rs_seq=n_rs_seq,
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            flash_attn_type=api.FLASH_ATTN[flash_attn],
-            type_k=api.KV_TYPES[kv_type],
-            type_v=api.KV_TYPES[kv_type],
-            no_perf=True,
-            swa_full=True,
-            **values,
-        )
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
+            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn],
+            type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
+        )  # fmt: skip
         api.forget_errors()
         handle = api.new_context(model.handle, params)
         if not handle:
@@ -141,12 +119,9 @@ def _check_settings(
     n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int, n_threads_batch: int, kv_type: str, flash_attn: str
 ) -> None:
     check_counts(
-        n_ctx=(n_ctx, 1 << 30),
-        n_batch=(n_batch, 1 << 20),
-        n_ubatch=(n_ubatch, 1 << 20),
-        n_threads=(n_threads, MAX_THREADS),
-        n_threads_batch=(n_threads_batch, MAX_THREADS),
-    )
+        n_ctx=(n_ctx, 1 << 30), n_batch=(n_batch, 1 << 20), n_ubatch=(n_ubatch, 1 << 20),
+        n_threads=(n_threads, MAX_THREADS), n_threads_batch=(n_threads_batch, MAX_THREADS),
+    )  # fmt: skip
     if kv_type not in api.KV_TYPES:
         raise UsageError(f"kv_type = {kv_type!r} is not one of {', '.join(api.KV_TYPES)}")
     if flash_attn not in api.FLASH_ATTN:

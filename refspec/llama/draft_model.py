@@ -37,17 +37,9 @@ class LlamaModelDrafter(ChainDrafter):
     capture_layers: tuple[int, ...] = ()
 
     def __init__(
-        self,
-        path: GgufSource,
-        target: Lender,
-        *,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        panels: bool = True,
-    ) -> None:
+        self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True,
+    ) -> None:  # fmt: skip
         """Load a draft model for `target`, `panels` as there.
 
         Raises CheckpointError or ShapeError (file, another vocabulary), BackendError.

@@ -43,18 +43,9 @@ class LlamaEagle3Drafter(ChainDrafter):
     """The Drafter on llama.cpp; borrows the target's embedding and head when its file has none."""
 
     def __init__(
-        self,
-        path: GgufSource,
-        target: Lender,
-        *,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        panels: bool = True,
-        n_seq_max: int = 1,
-    ) -> None:
+        self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True, n_seq_max: int = 1,
+    ) -> None:  # fmt: skip
         """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target.
 
         Raises CheckpointError (file), ShapeError (for another target), BackendError.
@@ -70,11 +61,9 @@ class LlamaEagle3Drafter(ChainDrafter):
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
         self.model = Model(
-            info,
-            n_gpu_layers=n_gpu_layers,
-            arch_override=override,
+            info, n_gpu_layers=n_gpu_layers, arch_override=override,
             held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
-        )
+        )  # fmt: skip
         settings: dict[str, Any] = {
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
             "kv_type": kv_type, "flash_attn": flash_attn, "lender": target.context if borrows else None,

@@ -136,19 +136,9 @@ class NativeChain:
     """`rs_chain` for one drafter; what it points to is kept alive here."""
 
     def __init__(
-        self,
-        encoder: Context,
-        decoder: Context,
-        features: RowBatch,
-        steps: RowBatch,
-        last_g: Floats,
-        *,
-        fc_norm: Floats | None,
-        output_norm: Floats | None,
-        n_states: int,
-        vocab: int,
-        eps: float,
-    ) -> None:
+        self, encoder: Context, decoder: Context, features: RowBatch, steps: RowBatch, last_g: Floats, *,
+        fc_norm: Floats | None, output_norm: Floats | None, n_states: int, vocab: int, eps: float,
+    ) -> None:  # fmt: skip
         """Batches of equal capacity; fc_norm [N, Ht] or None, output_norm [H] for post-norm feedback or None."""
         ffi = native.ffi
         self._call_extend, self._call_draft = native.lib.rs_chain_extend, native.lib.rs_chain_draft

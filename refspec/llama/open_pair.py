@@ -51,14 +51,9 @@ def make_target(source: GgufSource, *, tree: TreeShape | None, **settings: Any) 
 
 
 def make_drafter(
-    source: GgufSource | None,
-    target: Any,
-    *,
-    lookup: bool,
-    tree: TreeShape | None = None,
-    kernels: Kernels | None = None,
-    **settings: Any,
-) -> Drafter | None:
+    source: GgufSource | None, target: Any, *, lookup: bool, tree: TreeShape | None = None,
+    kernels: Kernels | None = None, **settings: Any,
+) -> Drafter | None:  # fmt: skip
     """The drafter of a file, prompt lookup, or the first falling back on the second; None for neither.
 
     What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it. `settings` are the engine's.

@@ -51,19 +51,10 @@ class ParallelTarget:
     """A model with memory for `parallel` sequences of `n_ctx` positions each."""
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        parallel: int,
-        n_ctx: int,
-        n_threads: int | None = None,
-        n_gpu_layers: int = 0,
-        n_batch: int = 512,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        repack: bool = True,
+        self, path: str | os.PathLike[str], *, parallel: int, n_ctx: int, n_threads: int | None = None,
+        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str = "auto", repack: bool = True,
         panels: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
         if not 1 <= parallel <= MAX_SEQUENCES:
             raise UsageError(f"parallel = {parallel} is outside 1..{MAX_SEQUENCES}")
@@ -86,29 +77,17 @@ class ParallelTarget:
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
         self.context = Context(
-            self.model,
-            n_ctx=parallel * -(-n_ctx // CELLS) * CELLS,
-            n_batch=n_batch,
-            n_ubatch=n_batch,
-            n_threads=n_threads,
-            kv_type=kv_type,
-            flash_attn=flash_attn,
-            n_seq_max=parallel,
-            streams=True,
-        )
+            self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch,
+            n_threads=n_threads, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=parallel, streams=True,
+        )  # fmt: skip
         self._batch = SequenceBatch(self.context.n_batch, parallel)
         self._views = Views()
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self,
-        requests: Iterable[Request],
-        *,
-        max_new: int,
-        temperature: float,
-        stop: frozenset[int],
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
         penalties: Penalties = NO_PENALTIES,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Answer]:  # fmt: skip
         """Answer every request, in the order in which they end; a request is taken when there is room for it.
 
         An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a

@@ -38,25 +38,11 @@ class LlamaTarget:
     """One GGUF in llama.cpp as a Target; `context` may be lent to a drafter, which must be closed first."""
 
     def __init__(
-        self,
-        path: GgufSource,
-        *,
-        n_ctx: int = 0,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        n_batch: int = 512,
-        n_ubatch: int = 512,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        capture_layers: Sequence[int] = (),
-        capture: str = "auto",
-        n_seq_max: int = 1,
-        rewind: bool | None = None,
-        repack: bool = True,
-        panels: bool = True,
-        pair_rows: bool = False,
-    ) -> None:
+        self, path: GgufSource, *, n_ctx: int = 0, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, n_batch: int = 512, n_ubatch: int = 512, kv_type: str = "f16", flash_attn: str = "auto",
+        capture_layers: Sequence[int] = (), capture: str = "auto", n_seq_max: int = 1, rewind: bool | None = None,
+        repack: bool = True, panels: bool = True, pair_rows: bool = False,
+    ) -> None:  # fmt: skip
         """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback;
         n_seq_max > 1 is for trees.
 
@@ -95,12 +81,9 @@ class LlamaTarget:
             "panels": self.model.packed is not None,
         }
         self._settings: dict[str, Any] = dict(
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            kv_type=kv_type,
-            flash_attn=flash_attn,
+            n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn,
             n_seq_max=n_seq_max,
-        )
+        )  # fmt: skip
         self.context = Context(
             self.model, n_ctx=n_ctx + self.pair_rows, n_batch=n_batch, n_ubatch=n_ubatch,
             n_rs_seq=MAX_REWIND if recurrent and rewind else 0, **self._settings,
@@ -160,12 +143,9 @@ class LlamaTarget:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
         state = os.stat(self.path)
         about = [
-            os.path.realpath(self.path),
-            state.st_size,
-            state.st_mtime_ns,
-            sorted((self._settings | self._placed).items()),
-            default_threads(),
-        ]
+            os.path.realpath(self.path), state.st_size, state.st_mtime_ns,
+            sorted((self._settings | self._placed).items()), default_threads(),
+        ]  # fmt: skip
         return ask_once("exact", about, self._look, int) or None
 
     def _look(self) -> int:

@@ -115,15 +115,9 @@ def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
 
 
 def measure(
-    target: Target,
-    drafter: Drafter | None,
-    tokens: Sequence[int],
-    rounds: int,
-    small: int = 0,
-    *,
-    sizes: Sequence[int] = range(1, MOST + 2),
-    samples: int = SAMPLES,
-) -> dict[str, Any]:
+    target: Target, drafter: Drafter | None, tokens: Sequence[int], rounds: int, small: int = 0, *,
+    sizes: Sequence[int] = range(1, MOST + 2), samples: int = SAMPLES,
+) -> dict[str, Any]:  # fmt: skip
     """What steps take after the positions of `tokens` but its last MOST + 1, in seconds, as `Costs.of` reads it.
 
     after   positions held
@@ -158,16 +152,9 @@ def measure(
 
 
 def time_rows(
-    target: Target,
-    drafter: Drafter | None,
-    tokens: Sequence[int],
-    base: int,
-    rounds: Sequence[Iterable[int]],
-    *,
-    samples: int,
-    drafted: Callable[[int], int],
-    each_round: Callable[[Array], None],
-) -> tuple[dict[int, list[float]], list[float]]:
+    target: Target, drafter: Drafter | None, tokens: Sequence[int], base: int, rounds: Sequence[Iterable[int]], *,
+    samples: int, drafted: Callable[[int], int], each_round: Callable[[Array], None],
+) -> tuple[dict[int, list[float]], list[float]]:  # fmt: skip
     """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round.
 
     Returns ({r: seconds of every run}, extra seconds of each first run of a size, which builds llama.cpp's graph and
