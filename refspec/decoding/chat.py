@@ -19,11 +19,7 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 def render(
     template: str, messages: Sequence[Message], *, bos: str = "", eos: str = "", source: str = "the GGUF"
 ) -> str:
-    """Return the prompt text that asks for the assistant's next turn.
-
-    Raises CheckpointError, in one line, when the template is malformed, refuses these messages or asks for what the
-    sandbox denies.
-    """
+    """The prompt text that asks for the assistant's next turn; CheckpointError when the template fails."""
     # Imported here: plain text generation with --raw works where Jinja is broken or missing.
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment

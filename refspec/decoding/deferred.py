@@ -24,9 +24,7 @@ BACKLOG = 256  # rows
 
 
 class DeferredDrafter(WrappedDrafter):
-    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner`
-    does.
-    """
+    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; else row by row."""
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)

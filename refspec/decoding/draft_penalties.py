@@ -40,9 +40,7 @@ class DraftPenalties:
         self.decided = position + 1
 
     def __call__(self, logits: Array, drafted: Sequence[int], d2t: Ids | None = None) -> Array:
-        """Logits [D] of the token after the output and `drafted`, penalized, as a new array; d2t [D] are target ids,
-        None where D is V's beginning.
-        """
+        """Logits [D] after the output and `drafted`, penalized, as a new array; d2t [D] are target ids."""
         end = self.decided + len(drafted)
         self.tokens[self.decided : end] = drafted
         if end <= self.first:
@@ -57,10 +55,7 @@ def draft_penalties(
     penalties: Penalties, text: npt.NDArray[np.int32], first: int, vocab: int,
     breaks: npt.NDArray[np.int8] | None = None,
 ) -> DraftPenalties:  # fmt: skip
-    """DRAFT_SHARE of a target's penalties; `text` are its tokens by position, `breaks` as in `Penalizer`.
-
-    `begin` it before every draft.
-    """
+    """DRAFT_SHARE of a target's penalties, to `begin` before every draft; `text` are its tokens by position."""
     return DraftPenalties(Penalizer(penalties.times(DRAFT_SHARE), vocab, len(text), breaks), text, first, vocab)
 
 

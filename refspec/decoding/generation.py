@@ -45,8 +45,7 @@ class Latest:
 class Generation(Iterator[Event]):
     """One run in progress: iterate Events, one per verify step; every attribute is current at any moment.
 
-    It keeps the models alive as long as it is referenced, and not the session: a session may be dropped before its
-    last generation is read. No generation is part of a reference cycle, so models are freed with the last reference.
+    It keeps the models alive, not the session, and is part of no reference cycle.
 
     text        str   what the Events gave so far, without a character whose bytes are not all decided yet
     tokens      [n]   ids decided so far, an end-of-generation token included

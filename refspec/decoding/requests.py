@@ -41,9 +41,7 @@ class Answers(Protocol):
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left
-        out.
-        """
+        """The id of every token by its text, as tokenizer.json writes it, without padding of the head."""
 
     def answers(
         self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],

@@ -56,10 +56,7 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
     def draft_tree(
         self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """The shape.nodes most valuable nodes of the trained drafter's tree and of what lookup found.
-
-        UsageError where the tree is to be sampled.
-        """
+        """The shape.nodes best nodes of the tree and of lookup's path; UsageError where it is sampled."""
         if coins is not None or sampler is not None:
             raise UsageError("lookup in a tree is for deterministic drafts; leave --lookup or --draft-sampling out")
         tree = self.trained.draft_tree(shape, more=more)

@@ -38,10 +38,7 @@ class Context:
         n_seq_max: int = 1, streams: bool = False, eval_callback: Any = None, eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:  # fmt: skip
-        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own: they share no prefix.
-
-        Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
-        """
+        """UsageError for a setting, BackendError when llama.cpp refuses; `streams`: sequences share no positions."""
         n_threads = default_threads() if n_threads is None else n_threads
         n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)

@@ -40,10 +40,7 @@ class LlamaModelDrafter(ChainDrafter):
         self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
         n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True,
     ) -> None:  # fmt: skip
-        """Load a draft model for `target`, `panels` as there.
-
-        Raises CheckpointError or ShapeError (file, another vocabulary), BackendError.
-        """
+        """Load it; CheckpointError or ShapeError (file, another vocabulary), BackendError."""
         self.info = read_gguf_header(path)
         self.path = self.info.path
         check_target(self.info)  # what may run as a target may run as a draft model
@@ -146,9 +143,7 @@ class LlamaModelDrafter(ChainDrafter):
         return len(self._text) <= self.n_ctx
 
     def _catch_up(self, outputs: str) -> None:
-        """Drop what the cache holds beyond the decided tokens, then run what it lacks, with the last row's logits for
-        outputs "last".
-        """
+        """Drop what is not decided from the cache, then run what it lacks, with the last row's logits for "last"."""
         held, text, same = self._held, self._text, self._agreed
         while same < min(len(held), len(text)) and held[same] == text[same]:
             same += 1

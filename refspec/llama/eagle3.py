@@ -46,10 +46,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
         n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True, n_seq_max: int = 1,
     ) -> None:  # fmt: skip
-        """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target.
-
-        Raises CheckpointError (file), ShapeError (for another target), BackendError.
-        """
+        """Load it, n_seq_max > 1 for trees; CheckpointError (file), ShapeError (other target), BackendError."""
         info = read_gguf_header(path)
         self.path = info.path
         self.config = c = drafter_config(info)
@@ -138,10 +135,7 @@ class LlamaEagle3Drafter(ChainDrafter):
             raise
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out.
-
-        nan without a row, and for more rows than run in one pass, whose logits are not computed.
-        """
+        """`Surveys.survey`, penalties left out; nan without a row and for more rows than run in one pass."""
         self.extend(tokens, features)
         n, total = len(tokens), 0.0
         if not 0 < n <= min(ONE_PASS, self._rows):

@@ -50,11 +50,9 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
     def draft_tree(
         self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
-        `grow_sampled`.
+        """A tree after the last true row, which `tree_grow.grow` grows, or with coins [nodes] `grow_sampled`.
 
-        Empty when there is no row to start from; stops growing where the context is full. BackendError for logits that
-        are not finite.
+        Empty without a row to start from, smaller where the context is full; BackendError for non-finite logits.
         """
         check_tree_arguments(shape, coins, sampler)
         if shape.top_k > self.top_k:
@@ -76,10 +74,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
             self._end()
 
     def forward_tree(self, tokens: Ids, parents: Ids) -> tuple[Array, Array]:
-        """Teacher-forced nodes after the last true row: tokens [N], parents [N] -> logits [N, V], h [N, H];
-
-        a level has at most top_k nodes.
-        """
+        """Teacher-forced nodes [N], at most top_k in a level, with parents [N] -> logits [N, V], h [N, H]."""
         depths: list[int] = []
         for parent in parents.tolist():
             depths.append(1 if parent == ROOT else depths[parent] + 1)
@@ -140,10 +135,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._sequence, self._outputs, self._fed = {}, {}, {}
 
     def _run(self, found: Sequence[Found], nodes: Sequence[int]) -> Array:
-        """One decode of new nodes of one depth; their h [F, H].
-
-        Leaves them without outputs where the context has no room.
-        """
+        """One decode of new nodes of one depth; their h [F, H], F = 0 where the context has no room."""
         if list(nodes) == [ROOT]:
             return np.empty((0, self.config.hidden_size), np.float32)
         self._outputs = {}

@@ -46,10 +46,7 @@ class NativeEagle3Drafter(ChainDrafter):
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
     def __init__(self, path: GgufSource, target: Lender, *, n_threads: int | None = 1) -> None:
-        """Load a drafter made for `target`.
-
-        Raises CheckpointError (file), ShapeError (for another target), BackendError without C.
-        """
+        """Load it; CheckpointError (file), ShapeError (for another target), BackendError without C."""
         info, config, weights = _read_for(path, target)
         self.path, self.config, self.capture_layers = info.path, config, config.capture_layers
         files = {name: file for name in ("token_embd", *BIASED) if (file := _holder(name, info, target.info))}
@@ -276,8 +273,7 @@ def open_drafter(path: GgufSource, target: Lender, *, kernels: Kernels | None = 
     """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
 
     `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own"
-    insist. The other `settings` are those of `LlamaEagle3Drafter`. Raises CheckpointError, ShapeError, BackendError,
-    UsageError (kernels).
+    insist. Raises CheckpointError, ShapeError, BackendError, UsageError (kernels).
     """
     if kernels is not None and kernels not in KERNELS:
         raise UsageError(f"drafter kernels {kernels!r}: one of {', '.join(KERNELS)}")

@@ -56,9 +56,7 @@ def make_drafter(
 ) -> Drafter | None:  # fmt: skip
     """The drafter of a file, prompt lookup, or the first falling back on the second; None for neither.
 
-    What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it. `settings` are the engine's.
-    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp
-    refuses, UsageError for a tree that nothing can grow.
+    CheckpointError, ShapeError (other target or vocabulary), BackendError, UsageError (nothing can grow the tree).
     """
     check_grower(source, tree)
     if source is None:

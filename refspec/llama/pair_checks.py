@@ -31,11 +31,7 @@ class Lender(Protocol):
 
 
 def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
-    """The configuration of an eagle3 GGUF, checked.
-
-    Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph
-    cannot compute.
-    """
+    """The checked configuration of an eagle3 GGUF; with `in_graph`, BackendError where llama.cpp cannot compute it."""
     check_tensor_types(info)
     if info.arch in drafter_meta.ARCHS:
         check_sizes(info, drafter_meta.STOCK_ARCH)

@@ -90,10 +90,9 @@ class ParallelTarget:
     ) -> Iterator[Answer]:  # fmt: skip
         """Answer every request, in the order in which they end; a request is taken when there is room for it.
 
-        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a
-        request with coins is the inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized
-        logits: its neighbours change an answer only by the rounding of llama.cpp's batches. Raises ShapeError for a
-        prompt, BackendError for a failed computation.
+        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i is the
+        inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized logits. Raises ShapeError
+        (prompt), BackendError.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
             raise UsageError(
@@ -202,10 +201,7 @@ def _coin(slot: _Slot) -> float:
 
 
 def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
-    """Tokens [R] of logits [R, V]: `sampling.sample` of each with np.exp and coins [R]; argmax where a coin is NaN.
-
-    At temperature 0 every token is argmax, the lowest id on ties.
-    """
+    """Tokens [R] of logits [R, V]: `sampling.sample` with coins [R]; argmax at temperature 0 or where a coin is NaN."""
     chosen = logits.argmax(1)
     drawn = np.flatnonzero(~np.isnan(coins))
     if temperature > 0 and len(drawn):

@@ -75,10 +75,7 @@ class BatchProbe:
         self._batch = RowBatch(size)
 
     def run(self, tokens: Sequence[int], first: int, *, paired: bool = True) -> list[bytes]:
-        """`Run`; with `paired` a single token runs beside a copy of itself.
-
-        Raises BackendError where llama.cpp fails or shows no attention.
-        """
+        """`Run`; `paired` runs a single token beside a copy. BackendError where llama.cpp shows no attention."""
         n = max(len(tokens), 1 + paired)
         self.context.keep(first)
         self._seen = []

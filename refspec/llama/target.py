@@ -43,14 +43,12 @@ class LlamaTarget:
         capture_layers: Sequence[int] = (), capture: str = "auto", n_seq_max: int = 1, rewind: bool | None = None,
         repack: bool = True, panels: bool = True, pair_rows: bool = False,
     ) -> None:  # fmt: skip
-        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback;
-        n_seq_max > 1 is for trees.
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192; n_seq_max > 1 is for trees.
 
-        capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as
-        with any drafter (None: with one that captures). `panels` has refspec's kernels multiply where they can
-        (`llama/matmul_hook.py`), `repack` lets llama.cpp repack quantized weights. Verify batches run on
-        n_threads_batch. Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError
-        (llama.cpp refused).
+        capture_layers are boundaries: k is the residual stream entering layer k; `capture` is auto, staged or callback.
+        `rewind`: rows will be taken back (None: with a drafter that captures). `panels`: refspec's kernels multiply
+        where they can; `repack`: llama.cpp may repack weights. Raises CheckpointError (file), ShapeError
+        (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
@@ -120,11 +118,10 @@ class LlamaTarget:
         return self._rows.seconds
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
-        """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of
-        them.
+        """Append tokens [T] in batches; logits for "all" (T <= n_batch), the "last" or "none" of them.
 
-        Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
-        or logits that are not finite; the positions held before stay held.
+        ShapeError where they do not fit, BackendError for a failure or logits not finite; what was held before stays
+        held.
         """
         if not self.pair_rows or len(tokens) != 1 or logits != "all" or self.n_past >= self.n_ctx:
             return self._decode(tokens, logits)
@@ -136,8 +133,7 @@ class LlamaTarget:
     def smallest_differing_batch(self) -> int | None:
         """The smallest batch, up to `rounding.MOST_TOKENS`, in which a token has other bits than in a pair, or None.
 
-        Tried in a small context of its own, once (`ask_once`). Raises BackendError where single tokens cannot run in
-        pairs, or llama.cpp does not show the attention.
+        Tried once (`ask_once`). BackendError where single tokens cannot run in pairs, or the attention is not shown.
         """
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
@@ -211,10 +207,7 @@ class LlamaTarget:
         self._rows.switch(wanted)
 
     def features(self) -> Array:
-        """Captured states [T, N*Ht] of all tokens of the last decode; the buffer is reused by the next one.
-
-        Raises ShapeError while `capturing` is off.
-        """
+        """Captured states [T, N*Ht] of the last decode, valid until the next; ShapeError unless `capturing`."""
         return self._rows.features()
 
     def rollback(self, n: int) -> None:

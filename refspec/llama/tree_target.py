@@ -27,9 +27,7 @@ class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
     def __init__(self, path: GgufSource, *, leaves: int, **settings: Any) -> None:
-        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run
-        trees.
-        """
+        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError (architecture)."""
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
         super().__init__(path, n_seq_max=leaves, **settings)
@@ -43,11 +41,10 @@ class LlamaTreeTarget(LlamaTarget):
         return len(self._tree_batch.tokens) - 1
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
-        """Run the pending token and N nodes, tokens [N+1] and parents [N] (-1 for the pending token), with logits and
-        states of all.
+        """Run the pending token and N nodes, tokens [N+1], parents [N] (-1: pending), with logits and states of all; T.
 
-        `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the
-        positions held stay held.
+        `keep_path` must follow; any other call forgets the tree. ShapeError, BackendError; the positions held stay
+        held.
         """
         self.context.alive()
         self._forget_tree()
@@ -88,9 +85,7 @@ class LlamaTreeTarget(LlamaTarget):
         return n
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay
-        readable.
-        """
+        """Keep the pending token and `nodes`, a path from the root; logits and features stay readable."""
         if self._sequences is None:
             raise UsageError(f"{self.path}: keep_path follows decode_tree")
         sequences, self._sequences = self._sequences, None

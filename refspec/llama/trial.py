@@ -48,9 +48,7 @@ def leave_no_core_file() -> None:
 
 
 def write_model(file: Path, *, width: int, outtype: str) -> None:
-    """A Llama model of one layer and `width` channels without a tokenizer; its matrices have a type of
-    `gguf.io.OUTTYPES`.
-    """
+    """A one-layer Llama model of `width` channels, without a tokenizer, its matrices of type `outtype`."""
     rng = np.random.default_rng(0)
 
     def tensor(name: str, *shape: int) -> TensorOut:

@@ -17,7 +17,7 @@ _TOKENS, _TYPES, _MODEL = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", 
 def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_target: int) -> int:
     """The number of ids both models know; they may differ only by unused padding at the end.
 
-    Raises ShapeError for sizes, CheckpointError for token strings and kinds of tokenizer, naming the first difference.
+    ShapeError (sizes), CheckpointError (token strings, kinds of tokenizer), naming the first difference.
     """
     for key in (_MODEL, "tokenizer.ggml.pre"):
         ours, theirs = drafter.metadata.get(key), target.metadata.get(key)

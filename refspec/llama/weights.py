@@ -19,11 +19,7 @@ def why_not() -> str | None:
 
 
 def choose(info: GgufInfo, *, n_gpu_layers: int = 0, repack: bool = True, panels: bool = True) -> Weights:
-    """How to hold the weights of a file.
-
-    With `panels`, refspec's kernels multiply with the matrices they can; with `repack`, llama.cpp may repack the others
-    where that does not crash.
-    """
+    """How to hold a file's weights: `panels` for refspec's kernels, `repack` for llama.cpp's where they work."""
     packed = matmul_hook.packed_bytes(info) if panels and n_gpu_layers == 0 and why_not() is None else 0
     if packed and not matmul_hook.left_to_llama(info):
         repack = False  # both would repack the same weights
