@@ -315,8 +315,7 @@ class Session:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
             raise PromptError(
-                f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; "
-                "shorten it or raise the context (-c)"
+                f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise n_ctx (-c)"
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
         options: dict[str, Any] = {

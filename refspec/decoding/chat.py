@@ -47,9 +47,7 @@ def render(
     ) as error:
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
-    raise CheckpointError(
-        f"{source}: tokenizer.chat_template failed ({reason}); use --raw to give the prompt as it is"
-    ) from None
+    raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to do without") from None
 
 
 class _Refused(Exception):

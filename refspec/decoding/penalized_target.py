@@ -153,7 +153,4 @@ def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target
 def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
-        raise UsageError(
-            "the sampler has penalties and the target applies none; give"
-            " penalized_target.under(target, penalties, prompt)"
-        )
+        raise UsageError("the sampler has penalties, the target applies none; wrap it in penalized_target.under")

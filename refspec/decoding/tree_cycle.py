@@ -47,9 +47,7 @@ def speculate_tree(
     finite, UsageError for a policy over sampled trees, of which no node may be dropped for what it is.
     """
     if policy is not None and draft_sampling:
-        raise UsageError(
-            "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
-        )
+        raise UsageError("nodes are chosen for deterministic trees only; leave --adaptive or --draft-sampling out")
     check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     chosen: DraftTreePolicy = FixedTree() if policy is None else policy

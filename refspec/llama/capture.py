@@ -143,9 +143,7 @@ class CallbackCapture:
         for i, (name, n) in enumerate(zip(self._names, got, strict=True)):
             if n != len(out):
                 raise BackendError(
-                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; refspec cannot capture"
-                    " the states"
-                    " of this architecture"
+                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; use another architecture"
                 )
             out[:, i] = self._buffers[i, :n]
 
@@ -165,10 +163,9 @@ class CallbackCapture:
         elements, nbytes = self._nelements(tensor), self._nbytes(tensor)
         rows, first = elements // self._width, self._rows[i]
         if nbytes != 4 * elements or rows * self._width != elements or first + rows > self._capacity:
+            name = self._names[i].decode()
             raise BackendError(
-                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32"
-                " states of"
-                f" {self._width}"
+                f"{self._path}: {name} has {elements} values in {nbytes} bytes, not states of {self._width}"
             )
         self._read(tensor, self._buffers[i, first:].ctypes.data, 0, nbytes)
         self._rows[i] += rows

@@ -61,10 +61,8 @@ class Context:
         api.forget_errors()
         handle = api.new_context(model.handle, params)
         if not handle:
-            raise BackendError(
-                f"{self.path}: llama.cpp made no context of {n_ctx} positions:"
-                f" {api.reason('probably too little memory')}"
-            )
+            why = api.reason("probably too little memory")
+            raise BackendError(f"{self.path}: llama.cpp made no context of {n_ctx} positions: {why}")
         self.handle: int = handle
         # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
         self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
@@ -73,9 +71,7 @@ class Context:
         self.memory: int = api.context_memory(handle)
         if not self.memory:
             self.close()
-            raise BackendError(
-                f"{self.path}: this architecture has no key/value memory to decode with; use a text generation model"
-            )
+            raise BackendError(f"{self.path}: this architecture has no key/value memory; use a text generation model")
         self.n_ctx = min(n_ctx, int(api.context_n_ctx(handle)))  # llama.cpp rounds up to 256; the caller's limit holds
         self.n_batch = int(api.context_n_batch(handle))
         self.n_ubatch = int(api.context_n_ubatch(handle))

@@ -59,8 +59,7 @@ class LlamaModelDrafter(ChainDrafter):
             or api.model_is_diffusion(handle)
         ):
             raise BackendError(
-                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with"
-                " a plain KV cache"
+                f"{self.path}: architecture {self.info.arch!r} cannot take tokens back; use one with a plain KV cache"
             )
         self.context = Context(
             self.model, n_ctx=min(target.n_ctx + MARGIN, max(self.model.n_ctx_train, 2)), n_batch=BATCH, n_ubatch=BATCH,

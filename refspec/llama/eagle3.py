@@ -110,9 +110,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         if features.shape != (n, width):
             raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
         if self.n_rows + n > self.context.n_ctx:
-            raise ShapeError(
-                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}"
-            )
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the context of {self.context.n_ctx}")
         self._drop_drafted()
         # Outputs: all rows or none, because the eagle3 graph ignores which rows are marked and returns the first ones.
         silent = n if n <= ONE_PASS and n <= self._rows else n - 1
@@ -303,9 +301,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         if self._held == self.n_rows and self._logits:
             return
         if self._last_token < 0:
-            raise BackendError(
-                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
-            )
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; the state is gone")
         self.context.keep(self.n_rows - 1)
         self._steps.states[0], self._steps.tokens[0] = self._last_g[0], self._last_token
         self._decode(1, self.n_rows - 1, "all")
@@ -315,6 +311,4 @@ class LlamaEagle3Drafter(ChainDrafter):
         return ShapeError(f"{self.path}: token ids {low}..{high} leave the vocabulary of {self.config.vocab_size}")
 
     def _bad_states(self) -> BackendError:
-        return BackendError(
-            f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
-        )
+        return BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check it")

@@ -87,9 +87,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 level = [i for i, d in enumerate(depths) if d == depth]
                 states = self._run(found, level)
                 if len(states) < len(level):
-                    raise ShapeError(
-                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the drafter's context"
-                    )
+                    raise ShapeError(f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the context")
                 h[level] = states
                 for node in level:
                     logits[node] = self._outputs[node]

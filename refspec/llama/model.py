@@ -88,9 +88,7 @@ class Model:
         clean = raw.decode("utf-8", "replace")
         tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
         if tokens is None:
-            raise BackendError(
-                f"{self.info.path}: llama.cpp cannot tokenize a prompt of {len(raw)} bytes; give a shorter one"
-            )
+            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize {len(raw)} bytes; give a shorter prompt")
         return tokens
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int] | None:
@@ -134,9 +132,7 @@ class Model:
         if not self.handle:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
-            raise BackendError(
-                f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file"
-            )
+            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids")
 
 
 def _free(handle: int, packed: PackedMatrices | None) -> None:

@@ -120,13 +120,9 @@ class NativeEagle3Drafter(ChainDrafter):
                 f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}"
             )
         if status == native.lib.RS_CACHE_FULL:
-            raise ShapeError(
-                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self._chain.capacity}"
-            )
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the context of {self._chain.capacity}")
         if status:
-            raise BackendError(
-                f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
-            )
+            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check it")
         self.n_rows += n
         self._resumes = True
 
@@ -144,9 +140,7 @@ class NativeEagle3Drafter(ChainDrafter):
         """See `ChainDrafter`."""
         k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
         if k and not self._resumes:
-            raise BackendError(
-                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
-            )
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; the state is gone")
         self._chain.restart()
         self._drafted = 0
         if self._penalties is not None:
@@ -280,9 +274,7 @@ def open_drafter(path: GgufSource, target: Lender, *, kernels: Kernels | None = 
     info = read_gguf_header(path)
     beyond = bool(meta.graph_reasons(drafter_config(info, in_graph=False)))
     if kernels == "own" and native.lib is None:
-        raise BackendError(
-            "--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py"
-        )
+        raise BackendError("--drafter-kernels own: the C module is not built; build it: python native/build_ffi.py")
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(info, target, **settings)

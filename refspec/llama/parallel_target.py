@@ -69,10 +69,7 @@ class ParallelTarget:
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
-            raise UsageError(
-                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow"
-                " shorter ones"
-            )
+            raise UsageError(f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}")
         self.parallel, self.n_ctx = parallel, n_ctx
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
@@ -95,9 +92,7 @@ class ParallelTarget:
         (prompt), BackendError.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
-            raise UsageError(
-                f"max_new = {max_new}, temperature = {temperature}: give at least 1, and a finite number from 0 on"
-            )
+            raise UsageError(f"max_new = {max_new}, temperature = {temperature}: give >= 1, and a finite number >= 0")
         self.context.clear()
         penalizer = self._penalizer(penalties) if penalties.on else None
         queue = iter(requests)
@@ -129,8 +124,7 @@ class ParallelTarget:
         prompt, coins = np.asarray(request.prompt), request.coins
         if len(prompt) < 1 or len(prompt) + max_new > self.n_ctx:
             raise ShapeError(
-                f"{self.path}: a prompt of {len(prompt)} tokens and {max_new} after it do not fit into {self.n_ctx}"
-                " positions"
+                f"{self.path}: {len(prompt)} prompt tokens and {max_new} more do not fit into {self.n_ctx} positions"
             )
         if prompt.dtype.kind not in "iu" or prompt.min() < 0 or prompt.max() >= self.n_vocab:
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
@@ -184,9 +178,7 @@ class ParallelTarget:
             raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
         logits = self._views.at(address, rows, self.n_vocab)
         if not np.isfinite(logits.max(1)).all():  # NaN wins every max
-            raise BackendError(
-                f"{self.path}: logits are not finite; the weights are damaged, download or convert the file again"
-            )
+            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
         return logits
 
     def close(self) -> None:

@@ -88,9 +88,7 @@ class BatchProbe:
         if code:
             raise self.context.failure(code, f"run {n} tokens at position {first}")
         if not self._seen:
-            raise BackendError(
-                f"{self._path}: llama.cpp does not show the attention of this architecture; leave --reproducible out"
-            )
+            raise BackendError(f"{self._path}: llama.cpp does not show the attention here; leave --reproducible out")
         logits = ctypes.string_at(api.get_logits_ith(self.context.handle, -n), 4 * n * self._n_vocab)
         whole = [*self._seen, logits]
         return [

@@ -91,8 +91,7 @@ class LlamaTarget:
         if recurrent and rewind and api.context_n_rs_seq(self.context.handle) == 0:
             self.close()
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it"
-                " without a drafter"
+                f"{self.path}: {self.arch!r} keeps a recurrent state llama.cpp cannot take back; use no drafter"
             )
         if self._capture is not None:
             self._capture.attach(self.context.handle)
@@ -159,9 +158,7 @@ class LlamaTarget:
                 f" {self.n_ctx - start} or a larger context"
             )
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
-            raise UsageError(
-                f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none"
-            )
+            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (up to {size}), last or none")
         rows.begin(n)
         try:
             if rows.native is not None and logits == "all":
@@ -256,9 +253,7 @@ class LlamaTarget:
         if staged and how != "callback":
             return StagedCapture(self.capture_layers, self._views)
         if 0 in self.capture_layers:
-            raise ShapeError(
-                f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'"
-            )
+            raise ShapeError(f"{self.path}: layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'")
         return CallbackCapture(self.capture_layers, self.hidden_size, capacity, self.path)
 
 
@@ -266,6 +261,4 @@ def check_kind(model: Model) -> None:
     """CheckpointError for an architecture that does not generate left to right."""
     handle, info = model.handle, model.info
     if api.model_has_encoder(handle) or not api.model_has_decoder(handle) or api.model_is_diffusion(handle):
-        raise CheckpointError(
-            f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder model"
-        )
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder")

@@ -51,14 +51,10 @@ class LlamaTreeTarget(LlamaTarget):
         rows, n, start = self._rows, len(tokens), self.n_past
         above = [int(p) for p in parents]
         if n != len(above) + 1 or any(not -1 <= p < i for i, p in enumerate(above)):
-            raise ShapeError(
-                f"{self.path}: {n} tokens and parents {above} are not a tree; a parent comes before its children"
-            )
+            raise ShapeError(f"{self.path}: {n} tokens and parents {above} are not a tree; parents come first")
         if n > min(len(self._tree_batch.tokens), self.n_ctx - start):
             room = min(self.max_nodes, self.n_ctx - start - 1)
-            raise ShapeError(
-                f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}"
-            )
+            raise ShapeError(f"{self.path}: {n - 1} nodes after {start} tokens do not fit; give at most {room}")
         sequences = leaf_sequences(above)
         if len(sequences[0]) > self.leaves:
             raise ShapeError(f"{self.path}: a tree of {len(sequences[0])} leaves, loaded for {self.leaves}")
@@ -129,6 +125,5 @@ def check_shares(target: LlamaTarget) -> None:
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
         raise BackendError(
-            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not"
-            " trees"
+            f"{target.path}: architecture {target.arch!r} cannot run several paths at once; draft chains"
         )

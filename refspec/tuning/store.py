@@ -95,9 +95,7 @@ def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
     try:
         write(out, {"identity": identity(model, drafter), **record})
     except OSError as error:
-        raise UsageError(
-            f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE"
-        ) from None
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); set REFSPEC_CACHE") from None
     return out
 
 
