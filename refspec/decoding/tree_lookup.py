@@ -21,7 +21,6 @@ from refspec.decoding.drafter import Coins, TreeDrafter
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.with_lookup import WithLookup
 from refspec.errors import UsageError
-from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import Tree, TreeShape
@@ -73,12 +72,6 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
             value *= (hits + WEIGHT * matched / (matched + 2)) / (tries + WEIGHT)
             out.append(value)
         return out
-
-    def draft(
-        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
-    ) -> Draft:
-        """The trained drafter's chain."""
-        return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows of both."""

@@ -47,7 +47,6 @@ class Capture(Protocol):
     callback: Any  # evaluation callback for the context's parameters, or None
     callback_data: int
 
-    def attach(self, handle: int) -> None: ...
     def switch(self, handle: int, on: bool) -> None: ...
     def begin(self) -> None: ...
     def collect(self, handle: int, out: Floats) -> None: ...
@@ -61,10 +60,6 @@ class StagedCapture:
 
     def __init__(self, layers: Sequence[int], views: Views) -> None:
         self._layers, self._views = tuple(layers), views
-
-    def attach(self, handle: int) -> None:
-        """Ask a context for the layer inputs, before its first decode."""
-        self.switch(handle, True)
 
     def switch(self, handle: int, on: bool) -> None:
         """Ask for the layer inputs, or no longer."""
@@ -93,7 +88,7 @@ class CallbackCapture:
         self._buffers = np.empty((len(self._names), capacity, width), np.float32)
         self._rows = [0] * len(self._names)
         self._problem: BaseException | None = None
-        self._ggml = ggml = api.ggml_library()
+        ggml = api.ggml_library()
         if (native.lib is not None) if use_c is None else use_c:
             self._state: tuple[Any, ...] | None = _c_state(ggml, self._names, self._buffers)
             address = int(native.ffi.cast("uintptr_t", native.ffi.addressof(native.lib, "rs_eval_callback")))
@@ -107,9 +102,6 @@ class CallbackCapture:
             size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
             self._read = prototype(ggml, "ggml_backend_tensor_get", None, pointer, pointer, size_t, size_t)
             self.callback, self.callback_data = api.EvalCallback(self._on_node), 0
-
-    def attach(self, handle: int) -> None:
-        """Nothing: the context was made with the callback."""
 
     def switch(self, handle: int, on: bool) -> None:
         """Off, the callback asks for no tensor; it stays installed, llama.cpp has no way to take it out."""

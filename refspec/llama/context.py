@@ -91,6 +91,13 @@ class Context:
             raise BackendError(f"{self.path}: already closed; load it again")
         return self.handle
 
+    def logits(self, i: int) -> int:
+        """Address of the logits of token i of the last decode, -1 the last; BackendError when there are none."""
+        address: int | None = api.get_logits_ith(self.alive(), i)
+        if not address:
+            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+        return address
+
     def failure(self, code: int, what: str) -> BackendError:
         """The exception for a nonzero return of encode or decode."""
         why = {1: "no free slot in the context", 2: "stopped by a callback"}.get(code, api.reason(f"code {code}"))

@@ -21,7 +21,6 @@ from refspec.llama import api, weights
 from refspec.llama.capture import Views
 from refspec.llama.context import Context, RowBatch
 from refspec.llama.eagle3 import MARGIN
-from refspec.llama.model import Model
 from refspec.llama.pair_checks import Lender
 from refspec.llama.vocabulary import check_vocabulary
 from refspec.reference.chain import ChainDrafter
@@ -44,20 +43,12 @@ class LlamaModelDrafter(ChainDrafter):
         self.info = read_gguf_header(path)
         self.path = self.info.path
         check_target(self.info)  # what may run as a target may run as a draft model
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels)
         self.n_vocab = target.n_vocab
         self._common = check_vocabulary(self.info, target.info, self.model.n_vocab, target.n_vocab)
         handle = self.model.handle
-        if (
-            api.model_has_encoder(handle)
-            or api.model_is_recurrent(handle)
-            or api.model_is_hybrid(handle)
-            or api.model_is_diffusion(handle)
-        ):
+        kinds = api.model_has_encoder, api.model_is_recurrent, api.model_is_hybrid, api.model_is_diffusion
+        if any(is_one(handle) for is_one in kinds):
             raise BackendError(
                 f"{self.path}: architecture {self.info.arch!r} cannot take tokens back; use one with a plain KV cache"
             )
@@ -174,6 +165,4 @@ class LlamaModelDrafter(ChainDrafter):
             raise self.context.failure(code, f"run {len(tokens)} tokens of the draft model at position {first}")
         self._held += tokens
         if outputs == "last":
-            self._logits = api.get_logits_ith(handle, -1)
-            if not self._logits:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+            self._logits = self.context.logits(-1)

@@ -26,7 +26,6 @@ from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api, weights
 from refspec.llama.capture import Floats, Views
 from refspec.llama.context import Context, RowBatch
-from refspec.llama.model import Model
 from refspec.llama.native_calls import NativeChain, possible
 from refspec.llama.pair_checks import Lender, check_pair, drafter_config
 from refspec.reference.chain import ChainDrafter
@@ -57,10 +56,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         rows = max(16, min(512, OUTPUT_FLOATS // c.vocab_size))  # ENCODE takes at most n_ubatch rows
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
-        self.model = Model(
-            info, n_gpu_layers=n_gpu_layers, arch_override=override,
-            held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
-        )  # fmt: skip
+        self.model = weights.load(info, n_gpu_layers=n_gpu_layers, panels=panels, arch_override=override)
         settings: dict[str, Any] = {
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
             "kv_type": kv_type, "flash_attn": flash_attn, "lender": target.context if borrows else None,
@@ -226,11 +222,8 @@ class LlamaEagle3Drafter(ChainDrafter):
     def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
         """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
         n = len(tokens)
-        if (
-            not self._steps.put(tokens)
-            or self._steps.tokens[:n].min() < 0
-            or self._steps.tokens[:n].max() >= self.config.vocab_size
-        ):
+        ids = self._steps.tokens[:n]
+        if not self._steps.put(tokens) or ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise self._bad_token(tokens)  # llama.cpp reads -1 as "no token" and computes on
         if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
             raise self._bad_states()
@@ -289,10 +282,8 @@ class LlamaEagle3Drafter(ChainDrafter):
         if code:
             raise self.context.failure(code, f"run {n} drafter rows at row {first}")
         if outputs == "all":
-            self._logits = api.get_logits_ith(handle, -1)
+            self._logits = self.context.logits(-1)
             self._state = api.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size
-            if not self._logits:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
             if self._in_c is not None:
                 self._in_c.resume(self._logits, self._state)
 

@@ -156,10 +156,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self.seconds += perf_counter() - began
         if code:
             raise self.context.failure(code, f"run {n} nodes of a draft tree at row {self.n_rows}")
-        address = api.get_logits_ith(handle, -n)
-        if not address:
-            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-        logits = self._views.at(address, n, self.config.vocab_size)
+        logits = self._views.at(self.context.logits(-n), n, self.config.vocab_size)
         h: Array = self._views.at(api.get_nextn(handle), n, self.config.hidden_size).copy()
         handed_on = self._handed_on(h)
         for i, node in enumerate(nodes):

@@ -88,7 +88,7 @@ class Model:
         clean = raw.decode("utf-8", "replace")
         tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
         if tokens is None:
-            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize {len(raw)} bytes; give a shorter prompt")
+            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize {len(raw)} bytes; give a shorter one")
         return tokens
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int] | None:

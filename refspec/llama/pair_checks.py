@@ -125,11 +125,11 @@ def check_pair(
     if "output.weight" in lent and "output.weight" not in target.tensors:
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
-            raise ShapeError(f"{target.path}: its head has {shape[0]} tokens, the drafter {config.vocab_size}")
+            raise ShapeError(f"{target.path}: its head has {shape[0]} tokens, not {config.vocab_size}")
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
         # lengths were compared above
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise CheckpointError(
-            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; another target's"
+            f"{drafter.path}: token {first} is {ours[first]!r}, in {target.path} {theirs[first]!r}; another target's"
         )

@@ -22,7 +22,6 @@ from refspec.gguf.target_checks import check_target
 from refspec.llama import api, weights
 from refspec.llama.capture import Views
 from refspec.llama.context import Context
-from refspec.llama.model import Model
 from refspec.llama.sequences import SequenceBatch, drop
 from refspec.llama.target import check_kind
 from refspec.llama.tree_batch import MAX_SEQUENCES
@@ -61,11 +60,7 @@ class ParallelTarget:
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path = self.info.path
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels, repack=repack)
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
@@ -173,10 +168,7 @@ class ParallelTarget:
         """Logits [R, V] of the last decode, in order; a view, valid until the next one."""
         if not rows:
             return np.empty((0, self.n_vocab), np.float32)
-        address = api.get_logits_ith(self.context.alive(), -rows)
-        if not address:
-            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-        logits = self._views.at(address, rows, self.n_vocab)
+        logits = self._views.at(self.context.logits(-rows), rows, self.n_vocab)
         if not np.isfinite(logits.max(1)).all():  # NaN wins every max
             raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
         return logits

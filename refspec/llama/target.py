@@ -53,11 +53,7 @@ class LlamaTarget:
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels, repack=repack)
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
@@ -94,7 +90,7 @@ class LlamaTarget:
                 f"{self.path}: {self.arch!r} keeps a recurrent state llama.cpp cannot take back; use no drafter"
             )
         if self._capture is not None:
-            self._capture.attach(self.context.handle)
+            self._capture.switch(self.context.handle, True)
         self.n_ctx = self.context.n_ctx - self.pair_rows  # the second row of the last position needs a place, too
         self._batch = RowBatch(self.context.n_batch)
         self._rows = DecodedRows(
@@ -158,7 +154,7 @@ class LlamaTarget:
                 f" {self.n_ctx - start} or a larger context"
             )
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
-            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (up to {size}), last or none")
+            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last, none")
         rows.begin(n)
         try:
             if rows.native is not None and logits == "all":
@@ -189,10 +185,6 @@ class LlamaTarget:
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """Logits [V] of token i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
         return self._rows.logits(i)
-
-    def logits_pointer(self, i: int) -> int:
-        """Address of logits(i), for C."""
-        return int(self.logits(i).ctypes.data)
 
     @property
     def capturing(self) -> bool:

@@ -124,6 +124,4 @@ def check_shares(target: LlamaTarget) -> None:
     """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
-        raise BackendError(
-            f"{target.path}: architecture {target.arch!r} cannot run several paths at once; draft chains"
-        )
+        raise BackendError(f"{target.path}: architecture {target.arch!r} cannot run trees; draft chains, not trees")

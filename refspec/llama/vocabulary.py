@@ -27,7 +27,7 @@ def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_targ
     for info, n in ((drafter, n_drafter), (target, n_target)):
         kinds = info.metadata.get(_TYPES) or []
         if n != common and (len(kinds) != n or any(kind != UNUSED for kind in kinds[common:])):
-            raise ShapeError(f"{drafter.path}: a vocabulary of {n_drafter}, {target.path} has {n_target}; {NEEDED}")
+            raise ShapeError(f"{drafter.path}: it has {n_drafter} tokens, {target.path} has {n_target}; {NEEDED}")
     ours, theirs = drafter.metadata.get(_TOKENS), target.metadata.get(_TOKENS)
     if (ours is None) != (theirs is None):
         bare, other = (drafter, target) if ours is None else (target, drafter)
