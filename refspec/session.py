@@ -322,18 +322,18 @@ class Session:
             "sampler": self.sampler if sampler is None else sampler, "seed": seed, "max_tokens": max_tokens,
             "draft_sampling": draft_sampling,
         }  # fmt: skip
-        trees = self.tree is not None and drafter is not None
-        if self.tree is not None and drafter is not None:
-            options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
-        else:
+        shape = None if drafter is None else self.tree
+        if shape is None:
             options["draft_max"] = draft_max
+        else:
+            options["shape"] = shape._replace(nodes=min(draft_max, shape.nodes))
         if drafter is not None and (policy is not None or (self.adaptive if adaptive is None else adaptive)):
             policy = self._policy(draft_max) if policy is None else policy
             policy.begin(len(encoded) - 1)
             drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        return Generation(self.target, drafter, encoded, options, trees=trees, is_latest=self._latest)
+        return Generation(self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest)
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""

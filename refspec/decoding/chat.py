@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from refspec.errors import CheckpointError
 
+FAILURES = ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError  # of a template's code
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -36,15 +37,7 @@ def render(
         )
     except _Refused as error:
         reason = str(error)
-    except (
-        TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except (TemplateError, *FAILURES) as error:
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
     raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to do without") from None

@@ -145,7 +145,7 @@ def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | 
         return None
     drafter.penalties = None
     if isinstance(target, PenalizedTarget):
-        drafter.penalties = draft_penalties(target.penalties, target.text, target.first, target.n_vocab, target.breaks)
+        drafter.penalties = draft_penalties(target)
     return drafter.penalties
 
 

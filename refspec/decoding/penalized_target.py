@@ -1,5 +1,4 @@
-"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of the tokens before each
-(`refspec/reference/penalties.py`).
+"""PenalizedTarget: a Target whose logits are under penalties of the tokens before each (`reference/penalties.py`).
 
 The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules
 and its proofs do not know about it. The tokens of all positions are kept; a row of the last decode looks at those up to

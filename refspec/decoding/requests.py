@@ -1,6 +1,4 @@
-"""What is asked of a target that answers many prompts at once, and what it answers: in llama.cpp
-(`llama/parallel_target.py`) or torch (`train/answering.py`).
-"""
+"""What is asked of a target that answers many prompts at once, in llama.cpp or torch, and what it answers."""
 
 from __future__ import annotations
 

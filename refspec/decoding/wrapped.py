@@ -1,6 +1,4 @@
-"""WrappedDrafter: a Drafter that passes every call on; what watches or delays a drafter overrides the calls it cares
-about.
-"""
+"""WrappedDrafter: a Drafter that passes every call on, for what watches, delays or adds to one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Two ways of taking hidden states out of a running target: llama.cpp's staged layer inputs, or its evaluation
-callback.
+"""Two ways to take hidden states out of a running target: llama.cpp's staged layer inputs, or its eval callback.
 
 Both give boundary k, the residual stream that enters layer k, for every token of a decode, output or not, across
 micro-batches, in order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds the

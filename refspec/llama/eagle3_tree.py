@@ -99,12 +99,8 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._run(found, nodes)
         nothing: tuple[Ids, Array] = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         try:
-            return [
-                native.top_probs(self._outputs[node], shape.top_k, shape.temperature)
-                if node in self._outputs
-                else nothing
-                for node in nodes
-            ]
+            rows = [self._outputs.get(node) for node in nodes]
+            return [nothing if x is None else native.top_probs(x, shape.top_k, shape.temperature) for x in rows]
         except BackendError as error:
             raise BackendError(f"{self.path}: {error}") from None
 
@@ -112,9 +108,8 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._run(found, nodes)
         nothing = np.zeros(self.config.vocab_size)
         try:
-            return [
-                native.p_target(self._outputs[node], sampler) if node in self._outputs else nothing for node in nodes
-            ]
+            rows = [self._outputs.get(node) for node in nodes]
+            return [nothing if x is None else native.p_target(x, sampler) for x in rows]
         except BackendError as error:
             raise BackendError(f"{self.path}: the drafter's {str(error).removeprefix('target ')}") from None
 

@@ -1,5 +1,4 @@
-"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph does not compute, and those too small for
-it.
+"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph cannot compute, or that are too small.
 
 Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the
 host sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than
@@ -73,7 +72,10 @@ class NativeEagle3Drafter(ChainDrafter):
         self.probe: Callable[[int, Array], None] | None = None
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
-        self.note = f"drafter ({held / 1e6:.0f} MB, {_threads(shared)}) runs inside refspec, {_why(config)}"
+        reasons = "; ".join(meta.graph_reasons(config))
+        why = f"as llama.cpp cannot run it: {reasons}" if reasons else "which is faster for its size"
+        threads = "one thread" if shared is None else f"{shared.threads} threads"
+        self.note = f"drafter ({held / 1e6:.0f} MB, {threads}) runs inside refspec, {why}"
 
     @property  # type: ignore[override]
     def penalties(self) -> DraftPenalties | None:
@@ -217,15 +219,6 @@ def _read_for(path: GgufSource, target: Lender) -> tuple[GgufInfo, DrafterConfig
     config = drafter_config(info, in_graph=False)
     check_pair(info, config, target.info, target.hidden_size, target.n_vocab, target.n_layer)
     return info, *complete_weights(info, target.info)
-
-
-def _threads(shared: native.Team | None) -> str:
-    return "one thread" if shared is None else f"{shared.threads} threads"
-
-
-def _why(config: DrafterConfig) -> str:
-    reasons = meta.graph_reasons(config)
-    return f"as llama.cpp cannot run it: {'; '.join(reasons)}" if reasons else "which is faster for its size"
 
 
 def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str] | None:

@@ -1,6 +1,4 @@
-"""What takes time to find out about this llama.cpp on this processor is found once, and kept in the user's cache
-directory.
-"""
+"""What is slow to find out about this llama.cpp on this processor, found once and kept in the user's cache."""
 
 from __future__ import annotations
 

@@ -88,11 +88,9 @@ def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] |
     if left > small + others:
         return measure(target, drafter, tokens, 1)
     few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), tokens[-(SHORT + MOST + 1) :]
-    return (
-        measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
-        if BUDGET / one - PREFILL * len(start) > few
-        else None
-    )
+    if BUDGET / one - PREFILL * len(start) <= few:
+        return None
+    return measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
 
 
 def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
