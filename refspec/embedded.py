@@ -27,9 +27,7 @@ def path(name: str) -> Path:
     """The file of an embedded model; CheckpointError when this installation does not have it."""
     found = folder() / name
     if not found.is_file():
-        raise CheckpointError(
-            f"{found}: the embedded model is missing from this installation; name a GGUF file with -m"
-        )
+        raise CheckpointError(f"{found}: the embedded model is missing from this installation; name a GGUF file (-m)")
     return found
 
 

@@ -86,15 +86,13 @@ class ModelOptions:
         names = ("threads", "threads_batch", "threads_draft")
         one, several, drafting = (measured.get(name) if self.threads is None else self.threads for name in names)
         return dataclasses.replace(
-            self,
-            threads=one,
-            threads_batch=_first(self.threads_batch, several, one),
+            self, threads=one, threads_batch=_first(self.threads_batch, several, one),
             threads_draft=_first(self.threads_draft, drafting),
             flash_attn="off" if self.f32 else self.flash_attn or measured.get("flash_attn", "auto"),
             kv_type="f32" if self.f32 else self.kv_type or measured.get("kv_type", "f16"),
             matmul="stored" if self.exact and matmul == "repack" else matmul,
             pair_rows=self.reproducible is not None or bool(_first(self.pair_rows, measured.get("pair_rows"))),
-        )
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +138,7 @@ class DraftOptions:
         return min(self.shape.nodes, DRAFT_LIMIT) if self.shape else self.draft_max or 0
 
     def settled(self, measured: Mapping[str, Any], *, drafter: bool, limit: int) -> DraftOptions:
-        """Nothing left open: options given, else `measured` settings, else defaults; `drafter`: a file is named.
-
-        Drafts are of at most `limit` tokens; UsageError where more were asked for.
-        """
+        """Nothing left open: options given, else `measured`, else defaults; UsageError for more than `limit` tokens."""
         shape, lookup = self.shape, bool(_first(self.lookup, measured.get("lookup")))
         known = self.draft_max is not None or "draft_max" in measured
         adaptive = self.adaptive
@@ -160,10 +155,7 @@ class DraftOptions:
 def gathered(
     how: ModelOptions | None, drafting: DraftOptions | None, keywords: Mapping[str, Any]
 ) -> tuple[ModelOptions, DraftOptions]:
-    """Options with those given by `keywords`, which win.
-
-    UsageError for a keyword that is no field, and for options that exclude each other.
-    """
+    """Options with those given by `keywords`, which win; UsageError for an unknown or excluded one."""
     values: list[Any] = [how or ModelOptions(), drafting or DraftOptions()]
     fields = [{field.name for field in dataclasses.fields(value)} for value in values]
     known = sorted(fields[0] | fields[1])

@@ -67,21 +67,15 @@ Policy = ChainPolicy | TreePolicy
 
 
 def load(
-    model: Name = None,
-    drafter: Name = None,
-    *,
-    model_options: ModelOptions | None = None,
-    draft_options: DraftOptions | None = None,
-    **keywords: Any,
-) -> Session:
-    """Load a target GGUF and, if named, a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
+    model: Name = None, drafter: Name = None, *, model_options: ModelOptions | None = None,
+    draft_options: DraftOptions | None = None, **keywords: Any,
+) -> Session:  # fmt: skip
+    """Load a target GGUF, or the embedded pair, and a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
 
-    Without a model, the embedded pair. Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins
-    over the values: `load("target.gguf", "drafter.gguf", threads=8, draft_max=5)`. What nothing says is taken from what
-    `refspec tune` stored for these files, else from a default; `Session.notes` tells a user what was chosen.
-
-    Raises CheckpointError (a file), ShapeError (a drafter for another target), BackendError (llama.cpp refused, or an
-    option asks for what does not work here), UsageError (an option).
+    Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf",
+    threads=8)`. What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was
+    chosen. Raises CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine),
+    UsageError.
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     how, drafting = gathered(model_options, draft_options, _modern(keywords))
@@ -255,11 +249,10 @@ class Session:
     def encode(
         self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
     ) -> list[int]:
-        """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw`.
+        """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw` or without one.
 
-        A string is one user message, after `system` if given. A file without a template takes the prompt as it is.
-        Raises PromptError for an empty prompt, CheckpointError when the template fails, UsageError for messages or a
-        system prompt that cannot be used.
+        A string is one user message, after `system` if given. Raises PromptError (empty), CheckpointError (the template
+        fails), UsageError (messages or a system prompt without a template).
         """
         template = None if raw else self.chat_template
         if template is None:
@@ -296,32 +289,19 @@ class Session:
         return "" if token is None else self.target.token_to_bytes(int(token), special=True).decode("utf-8", "replace")
 
     def generate(
-        self,
-        prompt: str | Sequence[chat.Message] | None = None,
-        *,
-        tokens: Sequence[int] | None = None,
-        max_tokens: int = 256,
-        sampler: Sampler | None = None,
-        seed: int = 0,
-        draft_max: int | None = None,
-        speculate: bool = True,
-        draft_sampling: bool = False,
-        adaptive: bool | None = None,
-        policy: Policy | None = None,
-        system: str | None = None,
-        raw: bool = False,
-    ) -> Generation:
-        """Start a generation from a prompt, chat messages, or `tokens` [N] as they are.
+        self, prompt: str | Sequence[chat.Message] | None = None, *, tokens: Sequence[int] | None = None,
+        max_tokens: int = 256, sampler: Sampler | None = None, seed: int = 0, draft_max: int | None = None,
+        speculate: bool = True, draft_sampling: bool = False, adaptive: bool | None = None,
+        policy: Policy | None = None, system: str | None = None, raw: bool = False,
+    ) -> Generation:  # fmt: skip
+        """Start a generation from a prompt, chat messages, or `tokens` [N]; nothing runs until it is iterated.
 
-        Nothing runs until it is iterated, but that the first adaptive generation may measure what steps cost, for at
-        most 0.4 s (`tuning/step_costs.py`). It stops after max_tokens tokens, at an end-of-generation token, or when
-        the context is full. `sampler` defines the target's distribution (None: the session's), `seed` its coins, one
-        per output position (`sampling.coin`). With deterministic drafts (the default, `verify_deterministic`) the
-        tokens depend on prompt, sampler and seed only, not on speculation, up to the engine's rounding;
-        `draft_sampling` is Leviathan 2023, Alg. 1 (`verify_rejection`), which keeps the distribution.
-        `speculate=False` or draft_max 0 decodes plainly. `adaptive` chooses the draft length every step, at most
-        draft_max, by the session's policy or the one given: any with the methods of `ChainPolicy` keeps the output.
-        `system` and `raw` are as in `encode`.
+        It stops after max_tokens tokens, at an end-of-generation token, or when the context is full. `sampler` defines
+        the distribution, `seed` its coins, one per output position. With deterministic drafts (`verify_deterministic`)
+        the tokens depend on prompt, sampler and seed only, up to the engine's rounding; `draft_sampling` is Leviathan
+        2023, Alg. 1 (`verify_rejection`), which keeps the distribution. `speculate=False` or draft_max 0 decodes
+        plainly. `adaptive` chooses the draft length, at most draft_max, by the session's policy or the one given; the
+        first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -335,32 +315,28 @@ class Session:
             raise PromptError("the prompt has no tokens; give at least one")
         if len(encoded) > self.target.n_ctx:
             raise PromptError(
-                f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; "
-                "shorten it or raise the context (-c)"
+                f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise n_ctx (-c)"
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
         options: dict[str, Any] = {
             "sampler": self.sampler if sampler is None else sampler, "seed": seed, "max_tokens": max_tokens,
             "draft_sampling": draft_sampling,
         }  # fmt: skip
-        trees = self.tree is not None and drafter is not None
-        if self.tree is not None and drafter is not None:
-            options["shape"] = self.tree._replace(nodes=min(draft_max, self.tree.nodes))
-        else:
+        shape = None if drafter is None else self.tree
+        if shape is None:
             options["draft_max"] = draft_max
+        else:
+            options["shape"] = shape._replace(nodes=min(draft_max, shape.nodes))
         if drafter is not None and (policy is not None or (self.adaptive if adaptive is None else adaptive)):
             policy = self._policy(draft_max) if policy is None else policy
             policy.begin(len(encoded) - 1)
             drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        return Generation(self.target, drafter, encoded, options, trees=trees, is_latest=self._latest)
+        return Generation(self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest)
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
-        """The drafter, whose rows wait while the policy says so; prompt lookup only notes tokens, and never waits.
-
-        Kept from one generation to the next, because a new buffer's pages have to be found first.
-        """
+        """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""
         if isinstance(drafter, LookupDrafter):
             return drafter
         if self._deferred is None or self._deferred.inner is not drafter:

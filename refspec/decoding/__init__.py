@@ -1,4 +1,1 @@
-"""The decode cycle and what it is made of:
-
-the protocols `Target` and `Drafter`, drafters and wrappers in plain Python, one generation.
-"""
+"""The decode cycle, the protocols `Target` and `Drafter`, drafters and wrappers in plain Python, one generation."""

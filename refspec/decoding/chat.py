@@ -13,17 +13,14 @@ from typing import Any, NoReturn
 
 from refspec.errors import CheckpointError
 
+FAILURES = ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError  # of a template's code
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 def render(
     template: str, messages: Sequence[Message], *, bos: str = "", eos: str = "", source: str = "the GGUF"
 ) -> str:
-    """Return the prompt text that asks for the assistant's next turn.
-
-    Raises CheckpointError, in one line, when the template is malformed, refuses these messages or asks for what the
-    sandbox denies.
-    """
+    """The prompt text that asks for the assistant's next turn; CheckpointError when the template fails."""
     # Imported here: plain text generation with --raw works where Jinja is broken or missing.
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -40,20 +37,10 @@ def render(
         )
     except _Refused as error:
         reason = str(error)
-    except (
-        TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except (TemplateError, *FAILURES) as error:
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
-    raise CheckpointError(
-        f"{source}: tokenizer.chat_template failed ({reason}); use --raw to give the prompt as it is"
-    ) from None
+    raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to do without") from None
 
 
 class _Refused(Exception):

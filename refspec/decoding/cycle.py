@@ -36,18 +36,12 @@ NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
 def prefill(
-    target: Target,
-    drafter: Drafter | None,
-    prompt: Sequence[int],
-    chunk: int = 512,
-    *,
+    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *,
     expect: Callable[[float], None] | None = None,
-) -> Iterator[int]:
-    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done, per
-    chunk.
+) -> Iterator[int]:  # fmt: skip
+    """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows (`drafter.Surveys`), unless there are too few
-    or it cannot tell.
+    `expect` is told how sure the drafter is along the last SURVEYED rows, unless there are too few or it cannot tell.
     """
     target.reset()
     if drafter is not None:
@@ -71,9 +65,7 @@ def start_drafter(drafter: Drafter, first: int) -> None:
 
 
 def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float], None] | None = None) -> None:
-    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED of them, unless there are too
-    few.
-    """
+    """Append true rows; `expect` is told how sure the drafter is along the last SURVEYED, unless they are too few."""
     last = min(SURVEYED, len(tokens))
     if expect is None or last < SURVEYED // 2:
         drafter.extend(tokens, features)
@@ -84,24 +76,14 @@ def feed(drafter: Drafter, tokens: Ids, features: Array, expect: Callable[[float
 
 
 def speculate(
-    target: Target,
-    drafter: Drafter | None,
-    pending: int,
-    *,
-    sampler: Sampler,
-    seed: int,
-    max_tokens: int,
-    draft_max: int,
-    draft_sampling: bool = False,
-    policy: DraftPolicy | None = None,
-) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
-    stopped.
+    target: Target, drafter: Drafter | None, pending: int, *, sampler: Sampler, seed: int, max_tokens: int,
+    draft_max: int, draft_sampling: bool = False, policy: DraftPolicy | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last says why it stopped.
 
-    `policy` chooses how many of draft_max tokens each step drafts, from past steps and the drafter's confidence; never
-    from a coin. Without a drafter, or with draft_max 0, every step decides one token. With deterministic drafts the
-    output depends on the target, the sampler and the seed only, never on the drafter or draft_max. Raises BackendError
-    when the target returns logits that are not finite.
+    `policy` chooses the draft length, at most draft_max, from past steps and the drafter's confidence; never from a
+    coin. With deterministic drafts the output depends on target, sampler and seed only. BackendError for non-finite
+    logits.
     """
     check_under(target, sampler)
     penalties = drafting_under(target, drafter)
@@ -163,24 +145,19 @@ def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | 
         return None
     drafter.penalties = None
     if isinstance(target, PenalizedTarget):
-        drafter.penalties = draft_penalties(target.penalties, target.text, target.first, target.n_vocab, target.breaks)
+        drafter.penalties = draft_penalties(target)
     return drafter.penalties
 
 
 def _features(target: Target, drafter: Drafter, n: int) -> Array:
-    """States of the first n tokens of the last decode; [n, 0] for a drafter that reads tokens only, whose target
-    captures none.
-    """
+    """States of the first n tokens of the last decode; [n, 0] for a drafter that reads tokens only."""
     return target.features()[:n] if drafter.capture_layers else np.empty((n, 0), np.float32)
 
 
 def close_output(
     tokens: list[int], accepted: int, end_tokens: Container[int], left: int, room: int
 ) -> tuple[list[int], str | None]:
-    """The tokens of a step that belong to the output, and why it ends here, if it does.
-
-    `left` tokens may still be decided, this step's included; the target has `room` for more positions.
-    """
+    """Tokens of a step that belong to the output, `left` at most, and why it ends, with `room` for more positions."""
     if accepted and tokens[accepted - 1] in end_tokens:
         tokens = tokens[:accepted]  # ended inside the draft: plain decoding never decides the bonus token
     if tokens[-1] in end_tokens:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
-from refspec.decoding.drafter import Drafter, TreeDrafter
+from refspec.decoding.drafter import Coins, Drafter, TreeDrafter
 from refspec.decoding.wrapped import WrappedDrafter
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
@@ -25,9 +24,7 @@ BACKLOG = 256  # rows
 
 
 class DeferredDrafter(WrappedDrafter):
-    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; otherwise row by row as `inner`
-    does.
-    """
+    """A Drafter that runs `inner` only when asked to draft, while `waiting()` says so; else row by row."""
 
     def __init__(self, inner: Drafter, waiting: Callable[[], bool]) -> None:
         super().__init__(inner)
@@ -66,24 +63,14 @@ class DeferredDrafter(WrappedDrafter):
         return super().survey(tokens, features)
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """Append what waits, then draft."""
         self._flush()
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
         """Append what waits, then draft a tree; for an `inner` that can."""
         self._flush()

@@ -15,9 +15,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from refspec.decoding.penalized_target import PenalizedTarget
 from refspec.native.penalties import Penalizer
 from refspec.reference.ops import Array, Ids
-from refspec.reference.penalties import Penalties
 
 # A drafter is less sure than its target: its logits lie closer together, and the whole of a penalty would turn its
 # choice where it does not yet turn the target's. Of 0, 1/4, 1/2, 3/4 and all, half drafts best, or nearly, on two pairs
@@ -40,9 +40,7 @@ class DraftPenalties:
         self.decided = position + 1
 
     def __call__(self, logits: Array, drafted: Sequence[int], d2t: Ids | None = None) -> Array:
-        """Logits [D] of the token after the output and `drafted`, penalized, as a new array; d2t [D] are target ids,
-        None where D is V's beginning.
-        """
+        """Logits [D] after the output and `drafted`, penalized, as a new array; d2t [D] are target ids."""
         end = self.decided + len(drafted)
         self.tokens[self.decided : end] = drafted
         if end <= self.first:
@@ -53,18 +51,10 @@ class DraftPenalties:
         return penalized
 
 
-def draft_penalties(
-    penalties: Penalties,
-    text: npt.NDArray[np.int32],
-    first: int,
-    vocab: int,
-    breaks: npt.NDArray[np.int8] | None = None,
-) -> DraftPenalties:
-    """DRAFT_SHARE of a target's penalties; `text` are its tokens by position, `breaks` as in `Penalizer`.
-
-    `begin` it before every draft.
-    """
-    return DraftPenalties(Penalizer(penalties.times(DRAFT_SHARE), vocab, len(text), breaks), text, first, vocab)
+def draft_penalties(target: PenalizedTarget) -> DraftPenalties:
+    """DRAFT_SHARE of a target's penalties, to `begin` before every draft."""
+    penalizer = Penalizer(target.penalties.times(DRAFT_SHARE), target.n_vocab, len(target.text), target.breaks)
+    return DraftPenalties(penalizer, target.text, target.first, target.n_vocab)
 
 
 @runtime_checkable

@@ -19,6 +19,8 @@ from refspec.reference.sampling import Sampler
 from refspec.reference.tree import Tree, TreeShape
 from refspec.reference.tree_grow import More
 
+Coins = npt.NDArray[np.float64]  # numbers in [0, 1)
+
 
 class Drafter(Protocol):
     """A drafter holds true rows (made from target features) followed, after `draft`, by drafted rows."""
@@ -37,16 +39,9 @@ class Drafter(Protocol):
         """Drop drafted rows, then append true rows n_rows..n_rows+T-1 from tokens [T] and features [T, n_states*Ht]."""
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
-        """Draft up to k tokens after the last true row: argmax, or sampled when coins [k] and a sampler are given;
-        `stop` may end it.
-        """
+        """Draft up to k tokens after the last true row: argmax, or by coins [k]; `stop` may end it."""
 
     def rollback(self, n_rows: int) -> None:
         """Keep only the first n_rows true rows and no drafted row."""
@@ -62,16 +57,9 @@ class TreeDrafter(Drafter, Protocol):
     """A drafter that can also propose several continuations at once."""
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """Draft a tree after the last true row: the likeliest nodes, grown while `more` says so, or drawn without
-        replacement by coins [shape.nodes].
-        """
+        """Draft a tree after the last true row: the likeliest nodes, or drawn by coins [shape.nodes]."""
 
 
 @runtime_checkable
@@ -87,9 +75,7 @@ class Surveys(Protocol):
     """A drafter that can tell cheaply how sure it is of tokens that are already decided."""
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """Append true rows as `extend` does; the mean log probability of the likeliest token after each of them, nan
-        where it cannot tell.
-        """
+        """`extend`, and the mean log probability of the likeliest token after each row; nan: cannot tell."""
 
 
 def survey(drafter: Drafter, tokens: Ids, features: Array) -> float:

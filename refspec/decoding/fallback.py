@@ -9,10 +9,7 @@ there when `extend` returns.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-from refspec.decoding.drafter import Drafter
+from refspec.decoding.drafter import Coins, Drafter
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.with_lookup import WithLookup
 from refspec.errors import UsageError
@@ -35,12 +32,7 @@ class FallbackDrafter(WithLookup[Drafter]):
         self.from_lookup, self.lookups = False, 0
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """The trained draft, or lookup's by the rule above."""
         self.from_lookup, unsure = False, False

@@ -45,8 +45,7 @@ class Latest:
 class Generation(Iterator[Event]):
     """One run in progress: iterate Events, one per verify step; every attribute is current at any moment.
 
-    It keeps the models alive as long as it is referenced, and not the session: a session may be dropped before its
-    last generation is read. No generation is part of a reference cycle, so models are freed with the last reference.
+    It keeps the models alive, not the session, and is part of no reference cycle.
 
     text        str   what the Events gave so far, without a character whose bytes are not all decided yet
     tokens      [n]   ids decided so far, an end-of-generation token included
@@ -56,15 +55,9 @@ class Generation(Iterator[Event]):
     """
 
     def __init__(
-        self,
-        target: Target,
-        drafter: Drafter | None,
-        prompt: Sequence[int],
-        options: Mapping[str, Any],
-        *,
-        trees: bool,
-        is_latest: Latest,
-    ) -> None:
+        self, target: Target, drafter: Drafter | None, prompt: Sequence[int], options: Mapping[str, Any], *,
+        trees: bool, is_latest: Latest,
+    ) -> None:  # fmt: skip
         """`options` are those of `speculate`, or with `trees` of `speculate_tree`."""
         self.text = ""
         self.tokens: list[int] = []

@@ -17,8 +17,8 @@ from __future__ import annotations
 from time import perf_counter
 
 import numpy as np
-import numpy.typing as npt
 
+from refspec.decoding.drafter import Coins
 from refspec.errors import ShapeError, UsageError
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
@@ -68,12 +68,7 @@ class LookupDrafter:
         self.seconds += perf_counter() - start
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """What followed, up to k tokens. Confidence is a score, no probability: n / (n + 1) for a match of n tokens."""
         if k < 0:

@@ -1,5 +1,4 @@
-"""PenalizedTarget: a Target whose logits are those of `inner` under penalties of the tokens before each
-(`refspec/reference/penalties.py`).
+"""PenalizedTarget: a Target whose logits are under penalties of the tokens before each (`reference/penalties.py`).
 
 The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules
 and its proofs do not know about it. The tokens of all positions are kept; a row of the last decode looks at those up to
@@ -33,10 +32,10 @@ class PenalizedTarget:
         self.inner, self.penalties, self.first = inner, penalties, first
         room = inner.n_ctx + 2  # a verifier may run a token beside the last position
         # [V], settled when a token comes up
-        self._breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None
+        self.breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None
         self._known: set[int] = set()  # tokens that have come up
-        self._penalizer = Penalizer(penalties, inner.n_vocab, room, self._breaks)
-        self._tokens = np.zeros(room, np.int32)  # of every position held, and of the rows of the last decode
+        self._penalizer = Penalizer(penalties, inner.n_vocab, room, self.breaks)
+        self.text = np.zeros(room, np.int32)  # tokens of positions held and of the last decode; drafts may follow
         self._start = 0  # position of the first row of the last decode
         self._verified = False  # the last decode was a verifier's, which has penalized its rows
         # tokens from the pending one to each node's, if the last decode was a tree
@@ -64,7 +63,7 @@ class PenalizedTarget:
         start = self.inner.n_past
         rows = self.inner.decode(tokens, logits=logits)
         self._start, self._paths, self._verified = start, None, False
-        self._tokens[start : start + rows] = tokens
+        self.text[start : start + rows] = tokens
         self._look_at(map(int, tokens))
         return rows
 
@@ -83,7 +82,7 @@ class PenalizedTarget:
         assert self._paths is not None
         cast(TreeTarget, self.inner).keep_path(nodes)
         path = self._paths[nodes[-1] + 1 if len(nodes) else 0]
-        self._tokens[self._start : self._start + len(path)] = path
+        self.text[self._start : self._start + len(path)] = path
 
     def logits(self, i: int) -> Array:
         """Penalized logits [V] of token i of the last decode: a new array, or what a verifier penalized in place."""
@@ -91,43 +90,33 @@ class PenalizedTarget:
         if self._verified:
             return row
         if self._paths is None:
-            history = self._tokens[self.first : self._start + i + 1]
+            history = self.text[self.first : self._start + i + 1]
         else:
-            history = np.concatenate([self._tokens[self.first : self._start], np.array(self._paths[i], np.int32)])
+            history = np.concatenate([self.text[self.first : self._start], np.array(self._paths[i], np.int32)])
         out: Array = self._penalizer(row, history)
         return out
-
-    @property
-    def text(self) -> npt.NDArray[np.int32]:
-        """Tokens by position [n_ctx + 2]: those held, and those of the last decode; a drafter may write behind them."""
-        return self._tokens
-
-    @property
-    def breaks(self) -> npt.NDArray[np.int8] | None:
-        """[V] above 0 where a token is known to be a sequence breaker; None where nothing breaks."""
-        return self._breaks
 
     def verifier(self, sampler: Sampler, seed: int) -> Verifier | None:
         """As of `inner`, the penalties between its run and its rule; None where it has none."""
         if not isinstance(self.inner, Verifies) or self._penalizer.c is None:
             return None
-        inner = self.inner.verifier(sampler, seed, (self._penalizer, self._tokens, self.first))
+        inner = self.inner.verifier(sampler, seed, (self._penalizer, self.text, self.first))
         return None if inner is None else _PenalizedVerifier(self, inner)
 
     def will_verify(self, pending: int, draft: npt.NDArray[np.int32]) -> None:
         """A verifier is about to run these tokens, and penalizes their logits where they lie."""
         self._verified = True
-        if self._breaks is not None:
+        if self.breaks is not None:
             self._look_at([pending, *draft.tolist()])
 
     def _look_at(self, tokens: Iterable[int]) -> None:
         """Settle which of these tokens are sequence breakers."""
-        if self._breaks is None:
+        if self.breaks is None:
             return
         for token in tokens:
-            if token not in self._known and 0 <= token < len(self._breaks):
+            if token not in self._known and 0 <= token < len(self.breaks):
                 said = self.inner.token_to_bytes(int(token))
-                self._breaks[token] = BREAKS if self.penalties.breaks(said) else GOES_ON
+                self.breaks[token] = BREAKS if self.penalties.breaks(said) else GOES_ON
                 self._known.add(int(token))
 
 
@@ -153,7 +142,4 @@ def under(target: Target, penalties: Penalties, prompt: Sequence[int]) -> Target
 def check_under(target: Target, sampler: Sampler) -> None:
     """UsageError for a sampler whose penalties nobody would apply."""
     if sampler.penalties.on and not isinstance(target, PenalizedTarget):
-        raise UsageError(
-            "the sampler has penalties and the target applies none; give"
-            " penalized_target.under(target, penalties, prompt)"
-        )
+        raise UsageError("the sampler has penalties, the target applies none; wrap it in penalized_target.under")

@@ -1,6 +1,4 @@
-"""How much a step drafts, as the cycles ask for it: what a policy offers (`refspec/adaptive/` has two), and what takes
-its place where there is none.
-"""
+"""How much a step drafts, as the cycles ask a policy (`refspec/adaptive/` has two) or what takes its place."""
 
 from __future__ import annotations
 

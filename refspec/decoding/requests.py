@@ -1,6 +1,4 @@
-"""What is asked of a target that answers many prompts at once, and what it answers: in llama.cpp
-(`llama/parallel_target.py`) or torch (`train/answering.py`).
-"""
+"""What is asked of a target that answers many prompts at once, in llama.cpp or torch, and what it answers."""
 
 from __future__ import annotations
 
@@ -8,13 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from refspec.decoding.drafter import Coins
 from refspec.reference.ops import Ids
 from refspec.reference.penalties import Penalties
-
-Coins = npt.NDArray[np.float64]
 
 
 class Request(NamedTuple):
@@ -45,19 +39,12 @@ class Answers(Protocol):
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token by its text, as a tokenizer.json writes it; what only fills the head's width is left
-        out.
-        """
+        """The id of every token by its text, as tokenizer.json writes it, without padding of the head."""
 
     def answers(
-        self,
-        requests: Iterable[Request],
-        *,
-        max_new: int,
-        temperature: float,
-        stop: frozenset[int],
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
         penalties: Penalties = ...,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Answer]:  # fmt: skip
         """As `ParallelTarget.answers`."""
 
     def close(self) -> None:

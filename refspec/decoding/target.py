@@ -23,9 +23,7 @@ class Verifier(Protocol):
     """Verify steps of a chain."""
 
     def step(self, pending: int, draft: Draft, position: int) -> Verdict:
-        """Run the pending token and the draft, decide from output position `position` on, and take back the positions
-        of what was not accepted.
-        """
+        """Run pending and draft, decide from output position `position` on, take back what was not accepted."""
 
 
 # What changes logits, the token of every position (a verifier keeps them up to date), and the first one that counts.
@@ -106,11 +104,7 @@ class TreeTarget(Target, Protocol):
         """The most nodes a tree may have here."""
 
     def decode_tree(self, tokens: Ids | Sequence[int], parents: Ids | Sequence[int]) -> int:
-        """Run the pending token and N nodes: tokens [N+1], parents [N], -1 the pending token; logits and features of
-        all N+1.
-        """
+        """Run the pending token and N nodes, tokens [N+1], parents [N] (-1: pending), with all logits."""
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Append the pending token and these nodes, a path from the root, to the positions held; the other nodes are
-        forgotten.
-        """
+        """Append the pending token and these nodes, a path from the root; the others are forgotten."""

@@ -37,29 +37,17 @@ SIBLING = 1 << 32
 
 
 def speculate_tree(
-    target: TreeTarget,
-    drafter: TreeDrafter,
-    pending: int,
-    *,
-    sampler: Sampler,
-    seed: int,
-    max_tokens: int,
-    shape: TreeShape,
-    draft_sampling: bool = False,
-    policy: DraftTreePolicy | None = None,
-) -> Iterator[Step]:
-    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last Step says why it
-    stopped.
+    target: TreeTarget, drafter: TreeDrafter, pending: int, *, sampler: Sampler, seed: int, max_tokens: int,
+    shape: TreeShape, draft_sampling: bool = False, policy: DraftTreePolicy | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Decide up to max_tokens tokens after `pending`, yielding one Step per verify step; the last says why it stopped.
 
-    `policy` chooses how many of shape.nodes each step verifies, from past steps and the drafter's confidences; never
-    from a coin. Step.draft is the path the output took through the tree and, where it stopped inside, the first
-    children from there on. Raises BackendError when the target returns logits that are not finite, UsageError for a
-    policy over sampled trees, of which no node may be dropped for what it is.
+    `policy` chooses how many of shape.nodes are verified; never from a coin. Step.draft is the output's path through
+    the tree and, where it stopped inside, the first children from there on. Raises BackendError for logits that are not
+    finite, UsageError for a policy over sampled trees, of which no node may be dropped for what it is.
     """
     if policy is not None and draft_sampling:
-        raise UsageError(
-            "the number of nodes is chosen for deterministic trees; leave --adaptive or --draft-sampling out"
-        )
+        raise UsageError("nodes are chosen for deterministic trees only; leave --adaptive or --draft-sampling out")
     check_under(target, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     chosen: DraftTreePolicy = FixedTree() if policy is None else policy

@@ -16,13 +16,11 @@ counted in earlier steps, known before any coin of this step, hence lossless by 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from refspec.decoding.drafter import TreeDrafter
+from refspec.decoding.drafter import Coins, TreeDrafter
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.with_lookup import WithLookup
 from refspec.errors import UsageError
-from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import Tree, TreeShape
@@ -55,17 +53,9 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
         super().extend(tokens, features)
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """The shape.nodes most valuable nodes of the trained drafter's tree and of what lookup found.
-
-        UsageError where the tree is to be sampled.
-        """
+        """The shape.nodes best nodes of the tree and of lookup's path; UsageError where it is sampled."""
         if coins is not None or sampler is not None:
             raise UsageError("lookup in a tree is for deterministic drafts; leave --lookup or --draft-sampling out")
         tree = self.trained.draft_tree(shape, more=more)
@@ -82,17 +72,6 @@ class TreeLookupDrafter(WithLookup[TreeDrafter]):
             value *= (hits + WEIGHT * matched / (matched + 2)) / (tries + WEIGHT)
             out.append(value)
         return out
-
-    def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
-    ) -> Draft:
-        """The trained drafter's chain."""
-        return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)
 
     def rollback(self, n_rows: int) -> None:
         """Keep the first n_rows true rows of both."""

@@ -48,11 +48,9 @@ class MatchVerifier:
 
 
 class RejectionVerifier:
-    """Drafts sampled from q, verified by rejection: more is accepted at high temperature, and outputs keep the
-    target's distribution.
+    """Drafts sampled from q, verified by rejection, which keeps the target's distribution.
 
-    Alg. 1 assumes independent uniforms, so no coin may be used twice. A position is verified, and resampled, in one
-    step only: there the position makes the coin fresh.
+    Alg. 1 assumes independent uniforms: a position is verified and resampled in one step only, so its coins are fresh.
     """
 
     def __init__(self, target: Target, sampler: Sampler, seed: int) -> None:
@@ -73,9 +71,7 @@ class RejectionVerifier:
 
 
 class DraftCoins:
-    """Coins to sample drafts with. A position may be drafted in several steps (what follows a rejection is discarded),
-    so each step has a stream of its own.
-    """
+    """Coins to sample drafts with, a stream for each step: a position may be drafted in several."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step = seed, 0

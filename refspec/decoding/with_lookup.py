@@ -1,51 +1,33 @@
-"""WithLookup: a trained drafter and prompt lookup that read the same rows; what is drafted of the two is a subclass's
-rule.
-"""
+"""WithLookup: a trained drafter and prompt lookup that read the same rows; a subclass's rule drafts of the two."""
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties
-from refspec.decoding.drafter import Drafter, SeesFirst, survey
+from refspec.decoding.drafter import Drafter, survey
 from refspec.decoding.lookup import LookupDrafter
+from refspec.decoding.wrapped import WrappedDrafter
 from refspec.reference.ops import Array, Ids
 
 D = TypeVar("D", bound=Drafter)
 
 
-class WithLookup(Generic[D]):
+class WithLookup(WrappedDrafter, Generic[D]):
     """Rows, time and lifetime of both as one."""
 
     def __init__(self, trained: D, lookup: LookupDrafter) -> None:
+        super().__init__(trained)
         self.trained, self.lookup = trained, lookup
-        self.capture_layers = trained.capture_layers
-
-    @property
-    def n_rows(self) -> int:
-        """True rows committed."""
-        return self.trained.n_rows
 
     @property
     def seconds(self) -> float:
         """Time spent inside both."""
         return self.trained.seconds + self.lookup.seconds
 
-    @property
-    def penalties(self) -> DraftPenalties | None:
-        """What `trained` drafts under, if it minds penalties."""
-        return getattr(self.trained, "penalties", None)
-
-    @penalties.setter
-    def penalties(self, penalties: DraftPenalties | None) -> None:
-        if isinstance(self.trained, MindsPenalties):
-            self.trained.penalties = penalties
-
     def begin(self, token: int) -> None:
         """Take x_0."""
         self.lookup.begin(token)
-        if isinstance(self.trained, SeesFirst):
-            self.trained.begin(token)
+        super().begin(token)
 
     def extend(self, tokens: Ids, features: Array) -> None:
         """Append true rows to both."""

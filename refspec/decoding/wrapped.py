@@ -1,14 +1,9 @@
-"""WrappedDrafter: a Drafter that passes every call on; what watches or delays a drafter overrides the calls it cares
-about.
-"""
+"""WrappedDrafter: a Drafter that passes every call on, for what watches, delays or adds to one."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties
-from refspec.decoding.drafter import Drafter, SeesFirst, survey
+from refspec.decoding.drafter import Coins, Drafter, SeesFirst, survey
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -54,12 +49,7 @@ class WrappedDrafter:
         return survey(self.inner, tokens, features)
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """Draft up to k tokens."""
         return self.inner.draft(k, coins=coins, sampler=sampler, stop=stop)

@@ -1,4 +1,1 @@
-"""Everything that touches llama.cpp: models, contexts, hidden states, targets and drafters.
-
-Only `api.py` imports `llama_cpp`.
-"""
+"""Everything that touches llama.cpp: models, contexts, targets and drafters; only `api.py` imports `llama_cpp`."""

@@ -37,9 +37,7 @@ try:
     from llama_cpp import __version__ as _version
     from llama_cpp import llama_cpp as api
 except Exception as error:  # a missing or broken shared library raises OSError, RuntimeError or FileNotFoundError
-    raise BackendError(
-        f"llama-cpp-python does not load ({error}); install it with: pip install 'llama-cpp-python>=0.3.36'"
-    ) from None
+    raise BackendError(f"llama-cpp-python does not load ({error}); pip install 'llama-cpp-python>=0.3.36'") from None
 
 VERSION: str = _version  # of llama-cpp-python, which pins llama.cpp
 _dll = ctypes.CDLL(api._lib._name)  # own function objects: the prototypes set by llama_cpp stay as they are
@@ -89,14 +87,9 @@ class Batch(ctypes.Structure):
     """`struct llama_batch` with addresses as integers."""
 
     _fields_ = [
-        ("n_tokens", ctypes.c_int32),
-        ("token", ctypes.c_void_p),
-        ("embd", ctypes.c_void_p),
-        ("pos", ctypes.c_void_p),
-        ("n_seq_id", ctypes.c_void_p),
-        ("seq_id", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-    ]
+        ("n_tokens", ctypes.c_int32), ("token", ctypes.c_void_p), ("embd", ctypes.c_void_p), ("pos", ctypes.c_void_p),
+        ("n_seq_id", ctypes.c_void_p), ("seq_id", ctypes.c_void_p), ("logits", ctypes.c_void_p),
+    ]  # fmt: skip
 
 
 _P, _I, _U, _B, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_bool, ctypes.c_char_p
@@ -204,9 +197,7 @@ def quietly() -> Iterator[None]:
 def _abort(message: bytes | None) -> None:
     """At a check of llama.cpp that no rule of refspec foresees: one line and exit code 1, no core dump."""
     text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
-    line = (
-        f"llama.cpp stopped at an internal check ({text[:160]}); the file or a setting is not usable, please report it"
-    )
+    line = f"llama.cpp stopped at an internal check ({text[:160]}); a file or setting is unusable, please report it"
     sys.stdout.flush()
     os.write(_stderr, f"{line}\n".encode())
     os._exit(1)
@@ -249,8 +240,6 @@ def context_params(**values: Any) -> Any:
     names = {name for name, *_ in params._fields_}
     for name, value in values.items():
         if name not in names:
-            raise BackendError(
-                f"this llama-cpp-python has no context parameter {name!r}; install version 0.3.36 or newer"
-            )
+            raise BackendError(f"this llama-cpp-python has no context parameter {name!r}; install 0.3.36 or newer")
         setattr(params, name, value)
     return params

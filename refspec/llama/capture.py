@@ -1,5 +1,4 @@
-"""Two ways of taking hidden states out of a running target: llama.cpp's staged layer inputs, or its evaluation
-callback.
+"""Two ways to take hidden states out of a running target: llama.cpp's staged layer inputs, or its eval callback.
 
 Both give boundary k, the residual stream that enters layer k, for every token of a decode, output or not, across
 micro-batches, in order. Staged is cheaper and needs an architecture that marks its layer inputs; the callback finds the
@@ -47,7 +46,6 @@ class Capture(Protocol):
     callback: Any  # evaluation callback for the context's parameters, or None
     callback_data: int
 
-    def attach(self, handle: int) -> None: ...
     def switch(self, handle: int, on: bool) -> None: ...
     def begin(self) -> None: ...
     def collect(self, handle: int, out: Floats) -> None: ...
@@ -61,10 +59,6 @@ class StagedCapture:
 
     def __init__(self, layers: Sequence[int], views: Views) -> None:
         self._layers, self._views = tuple(layers), views
-
-    def attach(self, handle: int) -> None:
-        """Ask a context for the layer inputs, before its first decode."""
-        self.switch(handle, True)
 
     def switch(self, handle: int, on: bool) -> None:
         """Ask for the layer inputs, or no longer."""
@@ -93,7 +87,7 @@ class CallbackCapture:
         self._buffers = np.empty((len(self._names), capacity, width), np.float32)
         self._rows = [0] * len(self._names)
         self._problem: BaseException | None = None
-        self._ggml = ggml = api.ggml_library()
+        ggml = api.ggml_library()
         if (native.lib is not None) if use_c is None else use_c:
             self._state: tuple[Any, ...] | None = _c_state(ggml, self._names, self._buffers)
             address = int(native.ffi.cast("uintptr_t", native.ffi.addressof(native.lib, "rs_eval_callback")))
@@ -107,9 +101,6 @@ class CallbackCapture:
             size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
             self._read = prototype(ggml, "ggml_backend_tensor_get", None, pointer, pointer, size_t, size_t)
             self.callback, self.callback_data = api.EvalCallback(self._on_node), 0
-
-    def attach(self, handle: int) -> None:
-        """Nothing: the context was made with the callback."""
 
     def switch(self, handle: int, on: bool) -> None:
         """Off, the callback asks for no tensor; it stays installed, llama.cpp has no way to take it out."""
@@ -143,9 +134,7 @@ class CallbackCapture:
         for i, (name, n) in enumerate(zip(self._names, got, strict=True)):
             if n != len(out):
                 raise BackendError(
-                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; refspec cannot capture"
-                    " the states"
-                    " of this architecture"
+                    f"{self._path}: captured {name.decode()} of {n} of {len(out)} tokens; use another architecture"
                 )
             out[:, i] = self._buffers[i, :n]
 
@@ -165,10 +154,9 @@ class CallbackCapture:
         elements, nbytes = self._nelements(tensor), self._nbytes(tensor)
         rows, first = elements // self._width, self._rows[i]
         if nbytes != 4 * elements or rows * self._width != elements or first + rows > self._capacity:
+            name = self._names[i].decode()
             raise BackendError(
-                f"{self._path}: {self._names[i].decode()} has {elements} values in {nbytes} bytes, expected float32"
-                " states of"
-                f" {self._width}"
+                f"{self._path}: {name} has {elements} values in {nbytes} bytes, not states of {self._width}"
             )
         self._read(tensor, self._buffers[i, first:].ctypes.data, 0, nbytes)
         self._rows[i] += rows

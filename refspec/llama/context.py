@@ -33,27 +33,12 @@ class Context:
     """Memory for `n_ctx` positions of one model; `handle` is the address llama.cpp knows it by, 0 once closed."""
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_batch: int,
-        n_ubatch: int,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        n_rs_seq: int = 0,
-        n_seq_max: int = 1,
-        streams: bool = False,
-        eval_callback: Any = None,
-        eval_data: int = 0,
+        self, model: Model, *, n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None = None,
+        n_threads_batch: int | None = None, kv_type: str = "f16", flash_attn: str = "auto", n_rs_seq: int = 0,
+        n_seq_max: int = 1, streams: bool = False, eval_callback: Any = None, eval_data: int = 0,
         lender: Context | None = None,
-    ) -> None:
-        """`streams` gives each of n_seq_max sequences n_ctx / n_seq_max positions of its own: they share no prefix.
-
-        Raises UsageError for a setting outside its range, BackendError with llama.cpp's reason when it refuses.
-        """
+    ) -> None:  # fmt: skip
+        """UsageError for a setting, BackendError when llama.cpp refuses; `streams`: sequences share no positions."""
         n_threads = default_threads() if n_threads is None else n_threads
         n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)
@@ -69,27 +54,15 @@ class Context:
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
         params = api.context_params(
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_seq_max=n_seq_max,
-            n_rs_seq=n_rs_seq,
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            flash_attn_type=api.FLASH_ATTN[flash_attn],
-            type_k=api.KV_TYPES[kv_type],
-            type_v=api.KV_TYPES[kv_type],
-            no_perf=True,
-            swa_full=True,
-            **values,
-        )
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
+            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn],
+            type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
+        )  # fmt: skip
         api.forget_errors()
         handle = api.new_context(model.handle, params)
         if not handle:
-            raise BackendError(
-                f"{self.path}: llama.cpp made no context of {n_ctx} positions:"
-                f" {api.reason('probably too little memory')}"
-            )
+            why = api.reason("probably too little memory")
+            raise BackendError(f"{self.path}: llama.cpp made no context of {n_ctx} positions: {why}")
         self.handle: int = handle
         # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
         self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
@@ -98,9 +71,7 @@ class Context:
         self.memory: int = api.context_memory(handle)
         if not self.memory:
             self.close()
-            raise BackendError(
-                f"{self.path}: this architecture has no key/value memory to decode with; use a text generation model"
-            )
+            raise BackendError(f"{self.path}: this architecture has no key/value memory; use a text generation model")
         self.n_ctx = min(n_ctx, int(api.context_n_ctx(handle)))  # llama.cpp rounds up to 256; the caller's limit holds
         self.n_batch = int(api.context_n_batch(handle))
         self.n_ubatch = int(api.context_n_ubatch(handle))
@@ -119,6 +90,13 @@ class Context:
         if not self.handle:
             raise BackendError(f"{self.path}: already closed; load it again")
         return self.handle
+
+    def logits(self, i: int) -> int:
+        """Address of the logits of token i of the last decode, -1 the last; BackendError when there are none."""
+        address: int | None = api.get_logits_ith(self.alive(), i)
+        if not address:
+            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+        return address
 
     def failure(self, code: int, what: str) -> BackendError:
         """The exception for a nonzero return of encode or decode."""
@@ -141,12 +119,9 @@ def _check_settings(
     n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int, n_threads_batch: int, kv_type: str, flash_attn: str
 ) -> None:
     check_counts(
-        n_ctx=(n_ctx, 1 << 30),
-        n_batch=(n_batch, 1 << 20),
-        n_ubatch=(n_ubatch, 1 << 20),
-        n_threads=(n_threads, MAX_THREADS),
-        n_threads_batch=(n_threads_batch, MAX_THREADS),
-    )
+        n_ctx=(n_ctx, 1 << 30), n_batch=(n_batch, 1 << 20), n_ubatch=(n_ubatch, 1 << 20),
+        n_threads=(n_threads, MAX_THREADS), n_threads_batch=(n_threads_batch, MAX_THREADS),
+    )  # fmt: skip
     if kv_type not in api.KV_TYPES:
         raise UsageError(f"kv_type = {kv_type!r} is not one of {', '.join(api.KV_TYPES)}")
     if flash_attn not in api.FLASH_ATTN:

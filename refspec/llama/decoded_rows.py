@@ -72,10 +72,7 @@ class DecodedRows:
     def end(self, n: int, n_past: int, outputs: int) -> None:
         """n tokens have run, n_past positions are held, and the last `outputs` tokens have logits."""
         if outputs:
-            address = api.get_logits_ith(self.context.handle, -outputs)
-            if not address:
-                raise BackendError(f"{self.context.path}: llama.cpp returned no logits: {api.reason()}")
-            self._logits = self._views.at(address, outputs, self.n_vocab)
+            self._logits = self._views.at(self.context.logits(-outputs), outputs, self.n_vocab)
         self._first, self.n, self.n_past = n - outputs, n, n_past
 
     def check_native(self, status: int, n: int) -> None:

@@ -21,7 +21,6 @@ from refspec.llama import api, weights
 from refspec.llama.capture import Views
 from refspec.llama.context import Context, RowBatch
 from refspec.llama.eagle3 import MARGIN
-from refspec.llama.model import Model
 from refspec.llama.pair_checks import Lender
 from refspec.llama.vocabulary import check_vocabulary
 from refspec.reference.chain import ChainDrafter
@@ -37,41 +36,21 @@ class LlamaModelDrafter(ChainDrafter):
     capture_layers: tuple[int, ...] = ()
 
     def __init__(
-        self,
-        path: GgufSource,
-        target: Lender,
-        *,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        panels: bool = True,
-    ) -> None:
-        """Load a draft model for `target`, `panels` as there.
-
-        Raises CheckpointError or ShapeError (file, another vocabulary), BackendError.
-        """
+        self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True,
+    ) -> None:  # fmt: skip
+        """Load it; CheckpointError or ShapeError (file, another vocabulary), BackendError."""
         self.info = read_gguf_header(path)
         self.path = self.info.path
         check_target(self.info)  # what may run as a target may run as a draft model
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels)
         self.n_vocab = target.n_vocab
         self._common = check_vocabulary(self.info, target.info, self.model.n_vocab, target.n_vocab)
         handle = self.model.handle
-        if (
-            api.model_has_encoder(handle)
-            or api.model_is_recurrent(handle)
-            or api.model_is_hybrid(handle)
-            or api.model_is_diffusion(handle)
-        ):
+        kinds = api.model_has_encoder, api.model_is_recurrent, api.model_is_hybrid, api.model_is_diffusion
+        if any(is_one(handle) for is_one in kinds):
             raise BackendError(
-                f"{self.path}: architecture {self.info.arch!r} cannot take back drafted tokens; use a draft model with"
-                " a plain KV cache"
+                f"{self.path}: architecture {self.info.arch!r} cannot take tokens back; use one with a plain KV cache"
             )
         self.context = Context(
             self.model, n_ctx=min(target.n_ctx + MARGIN, max(self.model.n_ctx_train, 2)), n_batch=BATCH, n_ubatch=BATCH,
@@ -154,9 +133,7 @@ class LlamaModelDrafter(ChainDrafter):
         return len(self._text) <= self.n_ctx
 
     def _catch_up(self, outputs: str) -> None:
-        """Drop what the cache holds beyond the decided tokens, then run what it lacks, with the last row's logits for
-        outputs "last".
-        """
+        """Drop what is not decided from the cache, then run what it lacks, with the last row's logits for "last"."""
         held, text, same = self._held, self._text, self._agreed
         while same < min(len(held), len(text)) and held[same] == text[same]:
             same += 1
@@ -188,6 +165,4 @@ class LlamaModelDrafter(ChainDrafter):
             raise self.context.failure(code, f"run {len(tokens)} tokens of the draft model at position {first}")
         self._held += tokens
         if outputs == "last":
-            self._logits = api.get_logits_ith(handle, -1)
-            if not self._logits:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
+            self._logits = self.context.logits(-1)

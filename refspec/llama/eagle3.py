@@ -26,7 +26,6 @@ from refspec.gguf.io import read_gguf_header, read_tensor
 from refspec.llama import api, weights
 from refspec.llama.capture import Floats, Views
 from refspec.llama.context import Context, RowBatch
-from refspec.llama.model import Model
 from refspec.llama.native_calls import NativeChain, possible
 from refspec.llama.pair_checks import Lender, check_pair, drafter_config
 from refspec.reference.chain import ChainDrafter
@@ -43,22 +42,10 @@ class LlamaEagle3Drafter(ChainDrafter):
     """The Drafter on llama.cpp; borrows the target's embedding and head when its file has none."""
 
     def __init__(
-        self,
-        path: GgufSource,
-        target: Lender,
-        *,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        panels: bool = True,
-        n_seq_max: int = 1,
-    ) -> None:
-        """Load a drafter made for `target`; n_seq_max > 1 is for trees, `panels` as for the target.
-
-        Raises CheckpointError (file), ShapeError (for another target), BackendError.
-        """
+        self, path: GgufSource, target: Lender, *, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, kv_type: str = "f16", flash_attn: str = "auto", panels: bool = True, n_seq_max: int = 1,
+    ) -> None:  # fmt: skip
+        """Load it, n_seq_max > 1 for trees; CheckpointError (file), ShapeError (other target), BackendError."""
         info = read_gguf_header(path)
         self.path = info.path
         self.config = c = drafter_config(info)
@@ -69,12 +56,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         rows = max(16, min(512, OUTPUT_FLOATS // c.vocab_size))  # ENCODE takes at most n_ubatch rows
         borrows = not {drafter_meta.TENSORS[name] for name in drafter_meta.SHARED} <= info.tensors.keys()
         override = drafter_meta.STOCK_ARCH if info.arch != drafter_meta.STOCK_ARCH else None
-        self.model = Model(
-            info,
-            n_gpu_layers=n_gpu_layers,
-            arch_override=override,
-            held=weights.choose(info, n_gpu_layers=n_gpu_layers, panels=panels),
-        )
+        self.model = weights.load(info, n_gpu_layers=n_gpu_layers, panels=panels, arch_override=override)
         settings: dict[str, Any] = {
             "n_batch": rows, "n_ubatch": rows, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
             "kv_type": kv_type, "flash_attn": flash_attn, "lender": target.context if borrows else None,
@@ -124,9 +106,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         if features.shape != (n, width):
             raise ShapeError(f"{self.path}: features {list(features.shape)} for {n} tokens, need [{n}, {width}]")
         if self.n_rows + n > self.context.n_ctx:
-            raise ShapeError(
-                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self.context.n_ctx}"
-            )
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the context of {self.context.n_ctx}")
         self._drop_drafted()
         # Outputs: all rows or none, because the eagle3 graph ignores which rows are marked and returns the first ones.
         silent = n if n <= ONE_PASS and n <= self._rows else n - 1
@@ -149,10 +129,7 @@ class LlamaEagle3Drafter(ChainDrafter):
             raise
 
     def survey(self, tokens: Ids, features: Array) -> float:
-        """The same, and the mean log probability of the likeliest token after each of these rows, penalties left out.
-
-        nan without a row, and for more rows than run in one pass, whose logits are not computed.
-        """
+        """`Surveys.survey`, penalties left out; nan without a row and for more rows than run in one pass."""
         self.extend(tokens, features)
         n, total = len(tokens), 0.0
         if not 0 < n <= min(ONE_PASS, self._rows):
@@ -245,11 +222,8 @@ class LlamaEagle3Drafter(ChainDrafter):
     def _true_rows(self, tokens: Ids, features: Array, outputs: str) -> None:
         """ENCODE rows to states g, then DECODE (token, g) at the next positions."""
         n = len(tokens)
-        if (
-            not self._steps.put(tokens)
-            or self._steps.tokens[:n].min() < 0
-            or self._steps.tokens[:n].max() >= self.config.vocab_size
-        ):
+        ids = self._steps.tokens[:n]
+        if not self._steps.put(tokens) or ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise self._bad_token(tokens)  # llama.cpp reads -1 as "no token" and computes on
         if not math.isfinite(features.sum(dtype=np.float64)):  # llama.cpp would compute on and return nonsense
             raise self._bad_states()
@@ -308,10 +282,8 @@ class LlamaEagle3Drafter(ChainDrafter):
         if code:
             raise self.context.failure(code, f"run {n} drafter rows at row {first}")
         if outputs == "all":
-            self._logits = api.get_logits_ith(handle, -1)
+            self._logits = self.context.logits(-1)
             self._state = api.get_nextn(handle) + 4 * (n - 1) * self.config.hidden_size
-            if not self._logits:
-                raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
             if self._in_c is not None:
                 self._in_c.resume(self._logits, self._state)
 
@@ -320,9 +292,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         if self._held == self.n_rows and self._logits:
             return
         if self._last_token < 0:
-            raise BackendError(
-                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
-            )
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; the state is gone")
         self.context.keep(self.n_rows - 1)
         self._steps.states[0], self._steps.tokens[0] = self._last_g[0], self._last_token
         self._decode(1, self.n_rows - 1, "all")
@@ -332,6 +302,4 @@ class LlamaEagle3Drafter(ChainDrafter):
         return ShapeError(f"{self.path}: token ids {low}..{high} leave the vocabulary of {self.config.vocab_size}")
 
     def _bad_states(self) -> BackendError:
-        return BackendError(
-            f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
-        )
+        return BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check it")

@@ -15,9 +15,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refspec import native
+from refspec.decoding.drafter import Coins
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf.header import GgufSource
 from refspec.llama import api
@@ -48,18 +48,11 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._outputs: dict[int, Array] = {}
 
     def draft_tree(
-        self,
-        shape: TreeShape,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        more: More | None = None,
+        self, shape: TreeShape, *, coins: Coins | None = None, sampler: Sampler | None = None, more: More | None = None
     ) -> Tree:
-        """A tree of at most shape.nodes tokens after the last true row: see `tree_grow.grow`, with coins [nodes]
-        `grow_sampled`.
+        """A tree after the last true row, which `tree_grow.grow` grows, or with coins [nodes] `grow_sampled`.
 
-        Empty when there is no row to start from; stops growing where the context is full. BackendError for logits that
-        are not finite.
+        Empty without a row to start from, smaller where the context is full; BackendError for non-finite logits.
         """
         check_tree_arguments(shape, coins, sampler)
         if shape.top_k > self.top_k:
@@ -81,10 +74,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
             self._end()
 
     def forward_tree(self, tokens: Ids, parents: Ids) -> tuple[Array, Array]:
-        """Teacher-forced nodes after the last true row: tokens [N], parents [N] -> logits [N, V], h [N, H];
-
-        a level has at most top_k nodes.
-        """
+        """Teacher-forced nodes [N], at most top_k in a level, with parents [N] -> logits [N, V], h [N, H]."""
         depths: list[int] = []
         for parent in parents.tolist():
             depths.append(1 if parent == ROOT else depths[parent] + 1)
@@ -97,9 +87,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
                 level = [i for i, d in enumerate(depths) if d == depth]
                 states = self._run(found, level)
                 if len(states) < len(level):
-                    raise ShapeError(
-                        f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the drafter's context"
-                    )
+                    raise ShapeError(f"{self.path}: {len(found)} nodes after {self.n_rows} rows exceed the context")
                 h[level] = states
                 for node in level:
                     logits[node] = self._outputs[node]
@@ -111,12 +99,8 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._run(found, nodes)
         nothing: tuple[Ids, Array] = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         try:
-            return [
-                native.top_probs(self._outputs[node], shape.top_k, shape.temperature)
-                if node in self._outputs
-                else nothing
-                for node in nodes
-            ]
+            rows = [self._outputs.get(node) for node in nodes]
+            return [nothing if x is None else native.top_probs(x, shape.top_k, shape.temperature) for x in rows]
         except BackendError as error:
             raise BackendError(f"{self.path}: {error}") from None
 
@@ -124,9 +108,8 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._run(found, nodes)
         nothing = np.zeros(self.config.vocab_size)
         try:
-            return [
-                native.p_target(self._outputs[node], sampler) if node in self._outputs else nothing for node in nodes
-            ]
+            rows = [self._outputs.get(node) for node in nodes]
+            return [nothing if x is None else native.p_target(x, sampler) for x in rows]
         except BackendError as error:
             raise BackendError(f"{self.path}: the drafter's {str(error).removeprefix('target ')}") from None
 
@@ -145,10 +128,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self._sequence, self._outputs, self._fed = {}, {}, {}
 
     def _run(self, found: Sequence[Found], nodes: Sequence[int]) -> Array:
-        """One decode of new nodes of one depth; their h [F, H].
-
-        Leaves them without outputs where the context has no room.
-        """
+        """One decode of new nodes of one depth; their h [F, H], F = 0 where the context has no room."""
         if list(nodes) == [ROOT]:
             return np.empty((0, self.config.hidden_size), np.float32)
         self._outputs = {}
@@ -171,10 +151,7 @@ class LlamaEagle3TreeDrafter(LlamaEagle3Drafter):
         self.seconds += perf_counter() - began
         if code:
             raise self.context.failure(code, f"run {n} nodes of a draft tree at row {self.n_rows}")
-        address = api.get_logits_ith(handle, -n)
-        if not address:
-            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-        logits = self._views.at(address, n, self.config.vocab_size)
+        logits = self._views.at(self.context.logits(-n), n, self.config.vocab_size)
         h: Array = self._views.at(api.get_nextn(handle), n, self.config.hidden_size).copy()
         handed_on = self._handed_on(h)
         for i, node in enumerate(nodes):

@@ -90,10 +90,7 @@ class _Pool(ctypes.Structure):
 
 
 def _matrix_at(dll: ctypes.CDLL) -> int:
-    """The offset in bytes at which ggml's node of a multiplication keeps the address of its matrix; its inputs follow.
-
-    Found by looking into a node made for it; 0 where that fails.
-    """
+    """Byte offset of the matrix's address in ggml's node of a multiplication, found in one made for it; else 0."""
     pointer = ctypes.c_void_p
     names = ("ggml_init", "ggml_free", "ggml_new_tensor_2d", "ggml_mul_mat")
     try:

@@ -88,9 +88,7 @@ class Model:
         clean = raw.decode("utf-8", "replace")
         tokens = _with_stack(_longest_run(clean), partial(self._tokenize, clean.encode(), add_special, parse_special))
         if tokens is None:
-            raise BackendError(
-                f"{self.info.path}: llama.cpp cannot tokenize a prompt of {len(raw)} bytes; give a shorter one"
-            )
+            raise BackendError(f"{self.info.path}: llama.cpp cannot tokenize {len(raw)} bytes; give a shorter one")
         return tokens
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int] | None:
@@ -134,9 +132,7 @@ class Model:
         if not self.handle:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
-            raise BackendError(
-                f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids or another file"
-            )
+            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids")
 
 
 def _free(handle: int, packed: PackedMatrices | None) -> None:
@@ -145,18 +141,12 @@ def _free(handle: int, packed: PackedMatrices | None) -> None:
 
 
 def _longest_run(text: str) -> int:
-    """Twice the characters of the longest run without a change between space and non-space: a pre-tokenizer matches
-    two such runs at most.
-    """
+    """Twice the longest run without a change between space and non-space: a pre-tokenizer matches two at most."""
     return 2 * max((m.end() - m.start() for m in re.finditer(r"\s+|\S+", text)), default=0)
 
 
 def _with_stack(run: int, call: Callable[[], list[int] | None]) -> list[int] | None:
-    """`call()` with stack enough to match `run` characters; None where that would take more than MAX_STACK.
-
-    Many pre-tokenizers are std::regex, which recurses once per character (325 bytes seen) and would overflow the
-    process's own stack.
-    """
+    """`call()` with stack enough for std::regex on `run` characters (325 bytes each seen); None beyond MAX_STACK."""
     if run <= SHALLOW:
         return call()
     if run * STACK_PER_CHARACTER > MAX_STACK:

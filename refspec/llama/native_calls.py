@@ -47,7 +47,23 @@ def _set_batch(mirror: Any, batch: RowBatch) -> None:
         setattr(mirror, field, native.ffi.cast(kind, getattr(struct, field) or 0))
 
 
-class NativeTarget:
+def _floats(values: Floats) -> Any:
+    return native.ffi.from_buffer("float[]", np.ascontiguousarray(values, np.float32))
+
+
+class _Timed:
+    """A struct of C that counts the time in llama.cpp."""
+
+    c: Any
+
+    def take_seconds(self) -> float:
+        """Time in llama.cpp since this was last asked."""
+        seconds: float = self.c.seconds
+        self.c.seconds = 0.0
+        return seconds
+
+
+class NativeTarget(_Timed):
     """`rs_target` for one target; what it points to is kept alive here."""
 
     def __init__(self, context: Context, batch: RowBatch, layers: Sequence[int], *, width: int, vocab: int) -> None:
@@ -84,12 +100,6 @@ class NativeTarget:
     def logits(self) -> int:
         """Address of the logits [T, V] of the last run, 0 when there are none."""
         return int(self._cast(self._address, self.c.logits))
-
-    def take_seconds(self) -> float:
-        """Time in llama.cpp since this was last asked."""
-        seconds: float = self.c.seconds
-        self.c.seconds = 0.0
-        return seconds
 
 
 class NativeVerifier:
@@ -132,23 +142,13 @@ class NativeVerifier:
         return tokens
 
 
-class NativeChain:
+class NativeChain(_Timed):
     """`rs_chain` for one drafter; what it points to is kept alive here."""
 
     def __init__(
-        self,
-        encoder: Context,
-        decoder: Context,
-        features: RowBatch,
-        steps: RowBatch,
-        last_g: Floats,
-        *,
-        fc_norm: Floats | None,
-        output_norm: Floats | None,
-        n_states: int,
-        vocab: int,
-        eps: float,
-    ) -> None:
+        self, encoder: Context, decoder: Context, features: RowBatch, steps: RowBatch, last_g: Floats, *,
+        fc_norm: Floats | None, output_norm: Floats | None, n_states: int, vocab: int, eps: float,
+    ) -> None:  # fmt: skip
         """Batches of equal capacity; fc_norm [N, Ht] or None, output_norm [H] for post-norm feedback or None."""
         ffi = native.ffi
         self._call_extend, self._call_draft = native.lib.rs_chain_extend, native.lib.rs_chain_draft
@@ -159,18 +159,10 @@ class NativeChain:
         c.encoder, c.decoder = ffi.cast("void *", encoder.handle), ffi.cast("void *", decoder.handle)
         _set_batch(c.features, features)
         _set_batch(c.steps, steps)
-        norms = (
-            []
-            if fc_norm is None
-            else [ffi.from_buffer("float[]", row) for row in np.ascontiguousarray(fc_norm, np.float32)]
-        )
+        norms = [] if fc_norm is None else [_floats(row) for row in fc_norm]
         norm_pointers = ffi.new("float *[]", norms) if norms else ffi.NULL
         sources = ffi.new("float *[]", n_states)
-        post = (
-            ffi.NULL
-            if output_norm is None
-            else ffi.from_buffer("float[]", np.ascontiguousarray(output_norm, np.float32))
-        )
+        post = ffi.NULL if output_norm is None else _floats(output_norm)
         last = ffi.from_buffer("float[]", last_g)
         c.fc_norm, c.output_norm, c.sources, c.last_g = norm_pointers, post, sources, last
         c.n_states, c.target_width = n_states, features.states.shape[1] // n_states
@@ -188,12 +180,6 @@ class NativeChain:
         ids, floats = self._buffer(self._ids, tokens), self._buffer(self._floats, confidence)
         status: int = self._call_draft(self.c, ids, floats, len(tokens), first)
         return status
-
-    def take_seconds(self) -> float:
-        """Time in llama.cpp since this was last asked."""
-        seconds: float = self.c.seconds
-        self.c.seconds = 0.0
-        return seconds
 
     def outputs(self) -> tuple[int, int]:
         """Addresses of the newest row's logits and state, 0 when there are none."""

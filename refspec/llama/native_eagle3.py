@@ -1,5 +1,4 @@
-"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph does not compute, and those too small for
-it.
+"""An EAGLE-3 GGUF on refspec's own kernels: drafters that llama.cpp's graph cannot compute, or that are too small.
 
 Query and key norms, biases, other counts of captured states, no norm before the head: none of them acts on a buffer the
 host sees, so no norm around the graph can add it. And a drafter of a few megabytes is computed in less time than
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from refspec import native
 from refspec.decoding.draft_penalties import DraftPenalties
-from refspec.decoding.drafter import Drafter
+from refspec.decoding.drafter import Coins, Drafter
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import GgufInfo, GgufSource
@@ -46,10 +45,7 @@ class NativeEagle3Drafter(ChainDrafter):
     """The Drafter of a GGUF in C, without llama.cpp; `note` says so, and why, in one line."""
 
     def __init__(self, path: GgufSource, target: Lender, *, n_threads: int | None = 1) -> None:
-        """Load a drafter made for `target`.
-
-        Raises CheckpointError (file), ShapeError (for another target), BackendError without C.
-        """
+        """Load it; CheckpointError (file), ShapeError (for another target), BackendError without C."""
         info, config, weights = _read_for(path, target)
         self.path, self.config, self.capture_layers = info.path, config, config.capture_layers
         files = {name: file for name in ("token_embd", *BIASED) if (file := _holder(name, info, target.info))}
@@ -76,9 +72,10 @@ class NativeEagle3Drafter(ChainDrafter):
         self.probe: Callable[[int, Array], None] | None = None
         held = sum(matrix.data.nbytes for matrix in packed.values())
         held += sum(array.nbytes for name, array in weights.items() if name not in packed)
-        self.note = (
-            f"drafter ({held / 1e6:.0f} MB, {_threads(shared)}) runs inside refspec, {_why(config)}"
-        )
+        reasons = "; ".join(meta.graph_reasons(config))
+        why = f"as llama.cpp cannot run it: {reasons}" if reasons else "which is faster for its size"
+        threads = "one thread" if shared is None else f"{shared.threads} threads"
+        self.note = f"drafter ({held / 1e6:.0f} MB, {threads}) runs inside refspec, {why}"
 
     @property  # type: ignore[override]
     def penalties(self) -> DraftPenalties | None:
@@ -125,23 +122,14 @@ class NativeEagle3Drafter(ChainDrafter):
                 f"{self.path}: token ids {min(tokens)}..{max(tokens)} leave the vocabulary of {self.config.vocab_size}"
             )
         if status == native.lib.RS_CACHE_FULL:
-            raise ShapeError(
-                f"{self.path}: {n} rows after {self.n_rows} exceed the drafter's context of {self._chain.capacity}"
-            )
+            raise ShapeError(f"{self.path}: {n} rows after {self.n_rows} exceed the context of {self._chain.capacity}")
         if status:
-            raise BackendError(
-                f"{self.path}: the target's states from row {self.n_rows} on are not finite; check the target"
-            )
+            raise BackendError(f"{self.path}: the target's states from row {self.n_rows} on are not finite; check it")
         self.n_rows += n
         self._resumes = True
 
     def draft(
-        self,
-        k: int,
-        *,
-        coins: npt.NDArray[np.float64] | None = None,
-        sampler: Sampler | None = None,
-        stop: Stop | None = None,
+        self, k: int, *, coins: Coins | None = None, sampler: Sampler | None = None, stop: Stop | None = None
     ) -> Draft:
         """See `ChainDrafter`; fewer where the cache is full, or the tokens that penalties look at."""
         began = perf_counter()
@@ -154,9 +142,7 @@ class NativeEagle3Drafter(ChainDrafter):
         """See `ChainDrafter`."""
         k = min(k, self._chain.capacity - self.n_rows + 1) if self.n_rows else 0
         if k and not self._resumes:
-            raise BackendError(
-                f"{self.path}: extend the drafter after a rollback before drafting; its last state was not kept"
-            )
+            raise BackendError(f"{self.path}: extend the drafter after a rollback before drafting; the state is gone")
         self._chain.restart()
         self._drafted = 0
         if self._penalties is not None:
@@ -235,19 +221,6 @@ def _read_for(path: GgufSource, target: Lender) -> tuple[GgufInfo, DrafterConfig
     return info, *complete_weights(info, target.info)
 
 
-def _threads(shared: native.Team | None) -> str:
-    return "one thread" if shared is None else f"{shared.threads} threads"
-
-
-def _why(config: DrafterConfig) -> str:
-    reasons = meta.graph_reasons(config)
-    return (
-        f"as llama.cpp cannot run it: {'; '.join(reasons)}"
-        if reasons
-        else "which is faster for its size"
-    )
-
-
 def _holder(name: str, info: GgufInfo, target: GgufInfo) -> tuple[GgufInfo, str] | None:
     """The file and the name there of a matrix of the drafter's or, where it has none, the target's."""
     own = meta.TENSORS[name]
@@ -283,23 +256,18 @@ def _int32(tokens: Ids) -> npt.NDArray[np.int32]:
     return np.where((wide < 0) | (wide > np.iinfo(np.int32).max), -1, wide).astype(np.int32)
 
 
-def open_drafter(
-    path: GgufSource, target: Lender, *, kernels: Kernels | None = None, **settings: Any
-) -> Drafter:
+def open_drafter(path: GgufSource, target: Lender, *, kernels: Kernels | None = None, **settings: Any) -> Drafter:
     """The drafter at `path` on llama.cpp, or on refspec's own kernels where llama.cpp's graph does not compute it.
 
     `kernels` "auto" takes the own ones for a drafter of at most SMALL bytes on the processor too, "llama" and "own"
-    insist. The other `settings` are those of `LlamaEagle3Drafter`. Raises CheckpointError, ShapeError, BackendError,
-    UsageError (kernels).
+    insist. Raises CheckpointError, ShapeError, BackendError, UsageError (kernels).
     """
     if kernels is not None and kernels not in KERNELS:
         raise UsageError(f"drafter kernels {kernels!r}: one of {', '.join(KERNELS)}")
     info = read_gguf_header(path)
     beyond = bool(meta.graph_reasons(drafter_config(info, in_graph=False)))
     if kernels == "own" and native.lib is None:
-        raise BackendError(
-            "--drafter-kernels own: the C module is not built; build it with: python native/build_ffi.py"
-        )
+        raise BackendError("--drafter-kernels own: the C module is not built; build it: python native/build_ffi.py")
     small = kernels == "auto" and native.lib is not None and _is_small(info) and not settings.get("n_gpu_layers")
     if kernels == "llama" or not (beyond or kernels == "own" or small):
         return LlamaEagle3Drafter(info, target, **settings)

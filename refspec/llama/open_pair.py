@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from refspec.decoding.deferred import DeferredDrafter
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.fallback import FallbackDrafter
 from refspec.decoding.lookup import LookupDrafter
@@ -51,19 +52,12 @@ def make_target(source: GgufSource, *, tree: TreeShape | None, **settings: Any) 
 
 
 def make_drafter(
-    source: GgufSource | None,
-    target: Any,
-    *,
-    lookup: bool,
-    tree: TreeShape | None = None,
-    kernels: Kernels | None = None,
-    **settings: Any,
-) -> Drafter | None:
+    source: GgufSource | None, target: Any, *, lookup: bool, tree: TreeShape | None = None,
+    kernels: Kernels | None = None, **settings: Any,
+) -> Drafter | None:  # fmt: skip
     """The drafter of a file, prompt lookup, or the first falling back on the second; None for neither.
 
-    What runs an EAGLE-3 drafter is `open_drafter`'s choice unless `kernels` makes it. `settings` are the engine's.
-    Raises CheckpointError or ShapeError for a drafter of another target or vocabulary, BackendError when llama.cpp
-    refuses, UsageError for a tree that nothing can grow.
+    CheckpointError, ShapeError (other target or vocabulary), BackendError, UsageError (nothing can grow the tree).
     """
     check_grower(source, tree)
     if source is None:
@@ -83,23 +77,21 @@ def describe(drafter: Drafter | None) -> str:
     """The kind in words, for statistics and benchmarks."""
     if drafter is None:
         return "plain"
-    inner = getattr(drafter, "inner", drafter)
-    if isinstance(inner, (FallbackDrafter, TreeLookupDrafter)):
-        return f"{describe(inner.trained)} + lookup"
-    if isinstance(inner, LookupDrafter):
+    if isinstance(drafter, (FallbackDrafter, TreeLookupDrafter)):
+        return f"{describe(drafter.trained)} + lookup"
+    if isinstance(drafter, LookupDrafter):
         return "lookup"
-    return "eagle3" if inner.capture_layers else "model"
+    return "eagle3" if drafter.capture_layers else "model"
 
 
 def lookups(drafter: Drafter | None) -> int:
     """How many drafts of the last output came from prompt lookup in place of a trained drafter."""
-    inner = getattr(drafter, "inner", drafter)
+    inner = drafter.inner if isinstance(drafter, DeferredDrafter) else drafter
     return inner.lookups if isinstance(inner, FallbackDrafter) else 0
 
 
 def notes(target: object, drafter: Drafter | None) -> list[str]:
     """What a user should be told of how the models run, where it is not what they would expect."""
-    inner = getattr(drafter, "inner", drafter)
-    drafter = getattr(inner, "trained", inner)
-    said = [getattr(getattr(target, "model", None), "note", None), getattr(drafter, "note", None)]
+    said = [getattr(getattr(target, "model", None), "note", None)]
+    said.append(getattr(getattr(drafter, "trained", drafter), "note", None))
     return [str(line) for line in said if line]

@@ -31,11 +31,7 @@ class Lender(Protocol):
 
 
 def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
-    """The configuration of an eagle3 GGUF, checked.
-
-    Raises CheckpointError or ShapeError for a damaged file and, with `in_graph`, BackendError for a drafter its graph
-    cannot compute.
-    """
+    """The checked configuration of an eagle3 GGUF; with `in_graph`, BackendError where llama.cpp cannot compute it."""
     check_tensor_types(info)
     if info.arch in drafter_meta.ARCHS:
         check_sizes(info, drafter_meta.STOCK_ARCH)
@@ -45,13 +41,10 @@ def drafter_config(info: GgufInfo, *, in_graph: bool = True) -> DrafterConfig:
         text = str(error)
         raise error if str(info.path) in text else type(error)(f"{info.path}: {text}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{info.path}: a metadata value of the wrong kind ({error}); convert the drafter again"
-        ) from None
+        raise CheckpointError(f"{info.path}: a metadata value of the wrong kind ({error}); convert it again") from None
     if in_graph and (reasons := drafter_meta.graph_reasons(config)):
         raise BackendError(
-            f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec's own kernels can (drafter"
-            " kernels: auto)"
+            f"{info.path}: llama.cpp cannot run it: {'; '.join(reasons)}; refspec can (drafter kernels: auto)"
         )
     _check_flags(info, config)
     _check_tensors(info, config)
@@ -86,12 +79,10 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
             raise CheckpointError(f"{info.path}: tensor {gguf_name!r} is missing; convert the drafter again")
     for name, tensor in info.tensors.items():
         if name not in shapes:
-            raise CheckpointError(
-                f"{info.path}: tensor {name!r} is not part of this drafter; llama.cpp refuses extra tensors"
-            )
+            raise CheckpointError(f"{info.path}: tensor {name!r} is not part of this drafter; llama.cpp refuses extras")
         if tuple(tensor.shape) != shapes[name]:
             raise ShapeError(
-                f"{info.path}: tensor {name!r} is {list(tensor.shape)}, the metadata says {list(shapes[name])}"
+                f"{info.path}: tensor {name!r} is {list(tensor.shape)}, not {list(shapes[name])} as declared"
             )
     if "d2t" not in info.tensors:
         return
@@ -101,20 +92,14 @@ def _check_tensors(info: GgufInfo, config: DrafterConfig) -> None:
             " drafter again"
         )
     if "output.weight" not in info.tensors:
-        raise CheckpointError(
-            f"{info.path}: has d2t but no output.weight, and the target's head knows no draft vocabulary; convert"
-            " it again"
-        )
+        raise CheckpointError(f"{info.path}: has d2t but no output.weight for its vocabulary; convert it again")
     ids = read_tensor(info, "d2t")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         raise CheckpointError(
-            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, expected ids in 0..{config.vocab_size - 1}; convert"
-            " it again"
+            f"{info.path}: d2t holds {ids.min()}..{ids.max()}, not ids in 0..{config.vocab_size - 1}; convert it again"
         )
     if len(np.unique(ids)) != len(ids):
-        raise CheckpointError(
-            f"{info.path}: d2t names a target id twice, as offsets stored for ids do; convert it again"
-        )
+        raise CheckpointError(f"{info.path}: d2t names a target id twice, as stored offsets do; convert it again")
 
 
 def check_pair(
@@ -126,9 +111,7 @@ def check_pair(
         ("the vocabulary", config.vocab_size, n_vocab),
     ):
         if mine != its:
-            raise ShapeError(
-                f"{drafter.path}: {what} is {mine}, but {target.path} has {its}; this drafter is for another target"
-            )
+            raise ShapeError(f"{drafter.path}: {what} is {mine}, but {target.path} has {its}; it is for another target")
     check_boundaries(drafter.path, target.arch, n_layer, config.capture_layers)
     lent = [name for name in ("token_embd.weight", "output.weight") if name not in drafter.tensors]
     if lent and config.hidden_size != hidden_size:
@@ -138,22 +121,15 @@ def check_pair(
         )
     for name in lent:
         if name not in target.tensors and "token_embd.weight" not in target.tensors:
-            raise CheckpointError(
-                f"{drafter.path}: has no {name}, and neither has {target.path}; convert the drafter with its own"
-            )
+            raise CheckpointError(f"{drafter.path}: has no {name}, nor has {target.path}; convert it with its own")
     if "output.weight" in lent and "output.weight" not in target.tensors:
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
-            raise ShapeError(
-                f"{target.path}: its head has {shape[0]} tokens, the drafter's vocabulary {config.vocab_size}; it"
-                " is for another target"
-            )
+            raise ShapeError(f"{target.path}: its head has {shape[0]} tokens, not {config.vocab_size}")
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
         # lengths were compared above
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise CheckpointError(
-            f"{drafter.path}: token {first} is {ours[first]!r}, but {theirs[first]!r} in {target.path}; it is for"
-            " another"
-            " target"
+            f"{drafter.path}: token {first} is {ours[first]!r}, in {target.path} {theirs[first]!r}; another target's"
         )

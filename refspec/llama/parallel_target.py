@@ -14,14 +14,14 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.requests import Answer, Coins, Request
+from refspec.decoding.drafter import Coins
+from refspec.decoding.requests import Answer, Request
 from refspec.errors import BackendError, ShapeError, UsageError
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.target_checks import check_target
 from refspec.llama import api, weights
 from refspec.llama.capture import Views
 from refspec.llama.context import Context
-from refspec.llama.model import Model
 from refspec.llama.sequences import SequenceBatch, drop
 from refspec.llama.target import check_kind
 from refspec.llama.tree_batch import MAX_SEQUENCES
@@ -50,75 +50,44 @@ class ParallelTarget:
     """A model with memory for `parallel` sequences of `n_ctx` positions each."""
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        parallel: int,
-        n_ctx: int,
-        n_threads: int | None = None,
-        n_gpu_layers: int = 0,
-        n_batch: int = 512,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        repack: bool = True,
+        self, path: str | os.PathLike[str], *, parallel: int, n_ctx: int, n_threads: int | None = None,
+        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str = "auto", repack: bool = True,
         panels: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
         if not 1 <= parallel <= MAX_SEQUENCES:
             raise UsageError(f"parallel = {parallel} is outside 1..{MAX_SEQUENCES}")
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path = self.info.path
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels, repack=repack)
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
-            raise UsageError(
-                f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}; allow"
-                " shorter ones"
-            )
+            raise UsageError(f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}")
         self.parallel, self.n_ctx = parallel, n_ctx
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
         self.context = Context(
-            self.model,
-            n_ctx=parallel * -(-n_ctx // CELLS) * CELLS,
-            n_batch=n_batch,
-            n_ubatch=n_batch,
-            n_threads=n_threads,
-            kv_type=kv_type,
-            flash_attn=flash_attn,
-            n_seq_max=parallel,
-            streams=True,
-        )
+            self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch,
+            n_threads=n_threads, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=parallel, streams=True,
+        )  # fmt: skip
         self._batch = SequenceBatch(self.context.n_batch, parallel)
         self._views = Views()
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self,
-        requests: Iterable[Request],
-        *,
-        max_new: int,
-        temperature: float,
-        stop: frozenset[int],
+        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
         penalties: Penalties = NO_PENALTIES,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Answer]:  # fmt: skip
         """Answer every request, in the order in which they end; a request is taken when there is room for it.
 
-        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i of a
-        request with coins is the inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized
-        logits: its neighbours change an answer only by the rounding of llama.cpp's batches. Raises ShapeError for a
-        prompt, BackendError for a failed computation.
+        An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i is the
+        inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized logits. Raises ShapeError
+        (prompt), BackendError.
         """
         if max_new < 1 or not 0 <= temperature < np.inf:
-            raise UsageError(
-                f"max_new = {max_new}, temperature = {temperature}: give at least 1, and a finite number from 0 on"
-            )
+            raise UsageError(f"max_new = {max_new}, temperature = {temperature}: give >= 1, and a finite number >= 0")
         self.context.clear()
         penalizer = self._penalizer(penalties) if penalties.on else None
         queue = iter(requests)
@@ -150,8 +119,7 @@ class ParallelTarget:
         prompt, coins = np.asarray(request.prompt), request.coins
         if len(prompt) < 1 or len(prompt) + max_new > self.n_ctx:
             raise ShapeError(
-                f"{self.path}: a prompt of {len(prompt)} tokens and {max_new} after it do not fit into {self.n_ctx}"
-                " positions"
+                f"{self.path}: {len(prompt)} prompt tokens and {max_new} more do not fit into {self.n_ctx} positions"
             )
         if prompt.dtype.kind not in "iu" or prompt.min() < 0 or prompt.max() >= self.n_vocab:
             raise ShapeError(f"{self.path}: tokens must be ids in 0..{self.n_vocab - 1}")
@@ -200,14 +168,9 @@ class ParallelTarget:
         """Logits [R, V] of the last decode, in order; a view, valid until the next one."""
         if not rows:
             return np.empty((0, self.n_vocab), np.float32)
-        address = api.get_logits_ith(self.context.alive(), -rows)
-        if not address:
-            raise BackendError(f"{self.path}: llama.cpp returned no logits: {api.reason()}")
-        logits = self._views.at(address, rows, self.n_vocab)
+        logits = self._views.at(self.context.logits(-rows), rows, self.n_vocab)
         if not np.isfinite(logits.max(1)).all():  # NaN wins every max
-            raise BackendError(
-                f"{self.path}: logits are not finite; the weights are damaged, download or convert the file again"
-            )
+            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
         return logits
 
     def close(self) -> None:
@@ -222,10 +185,7 @@ def _coin(slot: _Slot) -> float:
 
 
 def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
-    """Tokens [R] of logits [R, V]: `sampling.sample` of each with np.exp and coins [R]; argmax where a coin is NaN.
-
-    At temperature 0 every token is argmax, the lowest id on ties.
-    """
+    """Tokens [R] of logits [R, V]: `sampling.sample` with coins [R]; argmax at temperature 0 or where a coin is NaN."""
     chosen = logits.argmax(1)
     drawn = np.flatnonzero(~np.isnan(coins))
     if temperature > 0 and len(drawn):

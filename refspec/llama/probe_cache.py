@@ -1,6 +1,4 @@
-"""What takes time to find out about this llama.cpp on this processor is found once, and kept in the user's cache
-directory.
-"""
+"""What is slow to find out about this llama.cpp on this processor, found once and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -18,10 +16,7 @@ Answer = TypeVar("Answer", bool, int)
 
 
 def ask_once(question: str, about: Sequence[object], ask: Callable[[], Answer], kind: type[Answer]) -> Answer:
-    """What `ask` answered the first time for the same library, processor and `about` (JSON).
-
-    It is asked again where the file of the answer is damaged or could not be written.
-    """
+    """What `ask` answered the first time for this library, processor and `about` (JSON), while the file lasts."""
     answer = cache_directory() / f"{question}-{_key(about)}.json"
     try:
         known = json.loads(answer.read_text("utf-8"))["answer"]

@@ -75,10 +75,7 @@ class BatchProbe:
         self._batch = RowBatch(size)
 
     def run(self, tokens: Sequence[int], first: int, *, paired: bool = True) -> list[bytes]:
-        """`Run`; with `paired` a single token runs beside a copy of itself.
-
-        Raises BackendError where llama.cpp fails or shows no attention.
-        """
+        """`Run`; `paired` runs a single token beside a copy. BackendError where llama.cpp shows no attention."""
         n = max(len(tokens), 1 + paired)
         self.context.keep(first)
         self._seen = []
@@ -91,9 +88,7 @@ class BatchProbe:
         if code:
             raise self.context.failure(code, f"run {n} tokens at position {first}")
         if not self._seen:
-            raise BackendError(
-                f"{self._path}: llama.cpp does not show the attention of this architecture; leave --reproducible out"
-            )
+            raise BackendError(f"{self._path}: llama.cpp does not show the attention here; leave --reproducible out")
         logits = ctypes.string_at(api.get_logits_ith(self.context.handle, -n), 4 * n * self._n_vocab)
         whole = [*self._seen, logits]
         return [

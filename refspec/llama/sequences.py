@@ -27,13 +27,9 @@ class SequenceBatch:
         self._outputs = np.zeros(capacity, np.int8)
         self.added = 0
         self.struct = api.Batch(
-            token=self.tokens.ctypes.data,
-            embd=None,
-            pos=self.positions.ctypes.data,
-            n_seq_id=self._counts.ctypes.data,
-            seq_id=self._pointers.ctypes.data,
-            logits=self._outputs.ctypes.data,
-        )
+            token=self.tokens.ctypes.data, embd=None, pos=self.positions.ctypes.data, n_seq_id=self._counts.ctypes.data,
+            seq_id=self._pointers.ctypes.data, logits=self._outputs.ctypes.data,
+        )  # fmt: skip
         self._first = int(self._ids.ctypes.data)
 
     def clear(self) -> None:

@@ -38,42 +38,22 @@ class LlamaTarget:
     """One GGUF in llama.cpp as a Target; `context` may be lent to a drafter, which must be closed first."""
 
     def __init__(
-        self,
-        path: GgufSource,
-        *,
-        n_ctx: int = 0,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
-        n_batch: int = 512,
-        n_ubatch: int = 512,
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        capture_layers: Sequence[int] = (),
-        capture: str = "auto",
-        n_seq_max: int = 1,
-        rewind: bool | None = None,
-        repack: bool = True,
-        panels: bool = True,
-        pair_rows: bool = False,
-    ) -> None:
-        """Load a model; n_ctx 0 is what it was trained for, at most 8192. `capture` is auto, staged or callback;
-        n_seq_max > 1 is for trees.
+        self, path: GgufSource, *, n_ctx: int = 0, n_threads: int | None = None, n_threads_batch: int | None = None,
+        n_gpu_layers: int = 0, n_batch: int = 512, n_ubatch: int = 512, kv_type: str = "f16", flash_attn: str = "auto",
+        capture_layers: Sequence[int] = (), capture: str = "auto", n_seq_max: int = 1, rewind: bool | None = None,
+        repack: bool = True, panels: bool = True, pair_rows: bool = False,
+    ) -> None:  # fmt: skip
+        """Load a model; n_ctx 0 is what it was trained for, at most 8192; n_seq_max > 1 is for trees.
 
-        capture_layers are boundaries: k is the residual stream entering layer k. `rewind`: rows will be taken back, as
-        with any drafter (None: with one that captures). `panels` has refspec's kernels multiply where they can
-        (`llama/matmul_hook.py`), `repack` lets llama.cpp repack quantized weights. Verify batches run on
-        n_threads_batch. Raises CheckpointError (file), ShapeError (capture_layers), UsageError (settings), BackendError
-        (llama.cpp refused).
+        capture_layers are boundaries: k is the residual stream entering layer k; `capture` is auto, staged or callback.
+        `rewind`: rows will be taken back (None: with a drafter that captures). `panels`: refspec's kernels multiply
+        where they can; `repack`: llama.cpp may repack weights. Raises CheckpointError (file), ShapeError
+        (capture_layers), UsageError (settings), BackendError (llama.cpp refused).
         """
         self.info = read_gguf_header(path)
         check_target(self.info)
         self.path, self.arch, self.metadata = self.info.path, self.info.arch, self.info.metadata
-        self.model = Model(
-            self.info,
-            n_gpu_layers=n_gpu_layers,
-            held=weights.choose(self.info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels),
-        )
+        self.model = weights.load(self.info, n_gpu_layers=n_gpu_layers, panels=panels, repack=repack)
         self._check_kind()
         self.n_layer, self.hidden_size, self.n_vocab = self.model.n_layer, self.model.hidden_size, self.model.n_vocab
         self.end_tokens, self.bos, self.add_bos = self.model.end_tokens, self.model.bos, self.model.add_bos
@@ -95,12 +75,9 @@ class LlamaTarget:
             "panels": self.model.packed is not None,
         }
         self._settings: dict[str, Any] = dict(
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            kv_type=kv_type,
-            flash_attn=flash_attn,
+            n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn,
             n_seq_max=n_seq_max,
-        )
+        )  # fmt: skip
         self.context = Context(
             self.model, n_ctx=n_ctx + self.pair_rows, n_batch=n_batch, n_ubatch=n_ubatch,
             n_rs_seq=MAX_REWIND if recurrent and rewind else 0, **self._settings,
@@ -110,11 +87,10 @@ class LlamaTarget:
         if recurrent and rewind and api.context_n_rs_seq(self.context.handle) == 0:
             self.close()
             raise BackendError(
-                f"{self.path}: architecture {self.arch!r} keeps a recurrent state llama.cpp cannot take back; run it"
-                " without a drafter"
+                f"{self.path}: {self.arch!r} keeps a recurrent state llama.cpp cannot take back; use no drafter"
             )
         if self._capture is not None:
-            self._capture.attach(self.context.handle)
+            self._capture.switch(self.context.handle, True)
         self.n_ctx = self.context.n_ctx - self.pair_rows  # the second row of the last position needs a place, too
         self._batch = RowBatch(self.context.n_batch)
         self._rows = DecodedRows(
@@ -137,11 +113,10 @@ class LlamaTarget:
         return self._rows.seconds
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
-        """Append rows for tokens [T], in batches of n_batch; logits for "all" (T <= n_batch), the "last" or "none" of
-        them.
+        """Append tokens [T] in batches; logits for "all" (T <= n_batch), the "last" or "none" of them.
 
-        Raises ShapeError when they do not fit into the context or the vocabulary, BackendError for a failed computation
-        or logits that are not finite; the positions held before stay held.
+        ShapeError where they do not fit, BackendError for a failure or logits not finite; what was held before stays
+        held.
         """
         if not self.pair_rows or len(tokens) != 1 or logits != "all" or self.n_past >= self.n_ctx:
             return self._decode(tokens, logits)
@@ -153,19 +128,15 @@ class LlamaTarget:
     def smallest_differing_batch(self) -> int | None:
         """The smallest batch, up to `rounding.MOST_TOKENS`, in which a token has other bits than in a pair, or None.
 
-        Tried in a small context of its own, once (`ask_once`). Raises BackendError where single tokens cannot run in
-        pairs, or llama.cpp does not show the attention.
+        Tried once (`ask_once`). BackendError where single tokens cannot run in pairs, or the attention is not shown.
         """
         if not self.pair_rows:
             raise BackendError(f"{self.path}: single rows are not run in pairs here, as a recurrent state forbids")
         state = os.stat(self.path)
         about = [
-            os.path.realpath(self.path),
-            state.st_size,
-            state.st_mtime_ns,
-            sorted((self._settings | self._placed).items()),
-            default_threads(),
-        ]
+            os.path.realpath(self.path), state.st_size, state.st_mtime_ns,
+            sorted((self._settings | self._placed).items()), default_threads(),
+        ]  # fmt: skip
         return ask_once("exact", about, self._look, int) or None
 
     def _look(self) -> int:
@@ -183,9 +154,7 @@ class LlamaTarget:
                 f" {self.n_ctx - start} or a larger context"
             )
         if logits not in ("all", "last", "none") or (logits == "all" and n > size):
-            raise UsageError(
-                f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last or none"
-            )
+            raise UsageError(f"decode: logits = {logits!r} for {n} rows; choose all (at most {size} rows), last, none")
         rows.begin(n)
         try:
             if rows.native is not None and logits == "all":
@@ -217,10 +186,6 @@ class LlamaTarget:
         """Logits [V] of token i of the last decode: a view into llama.cpp's buffer, valid until the next decode."""
         return self._rows.logits(i)
 
-    def logits_pointer(self, i: int) -> int:
-        """Address of logits(i), for C."""
-        return int(self.logits(i).ctypes.data)
-
     @property
     def capturing(self) -> bool:
         """Whether decodes keep hidden states; off, plain decoding costs what it costs without a drafter."""
@@ -231,10 +196,7 @@ class LlamaTarget:
         self._rows.switch(wanted)
 
     def features(self) -> Array:
-        """Captured states [T, N*Ht] of all tokens of the last decode; the buffer is reused by the next one.
-
-        Raises ShapeError while `capturing` is off.
-        """
+        """Captured states [T, N*Ht] of the last decode, valid until the next; ShapeError unless `capturing`."""
         return self._rows.features()
 
     def rollback(self, n: int) -> None:
@@ -283,9 +245,7 @@ class LlamaTarget:
         if staged and how != "callback":
             return StagedCapture(self.capture_layers, self._views)
         if 0 in self.capture_layers:
-            raise ShapeError(
-                f"{self.path}: capture layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'"
-            )
+            raise ShapeError(f"{self.path}: layer 0 (embeddings) cannot be captured by callback; use capture = 'auto'")
         return CallbackCapture(self.capture_layers, self.hidden_size, capacity, self.path)
 
 
@@ -293,6 +253,4 @@ def check_kind(model: Model) -> None:
     """CheckpointError for an architecture that does not generate left to right."""
     handle, info = model.handle, model.info
     if api.model_has_encoder(handle) or not api.model_has_decoder(handle) or api.model_is_diffusion(handle):
-        raise CheckpointError(
-            f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder model"
-        )
+        raise CheckpointError(f"{info.path}: architecture {info.arch!r} does not generate left to right; use a decoder")

@@ -47,13 +47,10 @@ class TreeBatch:
         self._outputs = np.ones(capacity, np.int8)
         self._ids = np.zeros(0, np.int32)  # kept alive while llama.cpp reads
         self.struct = api.Batch(
-            token=self.tokens.ctypes.data,
-            embd=self.states.ctypes.data if width else None,
-            pos=self.positions.ctypes.data,
-            n_seq_id=self._counts.ctypes.data,
-            seq_id=self._pointers.ctypes.data,
+            token=self.tokens.ctypes.data, embd=self.states.ctypes.data if width else None,
+            pos=self.positions.ctypes.data, n_seq_id=self._counts.ctypes.data, seq_id=self._pointers.ctypes.data,
             logits=self._outputs.ctypes.data,
-        )
+        )  # fmt: skip
 
     def prepare(self, positions: Sequence[int], sequences: Sequence[Sequence[int]]) -> Any:
         """The struct for tokens at positions [T] in sequences [T][at least 1]; fill `tokens` and `states` first."""

@@ -27,9 +27,7 @@ class LlamaTreeTarget(LlamaTarget):
     """One GGUF in llama.cpp as a TreeTarget, for trees of at most `leaves` leaves; attention-only architectures."""
 
     def __init__(self, path: GgufSource, *, leaves: int, **settings: Any) -> None:
-        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError for an architecture that cannot run
-        trees.
-        """
+        """As LlamaTarget; UsageError for `leaves` outside 1..256, BackendError (architecture)."""
         if not 1 <= leaves <= MAX_SEQUENCES:
             raise UsageError(f"leaves = {leaves} is outside 1..{MAX_SEQUENCES}")
         super().__init__(path, n_seq_max=leaves, **settings)
@@ -43,25 +41,20 @@ class LlamaTreeTarget(LlamaTarget):
         return len(self._tree_batch.tokens) - 1
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
-        """Run the pending token and N nodes, tokens [N+1] and parents [N] (-1 for the pending token), with logits and
-        states of all.
+        """Run the pending token and N nodes, tokens [N+1], parents [N] (-1: pending), with logits and states of all; T.
 
-        `keep_path` must follow; any other call forgets the tree. Returns T. Raises ShapeError, BackendError; the
-        positions held stay held.
+        `keep_path` must follow; any other call forgets the tree. ShapeError, BackendError; the positions held stay
+        held.
         """
         self.context.alive()
         self._forget_tree()
         rows, n, start = self._rows, len(tokens), self.n_past
         above = [int(p) for p in parents]
         if n != len(above) + 1 or any(not -1 <= p < i for i, p in enumerate(above)):
-            raise ShapeError(
-                f"{self.path}: {n} tokens and parents {above} are not a tree; a parent comes before its children"
-            )
+            raise ShapeError(f"{self.path}: {n} tokens and parents {above} are not a tree; parents come first")
         if n > min(len(self._tree_batch.tokens), self.n_ctx - start):
             room = min(self.max_nodes, self.n_ctx - start - 1)
-            raise ShapeError(
-                f"{self.path}: a tree of {n - 1} nodes after {start} tokens does not fit; give at most {room}"
-            )
+            raise ShapeError(f"{self.path}: {n - 1} nodes after {start} tokens do not fit; give at most {room}")
         sequences = leaf_sequences(above)
         if len(sequences[0]) > self.leaves:
             raise ShapeError(f"{self.path}: a tree of {len(sequences[0])} leaves, loaded for {self.leaves}")
@@ -88,9 +81,7 @@ class LlamaTreeTarget(LlamaTarget):
         return n
 
     def keep_path(self, nodes: Sequence[int]) -> None:
-        """Keep the pending token and `nodes`, a path from the root of the tree just run; logits and features stay
-        readable.
-        """
+        """Keep the pending token and `nodes`, a path from the root; logits and features stay readable."""
         if self._sequences is None:
             raise UsageError(f"{self.path}: keep_path follows decode_tree")
         sequences, self._sequences = self._sequences, None
@@ -133,7 +124,4 @@ def check_shares(target: LlamaTarget) -> None:
     """BackendError for an architecture whose cache cannot hold the paths of a tree at once."""
     recurrent = api.model_is_recurrent(target.model.handle) or api.model_is_hybrid(target.model.handle)
     if recurrent or target.arch in UNSHARED_ARCHS:
-        raise BackendError(
-            f"{target.path}: architecture {target.arch!r} cannot run several continuations at once; draft chains, not"
-            " trees"
-        )
+        raise BackendError(f"{target.path}: architecture {target.arch!r} cannot run trees; draft chains, not trees")

@@ -31,13 +31,9 @@ def survives(module: str, folder: str) -> bool:
     nothing = subprocess.DEVNULL
     try:
         child = subprocess.run(
-            [sys.executable, "-m", module, folder],
-            stdin=nothing,
-            stdout=nothing,
-            stderr=nothing,
-            timeout=PATIENCE,
+            [sys.executable, "-m", module, folder], stdin=nothing, stdout=nothing, stderr=nothing, timeout=PATIENCE,
             check=False,
-        )
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return False
     return child.returncode == 0
@@ -52,9 +48,7 @@ def leave_no_core_file() -> None:
 
 
 def write_model(file: Path, *, width: int, outtype: str) -> None:
-    """A Llama model of one layer and `width` channels without a tokenizer; its matrices have a type of
-    `gguf.io.OUTTYPES`.
-    """
+    """A one-layer Llama model of `width` channels, without a tokenizer, its matrices of type `outtype`."""
     rng = np.random.default_rng(0)
 
     def tensor(name: str, *shape: int) -> TensorOut:
@@ -67,15 +61,10 @@ def write_model(file: Path, *, width: int, outtype: str) -> None:
     tensors += [tensor(f"{name}.weight", width) for name in norms]
     tensors += [tensor(f"{name}.weight", VOCAB, width) for name in ("token_embd", "output")]
     sizes = {
-        "context_length": 128,
-        "embedding_length": width,
-        "block_count": 1,
-        "feed_forward_length": width,
-        "attention.head_count": 1,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.dimension_count": width,
+        "context_length": 128, "embedding_length": width, "block_count": 1, "feed_forward_length": width,
+        "attention.head_count": 1, "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": width,
         "vocab_size": VOCAB,
-    }
+    }  # fmt: skip
     metadata = {f"llama.{key}": value for key, value in sizes.items()} | {"tokenizer.ggml.model": "none"}
     write_gguf(file, "llama", metadata, tensors)
 

@@ -23,25 +23,18 @@ class _Traits(ctypes.Structure):
     """`struct ggml_type_traits`."""
 
     _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("block", ctypes.c_int64),
-        ("interleave", ctypes.c_int64),
-        ("size", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.c_void_p),
-        ("from_float_ref", ctypes.c_void_p),
-    ]
+        ("name", ctypes.c_char_p), ("block", ctypes.c_int64), ("interleave", ctypes.c_int64), ("size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool), ("to_float", ctypes.c_void_p), ("from_float_ref", ctypes.c_void_p),
+    ]  # fmt: skip
 
 
 class _CpuTraits(ctypes.Structure):
     """`struct ggml_type_traits_cpu`."""
 
     _fields_ = [
-        ("from_float", ctypes.c_void_p),
-        ("vec_dot", ctypes.c_void_p),
-        ("vec_dot_type", ctypes.c_int),
+        ("from_float", ctypes.c_void_p), ("vec_dot", ctypes.c_void_p), ("vec_dot_type", ctypes.c_int),
         ("rows", ctypes.c_int64),
-    ]
+    ]  # fmt: skip
 
 
 class Functions(NamedTuple):

@@ -19,15 +19,9 @@ class LlamaVerifier:
     """The Verifier of one target for one sampler, seed and, where given, penalties."""
 
     def __init__(
-        self,
-        target: Target,
-        rows: DecodedRows,
-        sampler: Sampler,
-        seed: int,
-        penalties: Penalized | None,
-        *,
+        self, target: Target, rows: DecodedRows, sampler: Sampler, seed: int, penalties: Penalized | None, *,
         pair_rows: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`rows` are the target's, which can run in C; `pair_rows` as there."""
         assert rows.native is not None
         self.target, self.rows, self.sampler, self.seed = target, rows, sampler, seed

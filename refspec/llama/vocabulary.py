@@ -17,7 +17,7 @@ _TOKENS, _TYPES, _MODEL = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", 
 def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_target: int) -> int:
     """The number of ids both models know; they may differ only by unused padding at the end.
 
-    Raises ShapeError for sizes, CheckpointError for token strings and kinds of tokenizer, naming the first difference.
+    ShapeError (sizes), CheckpointError (token strings, kinds of tokenizer), naming the first difference.
     """
     for key in (_MODEL, "tokenizer.ggml.pre"):
         ours, theirs = drafter.metadata.get(key), target.metadata.get(key)
@@ -27,9 +27,7 @@ def check_vocabulary(drafter: GgufInfo, target: GgufInfo, n_drafter: int, n_targ
     for info, n in ((drafter, n_drafter), (target, n_target)):
         kinds = info.metadata.get(_TYPES) or []
         if n != common and (len(kinds) != n or any(kind != UNUSED for kind in kinds[common:])):
-            raise ShapeError(
-                f"{drafter.path}: its vocabulary has {n_drafter} tokens, {target.path} has {n_target}; {NEEDED}"
-            )
+            raise ShapeError(f"{drafter.path}: it has {n_drafter} tokens, {target.path} has {n_target}; {NEEDED}")
     ours, theirs = drafter.metadata.get(_TOKENS), target.metadata.get(_TOKENS)
     if (ours is None) != (theirs is None):
         bare, other = (drafter, target) if ours is None else (target, drafter)

@@ -1,6 +1,6 @@
 """How a model's weights are held: whose kernels multiply with them, and whether llama.cpp may repack them.
 
-Whoever opens a model decides this first, and `Model` obeys. What cannot be known without trying is tried once, in a
+Decided before a model is opened, which obeys. What cannot be known without trying is tried once, in a
 child process (`matmul_trial.py`, `amx.py`).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from refspec.gguf.header import GgufInfo
 from refspec.llama import matmul_hook, matmul_trial
 from refspec.llama.amx import repacking_works
-from refspec.llama.model import Weights
+from refspec.llama.model import Model, Weights
 
 
 def why_not() -> str | None:
@@ -19,11 +19,7 @@ def why_not() -> str | None:
 
 
 def choose(info: GgufInfo, *, n_gpu_layers: int = 0, repack: bool = True, panels: bool = True) -> Weights:
-    """How to hold the weights of a file.
-
-    With `panels`, refspec's kernels multiply with the matrices they can; with `repack`, llama.cpp may repack the others
-    where that does not crash.
-    """
+    """How to hold a file's weights: `panels` for refspec's kernels, `repack` for llama.cpp's where they work."""
     packed = matmul_hook.packed_bytes(info) if panels and n_gpu_layers == 0 and why_not() is None else 0
     if packed and not matmul_hook.left_to_llama(info):
         repack = False  # both would repack the same weights
@@ -32,3 +28,11 @@ def choose(info: GgufInfo, *, n_gpu_layers: int = 0, repack: bool = True, panels
     quantized = any(t.type not in matmul_hook.AS_STORED for t in info.tensors.values())
     why = f"weights of {info.path.name} stay as stored: the AMX kernels of this llama.cpp crash on this processor"
     return Weights(False, packed, why if quantized else None)
+
+
+def load(
+    info: GgufInfo, *, n_gpu_layers: int, panels: bool, repack: bool = True, arch_override: str | None = None
+) -> Model:
+    """The model of a file, its weights held as `choose` says."""
+    held = choose(info, n_gpu_layers=n_gpu_layers, repack=repack, panels=panels)
+    return Model(info, n_gpu_layers=n_gpu_layers, arch_override=arch_override, held=held)

@@ -40,10 +40,7 @@ class Memory:
         return self._place.with_name(f"window-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
 
     def find(self, kind: type[P], most: int, costs: Costs | None = None) -> P | None:
-        """A policy that goes on from where the last one was left, with newer `costs` if given.
-
-        None where none was stored or it is stale.
-        """
+        """A policy that goes on where the last one was left, with newer `costs` if given; None where stale."""
         try:
             stored = json.loads(self.path(kind, most).read_text("utf-8"))
             if stored["identity"] != self._identity:

@@ -59,10 +59,7 @@ def room_in(n_ctx: int, after: int | None = None) -> int:
 
 
 def text_for(target: Target, after: int | None = None) -> list[int]:
-    """Tokens to measure on: `room_in` of them and MOST + 1 more, SAMPLE repeated, or any ids without a tokenizer.
-
-    Raises RefspecError for a context too small.
-    """
+    """Tokens to measure on: `room_in` and MOST + 1 more, of SAMPLE or any ids; RefspecError for too small a context."""
     wanted = room_in(target.n_ctx, after) + MOST + 1
     try:
         sample = list(target.tokenize(SAMPLE))
@@ -73,11 +70,7 @@ def text_for(target: Target, after: int | None = None) -> list[int]:
 
 
 def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] | None:
-    """`measure` in at most about BUDGET seconds, judged by the time of the first steps.
-
-    As many rounds as fit, ROUNDS at most. Of a model too slow for one round, a few sizes; None where they do not fit
-    either, or where the context is too small.
-    """
+    """`measure` in about BUDGET seconds: as many rounds, else sizes, as the first steps say will fit; None if none."""
     try:
         tokens = text_for(target)
     except RefspecError:
@@ -95,11 +88,9 @@ def measure_in_time(target: Target, drafter: Drafter | None) -> dict[str, Any] |
     if left > small + others:
         return measure(target, drafter, tokens, 1)
     few, start = (FEW_SAMPLES + 1) * sum(1 + FLAT * (r - 1) for r in FEW), tokens[-(SHORT + MOST + 1) :]
-    return (
-        measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
-        if BUDGET / one - PREFILL * len(start) > few
-        else None
-    )
+    if BUDGET / one - PREFILL * len(start) <= few:
+        return None
+    return measure(target, drafter, start, 1, sizes=FEW, samples=FEW_SAMPLES)
 
 
 def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
@@ -115,24 +106,14 @@ def _first_steps(target: Target, tokens: Sequence[int]) -> list[float]:
 
 
 def measure(
-    target: Target,
-    drafter: Drafter | None,
-    tokens: Sequence[int],
-    rounds: int,
-    small: int = 0,
-    *,
-    sizes: Sequence[int] = range(1, MOST + 2),
-    samples: int = SAMPLES,
-) -> dict[str, Any]:
+    target: Target, drafter: Drafter | None, tokens: Sequence[int], rounds: int, small: int = 0, *,
+    sizes: Sequence[int] = range(1, MOST + 2), samples: int = SAMPLES,
+) -> dict[str, Any]:  # fmt: skip
     """What steps take after the positions of `tokens` but its last MOST + 1, in seconds, as `Costs.of` reads it.
 
-    after   positions held
-    target  {size: one run of the target}
-    switch  what the first run of another size takes longer
-    feed    the drafter's rows of two accepted tokens, and its first draft token
-    draft   each further draft token
-
-    `rounds` are of all `sizes`, `small` further ones of those up to SMALL; `samples` runs of a size count in a round.
+    `after`: positions held; `target`: {size: one run}; `switch`: what the first run of another size takes longer;
+    `feed`: the drafter's rows of two accepted tokens, and its first draft token; `draft`: each further one. `rounds`
+    are of all `sizes`, `small` further ones of those up to SMALL; `samples` runs of a size count in a round.
     """
     base = len(tokens) - MOST - 1
     target.capturing = drafter is not None and bool(drafter.capture_layers)
@@ -158,24 +139,16 @@ def measure(
 
 
 def time_rows(
-    target: Target,
-    drafter: Drafter | None,
-    tokens: Sequence[int],
-    base: int,
-    rounds: Sequence[Iterable[int]],
-    *,
-    samples: int,
-    drafted: Callable[[int], int],
-    each_round: Callable[[Array], None],
-) -> tuple[dict[int, list[float]], list[float]]:
+    target: Target, drafter: Drafter | None, tokens: Sequence[int], base: int, rounds: Sequence[Iterable[int]], *,
+    samples: int, drafted: Callable[[int], int], each_round: Callable[[Array], None],
+) -> tuple[dict[int, list[float]], list[float]]:  # fmt: skip
     """Seconds of the target on r of `tokens` (KEPT + 1 or more) after `base` positions, for each r of each round.
 
     Returns ({r: seconds of every run}, extra seconds of each first run of a size, which builds llama.cpp's graph and
-    does not count). The models hold `base` positions. Between two runs of several tokens the drafter takes two rows and
-    drafts `drafted(r)` tokens, as in a decode cycle: what it reads displaces the target's weights in the caches, and
-    the target's threads go to sleep meanwhile. Every run begins where two tokens of the one before it would have been
-    kept: several tokens in the place of the last ones are up to a tenth faster. `each_round` is called after every
-    round with the states of two positions, and leaves the drafter as it was.
+    does not count). Between two runs of several tokens the drafter takes two rows and drafts `drafted(r)` tokens, as in
+    a decode cycle: what it reads displaces the target's weights in the caches, and the target's threads go to sleep.
+    Every run begins two tokens after the one before: in the same place it is up to a tenth faster. `each_round` is
+    called after every round with the states of two positions, and leaves the drafter as it was.
     """
     times: dict[int, list[float]] = {}
     switches: list[float] = []
@@ -212,9 +185,8 @@ def time_rows(
 def usual(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """One number for each size from those of its runs: {size: [seconds]} -> {size: seconds}.
 
-    Other programs slow runs down for tens of milliseconds at a time: several runs in a row, and more of one size than
-    of another. Draft lengths are chosen by the ratios of these costs. Medians put two tokens anywhere between 0.9 and
-    1.5 times one, where lower quartiles, which slow runs hardly move, put most between 1.3 and 1.4. So sizes have their
+    Other programs slow runs down for tens of milliseconds, of one size more than of another, and draft lengths hang on
+    the ratios: medians put two tokens at 0.9 to 1.5 times one, lower quartiles at 1.3 to 1.4. So sizes have their
     quartiles, all scaled by what the runs together take beside them.
     """
     fast = {r: sorted(runs)[int(QUARTILE * len(runs))] for r, runs in times.items()}

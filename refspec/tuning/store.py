@@ -39,6 +39,7 @@ class Found(NamedTuple):
 NOT_TUNED = Found(None, "")
 Name = str | os.PathLike[str] | None
 
+PARTS = {"format": "refspec", "engine": "llama.cpp", "machine": "the machine", "files": "a model file"}
 KERNELS = {"auto": "refspec's kernels", "repack": "repacked weights", "stored": "weights as stored"}
 
 
@@ -95,9 +96,7 @@ def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
     try:
         write(out, {"identity": identity(model, drafter), **record})
     except OSError as error:
-        raise UsageError(
-            f"{out}: cannot be written ({error.strerror or error}); name a directory with REFSPEC_CACHE"
-        ) from None
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); set REFSPEC_CACHE") from None
     return out
 
 
@@ -116,12 +115,7 @@ def find(model: Name, drafter: Name) -> Found:
         record = json.loads(file.read_text("utf-8"))
         stored = record["identity"]
         now = identity(model, drafter)
-        for key, what in (
-            ("format", "refspec"),
-            ("engine", "llama.cpp"),
-            ("machine", "the machine"),
-            ("files", "a model file"),
-        ):
+        for key, what in PARTS.items():
             if stored.get(key) != now[key]:
                 return Found(None, f"what `refspec tune` stored is stale: {what} has changed; run it again")
         if not {"chosen", "costs"} <= record.keys():
