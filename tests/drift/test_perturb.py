@@ -5,7 +5,7 @@ from drift_toys import cli_models, toys
 
 from refspec.decoding import chat
 from refspec.errors import UsageError
-from refspec.evaluate.conversation import perturbed
+from refspec.evaluate.conversation import encode
 from refspec.evaluate.perturb import (
     CHATML,
     FOREIGN_SYSTEM,
@@ -88,16 +88,16 @@ def session(**settings):
 def test_bos_and_template_can_be_dropped():
     with_bos = session(template=PLAIN, bos=True)
     own = with_bos.encode("hello")
-    assert perturbed(with_bos, "hello", "none") == own and own[0] == 0
-    assert perturbed(with_bos, "hello", "no-bos") == own[1:]
-    assert perturbed(with_bos, "hello", "raw") == with_bos.encode("hello", raw=True)
+    assert encode(with_bos, ["hello"], "none") == own and own[0] == 0
+    assert encode(with_bos, ["hello"], "no-bos") == own[1:]
+    assert encode(with_bos, ["hello"], "raw") == with_bos.encode("hello", raw=True)
 
 
 def test_what_finds_nothing_to_change_is_refused_not_reported_as_harmless():
     with pytest.raises(UsageError, match=r"no-bos finds nothing to change .* toy\.gguf"):
-        perturbed(session(template=PLAIN), "hello", "no-bos")
+        encode(session(template=PLAIN), ["hello"], "no-bos")
     with pytest.raises(UsageError, match=r"toy\.gguf has no chat template"):
-        perturbed(session(), "hello", "raw")
+        encode(session(), ["hello"], "raw")
 
 
 def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
@@ -113,6 +113,6 @@ def test_the_bench_measures_each_perturbation_on_the_same_prompts(tmp_path):
 
 def test_the_help_lists_every_perturbation():
     text = cli_models.call("acceptance", "-h").stdout
-    assert "Count the guesses kept of several drafters" in text
+    assert "Count the guesses kept" in text
     for name in PERTURBATIONS:
         assert f"  {name} " in text
