@@ -125,7 +125,9 @@ def check_pair(
     if "output.weight" in lent and "output.weight" not in target.tensors:
         shape = target.tensors["token_embd.weight"].shape  # tied: llama.cpp uses the embedding as the head
         if shape[0] != config.vocab_size:
-            raise ShapeError(f"{target.path}: its head has {shape[0]} tokens, not {config.vocab_size}")
+            raise ShapeError(
+                f"{target.path}: its head has {shape[0]} tokens, not {config.vocab_size}; it is for another target"
+            )
     ours, theirs = (i.metadata.get("tokenizer.ggml.tokens") for i in (drafter, target))
     if ours is not None and theirs is not None and ours != theirs:
         # lengths were compared above
