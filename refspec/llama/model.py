@@ -132,7 +132,7 @@ class Model:
         if not self.handle:
             raise BackendError(f"{self.info.path}: already closed; load it again")
         if self._no_tokenizer:
-            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; give token ids")
+            raise BackendError(f"{self.info.path}: no usable tokenizer: {self._no_tokenizer}; use another file")
 
 
 def _free(handle: int, packed: PackedMatrices | None) -> None:

@@ -64,7 +64,9 @@ class ParallelTarget:
         check_kind(self.model)
         if not 1 <= n_ctx <= self.model.n_ctx_train:
             limit = self.model.n_ctx_train
-            raise UsageError(f"{self.path}: {n_ctx} positions for a prompt and its answer are outside its 1..{limit}")
+            raise UsageError(
+                f"{self.path}: {n_ctx} positions of prompt and answer are outside its 1..{limit}; allow shorter ones"
+            )
         self.parallel, self.n_ctx = parallel, n_ctx
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
@@ -170,7 +172,7 @@ class ParallelTarget:
             return np.empty((0, self.n_vocab), np.float32)
         logits = self._views.at(self.context.logits(-rows), rows, self.n_vocab)
         if not np.isfinite(logits.max(1)).all():  # NaN wins every max
-            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged")
+            raise BackendError(f"{self.path}: logits are not finite; the weights are damaged, get the file again")
         return logits
 
     def close(self) -> None:
