@@ -250,7 +250,7 @@ def lesson_stage(
     """What the model shows of its answers, in a folder."""
     from tqdm import tqdm
 
-    lessons = Lessons(folder, answered, len(config.capture_layers), config.target_hidden_size, draft_ids)
+    lessons = Lessons(folder, answered, config.capture_layers, config.target_hidden_size, draft_ids)
     if lessons.done + 1 == len(answered.starts):
         return lessons
     longest = int(np.diff(answered.starts).max())

@@ -45,7 +45,6 @@ class LessonBatches:
             for at in range(int(starts[d]), int(starts[d + 1]) - 1, length)
         ]
         self.vocab = torch.from_numpy(lessons.draft_ids).to(self.device)
-        self._member = np.zeros(int(lessons.answered.tokens.max(initial=0)) + 1, bool)
         self._packed: list[list[int]] = []
         self._epoch = -1
         self._pack(0)

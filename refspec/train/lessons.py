@@ -10,6 +10,7 @@ K kept tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from refspec.errors import CheckpointError
 from refspec.train.answers import Answered
 
 KEPT = 32  # K
+LARGEST = 65504.0  # of float16; a sink's state may be larger, and would be infinite
 BATCH = 128  # tokens with logits in one run
 EVERY = 64  # documents between two notes of how far it got
 
@@ -47,7 +49,9 @@ class Lessons:
     log-probabilities over it; best [N] int32, the likeliest token of all, -1 where nothing was asked.
     """
 
-    def __init__(self, folder: Path, answered: Answered, n_states: int, width: int, draft_ids: npt.NDArray[np.int64]):
+    def __init__(
+        self, folder: Path, answered: Answered, layers: Sequence[int], width: int, draft_ids: npt.NDArray[np.int64]
+    ):
         """Open what an earlier run left, or make room.
 
         CheckpointError where the folder holds lessons of something else.
@@ -56,7 +60,14 @@ class Lessons:
         self._ids = torch.from_numpy(draft_ids)
         n, self.kept = len(answered.tokens), min(KEPT, len(draft_ids))
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"tokens": n, "states": n_states, "width": width, "kept": self.kept, "draft": len(draft_ids)}
+        about: dict[str, Any] = {
+            "tokens": n,
+            "layers": list(layers),
+            "width": width,
+            "kept": self.kept,
+            "draft": len(draft_ids),
+        }
+        about["of"] = _digest(answered.tokens, answered.mine, draft_ids)
         self._note, self.done = folder / "lessons.json", 0
         if self._note.exists():
             before = json.loads(self._note.read_text("utf-8"))
@@ -65,7 +76,7 @@ class Lessons:
             self.done = int(before["documents"])
         self._about = about
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "states": ((n, n_states, width), np.float16),
+            "states": ((n, len(layers), width), np.float16),
             "ids": ((n, self.kept), np.uint16),
             "logp": ((n, self.kept), np.float16),
             "best": ((n,), np.int32),
@@ -111,7 +122,7 @@ class Lessons:
             return
         target.decode(tokens, logits=logits)
         width = self.arrays["states"].shape[1:]
-        self.arrays["states"][at : at + n] = target.features()[:n].reshape(n, *width)
+        self.arrays["states"][at : at + n] = np.clip(target.features()[:n], -LARGEST, LARGEST).reshape(n, *width)
         if logits == "none":
             self.arrays["best"][at : at + n] = -1
             return
@@ -121,3 +132,11 @@ class Lessons:
         self.arrays["ids"][at : at + n] = top.indices.numpy()
         self.arrays["logp"][at : at + n] = (top.values - drafted.logsumexp(1, keepdim=True)).numpy()
         self.arrays["best"][at : at + n] = rows.argmax(1).numpy()
+
+
+def _digest(*arrays: npt.NDArray[Any]) -> str:
+    """What tells these arrays from others."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 import tiny  # noqa: E402
 
 import refspec  # noqa: E402
-from refspec.errors import PromptError, RefspecError, UsageError  # noqa: E402
+from refspec.errors import CheckpointError, PromptError, RefspecError, UsageError  # noqa: E402
 from refspec.gguf.io import read_gguf_header  # noqa: E402
 from refspec.llama.target import LlamaTarget  # noqa: E402
 from refspec.train import from_gguf  # noqa: E402
@@ -98,7 +98,7 @@ def test_lessons_are_what_the_model_computes(tmp_path: Path) -> None:
     mine = np.repeat(np.array([0, 1], np.uint8), [10, 30])
     answered = Answered(tokens, mine, np.array([0, 40]))
     ids = np.arange(3, 203)
-    lessons = Lessons(tmp_path / "lessons", answered, 3, tiny.HT, ids)
+    lessons = Lessons(tmp_path / "lessons", answered, tiny.LAYERS, tiny.HT, ids)
     with_layers = {"capture_layers": tiny.LAYERS, "n_ctx": 64, "n_threads": 1, "kv_type": "f32", "flash_attn": "off"}
     target = LlamaTarget(model, **with_layers)
     lessons.make(target)
@@ -179,3 +179,16 @@ def test_too_little_time_says_how_much_is_needed() -> None:
 def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="GB are free"):
         check_disk(tmp_path, 1 << 60)
+
+
+def test_lessons_of_other_layers_or_answers_are_not_gone_on_with(tmp_path: Path) -> None:
+    model, ids = tiny.target(tmp_path / "model.gguf"), np.arange(3, 103)
+    tokens, mine = np.arange(3, 33, dtype=np.int32), np.ones(30, np.uint8)
+    answered = Answered(tokens, mine, np.array([0, 30]))
+    target = LlamaTarget(model, capture_layers=tiny.LAYERS, n_ctx=64, n_threads=1)
+    Lessons(tmp_path / "lessons", answered, tiny.LAYERS, tiny.HT, ids).make(target)
+    target.close()
+    assert Lessons(tmp_path / "lessons", answered, tiny.LAYERS, tiny.HT, ids).done == 1
+    for layers, said in ((tiny.LAYERS[::-1], answered), (tiny.LAYERS, answered._replace(tokens=tokens[::-1].copy()))):
+        with pytest.raises(CheckpointError, match="lessons of another run"):
+            Lessons(tmp_path / "lessons", said, layers, tiny.HT, ids)
