@@ -107,6 +107,7 @@ class Collecting:
         self.greedy, self.seed = greedy, seed
         self._order: npt.NDArray[np.int64] | None = None  # of this turn through the prompts
         self.whole = self.tokens = 0  # documents answered without a gap, and their tokens
+        self.held = sum(len(kept["prompt"]) + len(kept["answer"]) for kept in journal.done.values())  # of any
 
     def _document(self, i: int) -> tuple[Ids, npt.NDArray[np.float64] | None]:
         turn, place = divmod(i, len(self.prompts))
@@ -130,6 +131,7 @@ class Collecting:
         """Keep one answer."""
         prompt = [int(t) for t in answer.request.prompt]
         self.journal.add(str(answer.request.key), {"prompt": prompt, "answer": answer.tokens})
+        self.held += len(prompt) + len(answer.tokens)
         self._advance()
 
     def _advance(self) -> None:
@@ -165,13 +167,13 @@ def collect(
     temperature: float,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Answered:
-    """Ask until there is enough; `progress` is told the tokens there are after every answer."""
+    """Ask until there is enough; `progress` is told the tokens there are, gaps or not, after every answer."""
     answers = target.answers(
         collecting.requests(), max_new=collecting.max_new, temperature=temperature, stop=target.end_tokens
     )
     for answer in answers:
         collecting.add(answer)
-        progress(collecting.tokens)
+        progress(collecting.held)
         if collecting.enough():
             break
     return collecting.answered()

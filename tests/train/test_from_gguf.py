@@ -192,3 +192,25 @@ def test_lessons_of_other_layers_or_answers_are_not_gone_on_with(tmp_path: Path)
     for layers, said in ((tiny.LAYERS[::-1], answered), (tiny.LAYERS, answered._replace(tokens=tokens[::-1].copy()))):
         with pytest.raises(CheckpointError, match="lessons of another run"):
             Lessons(tmp_path / "lessons", said, layers, tiny.HT, ids)
+
+
+def test_a_longer_run_keeps_answers_and_lessons_and_starts_from_the_shorter_ones_weights(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = tiny.target(tmp_path / "model.gguf"), tmp_path / "out"
+    make(model, out, prompts)
+    answers, states = (out / "answers.jsonl").read_bytes(), (out / "lessons" / "states.bin").read_bytes()
+    vocabulary = np.load(out / "draft_vocabulary.npy")
+    monkeypatch.setattr("refspec.train.from_gguf.run_steps", stopped_at_once)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        make(model, out, prompts, replace(PLAN, tokens=700))
+    started = stopped.value.args[0]
+    assert (out / "answers.jsonl").read_bytes().startswith(answers)
+    assert (out / "lessons" / "states.bin").read_bytes().startswith(states)
+    assert np.array_equal(np.load(out / "draft_vocabulary.npy"), vocabulary)
+    trained = torch.load(out / "before.pt", weights_only=True)["model"]
+    assert all(torch.equal(started[name], w) for name, w in trained.items()) and not (out / "checkpoint.pt").exists()
+
+
+def stopped_at_once(out: Path, identity: dict[str, object], model: torch.nn.Module, *_: object, **how: object) -> None:
+    raise KeyboardInterrupt({name: w.clone() for name, w in model.state_dict().items()})
