@@ -51,13 +51,10 @@ class ParallelTarget:
 
     def __init__(
         self, path: str | os.PathLike[str], *, parallel: int, n_ctx: int, n_threads: int | None = None,
-        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str | None = None,
+        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str = "auto",
         repack: bool = True, panels: bool = True,
     ) -> None:  # fmt: skip
-        """Flash attention is off on a processor by default: with a token of each sequence it is the slower one there.
-
-        Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused).
-        """
+        """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
         if not 1 <= parallel <= MAX_SEQUENCES:
             raise UsageError(f"parallel = {parallel} is outside 1..{MAX_SEQUENCES}")
         self.info = read_gguf_header(path)
@@ -73,8 +70,6 @@ class ParallelTarget:
         self.parallel, self.n_ctx = parallel, n_ctx
         self.n_vocab, self.end_tokens = self.model.n_vocab, self.model.end_tokens
         n_batch = max(n_batch, parallel)
-        if flash_attn is None:
-            flash_attn = "auto" if n_gpu_layers or kv_type == "q8_0" else "off"
         self.context = Context(
             self.model, n_ctx=parallel * -(-n_ctx // CELLS) * CELLS, n_batch=n_batch, n_ubatch=n_batch,
             n_threads=n_threads, kv_type=kv_type, flash_attn=flash_attn, n_seq_max=parallel, streams=True,
