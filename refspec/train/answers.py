@@ -22,6 +22,7 @@ from refspec.decoding.requests import Answer, Answers, Request
 from refspec.errors import PromptError
 from refspec.evaluate.journal import Journal
 from refspec.evaluate.prompts import built_in
+from refspec.reference.sampling import Sampler
 
 Ids = npt.NDArray[np.int32]
 Messages = list[chat.Message]
@@ -164,13 +165,11 @@ def collect(
     target: Answers,
     collecting: Collecting,
     *,
-    temperature: float,
+    sampler: Sampler,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Answered:
     """Ask until there is enough; `progress` is told the tokens there are, gaps or not, after every answer."""
-    answers = target.answers(
-        collecting.requests(), max_new=collecting.max_new, temperature=temperature, stop=target.end_tokens
-    )
+    answers = target.answers(collecting.requests(), max_new=collecting.max_new, sampler=sampler, stop=target.end_tokens)
     for answer in answers:
         collecting.add(answer)
         progress(collecting.held)

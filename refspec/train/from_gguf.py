@@ -30,6 +30,7 @@ from refspec.gguf.recommended_sampling import recommended
 from refspec.gguf.target_checks import check_boundaries
 from refspec.llama.parallel_target import ParallelTarget
 from refspec.llama.target import LlamaTarget
+from refspec.reference.sampling import Sampler
 from refspec.session import Session
 from refspec.train.answers import Answered, Collecting, collect, encode, read_prompts
 from refspec.train.budget import Plan, Rates, check_disk, described, fit
@@ -243,9 +244,12 @@ def answer_stage(
         target.close()
     if not ids:
         raise UsageError(f"no prompt has {plan.max_prompt} tokens or fewer; raise --max-prompt")
-    temperature = plan.temperature
-    if temperature is None:
-        temperature = float(recommended(info.metadata, info.path.name).sampler.get("temperature", TEMPERATURE))
+    said = recommended(info.metadata, info.path.name)
+    sampler = said.applied(Sampler(TEMPERATURE if plan.temperature is None else plan.temperature), set())
+    if plan.temperature is not None:
+        sampler = replace(sampler, temperature=plan.temperature)
+    if said:
+        tell(f"answers are sampled as {model.name} recommends: {said}")
     settings = {
         "target": fingerprint(model),
         "prompts": fingerprint(prompts) if prompts else "built-in",
@@ -261,7 +265,7 @@ def answer_stage(
         try:
             with tqdm(total=plan.tokens, initial=min(work.held, plan.tokens), unit="tok", desc="answers") as bar:
                 return collect(
-                    answering, work, temperature=temperature,
+                    answering, work, sampler=sampler,
                     progress=lambda tokens: bar.update(min(tokens, plan.tokens) - bar.n) and None,
                 )  # fmt: skip
         finally:
