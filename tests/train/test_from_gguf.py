@@ -47,7 +47,7 @@ def make(model: Path, out: Path, prompts: Path, plan: Plan = PLAN) -> dict[str, 
     return train_from_gguf(model, out, plan, prompts=prompts, parallel=4, threads=1, tell=lambda line: None)
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen2", "gemma3"])
 def test_a_drafter_for_any_architecture_runs_with_its_target(arch: str, tmp_path: Path, prompts: Path) -> None:
     model = tiny.target(tmp_path / "model.gguf", arch)
     figures = make(model, tmp_path / "out", prompts)
