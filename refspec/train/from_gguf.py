@@ -40,6 +40,7 @@ from refspec.train.drafters import Separately, export_drafter
 from refspec.train.lesson_batches import LessonBatches
 from refspec.train.lessons import Lessons, bytes_per_token, draft_vocabulary
 from refspec.train.loop import CHECKPOINT, Optimizers, read_checkpoint, run_steps, tune_allocator
+from refspec.train.outcome import held_out_prompts, outcome
 from refspec.train.precision import choose_device, mixed
 from refspec.train.start import start_drafters
 
@@ -133,6 +134,12 @@ def train_from_gguf(
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name, embedding=False)
         convert_drafter(out / name, None, out / f"{name}.gguf", outtype, metadata=_made_for(info))
+    documents = range(0, len(answered.starts) - 1, HELD_OUT)
+    if unseen := held_out_prompts(answered, documents):
+        for name in variants:
+            seen = outcome(model, out / f"{name}.gguf", unseen, threads=threads, gpu_layers=gpu_layers)
+            figures |= {f"{name}_{key}": round(value, 4) for key, value in seen.items()}
+    (out / "summary.json").write_text(json.dumps(figures, indent=1), "utf-8")
     return figures
 
 

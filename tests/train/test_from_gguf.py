@@ -52,6 +52,8 @@ def test_a_drafter_for_any_architecture_runs_with_its_target(arch: str, tmp_path
     model = tiny.target(tmp_path / "model.gguf", arch)
     figures = make(model, tmp_path / "out", prompts)
     assert {"drafter_tau", "drafter-plain_tau"} <= figures.keys()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == figures
+    assert 1 <= figures["drafter_tau 3"] <= figures["drafter_tau 5"] <= 6 and figures["drafter_plain"] > 0
     for name in ("drafter", "drafter-plain"):
         file = tmp_path / "out" / f"{name}.gguf"
         assert "token_embd.weight" not in read_gguf_header(file).tensors  # the target lends it
