@@ -33,7 +33,7 @@ from refspec.llama.target import LlamaTarget
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
 from refspec.train.answers import Answered, Collecting, collect, encode, read_prompts
-from refspec.train.budget import Plan, Rates, check_disk, described, fit
+from refspec.train.budget import OF_FREE_DISK, Plan, Rates, check_disk, described, fit, free_disk
 from refspec.train.drafter import Eagle3, TrainedDrafter
 from refspec.train.drafter_loss import Lesson, chain_losses
 from refspec.train.drafters import Separately, export_drafter
@@ -184,9 +184,10 @@ def _planned(
             raise UsageError(f"{file}: this run was planned for {kept['hours']:g} hours; give the same, or another -o")
         return replace(plan, tokens=kept["tokens"], epochs=kept["epochs"])
     rates = measure_rates(model, out, plan, variants, asking, device)
-    plan = fit(plan, hours, rates)
     config = variants["drafter"]
-    nbytes = plan.tokens * bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    each = bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    plan = fit(plan, hours, rates, int(OF_FREE_DISK * free_disk(out)) // each)
+    nbytes = plan.tokens * each
     for line in described(plan, rates, nbytes):
         asking["tell"](line)
     out.mkdir(parents=True, exist_ok=True)

@@ -178,6 +178,14 @@ def test_too_little_time_says_how_much_is_needed() -> None:
         fit(PLAN, 0.1, Rates(10.0, 10.0, 10.0))
 
 
+def test_a_small_disk_means_fewer_tokens_read_more_often() -> None:
+    rates = Rates(400.0, 400.0, 800.0)
+    plenty, few = fit(PLAN, 1.0, rates), fit(PLAN, 1.0, rates, most=50_000)
+    assert few.tokens == 50_000 < plenty.tokens and plenty.epochs < few.epochs == 8
+    assert sum(rates.seconds(few.tokens, few.epochs)) < 3600
+    assert fit(PLAN, 1.0, rates, most=10**9) == plenty
+
+
 def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="GB are free"):
         check_disk(tmp_path, 1 << 60)
