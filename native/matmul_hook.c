@@ -21,6 +21,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 
 enum { SLOTS = 64 }; /* models at once */
+enum { HEAD = 256 }; /* numbers of an attention head, at most */
 
 enum { MISSING, BEGUN, THERE }; /* of a panel */
 
@@ -202,8 +203,9 @@ EXPORTED bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t 
                               const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type) {
     slot *where;
     matrix *found = find(a, &where);
-    if (!found && a_type == TYPE_F16 && lda != k && k % PANEL == 0 && c_type == TYPE_F32 &&
-        atomic_load_explicit(&attending, memory_order_relaxed)) { /* rows of a cache: a weight's lie one after another */
+    /* rows of a cache: those of a weight lie one after another, as do keys with a single head, which are short */
+    if (!found && a_type == TYPE_F16 && (lda != k || k <= HEAD) && k % PANEL == 0 && c_type == TYPE_F32 &&
+        atomic_load_explicit(&attending, memory_order_relaxed)) {
         if (b_type != TYPE_F16) return false; /* llama.cpp rounds the inputs and asks again */
         panel_set set;
         if (!rs_panel_set(&set)) return false;
