@@ -59,13 +59,14 @@ class Context:
             type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
         )  # fmt: skip
         api.forget_errors()
-        handle = api.new_context(model.handle, params)
+        with api.delayed_signals():
+            handle = api.new_context(model.handle, params)
+            # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
+            self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if not handle:
             why = api.reason("probably too little memory")
             raise BackendError(f"{self.path}: llama.cpp made no context of {n_ctx} positions: {why}")
         self.handle: int = handle
-        # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
-        self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if lender is not None:
             lender._borrowers.add(self)
         self.memory: int = api.context_memory(handle)
@@ -86,7 +87,9 @@ class Context:
         api.memory_clear(self.memory, False)
 
     def alive(self) -> int:
-        """The handle; BackendError once closed, where llama.cpp would end the process."""
+        """The handle; BackendError once closed or in a forked process, where llama.cpp would end it or hang."""
+        if api.forked_from:
+            api.check_process()
         if not self.handle:
             raise BackendError(f"{self.path}: already closed; load it again")
         return self.handle
@@ -112,7 +115,8 @@ class Context:
 
 
 def _free(handle: int, *_keep: object) -> None:
-    api.free_context(handle)
+    if handle and not api.forked_from:
+        api.free_context(handle)
 
 
 def _check_settings(
