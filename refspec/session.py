@@ -8,7 +8,8 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before.
+A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. It takes one
+caller at a time: a second thread in it gets a UsageError. `Generation.stop` may be called from any thread.
 """
 
 from __future__ import annotations
@@ -318,6 +319,16 @@ class Session:
                 f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise n_ctx (-c)"
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
+        with self._latest.turn():
+            return self._started(
+                encoded, drafter, sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=draft_max,
+                draft_sampling=draft_sampling, adaptive=adaptive, policy=policy,
+            )  # fmt: skip
+
+    def _started(
+        self, encoded: list[int], drafter: Drafter | None, *, sampler: Sampler | None, seed: int, max_tokens: int,
+        draft_max: int, draft_sampling: bool, adaptive: bool | None, policy: Policy | None,
+    ) -> Generation:  # fmt: skip
         options: dict[str, Any] = {
             "sampler": self.sampler if sampler is None else sampler, "seed": seed, "max_tokens": max_tokens,
             "draft_sampling": draft_sampling,
@@ -366,11 +377,15 @@ class Session:
         return [int(token) for token in tokens]
 
     def close(self) -> None:
-        """Release both models, and keep what the policy has learned; calling it twice is harmless."""
-        self._remember()
-        if self.drafter is not None:
-            self.drafter.close()  # first: it may borrow weights of the target
-        self.target.close()
+        """Release both models, and keep what the policy has learned; calling it twice is harmless.
+
+        Waits for a step that another thread is in.
+        """
+        with self._latest.turn(wait=True):
+            self._remember()
+            if self.drafter is not None:
+                self.drafter.close()  # first: it may borrow weights of the target
+            self.target.close()
 
     def __enter__(self) -> Session:
         return self

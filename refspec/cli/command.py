@@ -82,7 +82,13 @@ def _shown(default: Any) -> str:
 
 
 class Command(click.Command):
-    """A command whose help has a section for each kind of option."""
+    """A command whose help has a section for each kind of option, and whose counts fit into 32 bits."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        for param in self.params:
+            if isinstance(param.type, click.IntRange) and param.type.max is None:
+                param.type.max = (1 << 31) - 1
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, those everyone needs first."""
@@ -160,6 +166,16 @@ class Refspec(Group):
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except OSError as error:
+            if debug:
+                raise
+            note(f"{error.filename or 'the output'}: {error.strerror or error}")
+            ctx.exit(1)
+        except MemoryError:
+            if debug:
+                raise
+            note("out of memory; try a smaller context (-c) or file")
+            ctx.exit(1)
         except Exception as error:
             if debug:
                 raise

@@ -48,6 +48,7 @@ class Model:
         self.info = info
         self.note = held.note  # what a user should know of how the weights are held
         self.repack = held.repack
+        self.on_processor = n_gpu_layers == 0  # and in the machine's memory
         params, keep = api.model_params(
             n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack
         )

@@ -233,3 +233,91 @@ def test_an_error_names_both_processes() -> None:
         with pytest.raises(BackendError, match=f"process {os.getpid()} was forked from 77"):
             api.check_process()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- one session, two threads
+
+
+def test_a_session_takes_one_caller_at_a_time(tmp_path: Path) -> None:
+    target, drafter = tiny.target(tmp_path / "t.gguf", quantize="Q8_0"), tiny.drafter(tmp_path / "d.gguf")
+    with refspec.load(target, drafter, n_ctx=512, threads=1, tuned=False, draft_max=3) as session:
+        refused: list[str] = []
+        finished: list[int] = []
+        gate = threading.Barrier(3)
+
+        def work() -> None:
+            gate.wait()
+            for _ in range(30):
+                try:
+                    generation = session.generate(tokens=PROMPT, max_tokens=30)
+                    for _event in generation:
+                        pass
+                    finished.append(len(generation.tokens))
+                except refspec.UsageError as error:
+                    refused.append(str(error))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(finished) + len(refused) == 90 and refused
+        assert all("another thread is using this session" in e or "ended by a later one" in e for e in refused)
+        # nothing is left behind: alone, it generates as ever
+        list(generation := session.generate(tokens=PROMPT, max_tokens=30))
+        assert generation.tokens
+
+
+def test_stop_from_another_thread_and_close_while_it_runs(tmp_path: Path) -> None:
+    session = refspec.load(tiny.target(tmp_path / "t.gguf"), n_ctx=512, threads=1, tuned=False)
+    session.target.end_tokens = frozenset()
+    generation = session.generate(tokens=PROMPT, max_tokens=400)
+    next(generation)
+    stopper = threading.Thread(target=generation.stop)
+    stopper.start()
+    stopper.join()
+    assert list(generation) == [] and generation.statistics.stop == "interrupted"
+    generation = session.generate(tokens=PROMPT, max_tokens=400)
+    next(generation)
+    threads = [threading.Thread(target=session.close) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with pytest.raises((BackendError, refspec.UsageError)):
+        while True:
+            next(generation)
+    for thread in threads:
+        thread.join()
+
+
+# ---- settings that a sound file cannot bear
+
+
+def test_more_sequences_than_positions_are_refused(tmp_path: Path) -> None:
+    pair = tiny.target(tmp_path / "t.gguf"), tiny.drafter(tmp_path / "d.gguf")
+    with pytest.raises(refspec.UsageError, match=r"n_ctx = 8 \(-c\) is too small for 12 sequences"):
+        refspec.load(*pair, tree="12:3", n_ctx=8)
+    with refspec.load(*pair, tree="12:3", n_ctx=12, threads=1) as session:
+        list(session.generate(tokens=[3, 4], max_tokens=20))
+
+
+def test_a_context_beyond_memory_is_refused_with_the_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refspec.gguf.io import read_gguf_header
+    from refspec.llama import context
+
+    file = tiny.target(tmp_path / "t.gguf")
+    each = 2 * tiny.N_LAYER * tiny.N_KV * tiny.HEAD  # keys and values
+    assert memory.position_bytes(read_gguf_header(file), "f16") == 2 * each
+    hybrid = read_gguf_header(tiny.target(tmp_path / "h.gguf", "lfm2"))
+    assert memory.position_bytes(hybrid, "f32") == 4 * each * 3 // 5, "two of its five layers keep a state instead"
+    monkeypatch.setattr(context, "available", lambda: 1 << 20)
+    with pytest.raises(refspec.UsageError, match=rf"context of 100000 tokens takes .* give less than {(1 << 20) // 320}"):
+        LlamaTarget(file, n_ctx=100000)
+    LlamaTarget(file, n_ctx=1000).close()
+
+
+def test_a_context_longer_than_the_model_was_trained_for_is_noted(tmp_path: Path) -> None:
+    file = tiny.target(tmp_path / "t.gguf")
+    with refspec.load(file, n_ctx=513) as session:
+        assert "the context of 513 tokens is longer than the 512 the model was trained for" in session.notes
+    with refspec.load(file, n_ctx=512) as session:
+        assert session.notes == []
