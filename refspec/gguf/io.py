@@ -90,6 +90,11 @@ def read_gguf_header(source: GgufSource) -> GgufInfo:
                 f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes} of {raw.file_size}; get it again"
             )
         tensors[name] = TensorInfo(name, shape, type_id, kind.name, start, nbytes)
+    placed = sorted(tensors.values(), key=lambda t: t.offset)
+    for one, following in zip(placed, placed[1:], strict=False):
+        if one.offset + one.nbytes > following.offset:
+            both = f"tensors {one.name!r} and {following.name!r}"
+            raise CheckpointError(f"{path}: {both} overlap; the file is damaged, get it again")
     arch = raw.metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         raise CheckpointError(f"{path}: metadata key 'general.architecture' is missing; this is not a model")

@@ -310,7 +310,9 @@ def test_a_context_beyond_memory_is_refused_with_the_number(tmp_path: Path, monk
     hybrid = read_gguf_header(tiny.target(tmp_path / "h.gguf", "lfm2"))
     assert memory.position_bytes(hybrid, "f32") == 4 * each * 3 // 5, "two of its five layers keep a state instead"
     monkeypatch.setattr(context, "available", lambda: 1 << 20)
-    with pytest.raises(refspec.UsageError, match=rf"context of 100000 tokens takes .* give less than {(1 << 20) // 320}"):
+    with pytest.raises(
+        refspec.UsageError, match=rf"context of 100000 tokens takes .* give less than {(1 << 20) // 320}"
+    ):
         LlamaTarget(file, n_ctx=100000)
     LlamaTarget(file, n_ctx=1000).close()
 
