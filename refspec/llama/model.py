@@ -66,6 +66,7 @@ class Model:
         self.vocab: int = api.model_vocab(handle)
         self.n_vocab: int = api.vocab_size(self.vocab)
         self.n_layer: int = api.model_n_layer(handle)
+        self.n_head: int = api.model_n_head(handle)
         self.hidden_size: int = api.model_n_embd(handle)
         self.n_ctx_train: int = api.model_n_ctx_train(handle)
         self._no_tokenizer = "" if api.vocab_type(self.vocab) != _NO_VOCAB else "the file has none"
