@@ -252,7 +252,8 @@ class Session:
     ) -> list[int]:
         """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw` or without one.
 
-        A string is one user message, after `system` if given. Raises PromptError (empty), CheckpointError (the template
+        A string is one user message, after `system` if given. Names of control tokens in messages, or in a prompt that
+        is not `raw`, are text like any other. Raises PromptError (empty), CheckpointError (the template
         fails), UsageError (messages or a system prompt without a template).
         """
         template = None if raw else self.chat_template
@@ -263,7 +264,7 @@ class Session:
                     f"a system prompt and messages need a chat template, and here is none ({why}); "
                     "put all into the prompt"
                 )
-            tokens = self.target.tokenize(prompt, add_special=True, parse_special=True)
+            tokens = self.target.tokenize(prompt, add_special=True, parse_special=raw)
             if not tokens:
                 raise PromptError(f"the prompt is empty and {self.name} has no token to begin with; write something")
             return list(tokens)
@@ -273,7 +274,8 @@ class Session:
             prompt = [{"role": "user", "content": prompt}]
         if system is not None:
             prompt = [{"role": "system", "content": system}, *prompt]
-        return list(self.target.tokenize(self.render(prompt, template), add_special=True, parse_special=True))
+        contents = chat.Contents(self.target, prompt, template)
+        return contents.tokens(self.render(contents.messages, template))
 
     def render(self, messages: Sequence[chat.Message], template: str) -> str:
         """Messages in a Jinja template, without a BOS that the tokenizer adds; CheckpointError when it fails."""
