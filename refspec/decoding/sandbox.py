@@ -13,7 +13,7 @@ from functools import cache
 from time import monotonic
 from typing import Any
 
-CHARACTERS = 1 << 25  # that a template may make, beside EACH for every character of the messages
+CHARACTERS = 1 << 26  # that a template may make, beside EACH for every character of the messages
 EACH, TURN = 256, 64  # what a turn of a loop or a call costs, beside the text it makes
 SECONDS = 10.0  # for what costs time but makes no text
 DIGITS = 4096  # bits of a whole number
@@ -124,8 +124,6 @@ def environment_class() -> Any:
                 raise Spent("it makes a number too large")
             elif operator == "%" and isinstance(left, (str, bytes)):
                 self._format(str(left))
-            elif operator == "+":
-                self.budget.pay(size(left) + size(right))
             return self.budget.made(super().call_binop(context, operator, left, right))
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
