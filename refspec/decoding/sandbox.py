@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 CHARACTERS = 1 << 26  # that a template may make, beside EACH for every character of the messages
-EACH, TURN = 256, 64  # what a turn of a loop or a call costs, beside the text it makes
+EACH, TURN = 256, 256  # what a turn of a loop or a call costs, beside the text it makes
 SECONDS = 10.0  # for what costs time but makes no text
 DIGITS = 4096  # bits of a whole number
 WIDTH = re.compile(r"\*|\d{5}")  # in a format: a width from elsewhere, or beyond every line

@@ -131,9 +131,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
         value = info.optional(f"eagle3.{key}", int, default)
         value = int(info.need(f"eagle3.{key}", int) if value is None else value)
         if not 0 <= value <= most:
-            raise CheckpointError(
-                f"{info.path}: eagle3.{key} = {value} is outside 0..{most}; convert the drafter again"
-            )
+            raise CheckpointError(f"{info.path}: eagle3.{key} = {value} is outside 0..{most}; convert it again")
         return value
 
     if whole("block_count") != 1:

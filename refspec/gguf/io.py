@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,7 +92,7 @@ def read_gguf_header(source: GgufSource) -> GgufInfo:
             )
         tensors[name] = TensorInfo(name, shape, type_id, kind.name, start, nbytes)
     placed = sorted(tensors.values(), key=lambda t: t.offset)
-    for one, following in zip(placed, placed[1:], strict=False):
+    for one, following in pairwise(placed):
         if one.offset + one.nbytes > following.offset:
             both = f"tensors {one.name!r} and {following.name!r}"
             raise CheckpointError(f"{path}: {both} overlap; the file is damaged, get it again")

@@ -115,9 +115,9 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     rotated = info.metadata.get(f"{prefix}.rope.dimension_count", head_dim)
     for key, value in info.metadata.items():
         # llama.cpp counts the rotated channels down in pairs: from another number it never ends
-        if key.startswith(f"{prefix}.rope.dimension_count") and prefix not in NO_ROPE_ARCHS:
-            if type(value) is not int or value < 2 or value % 2:
-                raise CheckpointError(f"{info.path}: {key} = {str(value)[:40]} must be even and at least 2")
+        bad = type(value) is not int or value < 2 or value % 2
+        if bad and key.startswith(f"{prefix}.rope.dimension_count") and prefix not in NO_ROPE_ARCHS:
+            raise CheckpointError(f"{info.path}: {key} = {str(value)[:40]} must be even and at least 2")
     if not isinstance(rotated, int) or not isinstance(head_dim, int):
         return
     if prefix in NO_ROPE_ARCHS:
