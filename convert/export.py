@@ -176,7 +176,10 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     if layout == "eagle":
         notes.append(f"SafeAILab always captures boundaries 2, n/2, n-3; this drafter was trained on {layers}")
     if layout == "specforge":
-        notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
+        notes.append(
+            f"captured layers {layers} are written twice: as boundaries for vLLM, and one less in eagle_config, where "
+            "SGLang and SpecForge add one"
+        )
         if config.feedback is Feedback.POST_NORM:
             notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on, pre-norm before")
         if not config.head_norm:
