@@ -24,7 +24,7 @@ from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import Config, Stored, read_json, whole_number
 from refspec.convert.shared_tensors import Tensors, check_target, check_tensors, lend
 from refspec.convert.target_info import TargetFacts, target_facts
-from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.errors import CheckpointError, ShapeError, UsageError, reads_file
 from refspec.gguf.blocks import Progress
 from refspec.gguf.drafter_meta import ROTATED, decimal, graph_reasons, stock_reasons
 from refspec.gguf.header import FilePath
@@ -47,6 +47,7 @@ class Opened:
     zero_biases: tuple[str, ...] = ()  # matrices whose bias is all zero, and left out
 
 
+@reads_file
 def open_checkpoint(
     directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Opened:

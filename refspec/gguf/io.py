@@ -7,9 +7,8 @@ general.architecture=eagle3. What llama.cpp has no tensor for is metadata (`refs
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +19,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWrit
 from gguf.quants import dequantize, quantize
 
 from refspec import native
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError, UsageError, reads_file
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.blocks import DIRECT, Blocks, Progress
+from refspec.gguf.complete import complete
 from refspec.gguf.header import FilePath, GgufInfo, GgufSource, TensorInfo, parse_header
 from refspec.gguf.lazy import Lazy
 from refspec.gguf.types import weight_type
@@ -69,6 +69,7 @@ class TensorOut:
         return int(np.prod(self.shape, dtype=np.int64)) // block * size
 
 
+@reads_file
 def read_gguf_header(source: GgufSource) -> GgufInfo:
     """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`.
 
@@ -190,19 +191,6 @@ def _bytes(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_gguf(
     path: FilePath,
     arch: str,
@@ -263,6 +251,7 @@ def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
     return interleave_rows(weight, head_dim)
 
 
+@reads_file
 def read_drafter(path: GgufSource) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
     """Load a drafter GGUF as (config, weights float32, d2t int64 absolute), RoPE style interleaved as in the file.
 

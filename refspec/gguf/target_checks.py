@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from refspec.errors import CheckpointError, ShapeError
+from refspec.errors import CheckpointError, ShapeError, reads_file
 from refspec.gguf import drafter_meta
 from refspec.gguf.header import GgufInfo
 
@@ -53,6 +53,7 @@ def check_tensor_types(info: GgufInfo) -> None:
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; norms and biases must be F32")
 
 
+@reads_file
 def check_target(info: GgufInfo) -> None:
     """Raise CheckpointError unless the file may be loaded as a target."""
     if info.arch in DRAFTER_ARCHS:
