@@ -154,9 +154,11 @@ def _opened(
     model: GgufInfo, drafter: GgufInfo | None, how: ModelOptions, drafting: DraftOptions
 ) -> tuple[LlamaTarget, Drafter | None]:
     """Both models, their options settled; what `matmul` means for llama.cpp is said here and nowhere else."""
-    from refspec.llama import open_pair
+    from refspec.llama import first_load, open_pair
 
     open_pair.check_grower(drafter, drafting.shape)
+    if model.path.parent != embedded.folder():
+        first_load.check(model, drafter)
     settings: dict[str, Any] = {
         "n_threads": how.threads, "n_threads_batch": how.threads_batch, "n_gpu_layers": how.gpu_layers,
         "flash_attn": how.flash_attn, "panels": how.matmul in ("auto", "refspec"),

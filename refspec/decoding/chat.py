@@ -69,7 +69,9 @@ class Contents:
         self._target = target
         tokens = target.metadata.get("tokenizer.ggml.tokens") or ()
         types = target.metadata.get("tokenizer.ggml.token_type") or ()
-        control = [t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN) and t]
+        control = [
+            t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN) and t and isinstance(t, str)
+        ]
         said = "".join(str(text) for message in messages for text in message.values())
         self._names = [re.escape(name) for name in sorted(control, key=len, reverse=True) if name in said]
         self._mark = next(mark for mark in map(chr, MARKS) if mark not in said and mark not in template)

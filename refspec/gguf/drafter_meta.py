@@ -90,11 +90,11 @@ def _flag(info: GgufInfo, name: str, stock: str) -> str:
     value = info.metadata.get(f"refspec.{name}", stock)
     if info.arch == STOCK_ARCH and value != stock:
         raise CheckpointError(
-            f"{info.path}: refspec.{name} = {value!r}, but {STOCK_ARCH} means {stock!r}; convert the drafter again"
+            f"{info.path}: refspec.{name} = {str(value)[:40]!r}, but {STOCK_ARCH} means {stock!r}; convert it again"
         )
     if info.arch == REFSPEC_ARCH and f"refspec.{name}" not in info.metadata:
         raise CheckpointError(f"{info.path}: metadata key 'refspec.{name}' is missing; convert the drafter again")
-    return str(value)
+    return str(value)[:40]
 
 
 def _vocab_size(info: GgufInfo) -> int:

@@ -48,6 +48,8 @@ def check_tensor_types(info: GgufInfo) -> None:
             raise CheckpointError(f"{info.path}: tensor {name!r} is F64, which llama.cpp cannot run; convert it to F32")
         if integer and name.endswith((".weight", ".bias")):
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; weights must be float or quantized")
+        if name.endswith(("conv.weight", "conv1d.weight")) and tensor.type != "F32":
+            raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; convolutions must be F32")
         vector = name.endswith(".bias") or "norm" in name or "rope_f" in name
         if vector and len(tensor.shape) == 1 and tensor.type != "F32":
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; norms and biases must be F32")

@@ -148,6 +148,13 @@ weighed("target tensor missing", "CheckpointError", "cannot load", "blk.0.attn_q
 weighed("target tensor shape", "CheckpointError", "cannot load", "blk.0.attn_q.weight", lambda a: a[:-1])
 
 
+@case("convolution F16", "CheckpointError", "convolutions must be F32")
+def _() -> None:
+    meta, tensors = tiny.target_parts("lfm2")
+    name = "blk.0.shortconv.conv.weight"
+    run(load(tiny.write(tools.home / "x.gguf", "lfm2", meta, tensors | {name: tensors[name].astype(np.float16)})))
+
+
 # ---- tokenizer
 # ---------------------------------------------------------------------------------------------------------
 

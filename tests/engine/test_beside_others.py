@@ -323,3 +323,43 @@ def test_a_context_longer_than_the_model_was_trained_for_is_noted(tmp_path: Path
         assert "the context of 513 tokens is longer than the 512 the model was trained for" in session.notes
     with refspec.load(file, n_ctx=512) as session:
         assert session.notes == []
+
+
+# ---- a file that nobody has loaded yet
+
+
+def test_an_unknown_file_is_tried_in_a_process_of_its_own_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refspec.llama import first_load
+
+    monkeypatch.delenv("REFSPEC_FIRST_LOAD")
+    monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / "cache"))
+    pair = tiny.target(tmp_path / "t.gguf"), tiny.drafter(tmp_path / "d.gguf")
+    tried: list[list[str]] = []
+    inner = first_load._tried
+    monkeypatch.setattr(first_load, "_tried", lambda files: tried.append(files) or inner(files))
+    for _ in range(2):
+        refspec.load(*pair, n_ctx=64, threads=1).close()
+    refspec.load(n_ctx=64, threads=1).close()
+    assert tried == [[str(file) for file in pair]]
+    other = tiny.target(tmp_path / "other.gguf", "qwen3")
+    for answer, says in ((-11, r"ended the process \(code -11\)"), (first_load.HUNG, "did not end")):
+        monkeypatch.setenv("REFSPEC_CACHE", str(tmp_path / str(answer)))
+        monkeypatch.setattr(first_load, "_tried", lambda files, answer=answer: answer)
+        with pytest.raises(refspec.CheckpointError, match=says):
+            refspec.load(other, n_ctx=64, threads=1)
+
+
+@pytest.mark.parametrize("how", ["hangs", "ends"])
+def test_what_the_child_does_is_what_the_parent_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    from refspec.llama import first_load
+
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time, os\n" + {"hangs": "time.sleep(99)", "ends": "os._exit(7)"}[how]
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(first_load, "PATIENCE", 0.5)
+    file = tmp_path / "x"
+    file.write_bytes(b"x")
+    assert first_load._tried([str(file)]) == {"hangs": first_load.HUNG, "ends": 7}[how]

@@ -87,8 +87,8 @@ def outcome(number: int, folder: Path) -> str:
     folder.mkdir()
     try:
         run = rng.choice(KINDS)(rng, folder)
-    except (ValueError, TypeError, OverflowError, AttributeError, IndexError, KeyError, UnicodeError) as error:
-        return f"not made: {type(error).__name__}"  # gguf's writer refuses it
+    except Exception as error:  # gguf's writer refuses it
+        return f"not made: {type(error).__name__}"
     try:
         run()
     except RefspecError as error:
