@@ -20,7 +20,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { SLOTS = 64 }; /* models at once */
+enum { SLOTS = 4096 }; /* models at once */
 enum { HEAD = 256 }; /* numbers of an attention head, at most */
 
 enum { MISSING, BEGUN, THERE }; /* of a panel */
@@ -104,6 +104,7 @@ typedef struct slot {
 } slot;
 
 static slot slots[SLOTS];
+static atomic_int in_use; /* no slot from here on was ever taken, so that multiplications look at few */
 
 int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
                            size_t count) {
@@ -151,7 +152,10 @@ int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const
     atomic_store(&s->on, true);
     atomic_store(&s->low, weights[0]);
     atomic_store(&s->high, weights[count - 1] + 1);
-    return (int32_t)(s - slots);
+    const int index = (int)(s - slots);
+    int seen = atomic_load(&in_use);
+    while (seen <= index && !atomic_compare_exchange_weak(&in_use, &seen, index + 1)) {}
+    return index;
 }
 
 void rs_matmul_forget(int32_t index) {
@@ -178,18 +182,18 @@ typedef struct compute_params { int ith, nth; } compute_params; /* ggml's, as it
 
 static matrix *find(const void *weights, slot **where) {
     const uintptr_t at = (uintptr_t)weights;
-    for (int i = 0; i < SLOTS; i++) {
+    for (int i = 0, n = atomic_load_explicit(&in_use, memory_order_acquire); i < n; i++) {
         slot *s = &slots[i];
         if (at < atomic_load_explicit(&s->low, memory_order_acquire)) continue;
         if (at >= atomic_load_explicit(&s->high, memory_order_acquire)) continue;
-        if (!atomic_load_explicit(&s->on, memory_order_relaxed)) return NULL;
+        if (!atomic_load_explicit(&s->on, memory_order_relaxed)) continue;
         size_t low = 0, high = s->count;
         while (low + 1 < high) {
             size_t middle = (low + high) / 2;
             if ((uintptr_t)s->matrices[middle].weights <= at) low = middle;
             else high = middle;
         }
-        if ((uintptr_t)s->matrices[low].weights != at) return NULL;
+        if ((uintptr_t)s->matrices[low].weights != at) continue; /* the buffers of models may interleave */
         *where = s;
         return &s->matrices[low];
     }

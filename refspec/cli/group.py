@@ -17,6 +17,7 @@ from refspec.errors import PromptError, UsageError
 if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
     from refspec.session import Session
 
+LONGEST = 64 << 20  # bytes of a prompt
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types of the matrices of a written GGUF
 COMMANDS = {
     "Run": ("generate", "chat"),
@@ -228,14 +229,17 @@ def read_prompt(prompt: str | None, path: str | None) -> str:
     elif path is not None and path != "-":
         where = path
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(LONGEST + 1)
         except OSError as error:
             raise PromptError(f"{path}: {error.strerror or error}; name a text file with -f") from None
     else:
         where = "stdin"
-        if path is None and sys.stdin.isatty():
+        if sys.stdin is None or (path is None and sys.stdin.isatty()):  # None: the descriptor was closed
             raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise PromptError(f"{where}: more than {LONGEST >> 20} MiB, which no context holds; give less")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

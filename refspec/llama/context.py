@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from refspec.errors import BackendError, UsageError
 from refspec.llama import api
+from refspec.llama.memory import available, position_bytes
 from refspec.llama.model import Model
 
 MAX_THREADS = 512  # ggml's own limit; above it the process ends
@@ -50,6 +51,9 @@ class Context:
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)
         self.model = model
         self.path: Path = model.info.path
+        if n_seq_max > min(n_batch, n_ctx):
+            raise UsageError(f"n_ctx = {n_ctx} (-c) is too small for {n_seq_max} sequences (--tree); give {n_seq_max}")
+        _check_memory(model, n_ctx, kv_type)
         self._borrowers: weakref.WeakSet[Context] = weakref.WeakSet()
         values: dict[str, Any] = {}
         if eval_callback is not None:
@@ -68,13 +72,14 @@ class Context:
             type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
         )  # fmt: skip
         api.forget_errors()
-        handle = api.new_context(model.handle, params)
+        with api.delayed_signals():
+            handle = api.new_context(model.handle, params)
+            # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
+            self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if not handle:
             why = api.reason("probably too little memory")
             raise BackendError(f"{self.path}: llama.cpp made no context of {n_ctx} positions: {why}")
         self.handle: int = handle
-        # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
-        self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if lender is not None:
             lender._borrowers.add(self)
         self.memory: int = api.context_memory(handle)
@@ -95,7 +100,9 @@ class Context:
         api.memory_clear(self.memory, False)
 
     def alive(self) -> int:
-        """The handle; BackendError once closed, where llama.cpp would end the process."""
+        """The handle; BackendError once closed or in a forked process, where llama.cpp would end it or hang."""
+        if api.forked_from:
+            api.check_process()
         if not self.handle:
             raise BackendError(f"{self.path}: already closed; load it again")
         return self.handle
@@ -121,7 +128,8 @@ class Context:
 
 
 def _free(handle: int, *_keep: object) -> None:
-    api.free_context(handle)
+    if handle and not api.forked_from:
+        api.free_context(handle)
 
 
 def _check_settings(
@@ -137,6 +145,16 @@ def _check_settings(
         raise UsageError(f"flash_attn = {flash_attn!r} is not one of {', '.join(api.FLASH_ATTN)}")
     if kv_type == "q8_0" and flash_attn == "off":
         raise UsageError("kv_type = 'q8_0' needs flash attention; choose flash_attn 'auto' or 'on', or another kv_type")
+
+
+def _check_memory(model: Model, n_ctx: int, kv_type: str) -> None:
+    """UsageError for more positions than memory has room for: the system would end the process without a word."""
+    each, room = position_bytes(model.info, kv_type), available()
+    if model.on_processor and room is not None and each * n_ctx > room:
+        sizes = f"{each * n_ctx / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
+        raise UsageError(
+            f"{model.info.path}: a context of {n_ctx} tokens takes {sizes}; give less than {max(room // each, 1)} (-c)"
+        )
 
 
 def check_counts(**settings: tuple[int, int]) -> None:
