@@ -8,7 +8,8 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before.
+A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. What a prompt
+has in common with the one before and its output is not read again (`decoding/kept.py`): a chat costs its new turns.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from refspec.decoding import chat
 from refspec.decoding.deferred import DeferredDrafter
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.generation import Event, Generation, Latest
+from refspec.decoding.kept import Kept
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.target import Target
 from refspec.errors import BackendError, PromptError, UsageError
@@ -244,7 +246,7 @@ class Session:
         self.policy: Policy | None = None
         self.notes: list[str] = []
         self._deferred: DeferredDrafter | None = None
-        self._latest = Latest()
+        self._latest, self._kept = Latest(), Kept(whole=batch_invariant)
 
     def encode(
         self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
@@ -292,7 +294,7 @@ class Session:
         self, prompt: str | Sequence[chat.Message] | None = None, *, tokens: Sequence[int] | None = None,
         max_tokens: int = 256, sampler: Sampler | None = None, seed: int = 0, draft_max: int | None = None,
         speculate: bool = True, draft_sampling: bool = False, adaptive: bool | None = None,
-        policy: Policy | None = None, system: str | None = None, raw: bool = False,
+        policy: Policy | None = None, system: str | None = None, raw: bool = False, fresh: bool = False,
     ) -> Generation:  # fmt: skip
         """Start a generation from a prompt, chat messages, or `tokens` [N]; nothing runs until it is iterated.
 
@@ -301,7 +303,8 @@ class Session:
         the tokens depend on prompt, sampler and seed only, up to the engine's rounding; `draft_sampling` is Leviathan
         2023, Alg. 1 (`verify_rejection`), which keeps the distribution. `speculate=False` or draft_max 0 decodes
         plainly. `adaptive` chooses the draft length, at most draft_max, by the session's policy or the one given; the
-        first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`.
+        first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`. `fresh` reads
+        the whole prompt, whatever is held of it.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -333,7 +336,11 @@ class Session:
             drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        return Generation(self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest)
+        if fresh:
+            self._kept.forget()
+        return Generation(
+            self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest, kept=self._kept
+        )
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""
