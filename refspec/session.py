@@ -303,8 +303,8 @@ class Session:
         the tokens depend on prompt, sampler and seed only, up to the engine's rounding; `draft_sampling` is Leviathan
         2023, Alg. 1 (`verify_rejection`), which keeps the distribution. `speculate=False` or draft_max 0 decodes
         plainly. `adaptive` chooses the draft length, at most draft_max, by the session's policy or the one given; the
-        first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`. `fresh` reads
-        the whole prompt, whatever is held of it.
+        first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`.
+        `fresh` reads the whole prompt, whatever is held of it.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).

@@ -200,12 +200,15 @@ def test_where_every_bit_counts_only_whole_chunks_of_prompts_are_kept(first, kep
     session = Session(target, Noisy(target), draft_max=3, batch_invariant=True)
     prompt = [i % 6 for i in range(first)]
     one = finished(session.generate(tokens=prompt, max_tokens=600))
-    read = []
-    decode = target.decode
-    target.decode = lambda tokens, *, logits="all": (read.append((len(tokens), logits)), decode(tokens, logits=logits))[1]
+    chunks, decode = [], target.decode
+
+    def watched(tokens, *, logits="all"):
+        chunks.extend([len(tokens)] if logits == "none" else [])
+        return decode(tokens, logits=logits)
+
+    target.decode = watched
     two = finished(session.generate(tokens=prompt + one.tokens + MORE, max_tokens=5))
     assert two.statistics.prompt_kept == kept
-    chunks = [n for n, logits in read if logits == "none"]
     assert set(chunks[:-1]) <= {CHUNK} and sum(chunks) == len(prompt) + len(one.tokens) + len(MORE) - 1 - kept
 
 

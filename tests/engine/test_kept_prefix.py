@@ -1,8 +1,8 @@
 """Turns of a conversation in llama.cpp: what is kept of the turn before changes no token of the next.
 
 Where the promise is bits (`reproducible`), the bits are those of a fresh session; elsewhere batches of other sizes
-round otherwise. Without flash attention, whose sums on the processor are partly in F16, that is 5e-6 of a logit here and
-decides nothing.
+round otherwise. Without flash attention, whose sums on the processor are partly in F16, that is 5e-6 of a logit here
+and decides nothing.
 """
 
 from contextlib import closing, nullcontext, suppress
@@ -30,6 +30,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "llama": {"draft_max": 4, "drafter_kernels": "llama"}, "adaptive": {"adaptive": True}, "tree": {"tree": "8:3:4"},
     "lookup": {"draft_max": 4, "lookup": True},
 }  # fmt: skip
+
+
+def sliding(folder: Path) -> Path:
+    """A gemma3 whose layers, all but one, see the 16 newest positions."""
+    meta, tensors = tiny.target_parts("gemma3")
+    meta |= {"gemma3.attention.sliding_window": 16, "gemma3.attention.key_length": tiny.HEAD}
+    meta |= {"gemma3.attention.value_length": tiny.HEAD}
+    for i in range(tiny.N_LAYER):
+        norms = {"post_attention_norm": tiny.HT, "post_ffw_norm": tiny.HT}
+        norms |= {"attn_q_norm": tiny.HEAD, "attn_k_norm": tiny.HEAD}
+        tensors |= {f"blk.{i}.{name}.weight": np.ones(n, np.float32) for name, n in norms.items()}
+    return tiny.write(folder / "target.gguf", "gemma3", meta, tensors)
 
 
 def finished(generation: refspec.Generation) -> refspec.Generation:
@@ -64,10 +76,11 @@ def test_a_second_turn_is_that_of_a_fresh_session(tmp_path: Path, way: str, samp
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "lfm2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "lfm2", "gemma3"])
 @pytest.mark.parametrize("speculating", [False, True])
 def test_every_kind_of_memory(tmp_path: Path, arch: str, speculating: bool, sampler: Sampler) -> None:
-    target, drafter = tiny.target(tmp_path / "target.gguf", arch), tiny.drafter(tmp_path / "drafter.gguf")
+    target = sliding(tmp_path) if arch == "gemma3" else tiny.target(tmp_path / "target.gguf", arch)
+    drafter = tiny.drafter(tmp_path / "drafter.gguf")
     files = (target, drafter) if speculating else (target,)
     two, fresh = turns(files, SHORT, sampler, **({"draft_max": 4} if speculating else {}))
     assert two.tokens == fresh.tokens
@@ -77,9 +90,7 @@ def test_every_kind_of_memory(tmp_path: Path, arch: str, speculating: bool, samp
 
 
 @pytest.mark.parametrize(("arch", "rewind"), [("llama", False), ("lfm2", False), ("lfm2", True)])
-def test_states_and_logits_after_going_back_are_those_of_reading_again(
-    tmp_path: Path, arch: str, rewind: bool
-) -> None:
+def test_states_and_logits_after_going_back_are_those_of_reading_again(tmp_path: Path, arch: str, rewind: bool) -> None:
     """The rollbacks that turns make, up to where a recurrent state is gone, against a target that read it all."""
     from refspec.llama.target import LlamaTarget
 
