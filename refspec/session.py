@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refspec import embedded, native
+from refspec import named, native
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy
@@ -49,6 +49,7 @@ from refspec.options import (
     gathered,
     whole,
 )
+from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import TreeShape
 from refspec.tuning import step_costs, store
@@ -74,21 +75,17 @@ def load(
 ) -> Session:  # fmt: skip
     """Load a target GGUF, or the embedded pair, and a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
 
-    Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf",
-    threads=8)`. What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was
-    chosen. Raises CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine),
-    UsageError.
+    Both are files, or names: "embedded", "smollm2", "hf:OWNER/REPO[:FILE]" (`refspec.named`). Every field of
+    `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf", threads=8)`.
+    What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was chosen. Raises
+    CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine), UsageError.
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     how, drafting = gathered(model_options, draft_options, _modern(keywords))
-    for name, named in (("model", model), ("drafter", drafter)):
-        if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
-            raise UsageError(f"{name}: the file name is empty; name a GGUF file or leave the option out")
     _check_matmul(how)
-    measured, sampler = dict[str, Any](), GREEDY
-    if model is None:
-        measured, sampler = embedded.defaults(), Sampler(penalties=embedded.penalties())
-        model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    pair = named.pair(model, drafter)
+    model, drafter, measured = pair.model, pair.drafter, dict(pair.defaults)
+    sampler = Sampler(penalties=Penalties(**measured.get("penalties", {})))
     tuned = store.find(model, drafter) if drafting.tuned and not how.f32 else NOT_TUNED
     measured |= tuned.chosen
     how = how.settled(measured)
@@ -107,7 +104,7 @@ def load(
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
         memory=memory,
     )  # fmt: skip
-    session.notes += _notes(session, how)
+    session.notes += [*pair.notes, *_notes(session, how)]
     return session
 
 
