@@ -71,12 +71,10 @@ def converted(spec: str, checkpoint: Path, target: str | os.PathLike[str]) -> Pa
 def cached() -> Iterator[tuple[str, Path]]:
     """(hf:OWNER/REPO:FILE, file) of every GGUF in the hub's cache; nothing without huggingface_hub or a cache."""
     try:
-        import huggingface_hub as hub
-
-        root = Path(hub.constants.HF_HUB_CACHE)
+        from huggingface_hub import constants
     except ImportError:
         return
-    for snapshot in sorted(root.glob("models--*--*/snapshots/*")):
+    for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*")):
         repo = snapshot.parts[-3].removeprefix("models--").replace("--", "/", 1)
         for path in sorted(snapshot.rglob("*.gguf")):
             yield f"{SCHEME}{repo}:{path.relative_to(snapshot).as_posix()}", path
@@ -85,6 +83,7 @@ def cached() -> Iterator[tuple[str, Path]]:
 def _client(spec: str) -> Any:
     try:
         import huggingface_hub as hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError:
         raise UsageError(f"{spec}: huggingface_hub is not installed; pip install 'refspec[hf]'") from None

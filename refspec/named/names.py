@@ -60,7 +60,7 @@ def pair(target: Name | None, drafts: Name | None) -> Pair:
         own = shipped if shipped.is_file() else None
         if own is None:
             defaults = {"lookup": True}
-            notes = ("no drafter ships for smollm2 yet: guesses come from the text so far (--no-lookup turns that off)",)
+            notes = ("no drafter ships for smollm2 yet: guesses come from the text so far (--no-lookup: none)",)
     return Pair(file, own if drafts is None else drafter(drafts, file), others, defaults, notes)
 
 
