@@ -15,7 +15,7 @@ from refspec.convert.export import export_drafter
 from refspec.errors import CheckpointError, UsageError
 from refspec.named.hub import cached
 
-constants = pytest.importorskip("huggingface_constants", reason="the extra `hf` is not installed")
+constants = pytest.importorskip("huggingface_hub.constants", reason="the extra `hf` is not installed")
 
 
 @pytest.fixture
