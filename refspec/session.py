@@ -8,8 +8,9 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. It takes one
-caller at a time: a second thread in it gets a UsageError. `Generation.stop` may be called from any thread.
+A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. What a prompt
+has in common with the one before and its output is not read again (`decoding/kept.py`): a chat costs its new turns. A
+session takes one caller at a time: a second thread in it gets a UsageError. `Generation.stop` is for any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refspec import embedded, native
+from refspec import embedded, named, native
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy
@@ -31,6 +32,7 @@ from refspec.decoding import chat
 from refspec.decoding.deferred import DeferredDrafter
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.generation import Event, Generation, Latest
+from refspec.decoding.kept import Kept
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.target import Target
 from refspec.errors import BackendError, PromptError, UsageError
@@ -48,6 +50,7 @@ from refspec.options import (
     gathered,
     whole,
 )
+from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import TreeShape
 from refspec.tuning import step_costs, store
@@ -73,21 +76,17 @@ def load(
 ) -> Session:  # fmt: skip
     """Load a target GGUF, or the embedded pair, and a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
 
-    Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf",
-    threads=8)`. What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was
-    chosen. Raises CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine),
-    UsageError.
+    Both are files, or names: "embedded", "smollm2", "hf:OWNER/REPO[:FILE]" (`refspec.named`). Every field of
+    `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf", threads=8)`.
+    What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was chosen. Raises
+    CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine), UsageError.
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     how, drafting = gathered(model_options, draft_options, _modern(keywords))
-    for name, named in (("model", model), ("drafter", drafter)):
-        if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
-            raise UsageError(f"{name}: the file name is empty; name a GGUF file or leave the option out")
     _check_matmul(how)
-    measured, sampler = dict[str, Any](), GREEDY
-    if model is None:
-        measured, sampler = embedded.defaults(), Sampler(penalties=embedded.penalties())
-        model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    pair = named.pair(model, drafter)
+    model, drafter, measured = pair.model, pair.drafter, dict(pair.defaults)
+    sampler = Sampler(penalties=Penalties(**measured.get("penalties", {})))
     tuned = store.find(model, drafter) if drafting.tuned and not how.f32 else NOT_TUNED
     measured |= tuned.chosen
     how = how.settled(measured)
@@ -106,7 +105,7 @@ def load(
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
         memory=memory,
     )  # fmt: skip
-    session.notes += _notes(session, how)
+    session.notes += [*pair.notes, *_notes(session, how)]
     return session
 
 
@@ -247,7 +246,7 @@ class Session:
         self.policy: Policy | None = None
         self.notes: list[str] = []
         self._deferred: DeferredDrafter | None = None
-        self._latest = Latest()
+        self._latest, self._kept = Latest(), Kept(whole=batch_invariant)
 
     def encode(
         self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
@@ -297,7 +296,7 @@ class Session:
         self, prompt: str | Sequence[chat.Message] | None = None, *, tokens: Sequence[int] | None = None,
         max_tokens: int = 256, sampler: Sampler | None = None, seed: int = 0, draft_max: int | None = None,
         speculate: bool = True, draft_sampling: bool = False, adaptive: bool | None = None,
-        policy: Policy | None = None, system: str | None = None, raw: bool = False,
+        policy: Policy | None = None, system: str | None = None, raw: bool = False, fresh: bool = False,
     ) -> Generation:  # fmt: skip
         """Start a generation from a prompt, chat messages, or `tokens` [N]; nothing runs until it is iterated.
 
@@ -307,6 +306,7 @@ class Session:
         2023, Alg. 1 (`verify_rejection`), which keeps the distribution. `speculate=False` or draft_max 0 decodes
         plainly. `adaptive` chooses the draft length, at most draft_max, by the session's policy or the one given; the
         first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`.
+        `fresh` reads the whole prompt, whatever is held of it.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -324,6 +324,8 @@ class Session:
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
         with self._latest.turn():
+            if fresh:
+                self._kept.forget()
             return self._started(
                 encoded, drafter, sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=draft_max,
                 draft_sampling=draft_sampling, adaptive=adaptive, policy=policy,
@@ -348,7 +350,9 @@ class Session:
             drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        return Generation(self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest)
+        return Generation(
+            self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest, kept=self._kept
+        )
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""

@@ -20,8 +20,9 @@ ALLOWED = {
     "llama": "errors reference native gguf decoding",
     "tuning": "errors reference gguf adaptive decoding llama",
     "options": "errors reference",
-    "session": "errors reference native embedded gguf adaptive decoding llama tuning options",
-    "evaluate": "errors reference native embedded gguf convert adaptive decoding llama tuning options session",
+    "named": "errors embedded gguf convert",
+    "session": "errors reference native embedded named gguf adaptive decoding llama tuning options",
+    "evaluate": "errors reference native named gguf convert adaptive decoding llama tuning options session",
     "train": "errors reference gguf convert decoding llama session evaluate",
 }
 ALLOWED["cli"] = " ".join(ALLOWED)
@@ -33,6 +34,7 @@ OWNERS = {
     "llama_cpp": ("refspec/llama/api.py",),
     "gguf": ("refspec/gguf/io.py", "refspec/gguf/types.py"),
     "refspec._native": ("refspec/native/module.py",),
+    "huggingface_hub": ("refspec/named/hub.py",),
     "matplotlib": ("refspec/evaluate/drift_plots.py", "refspec/evaluate/speed_plots.py"),
     "torch": ("refspec/train/",),
     "tokenizers": ("refspec/train/",),

@@ -54,6 +54,7 @@ def bench(
 
     With --lookup, or lookup among --kinds, each kind is also measured with guesses from the text so far.
     """
+    from refspec import named
     from refspec.evaluate import speed, speed_report
     from refspec.evaluate.acceptance import first_of_each
     from refspec.evaluate.kinds import default_kinds
@@ -66,7 +67,7 @@ def bench(
         raise UsageError("--adaptive is one of the kinds `bench` compares; leave the option out, or see --kinds")
     sampler = Sampler(penalties=changed(Penalties(), o))
     texts = first_of_each(read(prompts, families), count)
-    trained = o["drafter"] is not None or o["model"] is None  # else lookup is the drafter
+    trained = named.pair(o["model"], o["drafter"]).drafter is not None  # else lookup is the drafter
     chosen = kinds.split(",") if kinds else None
     lookup = bool(o["lookup"]) or "lookup" in (chosen or ())
     o["lookup"] = lookup and not trained

@@ -32,22 +32,25 @@ from refspec.reference.metrics import Seconds, Step
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 
+CHUNK = 512  # tokens of a prompt that are read at once
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
 def prefill(
-    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *,
+    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = CHUNK, *, held: int = 0,
     expect: Callable[[float], None] | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows, unless there are too few or it cannot tell.
+    Without the first `held`, which both hold already (`kept.py`); what they hold is forgotten if that is 0. `expect` is
+    told how sure the drafter is along the last SURVEYED rows, unless there are too few or it cannot tell.
     """
-    target.reset()
-    if drafter is not None:
-        start_drafter(drafter, int(prompt[0]))
+    if not held:
+        target.reset()
+        if drafter is not None:
+            start_drafter(drafter, int(prompt[0]))
     tokens = np.asarray(prompt, dtype=np.int32)  # [N]
-    for start in range(0, len(tokens) - 1, chunk):
+    for start in range(held, len(tokens) - 1, chunk):
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
