@@ -37,6 +37,7 @@ class TokenAutomaton(Protocol):
     """A language of token sequences; states are numbers."""
 
     start: int
+    shortest: Tokens  # [S] the fewest tokens that complete a sequence from each state, 0 in a final one; or NEVER
 
     def row(self, state: int) -> Row:
         """The tokens after which the state can still be completed."""
@@ -44,11 +45,8 @@ class TokenAutomaton(Protocol):
     def step(self, state: int, token: int) -> int:
         """The state after a token, DEAD where it is not allowed."""
 
-    def final(self, state: int) -> bool:
-        """Whether the sequence so far is in the language."""
-
-    def least(self, state: int) -> int:
-        """The fewest tokens that complete a sequence from here, 0 in a final state."""
+    def certain(self, state: int) -> bytes:
+        """The bytes that every sequence goes on with from here, as far as is known."""
 
 
 class Level(NamedTuple):
@@ -82,7 +80,7 @@ def _trie(pieces: Sequence[bytes]) -> list[Level]:
     first = np.cumsum(lengths) - lengths
     node = np.zeros(len(ids), np.int64)  # each token's, on this level
     byte, n = np.zeros(1, np.uint8), 1
-    levels = []
+    levels: list[Level] = []
     while n:
         depth = len(levels)
         ends = lengths == depth
@@ -100,8 +98,9 @@ def _trie(pieces: Sequence[bytes]) -> list[Level]:
 def _spans(first: Tokens, which: Tokens) -> tuple[Tokens, Tokens]:
     """Where the elements of these spans lie, span i from first[i] to first[i+1], and the place in `which` of each."""
     begin, size = first[which], first[which + 1] - first[which]
-    place = np.repeat(np.arange(len(which)), size)
-    return (begin - np.cumsum(size) + size)[place] + np.arange(len(place)), place
+    place = np.repeat(np.arange(len(which), dtype=np.int32), size)
+    before = np.cumsum(size, dtype=np.int32) - size
+    return (begin - before)[place] + np.arange(len(place), dtype=np.int32), place
 
 
 class ByteTokens:
@@ -111,15 +110,15 @@ class ByteTokens:
         """`cache` is a directory in which the table of shortest completions is kept; UsageError where there is none."""
         self.language, self.vocabulary, self.start = language, vocabulary, language.start
         self._rows: dict[int, Row] = {}
-        self._least = _remembered(self, cache)
-        if self._least[self.start] == NEVER:
+        self.shortest = _remembered(self, cache)
+        if self.shortest[self.start] == NEVER:
             raise UsageError("grammar: this vocabulary has no tokens for any output that matches; check the grammar")
 
     def row(self, state: int) -> Row:
         """See `TokenAutomaton`; looked up once for each state."""
         if state not in self._rows:
             ids, after = self.walk(state)
-            alive = self._least[after] != NEVER
+            alive = self.shortest[after] != NEVER
             ids, after = ids[alive], after[alive]
             order = np.argsort(ids)
             self._rows[state] = Row(ids[order], after[order])
@@ -148,18 +147,10 @@ class ByteTokens:
         """See `TokenAutomaton`."""
         piece = self.vocabulary.pieces[token]
         after = self.language.run(piece, state) if piece else self.language.dead
-        return DEAD if after == self.language.dead or self._least[after] == NEVER else after
-
-    def final(self, state: int) -> bool:
-        """See `TokenAutomaton`."""
-        return bool(self.language.final[state])
-
-    def least(self, state: int) -> int:
-        """See `TokenAutomaton`."""
-        return int(self._least[state])
+        return DEAD if after == self.language.dead or self.shortest[after] == NEVER else after
 
     def certain(self, state: int, most: int = 256) -> bytes:
-        """The bytes that every string goes on with from here."""
+        """See `TokenAutomaton`; at most so many."""
         said = bytearray()
         while len(said) < most and not self.language.final[state]:
             going = np.flatnonzero(self.language.next[state] != self.language.dead)
