@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from refspec.decoding.cycle import prefill, speculate
 from refspec.decoding.drafter import Drafter
+from refspec.decoding.grammar_target import GrammarTarget
 from refspec.decoding.penalized_target import under
 from refspec.decoding.target import Target
 from refspec.decoding.text import Utf8Stream
 from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
+from refspec.grammar.constraint import Constraint
 from refspec.reference.metrics import Seconds, Statistics, Step
 
 
@@ -56,14 +58,19 @@ class Generation(Iterator[Event]):
 
     def __init__(
         self, target: Target, drafter: Drafter | None, prompt: Sequence[int], options: Mapping[str, Any], *,
-        trees: bool, is_latest: Latest,
+        trees: bool, is_latest: Latest, constraint: Constraint | None = None, fidelity: str = "local",
     ) -> None:  # fmt: skip
-        """`options` are those of `speculate`, or with `trees` of `speculate_tree`."""
+        """`options` are those of `speculate`, or with `trees` of `speculate_tree`; `constraint` as in GrammarTarget."""
         self.text = ""
         self.tokens: list[int] = []
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
         self.target = under(target, options["sampler"].penalties, prompt)
+        if constraint is not None:
+            self.target = GrammarTarget(
+                self.target, constraint, len(prompt), sampler=options["sampler"], fidelity=fidelity,
+                jumps=drafter is not None,
+            )  # fmt: skip
         self._drafter, self._options, self._trees, self._is_latest = drafter, options, trees, is_latest
         self._steps: Iterator[Step] | None = None  # once the prompt has been read
         self._stream = Utf8Stream()

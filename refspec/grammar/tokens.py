@@ -100,7 +100,7 @@ def _spans(first: Tokens, which: Tokens) -> tuple[Tokens, Tokens]:
     begin, size = first[which], first[which + 1] - first[which]
     place = np.repeat(np.arange(len(which), dtype=np.int32), size)
     before = np.cumsum(size, dtype=np.int32) - size
-    return (begin - before)[place] + np.arange(len(place), dtype=np.int32), place
+    return np.asarray((begin - before)[place] + np.arange(len(place)), np.int32), np.asarray(place, np.int32)
 
 
 class ByteTokens:

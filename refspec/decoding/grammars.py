@@ -1,0 +1,59 @@
+"""Grammars over one target's tokens, with what is made of them once and used for every output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refspec.decoding.target import Target
+from refspec.errors import UsageError
+from refspec.grammar.automaton import automaton
+from refspec.grammar.constraint import Constraint
+from refspec.grammar.future import fidelity
+from refspec.grammar.nodes import Grammar
+from refspec.grammar.tokens import ByteTokens, TokenAutomaton, Vocabulary
+from refspec.grammar.trie import TokenTrie, trie_of
+
+MOST_STRINGS = 10_000  # a finite language of so many is a trie of the model's own tokens
+
+
+class Grammars:
+    """The automata of a target. `cache`: where tables are kept between sessions."""
+
+    def __init__(self, target: Target, cache: Path | None = None) -> None:
+        self.target, self.cache = target, cache
+        self._vocabulary: Vocabulary | None = None
+        self._made: dict[str, TokenAutomaton] = {}  # by the language's key
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The target's tokens."""
+        if self._vocabulary is None:
+            pieces = [self.target.token_to_bytes(token) for token in range(self.target.n_vocab)]
+            self._vocabulary = Vocabulary(pieces, self.target.end_tokens)
+        return self._vocabulary
+
+    def tokens(self, grammar: Grammar) -> TokenAutomaton:
+        """The language as tokens: of few strings as the model cuts them, else every way to cut them."""
+        language = automaton(grammar)
+        key = language.key()
+        if key not in self._made:
+            strings = language.strings(MOST_STRINGS)
+            if strings is None:
+                self._made[key] = ByteTokens(language, self.vocabulary, self.cache)
+            else:
+                self._made[key] = trie_of(strings, self._tokenize, self.vocabulary.pieces)
+        return self._made[key]
+
+    def constraint(self, grammar: Grammar, limit: int, how: str) -> Constraint:
+        """The constraint of an output of at most so many tokens; UsageError where `how` cannot be done for it."""
+        kind, _ = fidelity(how)
+        tokens = self.tokens(grammar)
+        if kind == "exact" and not isinstance(tokens, TokenTrie):
+            raise UsageError(
+                f"fidelity exact is for languages of at most {MOST_STRINGS} strings, and this has more; use beam:4, "
+                "onestep or local"
+            )
+        return Constraint(tokens, self.vocabulary.ends, limit)
+
+    def _tokenize(self, string: bytes) -> list[int]:
+        return self.target.tokenize(string.decode("utf-8"), add_special=False)
