@@ -15,10 +15,10 @@ from refspec.errors import RefspecError, UsageError
 INTERRUPTED = 130  # 128 + SIGINT
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 WIDTH = 100  # columns of help, fewer where the terminal has fewer
-OPTIONS, DRAFTING, SAMPLING, PENALTIES = "Options", "Drafting", "Sampling", "Penalties"
+OPTIONS, DRAFTING, SAMPLING, PENALTIES, GRAMMAR = "Options", "Drafting", "Sampling", "Penalties", "Grammar"
 SPECIALISTS = "For specialists"
 GGUF = "From a GGUF (-m)"
-SECTIONS = (GGUF, OPTIONS, DRAFTING, SAMPLING, PENALTIES, SPECIALISTS)  # of a command's help, in this order
+SECTIONS = (GGUF, OPTIONS, DRAFTING, SAMPLING, PENALTIES, GRAMMAR, SPECIALISTS)  # of a command's help, in this order
 PATH = click.Path()  # for shells to complete; whether the file is there is said by what reads it
 
 

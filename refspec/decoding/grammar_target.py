@@ -106,13 +106,23 @@ class GrammarTarget:
         self.text[start : start + len(path)] = path
 
     def logits(self, i: int) -> Array:
-        """Transformed logits [V] of token i of the last decode; the model's own after what does not match."""
+        """Transformed logits [V] of token i of the last decode; the model's own after an end, or what does not match."""
         place = self._places[i]
-        if place is None:
+        if place is None or place.state == ENDED:
             return self.inner.logits(i)
         if i not in self._rows:
             self._rows[i] = self._transformed(self.inner.logits(i), place)
         return self._rows[i]
+
+    def rollback(self, n: int) -> None:
+        """As of `inner`."""
+        self.inner.rollback(n)
+        del self._states[max(n - self.first, 0) + 1 :]
+
+    def reset(self) -> None:
+        """As of `inner`."""
+        self.inner.reset()
+        del self._states[1:]
 
     def features(self) -> Array:
         """As of `inner`."""
@@ -172,7 +182,7 @@ class GrammarTarget:
         return None if state in (DEAD, ENDED) else Place(prefix, state, self.constraint.limit - n)
 
     def after(self, place: Place | None, token: int) -> Place | None:
-        """One token later; None after what does not match, and after the end."""
+        """One token later; None after what does not match."""
         if place is None:
             return None
         state = self.constraint.step(place.state, token, place.left)
@@ -190,7 +200,7 @@ class GrammarTarget:
 
     def _transform_all(self, start: int, rows: int) -> None:
         """Transform every row before its continuations overwrite it."""
-        places = [(i, place) for i, place in enumerate(self._places) if place is not None]
+        places = [(i, place) for i, place in enumerate(self._places) if place and place.state != ENDED]
         logits = [np.array(self.inner.logits(i)) for i, _ in places]
         self._features = np.array(self.inner.features()) if self.inner.capturing else None
         self._law.begin(self.text[: start + rows], logits, [place.prefix for _, place in places])
