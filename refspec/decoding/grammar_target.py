@@ -106,7 +106,7 @@ class GrammarTarget:
         self.text[start : start + len(path)] = path
 
     def logits(self, i: int) -> Array:
-        """Transformed logits [V] of token i of the last decode; the model's own after an end, or what does not match."""
+        """Transformed logits [V] of token i of the last decode; the model's own after an end or a mismatch."""
         place = self._places[i]
         if place is None or place.state == ENDED:
             return self.inner.logits(i)
