@@ -21,7 +21,6 @@ END = 0
 PIECES = [b"</s>", b"", *(s.encode() for s in ("a", "b", "c", "ab", "aba", "1", "_", "é", "ab", "bé", ".", "\n"))]
 PIECES += [b"\xc3", b"\xa9", b"a\xc3", b"\xbc", b"\xf0\x9f", b"\x98\x80", b"\xa9b", b"\xc3\xa9\xc3"]
 VOCABULARY = Vocabulary(PIECES, {END})
-WHOLE = {token for token, piece in enumerate(PIECES) if piece.decode("utf-8", "ignore").encode() == piece}
 
 
 def alive(language, vocabulary):
@@ -81,7 +80,10 @@ def test_the_table_is_that_of_outlines_core(pattern):
         going = {t: q for t, q in table.get(a, {}).items() if t != END and (t in after or completes(table, finals, q))}
         assert going.keys() <= after.keys()
         if "|" not in pattern:  # see the next test
-            assert going.keys() & WHOLE == after.keys() & WHOLE
+            for token in after.keys() - going.keys():
+                assert any(
+                    ours.language.final[ours.language.run(PIECES[token][:i], b)] for i in range(len(PIECES[token]))
+                )
         for token in going:
             pair = (going[token], after[token])
             if pair not in same:
@@ -91,7 +93,9 @@ def test_the_table_is_that_of_outlines_core(pattern):
 
 def test_outlines_core_loses_outputs_which_is_why_it_is_not_used():
     outlines = pytest.importorskip("outlines_core")
-    for pattern, output, lost in [("a|ab", b"ab", 5), ("a*?", b"a", 2), ("é*", "é".encode(), 14)]:
+    # alternatives after the first that matches, what is beyond the shortest match, and a part of a character, or any
+    # other token that leads out of a final state into one that is not
+    for pattern, output, lost in [("a|ab", b"ab", 5), ("a*?", b"a", 2), ("é*", "é".encode(), 14), ("(ab)*", b"ab", 2)]:
         language = automaton(regex(pattern))
         theirs, ours = outlines_table(outlines, pattern), ByteTokens(language, VOCABULARY)
         assert language.matches(output) and lost in ours.row(ours.start).ids
