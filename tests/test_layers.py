@@ -16,12 +16,13 @@ ALLOWED = {
     "gguf": "errors reference native",
     "convert": "errors reference gguf",
     "adaptive": "reference",
-    "decoding": "errors reference native adaptive",
+    "grammar": "errors reference",
+    "decoding": "errors reference native grammar adaptive",
     "llama": "errors reference native gguf decoding",
     "tuning": "errors reference gguf adaptive decoding llama",
     "options": "errors reference",
-    "session": "errors reference native embedded gguf adaptive decoding llama tuning options",
-    "evaluate": "errors reference native embedded gguf convert adaptive decoding llama tuning options session",
+    "session": "errors reference native embedded gguf grammar adaptive decoding llama tuning options",
+    "evaluate": "errors reference native embedded gguf convert grammar adaptive decoding llama tuning options session",
     "train": "errors reference gguf convert decoding llama session evaluate",
 }
 ALLOWED["cli"] = " ".join(ALLOWED)

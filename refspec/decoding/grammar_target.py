@@ -10,7 +10,7 @@ what was there. Legend: T rows of the last decode, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -107,11 +107,11 @@ class GrammarTarget:
 
     def logits(self, i: int) -> Array:
         """Transformed logits [V] of token i of the last decode; the model's own after an end or a mismatch."""
-        place = self._places[i]
-        if place is None or place.state == ENDED:
-            return self.inner.logits(i)
         if i not in self._rows:
-            self._rows[i] = self._transformed(self.inner.logits(i), place)
+            place, row = self._places[i], self.inner.logits(i)
+            if place is None or place.state == ENDED:
+                return row
+            self._rows[i] = self._transformed(row, place)
         return self._rows[i]
 
     def rollback(self, n: int) -> None:
@@ -199,13 +199,13 @@ class GrammarTarget:
         return transformed(logits, row, phi, self.temperature)
 
     def _transform_all(self, start: int, rows: int) -> None:
-        """Transform every row before its continuations overwrite it."""
-        places = [(i, place) for i, place in enumerate(self._places) if place and place.state != ENDED]
-        logits = [np.array(self.inner.logits(i)) for i, _ in places]
+        """Transform every row before continuations take its place."""
+        self._rows = {i: np.array(self.inner.logits(i)) for i in range(rows)}
         self._features = np.array(self.inner.features()) if self.inner.capturing else None
-        self._law.begin(self.text[: start + rows], logits, [place.prefix for _, place in places])
-        for (i, place), row in zip(places, logits, strict=True):
-            self._rows[i] = self._transformed(row, place)
+        live = [(i, place) for i, place in enumerate(self._places) if place and place.state != ENDED]
+        self._law.begin(self.text[: start + rows], {place.prefix: self._rows[i] for i, place in live})
+        for i, place in live:
+            self._rows[i] = self._transformed(self._rows[i], place)
         self._law.end()
 
 
@@ -218,10 +218,10 @@ class Continuations:
         self._text: list[int] = []  # what the target holds
         self._before: list[int] = []  # and held before
 
-    def begin(self, text: Ids, logits: Sequence[Array], prefixes: Sequence[Prefix]) -> None:
-        """The target holds these tokens; these are its rows after these prefixes of the output."""
+    def begin(self, text: Ids, rows: Mapping[Prefix, Array]) -> None:
+        """The target holds these tokens; these are its rows after prefixes of the output."""
         self._text = self._before = text.tolist()
-        self._known = {prefix: self._p(row) for prefix, row in zip(prefixes, logits, strict=True)}
+        self._known = {prefix: self._p(row) for prefix, row in rows.items()}
 
     def end(self) -> None:
         """Put back what the target held."""

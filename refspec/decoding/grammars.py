@@ -38,10 +38,8 @@ class Grammars:
         key = language.key()
         if key not in self._made:
             strings = language.strings(MOST_STRINGS)
-            if strings is None:
-                self._made[key] = ByteTokens(language, self.vocabulary, self.cache)
-            else:
-                self._made[key] = trie_of(strings, self._tokenize, self.vocabulary.pieces)
+            trie = None if strings is None else trie_of(strings, self._tokenize, self.vocabulary.pieces)
+            self._made[key] = trie or ByteTokens(language, self.vocabulary, self.cache)
         return self._made[key]
 
     def constraint(self, grammar: Grammar, limit: int, how: str) -> Constraint:
@@ -50,10 +48,16 @@ class Grammars:
         tokens = self.tokens(grammar)
         if kind == "exact" and not isinstance(tokens, TokenTrie):
             raise UsageError(
-                f"fidelity exact is for languages of at most {MOST_STRINGS} strings, and this has more; use beam:4, "
-                "onestep or local"
+                f"fidelity exact is for languages of at most {MOST_STRINGS} strings that the model's tokens spell, and "
+                "this is none; use local or onestep"
             )
         return Constraint(tokens, self.vocabulary.ends, limit)
 
     def _tokenize(self, string: bytes) -> list[int]:
-        return self.target.tokenize(string.decode("utf-8"), add_special=False)
+        """Tokens of a string; after a newline where the tokenizer puts a blank before the first word."""
+        text, pieces = string.decode("utf-8"), self.vocabulary.pieces
+        tokens = self.target.tokenize(text, add_special=False)
+        if b"".join(pieces[token] for token in tokens) != string:
+            line, both = (self.target.tokenize("\n" + more, add_special=False) for more in ("", text))
+            tokens = both[len(line) :] if both[: len(line)] == line else tokens
+        return list(tokens)

@@ -6,11 +6,10 @@ probability of each string can be had by running the trie once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
-from refspec.errors import UsageError
 from refspec.grammar.tokens import DEAD, NEVER, Row, Tokens
 
 
@@ -53,13 +52,10 @@ class TokenTrie:
         return b""
 
 
-def trie_of(strings: Iterable[bytes], tokenize: Callable[[bytes], Sequence[int]], pieces: Sequence[bytes]) -> TokenTrie:
-    """The trie of strings in the tokens of a model; UsageError where the tokens of one do not spell it."""
-    sequences = []
-    for string in strings:
-        tokens = [int(token) for token in tokenize(string)]
-        if b"".join(pieces[token] for token in tokens) != string:
-            said = string.decode("utf-8", "replace")
-            raise UsageError(f"grammar: the tokens of {said!r} spell something else; use --fidelity onestep or local")
-        sequences.append(tokens)
-    return TokenTrie(sequences)
+def trie_of(
+    strings: Collection[bytes], tokenize: Callable[[bytes], Sequence[int]], pieces: Sequence[bytes]
+) -> TokenTrie | None:
+    """The trie of strings in the tokens of a model; None where the tokens of one do not spell it."""
+    sequences = [[int(token) for token in tokenize(string)] for string in strings]
+    spelled = (b"".join(pieces[token] for token in tokens) for tokens in sequences)
+    return TokenTrie(sequences) if all(a == b for a, b in zip(spelled, strings, strict=True)) else None
