@@ -19,7 +19,7 @@ import numpy as np
 from refspec import native
 from refspec.decoding.target import Target, TreeTarget, Verifier
 from refspec.grammar.constraint import ENDED, Constraint
-from refspec.grammar.future import OneStep, Place, Prefix, Probabilities, estimate_of, local, transformed
+from refspec.grammar.future import OneStep, Place, Prefix, Probabilities, estimate_of, local, masked, transformed
 from refspec.grammar.tokens import DEAD
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -42,6 +42,7 @@ class GrammarTarget:
         self.temperature = 1.0 if sampler.greedy else sampler.temperature
         plain = replace(sampler, temperature=self.temperature, top_k=0, top_p=1.0, min_p=0.0)
         self.p = lambda logits: native.p_target(logits, plain)
+        self._bias = sampler.bias_ids, sampler.bias_values
         self._law = Continuations(inner, self.p, first)
         self.estimate = estimate_of(fidelity, constraint, self._law)
         self._onestep = OneStep(constraint)
@@ -191,12 +192,23 @@ class GrammarTarget:
     def _transformed(self, logits: Array, place: Place) -> Array:
         row = self.constraint.allowed(place.state, place.left)
         if self.estimate is local or len(row.ids) <= 1:
-            out: Array = np.full(len(logits), -np.inf, logits.dtype)
-            out[row.ids] = logits[row.ids]
-            return out
-        followed = not self._follows or len(row.ids) <= MOST_FOLLOWED
-        phi = (self.estimate if followed else self._onestep)(place, row, self.p(logits))
-        return transformed(logits, row, phi, self.temperature)
+            return masked(logits, row)
+        if self._follows and len(row.ids) <= MOST_FOLLOWED:
+            return transformed(logits, row, self.estimate(place, row, self.p(logits)), self.temperature)
+        phi = self._onestep.by_state(place, row, self._near(logits))
+        return transformed(logits, row, phi, self.temperature, by_state=True)
+
+    def _near(self, logits: Array) -> Array:
+        """p(. | y) [V] as onestep needs it: in the type of the logits, and fast."""
+        x = np.array(logits)
+        if len(self._bias[0]):
+            x[self._bias[0]] += self._bias[1]
+        x -= x.max()
+        if self.temperature != 1:
+            x /= self.temperature
+        np.exp(x, out=x)
+        x /= x.sum()
+        return x
 
     def _transform_all(self, start: int, rows: int) -> None:
         """Transform every row before continuations take its place."""

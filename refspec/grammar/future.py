@@ -89,13 +89,36 @@ class OneStep:
 
     def __call__(self, place: Place, row: Row, p: Probabilities) -> Probabilities:
         """See `Estimate`."""
-        states, which = np.unique(row.next, return_inverse=True)
-        value = [self.mass(int(state), place.left - 1, p) for state in states]
-        return np.array(value)[which]
+        return self.by_state(place, row, p)[row.groups[1]]
 
-    def mass(self, state: int, left: int, p: Probabilities) -> float:
-        """The probability of what is allowed in a state."""
-        return 1.0 if state == ENDED else float(p[self.constraint.allowed(state, left).ids].sum())
+    def by_state(self, place: Place, row: Row, p: npt.NDArray[np.floating]) -> Probabilities:
+        """The estimate for each state in `row.groups`: it is the same for all tokens that lead there."""
+        known: dict[bytes, float] = {}  # many states allow the same tokens
+        values = list[float]()
+        for state in row.groups[0]:
+            after = self.constraint.allowed(state, place.left - 1)
+            if state != ENDED and after.key not in known:
+                known[after.key] = mass(after, p)
+            values.append(1.0 if state == ENDED else known[after.key])
+        return np.array(values)
+
+
+def mass(row: Row, p: npt.NDArray[np.floating]) -> float:
+    """The probability of what is allowed."""
+    others = row.others(len(p))
+    return float(p[row.ids].sum()) if others is None else max(float(p.sum() - p[others].sum()), 0.0)
+
+
+def masked(logits: npt.NDArray[np.floating], row: Row) -> npt.NDArray[np.floating]:
+    """Logits [V] with -inf for what is not allowed, as a new array."""
+    others = row.others(len(logits))
+    if others is None:
+        out = np.full(len(logits), -np.inf, logits.dtype)
+        out[row.ids] = logits[row.ids]
+    else:
+        out = logits.copy()
+        out[others] = -np.inf
+    return out
 
 
 class Lookahead:
@@ -203,19 +226,24 @@ class Rollouts:
 
 
 def transformed(
-    logits: npt.NDArray[np.floating], row: Row, phi: Probabilities, temperature: float
+    logits: npt.NDArray[np.floating], row: Row, phi: Probabilities, temperature: float, *, by_state: bool = False
 ) -> npt.NDArray[np.floating]:
     """Logits [V] of the next token with T log Phi added; -inf where it is not allowed. BackendError for no Phi > 0.
 
-    The type is that of `logits`: what is sampled is what these numbers say, rounded or not.
+    phi [n] is of the tokens of the row, or `by_state` of the states in `row.groups`. The type is that of `logits`: what
+    is sampled is what these numbers say, rounded or not.
     """
     if not phi.max(initial=0.0) > 0:
         raise BackendError(
             "grammar: the model gives every output that matches the probability 0; relax --logit-bias, or the grammar"
         )
-    out = np.full(len(logits), -np.inf, logits.dtype)
     with np.errstate(divide="ignore"):
-        out[row.ids] = logits[row.ids] + temperature * np.log(phi / phi.max())
+        added = temperature * np.log(phi / phi.max())
+    if by_state:
+        out: npt.NDArray[np.floating] = logits + np.append(added, -np.inf).astype(logits.dtype)[row.leads(len(logits))]
+        return out
+    out = masked(logits, row)
+    out[row.ids] += added.astype(logits.dtype)
     return out
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,11 +28,43 @@ DEAD = -1
 Tokens = npt.NDArray[np.int32]
 
 
-class Row(NamedTuple):
-    """What may follow a state."""
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What may follow a state, and what is worth knowing once about it."""
 
     ids: Tokens  # [n] in order
     next: Tokens  # [n] the state after each
+
+    @cached_property
+    def groups(self) -> tuple[list[int], npt.NDArray[np.intp]]:
+        """The different states that follow, and which of them each token leads to [n]."""
+        states, which = np.unique(self.next, return_inverse=True)
+        return states.tolist(), which
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for rows of the same tokens."""
+        return hashlib.sha256(self.ids.tobytes()).digest()
+
+    def others(self, vocab: int) -> npt.NDArray[np.intp] | None:
+        """The tokens that may not follow, where these are the fewer."""
+        if 2 * len(self.ids) <= vocab:
+            return None
+        if "others" not in self._kept:
+            rest = np.ones(vocab, np.bool_)
+            rest[self.ids] = False
+            self._kept["others"] = np.flatnonzero(rest)
+        return self._kept["others"]
+
+    def leads(self, vocab: int) -> npt.NDArray[np.intp]:
+        """[V] which of the states in `groups` each token leads to, their number for those that may not follow."""
+        if "leads" not in self._kept:
+            states, which = self.groups
+            self._kept["leads"] = np.full(vocab, len(states), np.intp)
+            self._kept["leads"][self.ids] = which
+        return self._kept["leads"]
+
+    _kept: dict[str, npt.NDArray[np.intp]] = field(default_factory=dict, init=False, repr=False)
 
 
 class TokenAutomaton(Protocol):
@@ -117,7 +151,8 @@ class ByteTokens:
     def row(self, state: int) -> Row:
         """See `TokenAutomaton`; looked up once for each state."""
         if state not in self._rows:
-            ids, after = self.walk(state)
+            walked = self.walk(state)
+            ids, after = walked.ids, walked.next
             alive = self.shortest[after] != NEVER
             ids, after = ids[alive], after[alive]
             order = np.argsort(ids)

@@ -160,7 +160,7 @@ def test_c_keeps_the_distribution_of_the_rows_it_is_given(backend: Backend, case
 def test_masking_is_not_what_is_meant():
     """The paper's point in one case: a walk into brackets that the limit hardly lets it close."""
     model = ToyModel(4, 3, 3.0, False, False)
-    constraint = Constraint(ByteTokens(automaton(dyck("()", 2)), VOCABULARY), [END], 4)
+    constraint = Constraint(ByteTokens(automaton(dyck("()", 2)), VOCABULARY), [END], 6)
     law = ToyLaw(model)
     exact = wanted(constraint, law)
     assert variation(grammar_law(constraint, law, local), exact) > 0.05
