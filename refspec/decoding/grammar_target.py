@@ -10,7 +10,7 @@ what was there. Legend: T rows of the last decode, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -20,14 +20,13 @@ from refspec import native
 from refspec.decoding.target import Target, TreeTarget, Verifier
 from refspec.grammar.constraint import ENDED, Constraint
 from refspec.grammar.future import OneStep, Place, Prefix, Probabilities, estimate_of, local, masked, transformed
-from refspec.grammar.tokens import DEAD
+from refspec.grammar.tokens import DEAD, Tokens
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import ROOT, Tree
 
 MOST_FOLLOWED = 64  # of the tokens that may come next; where there are more, estimates that follow them give way
 LONGEST_JUMP = 32  # tokens drafted because the grammar says so
-ROWS_KEPT = 64  # of continuations
 
 
 class GrammarTarget:
@@ -43,7 +42,7 @@ class GrammarTarget:
         plain = replace(sampler, temperature=self.temperature, top_k=0, top_p=1.0, min_p=0.0)
         self.p = lambda logits: native.p_target(logits, plain)
         self._bias = sampler.bias_ids, sampler.bias_values
-        self._law = Continuations(inner, self.p, first)
+        self._law = Continuations(inner, self.p, first, constraint)
         self.estimate = estimate_of(fidelity, constraint, self._law)
         self._onestep = OneStep(constraint)
         self._follows = self.estimate is not local and not isinstance(self.estimate, OneStep)
@@ -215,49 +214,60 @@ class GrammarTarget:
         self._rows = {i: np.array(self.inner.logits(i)) for i in range(rows)}
         self._features = np.array(self.inner.features()) if self.inner.capturing else None
         live = [(i, place) for i, place in enumerate(self._places) if place and place.state != ENDED]
-        self._law.begin(self.text[: start + rows], {place.prefix: self._rows[i] for i, place in live})
+        self._law.begin(self.text[: start + rows])
         for i, place in live:
             self._rows[i] = self._transformed(self._rows[i], place)
         self._law.end()
 
 
 class Continuations:
-    """The Law of a target: runs what it is asked about after the tokens decided, in the target's own cache."""
+    """The Law of a target: runs what it is asked about after the tokens decided, in the target's own cache.
 
-    def __init__(self, target: Target, p: Callable[[Array], Probabilities], first: int) -> None:
-        self.target, self._p, self._first = target, p, first
+    What must follow runs in the same call, and what was asked once is kept, as far as a constraint allows it.
+    """
+
+    def __init__(
+        self, target: Target, p: Callable[[Array], Probabilities], first: int, constraint: Constraint
+    ) -> None:  # fmt: skip
+        self.target, self._p, self._first, self.constraint = target, p, first, constraint
         self._known: dict[Prefix, Probabilities] = {}
         self._text: list[int] = []  # what the target holds
         self._before: list[int] = []  # and held before
 
-    def begin(self, text: Ids, rows: Mapping[Prefix, Array]) -> None:
-        """The target holds these tokens; these are its rows after prefixes of the output."""
+    def begin(self, text: Ids) -> None:
+        """The target holds these tokens."""
         self._text = self._before = text.tolist()
-        self._known = {prefix: self._p(row) for prefix, row in rows.items()}
 
     def end(self) -> None:
         """Put back what the target held."""
-        self._hold(self._before)
+        self._hold(self._before, 0)
 
-    def __call__(self, prefix: Prefix) -> Probabilities:
-        """See `Law`."""
+    def __call__(self, prefix: Prefix, ids: Tokens | None = None) -> Probabilities:
+        """See `Law`; of the tokens allowed only."""
         if prefix not in self._known:
-            self._hold([*self._before[: self._first], *prefix], last=True)
-            while len(self._known) >= ROWS_KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[prefix] = self._p(self.target.logits(0))
+            place = Place((), self.constraint.start, self.constraint.limit)
+            for token in prefix:
+                place = place.after(token, self.constraint.step(place.state, token, place.left))
+            certain = [t for t in self.constraint.forced(place.state, place.left) if t not in self.constraint.ends]
+            certain = certain[:LONGEST_JUMP]
+            self._hold([*self._before[: self._first], *prefix, *certain], 1 + len(certain))
+            for i in range(len(certain) + 1):
+                allowed = self.constraint.allowed(place.state, place.left).ids
+                self._known[place.prefix] = self._p(self.target.logits(i))[allowed]
+                if i < len(certain):
+                    token = certain[i]
+                    place = place.after(token, self.constraint.step(place.state, token, place.left))
         return self._known[prefix]
 
     def key(self, prefix: Prefix) -> Prefix:
         """See `Law`."""
         return prefix
 
-    def _hold(self, text: list[int], *, last: bool = False) -> None:
-        """Have the target hold these tokens; the `last` one with new logits, alone in its decode."""
+    def _hold(self, text: list[int], last: int) -> None:
+        """Have the target hold these tokens; so many of the last with new logits, alone in their decode."""
         same = 0
-        while same < min(len(text), len(self._text)) and text[same] == self._text[same]:
+        while same < min(len(text) - last, len(self._text)) and text[same] == self._text[same]:
             same += 1
-        same -= last and same == len(text)
         if same < len(self._text):
             self.target.rollback(same)
         end = len(text) - last

@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 from refspec.errors import BackendError, UsageError
 from refspec.grammar.constraint import ENDED, Constraint
-from refspec.grammar.tokens import Row
+from refspec.grammar.tokens import Row, Tokens
 from refspec.reference.sampling import invert_cdf
 
 Probabilities = npt.NDArray[np.float64]
@@ -50,8 +50,8 @@ KINDS = ("local", "onestep", "lookahead:k", "beam:k", "exact")
 class Law(Protocol):
     """A model, or a distribution made up for a test."""
 
-    def __call__(self, prefix: Prefix) -> Probabilities:
-        """p(. | y) [V]."""
+    def __call__(self, prefix: Prefix, ids: Tokens | None = None) -> Probabilities:
+        """p(. | y) [V], or of these tokens [n], which are those that a constraint allows after y."""
 
     def key(self, prefix: Prefix) -> Hashable:
         """The same for prefixes after which everything has the same probability; the prefix itself always does."""
@@ -94,19 +94,15 @@ class OneStep:
     def by_state(self, place: Place, row: Row, p: npt.NDArray[np.floating]) -> Probabilities:
         """The estimate for each state in `row.groups`: it is the same for all tokens that lead there."""
         known: dict[bytes, float] = {}  # many states allow the same tokens
-        values = list[float]()
+        values, total = list[float](), float(p.sum())
         for state in row.groups[0]:
             after = self.constraint.allowed(state, place.left - 1)
             if state != ENDED and after.key not in known:
-                known[after.key] = mass(after, p)
+                others = after.others(len(p))
+                mass = p[after.ids].sum() if others is None else max(total - p[others].sum(), 0.0)
+                known[after.key] = float(mass)
             values.append(1.0 if state == ENDED else known[after.key])
         return np.array(values)
-
-
-def mass(row: Row, p: npt.NDArray[np.floating]) -> float:
-    """The probability of what is allowed."""
-    others = row.others(len(p))
-    return float(p[row.ids].sum()) if others is None else max(float(p.sum() - p[others].sum()), 0.0)
 
 
 def masked(logits: npt.NDArray[np.floating], row: Row) -> npt.NDArray[np.floating]:
@@ -141,12 +137,10 @@ class Lookahead:
         if key not in self.known:
             if len(self.known) >= MOST_PREFIXES:
                 raise UsageError(f"exact: more than {MOST_PREFIXES} prefixes to follow; use beam:4, onestep or local")
-            row, p = self.constraint.allowed(place.state, place.left), self.law(place.prefix)
+            row = self.constraint.allowed(place.state, place.left)
             fewer = None if k is None else k - 1
-            after = zip(row.ids.tolist(), row.next.tolist(), strict=True)
-            self.known[key] = float(
-                sum(p[token] * self.phi(place.after(token, state), fewer) for token, state in after if p[token] > 0)
-            )
+            after = zip(row.ids.tolist(), row.next.tolist(), self.law(place.prefix, row.ids).tolist(), strict=True)
+            self.known[key] = sum(p * self.phi(place.after(token, state), fewer) for token, state, p in after if p > 0)
         return self.known[key]
 
 
@@ -177,15 +171,14 @@ class Beam:
                 going = list[tuple[float, Place]]()
                 rest = 0.0  # probability of what is allowed and not among the best
                 for weight, at in front:
-                    row, p = self.constraint.allowed(at.state, at.left), self.law(at.prefix)
-                    over = row.next == ENDED
-                    ended += weight * float(p[row.ids[over]].sum())
-                    found += scale * weight * float(p[row.ids[over]].sum())
-                    ids, states = row.ids[~over], row.next[~over]
-                    best = np.argsort(-p[ids], kind="stable")
-                    rest += weight * float(p[ids[best[self.k :]]].sum())
-                    chosen = zip(ids[best[: self.k]].tolist(), states[best[: self.k]].tolist(), strict=True)
-                    going += [(weight * float(p[token]), at.after(token, state)) for token, state in chosen]
+                    row = self.constraint.allowed(at.state, at.left)
+                    p, over = self.law(at.prefix, row.ids), row.next == ENDED
+                    ended += weight * float(p[over].sum())
+                    found += scale * weight * float(p[over].sum())
+                    best = np.argsort(-np.where(over, -1.0, p), kind="stable")[: len(p) - int(over.sum())]
+                    rest += weight * float(p[best[self.k :]].sum())
+                    for i in best[: self.k].tolist():
+                        going.append((weight * float(p[i]), at.after(int(row.ids[i]), int(row.next[i]))))
                 going.sort(key=lambda one: -one[0])
                 front, out = [one for one in going[: self.k] if one[0] > 0], going[self.k :]
                 kept, rest = sum(weight for weight, _ in front), rest + sum(weight for weight, _ in out)
@@ -216,11 +209,11 @@ class Rollouts:
         coins = self.coins(place.prefix, place.left)
         while place.state != ENDED and weight > 0:
             row = self.constraint.allowed(place.state, place.left)
-            q = self.proposal(place.prefix)[row.ids]
+            q = self.proposal(place.prefix, row.ids)
             q = q / q.sum() if q.sum() > 0 else np.full(len(q), 1 / len(q))
             chosen = invert_cdf(q, float(coins[i]))
             token = int(row.ids[chosen])
-            weight *= float(self.law(place.prefix)[token]) / float(q[chosen])
+            weight *= float(self.law(place.prefix, row.ids)[chosen]) / float(q[chosen])
             place, i = place.after(token, int(row.next[chosen])), i + 1
         return weight
 
@@ -240,7 +233,8 @@ def transformed(
     with np.errstate(divide="ignore"):
         added = temperature * np.log(phi / phi.max())
     if by_state:
-        out: npt.NDArray[np.floating] = logits + np.append(added, -np.inf).astype(logits.dtype)[row.leads(len(logits))]
+        out = np.take(np.append(added, -np.inf).astype(logits.dtype), row.leads(len(logits)))
+        out += logits
         return out
     out = masked(logits, row)
     out[row.ids] += added.astype(logits.dtype)

@@ -134,8 +134,9 @@ class Law:
     def __init__(self, target, temperature):
         self.target, self.sampler = target, Sampler(temperature=temperature)
 
-    def __call__(self, prefix):
-        return p_target(self.target.law([*PROMPT, *prefix]), self.sampler)
+    def __call__(self, prefix, ids=None):
+        p = p_target(self.target.law([*PROMPT, *prefix]), self.sampler)
+        return p if ids is None else p[ids]
 
     def key(self, prefix):
         return prefix

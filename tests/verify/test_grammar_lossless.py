@@ -50,8 +50,9 @@ class ToyLaw:
     def __init__(self, model: ToyModel, temperature: float = 1.0) -> None:
         self.model, self.sampler = model, Sampler(temperature=temperature)
 
-    def __call__(self, prefix: Tokens) -> np.ndarray:
-        return p_target(self.model.logits(prefix), self.sampler)
+    def __call__(self, prefix: Tokens, ids: np.ndarray | None = None) -> np.ndarray:
+        p = p_target(self.model.logits(prefix), self.sampler)
+        return p if ids is None else p[ids]
 
     def key(self, prefix: Tokens) -> Tokens:
         return prefix
