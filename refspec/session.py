@@ -232,6 +232,7 @@ class Session:
     policy            chooses how much to draft, with all it has learned; None before the first adaptive generation
     memory            where the policy is kept for the next session
     notes             lines that a user should read
+    grammars          grammars as automata over the target's tokens, each made once
     """
 
     def __init__(
@@ -248,7 +249,7 @@ class Session:
         self.notes: list[str] = []
         self._deferred: DeferredDrafter | None = None
         self._latest = Latest()
-        self._grammars = Grammars(target, cache_directory())
+        self.grammars = Grammars(target, cache_directory())
 
     def encode(
         self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
@@ -359,7 +360,7 @@ class Session:
         if trees and kind not in ("local", "onestep"):
             raise UsageError(f"fidelity {fidelity} runs continuations, which a tree has no room for; draft chains")
         limit = min(max_tokens, self.target.n_ctx - prompt + 1)
-        return {"constraint": self._grammars.constraint(grammar, limit, fidelity), "fidelity": fidelity}
+        return {"constraint": self.grammars.constraint(grammar, limit, fidelity), "fidelity": fidelity}
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""

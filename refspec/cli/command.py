@@ -93,6 +93,20 @@ class Command(click.Command):
                     formatter.write_dl(rows)
 
 
+class CommandWithMore(Command, click.Group):
+    """A command that is also a group: without the name of one of its commands it runs itself."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **{**how, "invoke_without_command": True})
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and the commands below."""
+        Command.format_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
 class Group(click.Group):
     """A group of such commands, in the order they are defined."""
 

@@ -1,0 +1,321 @@
+"""How far outputs are from what a grammar means, by estimate of future validity, and what that costs.
+
+What is meant is the model given that its output is valid; the distance is total variation, computed by enumeration:
+every valid output of a small language, on made-up laws and with the probabilities of a loaded model.
+
+Legend: V vocabulary, A tokens that a language has at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from refspec import native
+from refspec.decoding.cycle import prefill
+from refspec.decoding.target import Target
+from refspec.grammar.automaton import automaton
+from refspec.grammar.constraint import ENDED, Constraint
+from refspec.grammar.future import (
+    Beam,
+    Lookahead,
+    Prefix,
+    Probabilities,
+    Rollouts,
+    estimate_of,
+    sequence_law,
+    variation,
+    variation_at_most,
+    wanted,
+)
+from refspec.grammar.gbnf import dyck
+from refspec.grammar.json_schema import json_schema
+from refspec.grammar.tokens import ByteTokens, Tokens, Vocabulary
+from refspec.reference.sampling import Sampler, coins
+from refspec.session import Session
+
+KINDS = (
+    "local",
+    "onestep",
+    "lookahead:1",
+    "lookahead:2",
+    "lookahead:4",
+    "beam:1",
+    "beam:2",
+    "beam:4",
+    "beam:8",
+    "exact",
+)
+SIZES = ((1, 9), (2, 9), (2, 11), (4, 11))  # depth of brackets, most tokens with the end
+SEEDS = 20
+CLASSIFIED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "mood": {"enum": ["very happy", "happy", "neutral", "sad", "very sad"]},
+        "urgent": {"type": "boolean"},
+        "topic": {"enum": ["delivery", "delivery time", "price", "quality"]},
+    },
+    "required": ["mood", "urgent", "topic"],
+}
+EXTRACTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "date": {"type": "string", "format": "date"},
+        "items": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 5},
+    },
+    "required": ["name", "date", "items"],
+}
+MESSAGE = (
+    "Classify this message as JSON with mood, urgent and topic: My parcel is three weeks late and nobody answers. "
+    "I need it tomorrow!"
+)
+PARAGRAPH = (
+    "Extract the name, the date and the items from this text as JSON.\n\n"
+    "On 2024-03-17 Maria Lopez bought apples, two pears and a loaf of bread at the market."
+)
+BRACKETS = "Continue with balanced brackets."
+
+
+class MadeUp:
+    """A law of random rows: of the last token only (`markov`), or of the whole prefix."""
+
+    def __init__(self, vocab: int, seed: int, *, markov: bool, scale: float = 1.5) -> None:
+        self.vocab, self.seed, self.markov, self.scale = vocab, seed, markov, scale
+        self._known: dict[Prefix, Probabilities] = {}
+
+    def __call__(self, prefix: Prefix, ids: Tokens | None = None) -> Probabilities:
+        """See `Law`."""
+        key = self.key(prefix)
+        if key not in self._known:
+            x = np.random.default_rng([self.seed, *key]).normal(size=self.vocab) * self.scale
+            weights = np.exp(x - x.max())
+            self._known[key] = weights / weights.sum()
+        return self._known[key] if ids is None else self._known[key][ids]
+
+    def key(self, prefix: Prefix) -> Prefix:
+        """See `Law`."""
+        return prefix[-1:] if self.markov else prefix
+
+
+class Modelled:
+    """The law of a loaded model after a prompt, for the tokens A of a language; other tokens have 0 here."""
+
+    def __init__(self, target: Target, prompt: Sequence[int], constraint: Constraint) -> None:
+        self.target, self.prompt, self.rows = target, list(prompt), 0
+        states, ids, left = {constraint.start}, set(constraint.ends.tolist()), [constraint.start]
+        for state in left:
+            row = constraint.allowed(state, constraint.limit)
+            ids |= set(row.ids.tolist())
+            new = {q for q in row.next.tolist() if q != ENDED} - states
+            states |= new
+            left += new
+        self.alphabet = np.array(sorted(ids))
+        self._known: dict[Prefix, Probabilities] = {}
+        self._held: list[int] = []
+        for _ in prefill(target, None, self.prompt):
+            pass
+
+    def __call__(self, prefix: Prefix, ids: Tokens | None = None) -> Probabilities:
+        """See `Law`."""
+        if prefix not in self._known:
+            text = [self.prompt[-1], *prefix]
+            same = 0
+            while same < min(len(text) - 1, len(self._held)) and text[same] == self._held[same]:
+                same += 1
+            if same < len(self._held):
+                self.target.rollback(len(self.prompt) - 1 + same)
+            if same < len(text) - 1:
+                self.target.decode(text[same:-1], logits="none")
+            self.target.decode(text[-1:], logits="all")
+            self._held = text
+            self.rows += 1
+            self._known[prefix] = native.p_target(self.target.logits(0), Sampler(temperature=1.0))[self.alphabet]
+        p = np.zeros(self.target.n_vocab)
+        p[self.alphabet] = self._known[prefix]
+        return p if ids is None else p[ids]
+
+    def key(self, prefix: Prefix) -> Prefix:
+        """See `Law`."""
+        return prefix
+
+
+class _Coins:
+    """New coins at every call."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.drawn = seed, 0
+
+    def __call__(self, prefix: Prefix, n: int) -> Probabilities:
+        self.drawn += n
+        return coins(self.seed, self.drawn - n, n)
+
+
+def made_up(progress: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Brackets under random laws: for each size and kind of law the mean TV of each estimate, and where it wins."""
+    vocabulary = Vocabulary([b"(", b")", b"x", b""], {3})
+    found = []
+    for depth, limit in SIZES:
+        tokens = ByteTokens(automaton(dyck("()", depth)), vocabulary)
+        constraint = Constraint(tokens, vocabulary.ends, limit)
+        for markov in (True, False):
+            distances = {kind: list[float]() for kind in (*KINDS, "rollouts:8")}
+            outputs = 0
+            for seed in range(SEEDS):
+                law = MadeUp(4, seed, markov=markov)
+                meant = wanted(constraint, law)
+                outputs = len(meant)
+                for kind in KINDS:
+                    got = sequence_law(constraint, law, estimate_of(kind, constraint, law))
+                    distances[kind].append(variation(got, meant))
+                proposal = MadeUp(4, seed + 1000, markov=True)
+                drawn = Rollouts(constraint, law, proposal, 8, _Coins(seed))
+                distances["rollouts:8"].append(variation(sequence_law(constraint, law, drawn), meant))
+            local = np.array(distances["local"])
+            found.append(
+                {
+                    "language": f"brackets {depth} deep, {limit - 1} tokens", "outputs": outputs,
+                    "law": "last token" if markov else "whole prefix",
+                    "tv": {kind: float(np.mean(x)) for kind, x in distances.items()},
+                    "better_than_local": {kind: float(np.mean(np.array(x) < local)) for kind, x in distances.items()},
+                }
+            )  # fmt: skip
+            progress()
+    return found
+
+
+def modelled(session: Session, name: str, constraint: Constraint, prompt: Sequence[int]) -> dict[str, Any]:
+    """One language under the session's model: the TV of each estimate, the rows it ran, and a beam's bound."""
+    target = session.target
+    tv, rows, bound = {}, {}, {}
+    law = Modelled(target, prompt, constraint)
+    meant = wanted(constraint, law)
+    for kind in KINDS:
+        estimate = estimate_of(kind, constraint, law)
+        tv[kind] = variation(sequence_law(constraint, law, estimate), meant)
+        if isinstance(estimate, Beam):
+            bound[kind] = _bound(estimate, constraint)
+        rows[kind] = _asked(estimate)
+    return {"language": name, "outputs": len(meant), "law": Path(session.name).name, "rows": law.rows, "tv": tv, "bound": bound,
+            "asked": rows}  # fmt: skip
+
+
+def _bound(beam: Beam, constraint: Constraint) -> float:
+    """The TV at most, by what the beam knows of every Phi it was asked for."""
+    errors = [max(np.log(most / phi), np.log(phi / least)) for phi, least, most in beam.known.values() if least > 0]
+    return variation_at_most(max(errors, default=0.0), constraint.limit) if len(errors) == len(beam.known) else 1.0
+
+
+def _asked(estimate: object) -> int:
+    """Different prefixes whose Phi was estimated by rows of the model."""
+    return len(estimate.known) if isinstance(estimate, (Beam, Lookahead)) else 0
+
+
+def distances(session: Session, progress: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Languages under the session's own model: brackets in all of its tokens, and a finite JSON language."""
+    grammars = session.grammars
+    found = []
+    for depth, limit in ((1, 5), (2, 5)):
+        tokens = ByteTokens(automaton(dyck("()", depth)), grammars.vocabulary)
+        constraint = Constraint(tokens, grammars.vocabulary.ends, limit)
+        name = f"brackets {depth} deep, {limit - 1} tokens"
+        found.append(modelled(session, name, constraint, session.encode(BRACKETS)))
+        progress()
+    constraint = grammars.constraint(json_schema(CLASSIFIED), 64, "exact")
+    found.append(modelled(session, "JSON, 3 fields", constraint, session.encode(MESSAGE)))
+    progress()
+    return found
+
+
+def speeds(
+    session: Session, *, max_tokens: int, repeat: int, progress: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Tokens a second of one output: without a grammar, within one, with guesses, and by llama.cpp's own sampler."""
+    from refspec.llama.grammar_sampler import constrained, gbnf_of_schema
+
+    schema = json_schema(EXTRACTED)
+    ways: dict[str, dict[str, Any]] = {
+        "no grammar": {"speculate": False},
+        "local": {"grammar": schema, "speculate": False},
+        "onestep": {"grammar": schema, "speculate": False, "fidelity": "onestep"},
+        "local, with guesses": {"grammar": schema},
+    }
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in (*ways, "llama.cpp's grammar sampler")}
+    prompt = session.encode(PARAGRAPH)
+    gbnf = gbnf_of_schema(json.dumps(EXTRACTED))
+    for _ in range(repeat):
+        for way, how in ways.items():
+            if how.get("speculate", True) and session.drafter is None:
+                continue
+            generation = session.generate(tokens=prompt, max_tokens=max_tokens, **how)
+            for _event in generation:
+                pass
+            seconds = generation.statistics.seconds
+            runs[way].append(
+                {"tokens": len(generation.tokens), "seconds": sum(seconds), "other": seconds.other,
+                 "calls": generation.statistics.verify_steps, "text": generation.text}
+            )  # fmt: skip
+            progress()
+        session.target.capturing = False
+        for _done in prefill(session.target, None, prompt):
+            pass
+        began = perf_counter()
+        tokens = list(constrained(session.target, prompt[-1], gbnf, max_tokens))  # type: ignore[arg-type]
+        took = perf_counter() - began
+        ends = session.target.end_tokens
+        text = b"".join(session.target.token_to_bytes(t) for t in tokens if t not in ends).decode("utf-8", "replace")
+        runs["llama.cpp's grammar sampler"].append(
+            {"tokens": len(tokens), "seconds": took, "other": took, "calls": len(tokens), "text": text}
+        )
+        progress()
+    return [_fastest(way, tried) for way, tried in runs.items() if tried]
+
+
+def _fastest(way: str, tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fastest of some runs of the same output."""
+    best = min(tried, key=lambda run: run["seconds"])
+    return {"way": way, "tokens_per_second": best["tokens"] / best["seconds"]} | best
+
+
+def table(measured: dict[str, Any]) -> list[str]:
+    """The lines of a report."""
+    lines = []
+    for title, key in (("made-up laws", "made_up"), ("this model", "distances")):
+        if not measured.get(key):
+            continue
+        kinds = list(measured[key][0]["tv"])
+        lines += [f"total variation to the model given a valid output, {title}:", ""]
+        lines.append("| language | outputs | law | " + " | ".join(kinds) + " |")
+        lines.append("| --- " * (3 + len(kinds)) + "|")
+        for row in measured[key]:
+            tv = " | ".join(_small(row["tv"][kind]) for kind in kinds)
+            lines.append(f"| {row['language']} | {row['outputs']} | {row['law']} | {tv} |")
+        lines.append("")
+        for row in measured[key]:
+            if better := row.get("better_than_local"):
+                share = ", ".join(f"{kind} {100 * better[kind]:.0f} %" for kind in ("onestep", "lookahead:2", "beam:1"))
+                lines.append(f"{row['language']}, {row['law']}: nearer than local under {share} of the laws")
+            if row.get("bound"):
+                bounds = ", ".join(f"{kind} at most {_small(value)}" for kind, value in row["bound"].items())
+                lines.append(f"{row['language']}: {row['rows']} rows of the model; {bounds}")
+        lines.append("")
+    if measured.get("speeds"):
+        lines += ["| one output of JSON | tokens | calls | seconds | tokens/s | outside the model |"]
+        lines.append("| --- " * 6 + "|")
+        for row in measured["speeds"]:
+            outside = "" if "sampler" in row["way"] else f"{1000 * row['other'] / row['calls']:.2f} ms a call"
+            lines.append(
+                f"| {row['way']} | {row['tokens']} | {row['calls']} | {row['seconds']:.2f} | "
+                f"{row['tokens_per_second']:.1f} | {outside} |"
+            )
+        lines += ["", *(f"{row['way']}: {row['text']}" for row in measured["speeds"][1:])]
+    return lines
+
+
+def _small(x: float) -> str:
+    return "0" if x == 0 else f"{x:.4f}" if x >= 1e-3 else f"{x:.0e}"
