@@ -13,6 +13,7 @@ from refspec.grammar.nodes import Grammar
 from refspec.grammar.tokens import ByteTokens, TokenAutomaton, Vocabulary
 from refspec.grammar.trie import TokenTrie, trie_of
 
+KEPT = 8  # automata
 MOST_STRINGS = 10_000  # a finite language of so many is a trie of the model's own tokens
 
 
@@ -22,7 +23,7 @@ class Grammars:
     def __init__(self, target: Target, cache: Path | None = None) -> None:
         self.target, self.cache = target, cache
         self._vocabulary: Vocabulary | None = None
-        self._made: dict[str, TokenAutomaton] = {}  # by the language's key
+        self._made: list[tuple[Grammar, TokenAutomaton]] = []  # the newest last
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -34,13 +35,15 @@ class Grammars:
 
     def tokens(self, grammar: Grammar) -> TokenAutomaton:
         """The language as tokens: of few strings as the model cuts them, else every way to cut them."""
+        for known, made in self._made:
+            if known == grammar:
+                return made
         language = automaton(grammar)
-        key = language.key()
-        if key not in self._made:
-            strings = language.strings(MOST_STRINGS)
-            trie = None if strings is None else trie_of(strings, self._tokenize, self.vocabulary.pieces)
-            self._made[key] = trie or ByteTokens(language, self.vocabulary, self.cache)
-        return self._made[key]
+        strings = language.strings(MOST_STRINGS)
+        trie = None if strings is None else trie_of(strings, self._tokenize, self.vocabulary.pieces)
+        made = trie or ByteTokens(language, self.vocabulary, self.cache)
+        self._made = [*self._made[1 - KEPT :], (grammar, made)]
+        return made
 
     def constraint(self, grammar: Grammar, limit: int, how: str) -> Constraint:
         """The constraint of an output of at most so many tokens; UsageError where `how` cannot be done for it."""
