@@ -86,7 +86,7 @@ OP void f_store(float *p, floats x) {
 #include "packed_tiles.h"
 
 bool rs_packed_avx2(panel_set *set) {
-    *set = (panel_set){SET_TILE, 0, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
+    *set = (panel_set){SET_TILE, 0, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves};
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 #else

@@ -45,7 +45,7 @@ OP void f_store(float *p, floats x) { _mm512_storeu_ps(p, x); }
 #include "packed_tiles.h"
 
 bool rs_packed_avx512(panel_set *set) {
-    *set = (panel_set){SET_TILE, -128, f16, q4_0, q8_0, q4_k, q5_k, q6_k, halves};
+    *set = (panel_set){SET_TILE, -128, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves};
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");

@@ -119,7 +119,7 @@ model_options = options(
     old_flag("--strict", "reproducible", lambda on: "f32"),
     option(
         "-fa", "--flash-attn", type=click.Choice(["off", "on", "auto"]), section=SPECIALISTS,
-        help="Flash attention; the default was measured or is auto.",
+        help="Flash attention; the default was measured or is auto: off on a processor.",
     ),
     option(
         "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), multiple=True, callback=_one_type, section=SPECIALISTS,

@@ -61,6 +61,7 @@ def gguf_drafter(model: Path, out: Path, o: dict[str, Any]) -> None:
     """Train and say what was reached."""
     from refspec.train.budget import Plan
     from refspec.train.from_gguf import train_from_gguf
+    from refspec.train.outcome import described
 
     if o["hours"] is not None and (o["tokens"] or o["epochs"]):
         raise UsageError("--hours excludes --tokens and --epochs, which follow from it; leave one of them out")
@@ -72,6 +73,6 @@ def gguf_drafter(model: Path, out: Path, o: dict[str, Any]) -> None:
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
         gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
     )  # fmt: skip
-    for name, value in figures.items():
-        click.echo(f"{name}: {value}")
+    for name in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
+        click.echo("\n".join(described(name, figures)))
     note(f'try it: refspec generate -m {model} -d {out / "drafter.gguf"} --compare -p "..."')

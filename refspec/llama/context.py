@@ -21,6 +21,7 @@ from refspec.llama import api
 from refspec.llama.model import Model
 
 MAX_THREADS = 512  # ggml's own limit; above it the process ends
+MOST_SCORES = 1 << 30  # bytes of attention scores; more is left to llama.cpp
 
 
 def default_threads() -> int:
@@ -38,7 +39,12 @@ class Context:
         n_seq_max: int = 1, streams: bool = False, eval_callback: Any = None, eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:  # fmt: skip
-        """UsageError for a setting, BackendError when llama.cpp refuses; `streams`: sequences share no positions."""
+        """`streams`: sequences share no positions. flash_attn "auto": llama.cpp decides, but not on a processor.
+
+        There its flash attention reads keys and values once for each head and token: of SmolLM2-135M after 6000 tokens,
+        one takes five times as long with it and eight take eleven times as long. Without it scores need memory.
+        UsageError for a setting, BackendError when llama.cpp refuses.
+        """
         n_threads = default_threads() if n_threads is None else n_threads
         n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)
@@ -53,9 +59,12 @@ class Context:
         # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
+        scores = 4 * model.n_head * n_ctx * min(n_ubatch, n_ctx) // (n_seq_max if streams else 1)
+        plain = flash_attn == "auto" and model.on_processor and kv_type != "q8_0" and scores <= MOST_SCORES
+        flash = "off" if plain else flash_attn
         params = api.context_params(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
-            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn],
+            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash],
             type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
         )  # fmt: skip
         api.forget_errors()

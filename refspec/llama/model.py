@@ -48,6 +48,7 @@ class Model:
         self.info = info
         self.note = held.note  # what a user should know of how the weights are held
         self.repack = held.repack
+        self.on_processor = n_gpu_layers == 0  # and in the machine's memory
         params, keep = api.model_params(
             n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack
         )
@@ -66,6 +67,7 @@ class Model:
         self.vocab: int = api.model_vocab(handle)
         self.n_vocab: int = api.vocab_size(self.vocab)
         self.n_layer: int = api.model_n_layer(handle)
+        self.n_head: int = api.model_n_head(handle)
         self.hidden_size: int = api.model_n_embd(handle)
         self.n_ctx_train: int = api.model_n_ctx_train(handle)
         self._no_tokenizer = "" if api.vocab_type(self.vocab) != _NO_VOCAB else "the file has none"
