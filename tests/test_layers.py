@@ -16,7 +16,7 @@ ALLOWED = {
     "gguf": "errors reference native",
     "convert": "errors reference gguf",
     "adaptive": "reference",
-    "grammar": "errors reference",
+    "grammar": "errors reference native",
     "decoding": "errors reference native grammar adaptive",
     "llama": "errors reference native gguf decoding",
     "tuning": "errors reference gguf adaptive decoding llama",

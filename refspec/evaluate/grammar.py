@@ -23,7 +23,6 @@ from refspec.grammar.automaton import automaton
 from refspec.grammar.constraint import ENDED, Constraint
 from refspec.grammar.future import (
     Beam,
-    Lookahead,
     Prefix,
     Probabilities,
     Rollouts,
@@ -190,9 +189,9 @@ def made_up(progress: Callable[[], None] = lambda: None) -> list[dict[str, Any]]
 
 
 def modelled(session: Session, name: str, constraint: Constraint, prompt: Sequence[int]) -> dict[str, Any]:
-    """One language under the session's model: the TV of each estimate, the rows it ran, and a beam's bound."""
+    """One language under the session's model: the TV of each estimate, the rows of the model, and a beam's bound."""
     target = session.target
-    tv, rows, bound = {}, {}, {}
+    tv, bound = dict[str, float](), dict[str, float]()
     law = Modelled(target, prompt, constraint)
     meant = wanted(constraint, law)
     for kind in KINDS:
@@ -200,20 +199,14 @@ def modelled(session: Session, name: str, constraint: Constraint, prompt: Sequen
         tv[kind] = variation(sequence_law(constraint, law, estimate), meant)
         if isinstance(estimate, Beam):
             bound[kind] = _bound(estimate, constraint)
-        rows[kind] = _asked(estimate)
-    return {"language": name, "outputs": len(meant), "law": Path(session.name).name, "rows": law.rows, "tv": tv, "bound": bound,
-            "asked": rows}  # fmt: skip
+    about = {"language": name, "outputs": len(meant), "law": Path(session.name).name, "rows": law.rows}
+    return about | {"tv": tv, "bound": bound}
 
 
 def _bound(beam: Beam, constraint: Constraint) -> float:
     """The TV at most, by what the beam knows of every Phi it was asked for."""
     errors = [max(np.log(most / phi), np.log(phi / least)) for phi, least, most in beam.known.values() if least > 0]
     return variation_at_most(max(errors, default=0.0), constraint.limit) if len(errors) == len(beam.known) else 1.0
-
-
-def _asked(estimate: object) -> int:
-    """Different prefixes whose Phi was estimated by rows of the model."""
-    return len(estimate.known) if isinstance(estimate, (Beam, Lookahead)) else 0
 
 
 def distances(session: Session, progress: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from refspec.errors import UsageError
 from refspec.grammar.automaton import ByteAutomaton
+from refspec.native.grammar import TrieWalk
 
 NEVER = np.iinfo(np.int32).max  # no sequence of tokens completes the state
 DEAD = -1
@@ -99,6 +100,7 @@ class Vocabulary:
         self.pieces = [b"" if token in end_tokens else piece for token, piece in enumerate(pieces)]
         self.ends = [token for token in range(len(pieces)) if token in end_tokens]
         self.levels = _trie(self.pieces)
+        self.in_c = _flat(self.levels, len(self.pieces))
 
     def key(self) -> str:
         """A hash of the tokens."""
@@ -129,6 +131,19 @@ def _trie(pieces: Sequence[bytes]) -> list[Level]:
     return levels
 
 
+def _flat(levels: Sequence[Level], vocab: int) -> TrieWalk:
+    """The levels as one trie."""
+    below = np.cumsum([len(level.byte) for level in levels])  # where the next level begins
+    before = np.cumsum([0, *(len(level.ids) for level in levels)])
+    child = [level.child[:-1] + n for level, n in zip(levels, below, strict=True)]
+    end = [level.end[:-1] + n for level, n in zip(levels, before[:-1], strict=True)]
+    return TrieWalk(
+        np.concatenate([level.byte for level in levels]), np.append(np.concatenate(child), below[-1]).astype(np.int32),
+        np.append(np.concatenate(end), before[-1]).astype(np.int32), np.concatenate([level.ids for level in levels]),
+        vocab,
+    )  # fmt: skip
+
+
 def _spans(first: Tokens, which: Tokens) -> tuple[Tokens, Tokens]:
     """Where the elements of these spans lie, span i from first[i] to first[i+1], and the place in `which` of each."""
     begin, size = first[which], first[which + 1] - first[which]
@@ -151,16 +166,21 @@ class ByteTokens:
     def row(self, state: int) -> Row:
         """See `TokenAutomaton`; looked up once for each state."""
         if state not in self._rows:
-            walked = self.walk(state)
-            ids, after = walked.ids, walked.next
-            alive = self.shortest[after] != NEVER
-            ids, after = ids[alive], after[alive]
-            order = np.argsort(ids)
-            self._rows[state] = Row(ids[order], after[order])
+            walked = self.walked(state)
+            alive = self.shortest[walked.next] != NEVER
+            self._rows[state] = Row(walked.ids[alive], walked.next[alive])
         return self._rows[state]
 
+    def walked(self, state: int) -> Row:
+        """Tokens whose bytes the language allows."""
+        after = self.vocabulary.in_c(self.language.next, self.language.dead, state)
+        if after is None:
+            return self.walk(state)
+        ids = np.flatnonzero(after >= 0).astype(np.int32)
+        return Row(ids, after[ids])
+
     def walk(self, state: int) -> Row:
-        """Tokens whose bytes the language allows, in the trie's order."""
+        """The same in NumPy."""
         table, dead = self.language.next, self.language.dead
         nodes, states = np.zeros(1, np.int32), np.array([state], np.int32)  # alive
         ids, after = [], []
@@ -176,7 +196,9 @@ class ByteTokens:
             after.append(states[place])
             nodes, place = _spans(level.child, nodes)
             states = states[place]
-        return Row(np.concatenate(ids), np.concatenate(after))
+        found = np.concatenate(ids)
+        order = np.argsort(found)
+        return Row(found[order], np.concatenate(after)[order])
 
     def step(self, state: int, token: int) -> int:
         """See `TokenAutomaton`."""
@@ -228,7 +250,7 @@ def _shortest(automaton: ByteTokens) -> Tokens:
     seen, left = {automaton.start}, [automaton.start]
     for state in left:
         there = np.zeros(n, np.bool_)
-        there[automaton.walk(state).next] = True
+        there[automaton.walked(state).next] = True
         for after in np.flatnonzero(there).tolist():
             before[after].append(state)
             if after not in seen:

@@ -51,6 +51,10 @@ def test_a_token_is_allowed_if_an_output_can_follow(pattern):
         wanted = {t: language.run(p, q) for t, p in enumerate(VOCABULARY.pieces) if p and language.run(p, q) in good}
         assert dict(zip(row.ids.tolist(), row.next.tolist(), strict=True)) == wanted
         assert list(row.ids) == sorted(wanted)
+        for walked in (tokens.walk(q), tokens.walked(q)):  # NumPy, and C where it is built
+            reached = {t: language.run(p, q) for t, p in enumerate(VOCABULARY.pieces) if p}
+            alive_now = {t: after for t, after in reached.items() if after != language.dead}
+            assert dict(zip(walked.ids.tolist(), walked.next.tolist(), strict=True)) == alive_now
         for t in range(len(PIECES)):
             assert tokens.step(q, t) == wanted.get(t, DEAD)
         steps = [int(tokens.shortest[after]) + 1 for after in wanted.values()]
