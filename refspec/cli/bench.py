@@ -93,7 +93,7 @@ def bench(
 @model_options
 @tokens_option(128, "At most so many tokens of the output that is timed.")
 @option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each way; the fastest counts.")
-@option("--only", type=click.Choice(["laws", "model", "speed"]), help="One part of it.")
+@option("--only", type=click.Choice(["laws", "model", "tables", "speed"]), help="One part of it.")
 @json_option
 def bench_grammar(max_tokens: int, repeat: int, only: str | None, as_json: bool, **o: Any) -> None:
     """How far outputs within a grammar are from what is meant, by --fidelity, and how fast they come.
@@ -111,11 +111,13 @@ def bench_grammar(max_tokens: int, repeat: int, only: str | None, as_json: bool,
     with click.progressbar(length=0, label="grammars", file=sys.stderr) as bar:
         if only in (None, "laws"):
             measured["made_up"] = grammar.made_up(lambda: bar.update(1))
-        if only in (None, "model", "speed"):
+        if only != "laws":
             with drafting(o) as session:
-                if only != "speed":
+                if only in (None, "model"):
                     measured["distances"] = grammar.distances(session, lambda: bar.update(1))
-                if only != "model":
+                if only in (None, "tables"):
+                    measured["tables"] = grammar.tables(session)
+                if only in (None, "speed"):
                     settings = {"max_tokens": max_tokens, "repeat": repeat}
                     measured["speeds"] = grammar.speeds(session, **settings, progress=lambda: bar.update(1))
     click.echo(json.dumps(measured) if as_json else "\n".join(grammar.table(measured)))

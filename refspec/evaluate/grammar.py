@@ -27,6 +27,7 @@ from refspec.grammar.future import (
     Probabilities,
     Rollouts,
     estimate_of,
+    masked,
     sequence_law,
     variation,
     variation_at_most,
@@ -38,6 +39,7 @@ from refspec.grammar.tokens import ByteTokens, Tokens, Vocabulary
 from refspec.reference.sampling import Sampler, coins
 from refspec.session import Session
 
+LARGEST = 128_000  # tokens of a large vocabulary
 KINDS = (
     "local",
     "onestep",
@@ -269,6 +271,36 @@ def speeds(
     return [_fastest(way, tried) for way, tried in runs.items() if tried]
 
 
+def tables(session: Session) -> list[dict[str, Any]]:
+    """Seconds that automata take for this model's vocabulary, and for one made as large as the largest in use."""
+    pieces = session.grammars.vocabulary.pieces
+    rng = np.random.default_rng(0)
+    more = [rng.integers(97, 123, rng.integers(3, 10)).astype(np.uint8).tobytes() for _ in range(LARGEST - len(pieces))]
+    found = []
+    for spelled in (pieces, [*pieces, *more]):
+        began = perf_counter()
+        vocabulary = Vocabulary(spelled, session.target.end_tokens)
+        seconds = {"vocabulary": perf_counter() - began}
+        began = perf_counter()
+        language = automaton(json_schema(EXTRACTED))
+        seconds["bytes"] = perf_counter() - began
+        began = perf_counter()
+        tokens = ByteTokens(language, vocabulary)
+        seconds["tokens"] = perf_counter() - began
+        widest = max(range(language.dead), key=lambda q: int((language.next[q] != language.dead).sum()))
+        began = perf_counter()
+        row = tokens.row(widest)
+        seconds["a state's row"] = perf_counter() - began
+        logits = np.zeros(len(spelled), np.float32)
+        masked(logits, row)
+        began = perf_counter()
+        for _ in range(100):
+            masked(logits, row)
+        seconds["a mask"] = (perf_counter() - began) / 100
+        found.append({"vocabulary": len(spelled), "states": language.dead, "allowed": len(row.ids), "seconds": seconds})
+    return found
+
+
 def _fastest(way: str, tried: list[dict[str, Any]]) -> dict[str, Any]:
     """The fastest of some runs of the same output."""
     best = min(tried, key=lambda run: run["seconds"])
@@ -296,6 +328,14 @@ def table(measured: dict[str, Any]) -> list[str]:
             if row.get("bound"):
                 bounds = ", ".join(f"{kind} at most {_small(value)}" for kind, value in row["bound"].items())
                 lines.append(f"{row['language']}: {row['rows']} rows of the model; {bounds}")
+        lines.append("")
+    if measured.get("tables"):
+        kinds = list(measured["tables"][0]["seconds"])
+        lines.append("| vocabulary | states | allowed in the widest | " + " | ".join(kinds) + " |")
+        lines.append("| --- " * (3 + len(kinds)) + "|")
+        for row in measured["tables"]:
+            times = " | ".join(f"{1000 * row['seconds'][kind]:.3g} ms" for kind in kinds)
+            lines.append(f"| {row['vocabulary']} | {row['states']} | {row['allowed']} | {times} |")
         lines.append("")
     if measured.get("speeds"):
         lines += ["| one output of JSON | tokens | calls | seconds | tokens/s | outside the model |"]
