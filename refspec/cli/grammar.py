@@ -52,9 +52,7 @@ def grammar_of(o: dict[str, Any]) -> dict[str, Any]:
     fidelity(o["fidelity"])
     if not given:
         if o["fidelity"] != "local" or o["grammar_depth"] is not None:
-            raise UsageError(
-                "--fidelity and --grammar-depth are about a grammar: give --json-schema, --grammar or --regex"
-            )
+            raise UsageError("--fidelity and --grammar-depth need a grammar: --json-schema, --grammar or --regex")
         return {}
     depth = o["grammar_depth"] or DEPTH
     if o["regex"] is not None:
