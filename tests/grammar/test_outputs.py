@@ -17,7 +17,7 @@ from refspec.grammar.regex import regex
 from refspec.grammar.tokens import ByteTokens, Vocabulary
 
 EACH = 20
-many = settings(max_examples=350, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=450, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # every byte, as in byte-level vocabularies, and what JSON is made of, cut in the middle of characters too
 WORDS = ['"', '{"', '": ', '", "', "[", "]", "}", "true", "fal", "se", "null", ", ", "ab", "é", "10", "0.", "-1", '"a"']
 PIECES = [b"", *(bytes([b]) for b in range(256)), *(w.encode() for w in WORDS), b"a\xc3", b"\xa9\xc3", b"\xf0\x9f"]
