@@ -105,7 +105,7 @@ def bench_grammar(max_tokens: int, repeat: int, only: str | None, as_json: bool,
     What is meant is the model given that its whole output is valid. The distance is total variation, by enumeration:
     0 is the same, 1 nothing in common.
     """
-    from refspec.evaluate import grammar
+    from refspec.evaluate import grammar, grammar_report
 
     measured: dict[str, Any] = {}
     with click.progressbar(length=0, label="grammars", file=sys.stderr) as bar:
@@ -120,4 +120,4 @@ def bench_grammar(max_tokens: int, repeat: int, only: str | None, as_json: bool,
                 if only in (None, "speed"):
                     settings = {"max_tokens": max_tokens, "repeat": repeat}
                     measured["speeds"] = grammar.speeds(session, **settings, progress=lambda: bar.update(1))
-    click.echo(json.dumps(measured) if as_json else "\n".join(grammar.table(measured)))
+    click.echo(json.dumps(measured) if as_json else "\n".join(grammar_report.table(measured)))

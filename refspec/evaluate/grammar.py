@@ -9,7 +9,7 @@ Legend: V vocabulary, A tokens that a language has at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -195,14 +195,27 @@ def modelled(session: Session, name: str, constraint: Constraint, prompt: Sequen
     target = session.target
     tv, bound = dict[str, float](), dict[str, float]()
     law = Modelled(target, prompt, constraint)
-    meant = wanted(constraint, law)
+    meant, shown = wanted(constraint, law), dict[str, dict[Prefix, float]]()
     for kind in KINDS:
         estimate = estimate_of(kind, constraint, law)
-        tv[kind] = variation(sequence_law(constraint, law, estimate), meant)
+        got = shown[kind] = sequence_law(constraint, law, estimate)
+        tv[kind] = variation(got, meant)
         if isinstance(estimate, Beam):
             bound[kind] = _bound(estimate, constraint)
     about = {"language": name, "outputs": len(meant), "law": Path(session.name).name, "rows": law.rows}
-    return about | {"tv": tv, "bound": bound}
+    return about | {"tv": tv, "bound": bound, "likeliest": _likeliest(session, shown)}
+
+
+def _likeliest(session: Session, laws: Mapping[str, Mapping[Prefix, float]], most: int = 3) -> list[dict[str, Any]]:
+    """The outputs that are likeliest by what is meant and by a mask, with their probabilities by each estimate."""
+    ends, pieces = session.target.end_tokens, session.grammars.vocabulary.pieces
+    spelled: dict[str, dict[str, float]] = {}
+    for kind, law in laws.items():
+        for output, p in law.items():
+            text = b"".join(pieces[token] for token in output if token not in ends).decode("utf-8", "replace")
+            spelled.setdefault(text, dict.fromkeys(laws, 0.0))[kind] += p
+    best = [sorted(spelled, key=lambda text: -spelled[text][kind])[:most] for kind in ("exact", "local")]
+    return [{"text": text} | spelled[text] for text in dict.fromkeys([*best[0], *best[1]])]
 
 
 def _bound(beam: Beam, constraint: Constraint) -> float:
@@ -305,50 +318,3 @@ def _fastest(way: str, tried: list[dict[str, Any]]) -> dict[str, Any]:
     """The fastest of some runs of the same output."""
     best = min(tried, key=lambda run: run["seconds"])
     return {"way": way, "tokens_per_second": best["tokens"] / best["seconds"]} | best
-
-
-def table(measured: dict[str, Any]) -> list[str]:
-    """The lines of a report."""
-    lines = []
-    for title, key in (("made-up laws", "made_up"), ("this model", "distances")):
-        if not measured.get(key):
-            continue
-        kinds = list(measured[key][0]["tv"])
-        lines += [f"total variation to the model given a valid output, {title}:", ""]
-        lines.append("| language | outputs | law | " + " | ".join(kinds) + " |")
-        lines.append("| --- " * (3 + len(kinds)) + "|")
-        for row in measured[key]:
-            tv = " | ".join(_small(row["tv"][kind]) for kind in kinds)
-            lines.append(f"| {row['language']} | {row['outputs']} | {row['law']} | {tv} |")
-        lines.append("")
-        for row in measured[key]:
-            if better := row.get("better_than_local"):
-                share = ", ".join(f"{kind} {100 * better[kind]:.0f} %" for kind in ("onestep", "lookahead:2", "beam:1"))
-                lines.append(f"{row['language']}, {row['law']}: nearer than local under {share} of the laws")
-            if row.get("bound"):
-                bounds = ", ".join(f"{kind} at most {_small(value)}" for kind, value in row["bound"].items())
-                lines.append(f"{row['language']}: {row['rows']} rows of the model; {bounds}")
-        lines.append("")
-    if measured.get("tables"):
-        kinds = list(measured["tables"][0]["seconds"])
-        lines.append("| vocabulary | states | allowed in the widest | " + " | ".join(kinds) + " |")
-        lines.append("| --- " * (3 + len(kinds)) + "|")
-        for row in measured["tables"]:
-            times = " | ".join(f"{1000 * row['seconds'][kind]:.3g} ms" for kind in kinds)
-            lines.append(f"| {row['vocabulary']} | {row['states']} | {row['allowed']} | {times} |")
-        lines.append("")
-    if measured.get("speeds"):
-        lines += ["| one output of JSON | tokens | calls | seconds | tokens/s | outside the model |"]
-        lines.append("| --- " * 6 + "|")
-        for row in measured["speeds"]:
-            outside = "" if "sampler" in row["way"] else f"{1000 * row['other'] / row['calls']:.2f} ms a call"
-            lines.append(
-                f"| {row['way']} | {row['tokens']} | {row['calls']} | {row['seconds']:.2f} | "
-                f"{row['tokens_per_second']:.1f} | {outside} |"
-            )
-        lines += ["", *(f"{row['way']}: {row['text']}" for row in measured["speeds"][1:])]
-    return lines
-
-
-def _small(x: float) -> str:
-    return "0" if x == 0 else f"{x:.4f}" if x >= 1e-3 else f"{x:.0e}"
