@@ -19,13 +19,22 @@ import numpy as np
 from refspec import native
 from refspec.decoding.target import Target, TreeTarget, Verifier
 from refspec.grammar.constraint import ENDED, Constraint
-from refspec.grammar.future import OneStep, Place, Prefix, Probabilities, estimate_of, local, masked, transformed
+from refspec.grammar.future import (
+    MOST_FOLLOWED,
+    OneStep,
+    Place,
+    Prefix,
+    Probabilities,
+    estimate_of,
+    local,
+    masked,
+    transformed,
+)
 from refspec.grammar.tokens import DEAD, Tokens
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import ROOT, Tree
 
-MOST_FOLLOWED = 64  # of the tokens that may come next; where there are more, estimates that follow them give way
 LONGEST_JUMP = 32  # tokens drafted because the grammar says so
 
 
@@ -44,7 +53,6 @@ class GrammarTarget:
         self._bias = sampler.bias_ids, sampler.bias_values
         self._law = Continuations(inner, self.p, first, constraint)
         self.estimate = estimate_of(fidelity, constraint, self._law)
-        self._onestep = OneStep(constraint)
         self._follows = self.estimate is not local and not isinstance(self.estimate, OneStep)
         self.text = np.zeros(inner.n_ctx + 2, np.int32)  # tokens of positions held and of the last decode
         self._states = [constraint.start]  # after each number of output tokens
@@ -190,12 +198,12 @@ class GrammarTarget:
 
     def _transformed(self, logits: Array, place: Place) -> Array:
         row = self.constraint.allowed(place.state, place.left)
-        if self.estimate is local or len(row.ids) <= 1:
+        if self.estimate is local or len(row.ids) <= 1 or (self._follows and len(row.ids) > MOST_FOLLOWED):
             return masked(logits, row)
-        if self._follows and len(row.ids) <= MOST_FOLLOWED:
-            return transformed(logits, row, self.estimate(place, row, self.p(logits)), self.temperature)
-        phi = self._onestep.by_state(place, row, self._near(logits))
-        return transformed(logits, row, phi, self.temperature, by_state=True)
+        if isinstance(self.estimate, OneStep):
+            phi = self.estimate.by_state(place, row, self._near(logits))
+            return transformed(logits, row, phi, self.temperature, by_state=True)
+        return transformed(logits, row, self.estimate(place, row, self.p(logits)), self.temperature)
 
     def _near(self, logits: Array) -> Array:
         """p(. | y) [V] as onestep needs it: in the type of the logits, and fast."""

@@ -14,7 +14,7 @@ from refspec.grammar.tokens import ByteTokens, TokenAutomaton, Vocabulary
 from refspec.grammar.trie import TokenTrie, trie_of
 
 KEPT = 8  # automata
-MOST_STRINGS = 10_000  # a finite language of so many is a trie of the model's own tokens
+MOST_STRINGS = 10_000  # of an exact sum
 
 
 class Grammars:
@@ -23,7 +23,7 @@ class Grammars:
     def __init__(self, target: Target, cache: Path | None = None) -> None:
         self.target, self.cache = target, cache
         self._vocabulary: Vocabulary | None = None
-        self._made: list[tuple[Grammar, TokenAutomaton]] = []  # the newest last
+        self._made: list[tuple[Grammar, ByteTokens]] = []  # the newest last
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -33,27 +33,31 @@ class Grammars:
             self._vocabulary = Vocabulary(pieces, self.target.end_tokens)
         return self._vocabulary
 
-    def tokens(self, grammar: Grammar) -> TokenAutomaton:
-        """The language as tokens: of few strings as the model cuts them, else every way to cut them."""
+    def tokens(self, grammar: Grammar) -> ByteTokens:
+        """Every way to cut the strings of a grammar into tokens."""
         for known, made in self._made:
             if known == grammar:
                 return made
-        language = automaton(grammar)
-        strings = language.strings(MOST_STRINGS)
-        trie = None if strings is None else trie_of(strings, self._tokenize, self.vocabulary.pieces)
-        made = trie or ByteTokens(language, self.vocabulary, self.cache)
+        made = ByteTokens(automaton(grammar), self.vocabulary, self.cache)
         self._made = [*self._made[1 - KEPT :], (grammar, made)]
         return made
 
+    def trie(self, grammar: Grammar) -> TokenTrie:
+        """The strings of a grammar as the model cuts them; UsageError for too many, and for what it cannot spell."""
+        strings = self.tokens(grammar).language.strings(MOST_STRINGS)
+        if strings is None:
+            raise UsageError(
+                f"fidelity exact is for languages of at most {MOST_STRINGS} strings, and this has more; use beam:4 or "
+                "local"
+            )
+        trie = trie_of(strings, self._tokenize, self.vocabulary.pieces)
+        if trie is None:
+            raise UsageError("fidelity exact: the model's tokens for these strings spell something else; use beam:4")
+        return trie
+
     def constraint(self, grammar: Grammar, limit: int, how: str) -> Constraint:
         """The constraint of an output of at most so many tokens; UsageError where `how` cannot be done for it."""
-        kind, _ = fidelity(how)
-        tokens = self.tokens(grammar)
-        if kind == "exact" and not isinstance(tokens, TokenTrie):
-            raise UsageError(
-                f"fidelity exact is for languages of at most {MOST_STRINGS} strings that the model's tokens spell, and "
-                "this is none; use local or onestep"
-            )
+        tokens: TokenAutomaton = self.trie(grammar) if fidelity(how)[0] == "exact" else self.tokens(grammar)
         return Constraint(tokens, self.vocabulary.ends, limit)
 
     def _tokenize(self, string: bytes) -> list[int]:

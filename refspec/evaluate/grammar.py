@@ -35,6 +35,7 @@ from refspec.grammar.future import (
 )
 from refspec.grammar.gbnf import dyck
 from refspec.grammar.json_schema import json_schema
+from refspec.grammar.regex import regex
 from refspec.grammar.tokens import ByteTokens, Tokens, Vocabulary
 from refspec.reference.sampling import Sampler, coins
 from refspec.session import Session
@@ -81,6 +82,7 @@ PARAGRAPH = (
     "On 2024-03-17 Maria Lopez bought apples, two pears and a loaf of bread at the market."
 )
 BRACKETS = "Continue with balanced brackets."
+TOWNS, QUESTION = "(Paris, Texas|Lyon|Marseille)", "What is the capital of France? Answer with the name only."
 
 
 class MadeUp:
@@ -225,18 +227,17 @@ def _bound(beam: Beam, constraint: Constraint) -> float:
 
 
 def distances(session: Session, progress: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-    """Languages under the session's own model: brackets in all of its tokens, and a finite JSON language."""
-    grammars = session.grammars
-    found = []
-    for depth, limit in ((1, 5), (2, 5)):
-        tokens = ByteTokens(automaton(dyck("()", depth)), grammars.vocabulary)
-        constraint = Constraint(tokens, grammars.vocabulary.ends, limit)
-        name = f"brackets {depth} deep, {limit - 1} tokens"
-        found.append(modelled(session, name, constraint, session.encode(BRACKETS)))
+    """Languages under the session's own model: all ways to cut brackets and three towns into tokens, and JSON."""
+    grammars, found = session.grammars, list[dict[str, Any]]()
+    for name, grammar, limit, prompt in (
+        ("brackets 1 deep, 4 tokens", dyck("()", 1), 5, BRACKETS),
+        ("brackets 2 deep, 4 tokens", dyck("()", 2), 5, BRACKETS),
+        ("JSON as the model cuts it", json_schema(CLASSIFIED), 64, MESSAGE),
+        ("three towns", regex(TOWNS), 14, QUESTION),
+    ):  # fmt: skip
+        how = "exact" if prompt is MESSAGE else "local"
+        found.append(modelled(session, name, grammars.constraint(grammar, limit, how), session.encode(prompt)))
         progress()
-    constraint = grammars.constraint(json_schema(CLASSIFIED), 64, "exact")
-    found.append(modelled(session, "JSON, 3 fields", constraint, session.encode(MESSAGE)))
-    progress()
     return found
 
 
@@ -293,7 +294,7 @@ def tables(session: Session) -> list[dict[str, Any]]:
     for spelled in (pieces, [*pieces, *more]):
         began = perf_counter()
         vocabulary = Vocabulary(spelled, session.target.end_tokens)
-        seconds = {"vocabulary": perf_counter() - began}
+        seconds = {"trie": perf_counter() - began}
         began = perf_counter()
         language = automaton(json_schema(EXTRACTED))
         seconds["bytes"] = perf_counter() - began

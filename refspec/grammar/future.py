@@ -44,6 +44,7 @@ from refspec.reference.sampling import invert_cdf
 Probabilities = npt.NDArray[np.float64]
 Prefix = tuple[int, ...]
 MOST_PREFIXES = 100_000  # of an exact sum
+MOST_FOLLOWED = 64  # of the tokens that may come next; where there are more, a look-ahead goes no further
 KINDS = ("local", "onestep", "lookahead:k", "beam:k", "exact")
 
 
@@ -139,8 +140,12 @@ class Lookahead:
                 raise UsageError(f"exact: more than {MOST_PREFIXES} prefixes to follow; use beam:4, onestep or local")
             row = self.constraint.allowed(place.state, place.left)
             fewer = None if k is None else k - 1
-            after = zip(row.ids.tolist(), row.next.tolist(), self.law(place.prefix, row.ids).tolist(), strict=True)
-            self.known[key] = sum(p * self.phi(place.after(token, state), fewer) for token, state, p in after if p > 0)
+            p_row = self.law(place.prefix, row.ids)
+            after = zip(row.ids.tolist(), row.next.tolist(), p_row.tolist(), strict=True)
+            if k is not None and len(row.ids) > MOST_FOLLOWED:
+                self.known[key] = float(p_row.sum())
+            else:
+                self.known[key] = sum(p * self.phi(place.after(t, q), fewer) for t, q, p in after if p > 0)
         return self.known[key]
 
 

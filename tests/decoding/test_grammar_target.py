@@ -124,7 +124,7 @@ class Spelling(ToyTarget):
     def tokenize(self, text, *, add_special=True, parse_special=False):
         data, found = text.encode(), [3] if self.blank else []
         while data:
-            best = max((p for p in self.pieces if p and data.startswith(p)), key=len)
+            best = max((p for p in self.pieces if p and data.startswith(p)), key=len, default=b"(")
             found.append(self.pieces.index(best))
             data = data[len(best) :]
         return found
@@ -246,10 +246,11 @@ def test_a_session_keeps_outputs_within_a_grammar():
     for wrong, said in [
         ({"fidelity": "exact"}, "there is none; give a grammar"),
         ({"fidelity": "best", "grammar": regex("a")}, "is none of"),
-        ({"fidelity": "exact", "grammar": regex("a*")}, "at most 10000 strings that"),
+        ({"fidelity": "exact", "grammar": regex("a*")}, "at most 10000 strings"),
         ({"grammar": regex("a{9}"), "max_tokens": 5}, "the shortest output that matches has 10 tokens"),
         ({"grammar": regex("a{90}"), "max_tokens": 500}, "58 are allowed"),
         ({"grammar": regex("[x-z]+")}, "no tokens for any output"),
+        ({"grammar": regex("a|ax"), "fidelity": "exact"}, "spell something else"),
     ]:
         with pytest.raises(UsageError, match=said):
             session.generate(tokens=PROMPT, **wrong)
@@ -259,12 +260,12 @@ def test_automata_are_made_once():
     grammars = Grammars(Spelling(pieces=toy().pieces, end=(END,)))
     assert grammars.tokens(regex("(a|b)*")) is grammars.tokens(regex("(a|b)*"))
     assert grammars.tokens(dyck("()", 2)) is not grammars.tokens(dyck("()", 3))
-    assert grammars.tokens(regex("a|b")).sequences == 2
+    assert grammars.trie(regex("a|b")).sequences == 2
 
 
-def test_a_finite_language_is_cut_as_the_model_cuts_it():
+def test_what_is_exact_is_cut_as_the_model_cuts_it():
     target = Spelling(pieces=[*PIECES[:5], b"\n", b""], end=(END,))
-    trie = Grammars(target).tokens(regex("abb|aab"))
+    trie = Grammars(target).trie(regex("abb|aab"))
     assert trie.row(trie.start).ids.tolist() == [0, 2]  # a ab, ab b
     target.blank = True  # ( before the first word, a newline or not
-    assert Grammars(target).tokens(regex("abb|aab")).row(0).ids.tolist() == [0, 2]
+    assert Grammars(target).trie(regex("abb|aab")).row(0).ids.tolist() == [0, 2]
