@@ -7,6 +7,8 @@ import pytest
 from cli_models import call, record
 
 from refspec.evaluate import grammar as measures
+from refspec.grammar.regex import regex
+from refspec.session import load
 
 SCHEMA = {
     "type": "object",
@@ -104,3 +106,13 @@ def test_the_bench_measures_distances_tables_and_speeds(monkeypatch):
 def test_bench_itself_is_as_before():
     assert "Measure plain decoding and every way to draft" in call("bench", "-h").stdout
     assert call("bench", "--kinds", "what", "-t", "1").exit_code != 0
+
+
+@pytest.mark.parametrize("kernels", ["own", "llama"])
+def test_a_drafter_forgets_the_grammar_with_its_output(kernels):
+    with load(drafter_kernels=kernels, threads=1, tuned=False) as session:
+        for event in session.generate("hello", grammar=regex("[ab]{30}"), max_tokens=40):
+            assert set(event.text) <= set("ab")
+        assert session.drafter.grammar is not None
+        session.drafter.reset()
+        assert session.drafter.grammar is None
