@@ -183,6 +183,7 @@ class PackedMatrices:
     def switch(self, on: bool) -> None:
         """Leave the multiplications to llama.cpp, or do them again; not while it computes."""
         native.lib.rs_matmul_switch(self.index, on)
+        native.lib.rs_matmul_attend(on)
 
     @property
     def calls(self) -> int:
@@ -221,7 +222,10 @@ def register(info: GgufInfo, before: list[Region], nbytes: int) -> PackedMatrice
     types = ffi.new("int32_t[]", [tensor.type_id for _, tensor in found])
     rows, columns = (ffi.new("size_t[]", [tensor.shape[axis] for _, tensor in found]) for axis in (0, 1))
     index = native.lib.rs_matmul_announce(addresses, types, rows, columns, len(found))
-    return PackedMatrices(index, nbytes) if index >= 0 else None
+    if index < 0:
+        return None
+    native.lib.rs_matmul_attend(True)
+    return PackedMatrices(index, nbytes)
 
 
 def unregister(packed: PackedMatrices | None) -> None:
