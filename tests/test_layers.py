@@ -16,13 +16,14 @@ ALLOWED = {
     "gguf": "errors reference native",
     "convert": "errors reference gguf",
     "adaptive": "reference",
-    "decoding": "errors reference native adaptive",
+    "grammar": "errors reference native",
+    "decoding": "errors reference native grammar adaptive",
     "llama": "errors reference native gguf decoding",
     "tuning": "errors reference gguf adaptive decoding llama",
     "options": "errors reference",
     "named": "errors embedded gguf convert",
-    "session": "errors reference native embedded named gguf adaptive decoding llama tuning options",
-    "evaluate": "errors reference native named gguf convert adaptive decoding llama tuning options session",
+    "session": "errors reference native embedded named gguf grammar adaptive decoding llama tuning options",
+    "evaluate": "errors reference native named gguf convert grammar adaptive decoding llama tuning options session",
     "train": "errors reference gguf convert decoding llama session evaluate",
 }
 ALLOWED["cli"] = " ".join(ALLOWED)

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from refspec.decoding.cycle import prefill, speculate
 from refspec.decoding.drafter import Drafter
+from refspec.decoding.grammar_target import GrammarTarget
 from refspec.decoding.kept import Kept
 from refspec.decoding.penalized_target import PenalizedTarget, under
 from refspec.decoding.target import Target
 from refspec.decoding.text import Utf8Stream
 from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
+from refspec.grammar.constraint import Constraint
 from refspec.reference.metrics import Seconds, Statistics, Step
 
 
@@ -76,14 +78,22 @@ class Generation(Iterator[Event]):
 
     def __init__(
         self, target: Target, drafter: Drafter | None, prompt: Sequence[int], options: Mapping[str, Any], *,
-        trees: bool, is_latest: Latest, kept: Kept,
+        trees: bool, is_latest: Latest, kept: Kept, constraint: Constraint | None = None, fidelity: str = "local",
     ) -> None:  # fmt: skip
-        """`options` are those of `speculate`, or with `trees` of `speculate_tree`; `kept` is of the run before."""
+        """`options` are those of `speculate`, or with `trees` of `speculate_tree`; `kept` is of the run before.
+
+        `constraint` is as in GrammarTarget.
+        """
         self.text = ""
         self.tokens: list[int] = []
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
         self.target = under(target, options["sampler"].penalties, prompt)
+        if constraint is not None:
+            self.target = GrammarTarget(
+                self.target, constraint, len(prompt), sampler=options["sampler"], fidelity=fidelity,
+                jumps=drafter is not None,
+            )  # fmt: skip
         self._drafter, self._options, self._trees, self._is_latest = drafter, options, trees, is_latest
         self._kept = kept
         self._steps: Iterator[Step] | None = None  # once the prompt has been read
@@ -136,8 +146,9 @@ class Generation(Iterator[Event]):
             began, policy = perf_counter(), self._options.get("policy")
             held = self._kept.take(self.target, self._drafter, self.prompt, surveyed=policy is not None)
             self.statistics.prompt_kept = held
-            if isinstance(self.target, PenalizedTarget):
-                self.target.holding(self.prompt[:held])
+            inner = self.target.inner if isinstance(self.target, GrammarTarget) else self.target
+            if isinstance(inner, PenalizedTarget):
+                inner.holding(self.prompt[:held])
             expect = policy.expect if policy else None
             for _ in prefill(self.target, self._drafter, self.prompt, held=held, expect=expect):
                 if self._stopping:
