@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run smollm2 install test agree bench docs lint sanitize dev train-extras clean
+.PHONY: run smollm2 install test fuzz agree bench docs lint sanitize dev train-extras clean
 
 # Generate from a built-in prompt with the embedded pair, the plain run beside it.
 run: install
@@ -34,6 +34,12 @@ test: dev sanitize
 # The same C, with address and undefined-behaviour sanitizers watching its tests.
 sanitize: dev
 	$(BIN)/python tests/native/sanitize.py
+
+# N hostile files, the first of them number FIRST: counts of how each ended.
+N ?= 1000
+FIRST ?= 0
+fuzz: dev
+	$(BIN)/python -m tests.fuzz.campaign $(N) $(FIRST)
 
 # One table: NumPy = C = llama.cpp for every switch combination.
 agree: dev

@@ -19,8 +19,8 @@ import numpy as np
 from refspec.convert import torch_bin
 from refspec.convert.safetensors_io import DTYPES
 from refspec.errors import CheckpointError, UsageError
+from refspec.gguf.complete import complete
 from refspec.gguf.header import FilePath
-from refspec.gguf.io import complete
 
 FLOATS = ("BF16", "F16", "F32")
 STORAGES = {kind: name for name, kind in torch_bin.STORAGES.items()}

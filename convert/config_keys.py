@@ -18,6 +18,7 @@ READ = frozenset([
     "num_key_value_heads", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta",
     "rope_scaling", "rope_parameters", "fc_norm", "norm_before_fc", "norm_output", "norm_before_residual",
     "num_aux_hidden_states", "num_capture_layers", "eagle_aux_hidden_state_layer_ids", "tie_word_embeddings",
+    "target_layer_ids", "draft_num_hidden_layers", "num_target_layers",
     "return_hidden_post_norm", "use_last_layernorm", "attention_bias", "qkv_bias", "mlp_bias", "fc_bias", "bias",
 ])  # fmt: skip
 # next_layer_regular is about the second layer on, and a drafter has one
@@ -38,7 +39,7 @@ NO_INFLUENCE = frozenset([
     "begin_suppress_tokens", "tf_legacy_loss", "speculators_model_type", "speculators_version",
     "speculators_config", "embed_requires_grad", "has_no_defaults_at_init", "_torchspec_version",
     "target_model_type", "target_model_name_or_path", "base_model_name_or_path", "next_layer_regular",
-    "parallel_draft_heads_num_layers", "has_lm_head",
+    "parallel_draft_heads_num_layers", "has_lm_head", "step_loss_decay", "ttt_length",
 ])  # fmt: skip
 # key -> the values that leave the forward pass as refspec computes it; None and absence always do
 MUST_BE: dict[str, tuple[Any, ...]] = {
@@ -57,7 +58,8 @@ LAYOUTS = ("speculators", "TorchSpec", "ModelOpt", "NeMo Automodel", "SafeAILab"
 
 
 def check_keys(config: Config, where: str) -> None:
-    """Refuse every key that is unknown or changes the forward pass, in nested objects of the trainers too."""
+    """Refuse all keys that are unknown or change the forward pass, at once, in nested objects of the trainers too."""
+    refused: list[tuple[str, str]] = []
     sections = [(config, "")]
     for name in ("transformer_layer_config", "eagle_config"):
         if (section := config.get(name)) is not None:
@@ -71,14 +73,15 @@ def check_keys(config: Config, where: str) -> None:
             if key in ("sliding_window", "use_sliding_window", "layer_types"):
                 _check_attention(section, where)
             elif key not in MUST_BE:
-                raise CheckpointError(
-                    f"{where}: unknown key {prefix + key!r} = {str(value)[:40]!r}; --ignore {key} if it changes nothing"
-                )
+                refused.append((key, f"unknown key {prefix + key!r} = {str(value)[:40]!r}"))
             elif not any(type(value) is type(v) and value == v for v in MUST_BE[key]):
-                raise CheckpointError(
-                    f"{where}: {prefix + key} = {str(value)[:40]!r} is not supported (refspec computes "
-                    f"{' or '.join(map(repr, MUST_BE[key]))}); --ignore {key} if it does not change the model"
-                )
+                computed = " or ".join(map(repr, MUST_BE[key]))
+                what = f"{prefix + key} = {str(value)[:40]!r} is not supported (refspec computes {computed})"
+                refused.append((key, what))
+    if refused:
+        ignore = " ".join(f"--ignore {key}" for key in dict.fromkeys(key for key, _ in refused))
+        them = "it does not change the model" if len(refused) == 1 else "these do not change the model"
+        raise CheckpointError(f"{where}: {', '.join(what for _, what in refused)}; {ignore} if {them}")
 
 
 def _check_attention(section: Config, where: str) -> None:

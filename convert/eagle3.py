@@ -24,7 +24,7 @@ from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import Config, Stored, read_json, whole_number
 from refspec.convert.shared_tensors import Tensors, check_target, check_tensors, lend
 from refspec.convert.target_info import TargetFacts, target_facts
-from refspec.errors import CheckpointError, ShapeError, UsageError
+from refspec.errors import CheckpointError, ShapeError, UsageError, reads_file
 from refspec.gguf.blocks import Progress
 from refspec.gguf.drafter_meta import ROTATED, decimal, graph_reasons, stock_reasons
 from refspec.gguf.header import FilePath
@@ -47,6 +47,7 @@ class Opened:
     zero_biases: tuple[str, ...] = ()  # matrices whose bias is all zero, and left out
 
 
+@reads_file
 def open_checkpoint(
     directory: FilePath, target: FilePath | TargetFacts | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Opened:
@@ -78,6 +79,10 @@ def open_checkpoint(
     trainer, told = layout(config, stored, prefix)
     sizes = _sizes(layer, stored, names, where)
     layers, warnings = flags.layer_ids(config, trainer, facts.n_layer if facts else None, given.get("layer_ids"), where)
+    if facts and (meant := config.get("num_target_layers")) not in (None, facts.n_layer):
+        raise CheckpointError(
+            f"{where}: num_target_layers = {str(meant)[:20]}, but {facts.path} has {facts.n_layer}; another target's"
+        )
     fc_in, n_states = stored[names["fc"]].shape[1], len(layers.value)
     if (states := flags.count(config, where)) not in (None, n_states):
         raise CheckpointError(f"{where}: {states} captured states, but {n_states} layer ids; give --layer-ids")
@@ -159,8 +164,12 @@ def _number(value: Any, key: str, where: str) -> float:
 
 
 def _sizes(layer: Config, stored: Stored, names: Names, where: str) -> dict[str, int]:
-    if (blocks := whole_number(layer, "num_hidden_layers", where, 1)) != 1:
-        raise CheckpointError(f"{where}: num_hidden_layers = {blocks}; refspec runs one drafter layer")
+    key = "num_hidden_layers" if layer.get("draft_num_hidden_layers") is None else "draft_num_hidden_layers"
+    if (blocks := whole_number(layer, key, where, 1)) != 1:
+        raise CheckpointError(
+            f"{where}: {key} = {blocks}, but one layer is stored, and refspec runs one; --ignore {key} if it is the "
+            "target's number"
+        )
     heads, hidden = whole_number(layer, "num_attention_heads", where), whole_number(layer, "hidden_size", where)
     if "fc" not in names or len(stored[names["fc"]].shape) != 2:
         raise CheckpointError(f"{where}: tensor 'fc.weight' is missing or not a matrix; this is not an EAGLE-3 drafter")

@@ -16,7 +16,7 @@ from refspec.convert import checkpoint_out as to
 from refspec.convert.export_config import CONFIGS, NOT_SAID, with_whole_groups
 from refspec.convert.names import BLOCK, TOP
 from refspec.convert.rope_out import scaling_in
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError, UsageError, reads_file
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor, rope_divisors
@@ -49,6 +49,7 @@ def split_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(weight.shape)
 
 
+@reads_file
 def export_drafter(
     path: FilePath, out: FilePath, layout: str, *, dtype: str = "auto", verifier: str | None = None
 ) -> Exported:
@@ -176,7 +177,10 @@ def _notes(info: GgufInfo, config: DrafterConfig, layout: str, verifier: str | N
     if layout == "eagle":
         notes.append(f"SafeAILab always captures boundaries 2, n/2, n-3; this drafter was trained on {layers}")
     if layout == "specforge":
-        notes.append(f"captured layers {layers} are written as boundaries, the way vLLM and SGLang read such ids")
+        notes.append(
+            f"captured layers {layers} are written twice: as boundaries for vLLM, and one less in eagle_config, where "
+            "SGLang and SpecForge add one"
+        )
         if config.feedback is Feedback.POST_NORM:
             notes.append("norm_output = true means post-norm feedback from SpecForge's change #879 on, pre-norm before")
         if not config.head_norm:

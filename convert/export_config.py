@@ -53,8 +53,6 @@ def _not_specforge(c: DrafterConfig, scaling: Scaling) -> list[Problem]:
         (c.qk_norm, "qk_norm = yes", "its Llama block has no query and key norms; use speculators"),
         _biases(c),
         (contradiction, "feedback = post_norm with head_norm = no", "norm_output cannot be true and false"),
-        (c.capture_layers[0] == 1, f"capture_layers = {list(c.capture_layers)}",
-         "ids that start at 1 are read as layer outputs, one too high; use speculators"),
     ]  # fmt: skip
 
 
@@ -137,7 +135,10 @@ def _specforge(c: DrafterConfig, scaling: Scaling, dtype: str, verifier: str | N
     config = {
         "architectures": ["LlamaForCausalLMEagle3"], **block(c, scaling, specials),
         "draft_vocab_size": c.draft_vocab_size, "target_hidden_size": c.target_hidden_size,
-        "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": list(c.capture_layers)},
+        "eagle_aux_hidden_state_layer_ids": list(c.capture_layers),  # vLLM reads these first: boundaries
+        "eagle_config": {  # SGLang and SpecForge add one to these: layer outputs
+            "use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [b - 1 for b in c.capture_layers],
+        },
         "dtype": TORCH[dtype], "torch_dtype": TORCH[dtype], "refspec": about(c),
     }  # fmt: skip
     if c.feature_norm is FeatureNorm.PER_STATE:

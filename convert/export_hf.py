@@ -14,7 +14,7 @@ from refspec.convert.export_config import TORCH
 from refspec.convert.rope_out import rope_keys, scaling_in
 from refspec.convert.target import LAYER, target_names
 from refspec.convert.tokenizer import CONTROL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError, UsageError, reads_file
 from refspec.gguf.drafter_meta import decimal
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import GgufInfo, read_gguf_header, rope_divisors
@@ -24,6 +24,7 @@ _TOP = {ours: theirs for theirs, ours in target_names(0, tied=False).items()}
 _BLOCK = {ours: theirs for theirs, ours in LAYER.items()}
 
 
+@reads_file
 def export_target(path: FilePath, out: FilePath, *, dtype: str = "auto") -> Exported:
     """Write the Llama GGUF at `path` as a Hugging Face directory `out`; `dtype` auto is the smallest exact one.
 

@@ -147,21 +147,21 @@ def layer_ids(config: Config, layout: str, n_layer: int | None, given: Any, wher
         readings.append(Resolved(ids, f"config.json {key}: boundaries as they are"))
         if layout != "speculators":
             notes.append(f"{key} = {list(ids)} taken as boundaries{doubt}")
-    if nested := (config.get("eagle_config") or {}).get(key):
-        raw = _ids(nested, where)
-        if raw[0] == 1:  # the field's convention: ids that start at 1 count layer OUTPUTS
-            ids, how = tuple(i + 1 for i in raw), f"eagle_config.{key} = {list(raw)} counts layer outputs: +1"
-        else:
-            ids, how = raw, f"eagle_config.{key}: taken as boundaries (first id is not 1)"
-            notes.append(f"eagle_config.{key} = {list(raw)} taken as boundaries{doubt}")
-        readings.append(Resolved(ids, how))
-    if len(readings) == 2 and readings[0].value != readings[1].value:
-        raise CheckpointError(
-            f"{where}: {key} gives boundaries {list(readings[0].value)}, eagle_config.{key} {list(readings[1].value)}; "
-            "decide with --layer-ids"
-        )
+    # ids of layer OUTPUTS: SGLang and SpecForge add one to the nested ones, DeepSpec to its own
+    for outputs, said in ((f"eagle_config.{key}", (config.get("eagle_config") or {}).get(key)),
+                          ("target_layer_ids", config.get("target_layer_ids"))):  # fmt: skip
+        if said:
+            raw = _ids(said, where, least=-1)
+            how = f"{outputs} = {list(raw)} counts layer outputs: +1"
+            readings.append(Resolved(tuple(i + 1 for i in raw), how))
+            if outputs != "target_layer_ids" and raw[0] not in (0, 1) and len(readings) == 1:
+                same = ",".join(map(str, raw))
+                notes.append(f"{how}, as SGLang and SpecForge do; --layer-ids {same} if they are boundaries")
+    if len({reading.value for reading in readings}) > 1:
+        said = ", ".join(f"{list(reading.value)} ({reading.source})" for reading in readings)
+        raise CheckpointError(f"{where}: the captured layers are {said}; decide with --layer-ids")
     if readings:
-        return readings[0], notes
+        return readings[0], notes if len(readings) == 1 else []
     if n_layer is None:
         raise CheckpointError(f"{where}: {key} is absent; give --target (for the default layers) or --layer-ids")
     if not (default := default_layers(n_layer)):
@@ -180,7 +180,7 @@ def default_layers(n_layer: Any) -> tuple[int, ...]:
     return layers if layers[0] < layers[1] < layers[2] else ()
 
 
-def _ids(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not value or not all(type(i) is int and i >= 0 for i in value):
+def _ids(value: Any, where: str, least: int = 0) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not value or not all(type(i) is int and i >= least for i in value):
         raise CheckpointError(f"{where}: captured layer ids {str(value)[:60]!r} must be a list of whole numbers")
     return tuple(value)

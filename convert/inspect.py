@@ -14,7 +14,7 @@ import numpy as np
 from refspec.convert.flags import default_layers
 from refspec.convert.inspect_checkpoint import describe_directory
 from refspec.convert.inspect_words import NO_TEMPLATE, coverage, drafter_sizes, runs_in, switches, weights
-from refspec.errors import CheckpointError
+from refspec.errors import CheckpointError, reads_file
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import GgufInfo, read_gguf_header, read_tensor
@@ -23,6 +23,7 @@ from refspec.gguf.target_checks import STAGED_ARCHS
 from refspec.reference.config import DrafterConfig
 
 
+@reads_file
 def describe(path: FilePath, target: FilePath | None = None) -> dict[str, Any]:
     """Everything `refspec inspect` prints, as plain values for JSON; `CheckpointError` if it is not a model.
 
@@ -49,7 +50,7 @@ def _tokenizer(info: GgufInfo) -> dict[str, Any]:
         i = m.get(f"tokenizer.ggml.{key}_token_id")
         if type(i) is not int:
             return None
-        return {"id": i, "text": tokens[i] if i < len(tokens) else None}
+        return {"id": i, "text": tokens[i] if 0 <= i < len(tokens) else None}
 
     return {
         "model": m.get("tokenizer.ggml.model"), "pre": m.get("tokenizer.ggml.pre"), "tokens": len(tokens),

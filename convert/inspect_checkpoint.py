@@ -22,7 +22,7 @@ from refspec.convert.report import Report
 from refspec.convert.safetensors_io import Config, Stored, StoredTensor, read_json
 from refspec.convert.target import ARCHITECTURES
 from refspec.convert.tokenizer import chat_template
-from refspec.errors import CheckpointError
+from refspec.errors import CheckpointError, ShapeError
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.header import FilePath
 from refspec.reference.config import DrafterConfig
@@ -110,15 +110,17 @@ def _open(folder: Path, target: FilePath | None) -> tuple[Opened, dict[str, str]
     undecided: dict[str, str] = {}
     trial: dict[str, Any] = {}
     left: dict[str, list[Any]] = {name: list(values) for name, values in _TRIALS.items()}
+    refused: CheckpointError | ShapeError | None = None  # what no override decides
     while True:
         try:
             return open_checkpoint(folder, target, trial), undecided
-        except CheckpointError as error:
+        except (CheckpointError, ShapeError) as error:
             named = [n for n in re.findall(r"--([a-z]\w*(?:-\w+)*)", str(error)) if n.replace("-", "_") in left]
             open_ones = [n for n in trial if left[n]]
             name = named[0].replace("-", "_") if named else next(iter(open_ones), None)
+            refused = refused if named or refused else error
             if name is None or not left[name]:
-                raise
+                raise refused or error from None
             undecided.setdefault(name, " ".join(str(error).split()).removeprefix(f"{folder / 'config.json'}: "))
             trial[name] = left[name].pop(0)
 

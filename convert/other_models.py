@@ -9,10 +9,24 @@ from pathlib import Path
 
 from refspec.convert.safetensors_io import Config, Stored
 from refspec.errors import CheckpointError
+from refspec.gguf.header import LFS_POINTER, MAGIC, lfs_pointer
+
+# In the name of an architecture -> what it is; the first that fits. `Eagle3` is not among them.
+_METHODS = {
+    "medusa": "Medusa heads", "dflash": "a DFlash drafter", "peagle": "a P-EAGLE drafter",
+    "paralleleagle": "a P-EAGLE drafter", "mtp": "MTP layers", "nextn": "MTP layers", "hydra": "Hydra heads",
+}  # fmt: skip
 
 
 def refuse_adapter(directory: Path) -> None:
-    """`CheckpointError` for a LoRA adapter, which has no config.json."""
+    """`CheckpointError` for a GGUF, which needs no conversion, and for a LoRA adapter, which has no config.json."""
+    if directory.is_file():
+        with directory.open("rb") as file:
+            head = file.read(len(LFS_POINTER))
+        if head.startswith(LFS_POINTER):
+            raise CheckpointError(lfs_pointer(directory))
+        what = "a GGUF already; give it with -d or -m" if head.startswith(MAGIC) else "a file"
+        raise CheckpointError(f"{directory}: {what}, expected a checkpoint folder with its config.json")
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: a LoRA adapter (adapter_config.json), no drafter; merge it into its model")
 
@@ -22,6 +36,11 @@ def refuse_by_config(config: Config, where: str) -> None:
     kind = config.get("speculators_model_type")
     if kind not in (None, "eagle3"):
         raise CheckpointError(f"{where}: speculators_model_type = {str(kind)[:40]!r}, not eagle3; vLLM runs the others")
+    architecture = _architecture(config)
+    bare = architecture.lower().replace("_", "").replace("-", "")
+    for name, method in _METHODS.items():
+        if name in bare and "eagle3" not in bare:
+            raise CheckpointError(f"{where}: {method} ({architecture}), not an EAGLE-3 drafter; vLLM runs them")
     if config.get("model_type") == "medusa" or any(key.startswith("medusa_") for key in config):
         raise CheckpointError(f"{where}: Medusa heads, not an EAGLE-3 drafter; vLLM runs them")
     if config.get("model_type") == "mlp_speculator":
@@ -38,11 +57,16 @@ def refuse_by_tensors(config: Config, stored: Stored, where: str) -> None:
         raise CheckpointError(f"{where}: an EAGLE-1 or EAGLE-2 drafter, not EAGLE-3; SafeAILab's EAGLE and vLLM run it")
     layers = {name.split(".")[2] for name in stored if name.startswith("model.layers.") and name.count(".") > 2}
     if len(layers) > 1 and not any(name.removeprefix("model.") == "fc.weight" for name in stored):
-        architecture = str((config.get("architectures") or ["?"])[0])[:40]
+        architecture = _architecture(config)
         raise CheckpointError(
             f"{where}: a whole model ({architecture}, {len(layers)} layers), not a drafter; llama.cpp's "
             "convert_hf_to_gguf.py makes a GGUF of it, for -m"
         )
+
+
+def _architecture(config: Config) -> str:
+    names = config.get("architectures")
+    return str(names[0])[:40] if isinstance(names, list) and names else "?"
 
 
 def _is_first_eagle(stored: Stored) -> bool:

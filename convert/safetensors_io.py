@@ -144,6 +144,6 @@ def whole_number(section: Config, key: str, where: str, default: Any = None) -> 
     """A size in config.json, `default` where it is absent; `CheckpointError` unless it is a whole number above 0."""
     value = section.get(key)
     value = default if value is None else value
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value < 1 << 31:
         raise CheckpointError(f"{where}: {key} = {str(value)[:40]!r} must be a whole number of at least 1")
     return value

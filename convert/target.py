@@ -20,7 +20,7 @@ from refspec.convert.rope import rope_settings
 from refspec.convert.rope_out import kept_scaling
 from refspec.convert.safetensors_io import StoredTensor, read_json, whole_number
 from refspec.convert.tokenizer import tokenizer_metadata
-from refspec.errors import CheckpointError
+from refspec.errors import CheckpointError, reads_file
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import FILE_TYPES, TensorOut, interleave_rows, outtype_for, write_gguf
 from refspec.gguf.recommended_sampling import from_generation_config, recommended
@@ -56,6 +56,7 @@ def _loader(tensor: StoredTensor, gguf_name: str, head_dim: int) -> Callable[[],
     return tensor.load
 
 
+@reads_file
 def convert_target(
     directory: FilePath,
     out: FilePath,

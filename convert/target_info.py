@@ -10,7 +10,7 @@ from typing import Any
 from refspec.convert.files import read_tensors
 from refspec.convert.safetensors_io import read_json
 from refspec.convert.tokenizer import tokenizer_metadata
-from refspec.errors import CheckpointError
+from refspec.errors import CheckpointError, reads_file
 from refspec.gguf.drafter_meta import ARCHS
 from refspec.gguf.header import FilePath
 from refspec.gguf.io import copy_metadata, read_gguf_header, tensor_rows
@@ -29,6 +29,7 @@ class TargetFacts:
     matrix: Callable[[str], Lazy]
 
 
+@reads_file
 def target_facts(path: FilePath) -> TargetFacts:
     """Read the facts of the target at `path`; `CheckpointError` if it is neither a GGUF nor a model directory."""
     path = Path(path)

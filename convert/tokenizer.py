@@ -9,14 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refspec.convert.safetensors_io import read_json
-from refspec.errors import CheckpointError
+from refspec.convert.safetensors_io import read_json, whole_number
+from refspec.errors import CheckpointError, reads_file
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # GGUF token types
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # regular expression of the split -> the name llama.cpp knows it by
 PRE_TOKENIZERS = {_WORDS + r"\p{N}" + _REST: "qwen2", _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe"}
+LONGEST = 1 << 20  # characters of a chat template
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
@@ -46,15 +47,33 @@ def _add_bos(directory: Path, tokenizer: dict[str, Any], bos: int | None) -> boo
     return bos is not None
 
 
+def _own_text(path: Path) -> str:
+    """The text of a file of a checkpoint; CheckpointError where it links to a file that is none of it."""
+    real, folder = path.resolve(), path.parent.resolve()
+    # the cache of the Hugging Face hub: snapshots/REVISION/NAME links to blobs/HASH
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    if real.parent not in (folder, blobs):
+        raise CheckpointError(f"{path}: links to {real}, outside its checkpoint; put the template itself there")
+    try:
+        with open(real, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if len(text) > LONGEST:
+        raise CheckpointError(f"{path}: more than {LONGEST >> 20} MiB, no chat template")
+    return text
+
+
 def chat_template(directory: Path) -> str | None:
     """The chat template: `chat_template.jinja`, else the one in tokenizer_config.json, else None."""
     jinja, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if jinja.exists():
-        return jinja.read_text(encoding="utf-8")
+        return _own_text(jinja)
     template = read_json(config).get("chat_template") if config.exists() else None
     return template if isinstance(template, str) else None
 
 
+@reads_file
 def tokenizer_metadata(
     directory: Path, config: dict[str, Any], *, pre: str | None = None, add_bos: bool | None = None
 ) -> dict[str, Any]:
@@ -70,7 +89,7 @@ def tokenizer_metadata(
     pre = pre or _pre_tokenizer(path, tokenizer)
     if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
         raise CheckpointError(f"{path}: ignore_merges = {model.get('ignore_merges')} contradicts pre-tokenizer {pre!r}")
-    size = int(config.get("vocab_size") or 0)
+    size = whole_number(config, "vocab_size", str(directory / "config.json"))
     by_id = {i: (text, NORMAL) for text, i in model["vocab"].items()}
     for token in tokenizer.get("added_tokens", []):
         by_id[token["id"]] = (token["content"], CONTROL if token.get("special") else USER_DEFINED)

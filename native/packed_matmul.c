@@ -9,6 +9,9 @@
 static const panel_kind KINDS[] = {
     {TYPE_F16, TYPE_F16, 1, 2, 2, sizeof(panel_f16), sizeof(float), 512},
     {TYPE_Q4_0, TYPE_Q8_0, BLOCK, 18, 34, sizeof(panel_q4_0), sizeof(input_32), 32},
+    {TYPE_Q4_1, TYPE_Q8_1, BLOCK, 20, 36, sizeof(panel_q4_1), sizeof(input_32), 32},
+    {TYPE_Q5_0, TYPE_Q8_0, BLOCK, 22, 34, sizeof(panel_q5_0), sizeof(input_32), 32},
+    {TYPE_Q5_1, TYPE_Q8_1, BLOCK, 24, 36, sizeof(panel_q5_1), sizeof(input_32), 32},
     {TYPE_Q8_0, TYPE_Q8_0, BLOCK, 34, 34, sizeof(panel_q8_0), sizeof(input_32), 32},
     {TYPE_Q4_K, TYPE_Q8_K, K_BLOCK, 144, 292, sizeof(panel_q4_k), sizeof(input_256), 4},
     {TYPE_Q5_K, TYPE_Q8_K, K_BLOCK, 176, 292, sizeof(panel_q5_k), sizeof(input_256), 4},
@@ -44,7 +47,11 @@ RS_INLINE float half(uint16_t bits) { /* IEEE 754 binary16, every value exactly 
     return x;
 }
 
-/* One block of a row: value = d * scale[g] * (codes - bias) - dmin * min[g] for the numbers of group g. */
+/* Whether the codes of a type with blocks of 32 have five bits. */
+RS_INLINE bool has_fifth(const panel_kind *k) { return k->type == TYPE_Q5_0 || k->type == TYPE_Q5_1; }
+
+/* One block of a row: value = d * scale[g] * (codes - bias) - dmin * min[g] for the numbers of group g; of Q4_1 and
+ * Q5_1 d * codes + dmin. */
 typedef struct block {
     uint16_t d, dmin;
     uint8_t codes[K_BLOCK];
@@ -58,12 +65,20 @@ RS_INLINE void read_block(const panel_kind *k, const uint8_t *p, block *out) {
         for (int i = 0; i < BLOCK; i++) out->codes[i] = p[2 + i] ^ 0x80;
         break;
     case TYPE_Q4_0:
+    case TYPE_Q4_1:
+    case TYPE_Q5_0:
+    case TYPE_Q5_1: {
+        const uint8_t *lo = p + k->bytes - 16, *hi = lo - 4;
         out->d = read16(p);
+        if (k->inputs == TYPE_Q8_1) out->dmin = read16(p + 2);
         for (int i = 0; i < 16; i++) {
-            out->codes[i] = p[2 + i] & 15;
-            out->codes[16 + i] = p[2 + i] >> 4;
+            out->codes[i] = lo[i] & 15;
+            out->codes[16 + i] = lo[i] >> 4;
         }
+        if (has_fifth(k))
+            for (int i = 0; i < BLOCK; i++) out->codes[i] |= (hi[i / 8] >> i % 8 & 1) << 4;
         break;
+    }
     case TYPE_Q4_K:
     case TYPE_Q5_K: {
         const uint8_t *s = p + 4, *hi = p + 16, *lo = k->type == TYPE_Q5_K ? p + 48 : p + 16;
@@ -104,6 +119,15 @@ RS_INLINE void put_low(uint8_t lo[4][4 * PANEL], int i, const uint8_t *codes) {
         for (int e = 0; e < 4; e++) lo[t][4 * i + e] = (uint8_t)((codes[4 * t + e] & 15) | codes[16 + 4 * t + e] << 4);
 }
 
+/* Their fifth bits, as `hi`: bit t of a byte belongs to word t. */
+RS_INLINE void put_fifth(uint8_t hi[4 * PANEL], int i, const uint8_t *codes) {
+    for (int e = 0; e < 4; e++) {
+        unsigned bits = 0;
+        for (int t = 0; t < 8; t++) bits |= (unsigned)(codes[4 * t + e] >> 4) << t;
+        hi[4 * i + e] = (uint8_t)bits;
+    }
+}
+
 RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block *b) {
     switch (k->type) {
     case TYPE_Q8_0: {
@@ -112,10 +136,17 @@ RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block
         for (int t = 0; t < 8; t++) memcpy(p->codes[t] + 4 * i, b->codes + 4 * t, 4);
         break;
     }
-    case TYPE_Q4_0: {
-        panel_q4_0 *p = (void *)panel;
-        p->d[i] = b->d;
+    case TYPE_Q4_0:
+    case TYPE_Q4_1:
+    case TYPE_Q5_0:
+    case TYPE_Q5_1: {
+        uint16_t *head = (void *)panel; /* d, and the least values where there are some */
+        const bool least = k->inputs == TYPE_Q8_1;
+        head[i] = b->d;
+        if (least) head[PANEL + i] = b->dmin;
+        group_32 *p = (void *)(head + PANEL * (1 + least)); /* Q4_0 and Q4_1 end before its `hi` */
         put_low(p->lo, i, b->codes);
+        if (has_fifth(k)) put_fifth(p->hi, i, b->codes);
         break;
     }
     case TYPE_Q4_K:
@@ -130,12 +161,7 @@ RS_INLINE void put_block(const panel_kind *k, uint8_t *panel, int i, const block
             p->scales[i] = (uint8_t)b->scales[g];
             head->mins[g / 2][2 * i + g % 2] = (uint8_t)b->mins[g];
             put_low(p->lo, i, codes);
-            if (k->type == TYPE_Q5_K)
-                for (int e = 0; e < 4; e++) {
-                    unsigned bits = 0;
-                    for (int t = 0; t < 8; t++) bits |= (unsigned)(codes[4 * t + e] >> 4) << t;
-                    ((group_q5_k *)p)->hi[4 * i + e] = (uint8_t)bits;
-                }
+            if (k->type == TYPE_Q5_K) put_fifth(((group_q5_k *)p)->hi, i, codes);
         }
         break;
     }
@@ -177,11 +203,15 @@ RS_FAST void rs_panel_pack(const panel_kind *k, uint8_t *panel, const uint8_t *w
 /* ---- input rows -------------------------------------------------------------------------------------------------- */
 
 RS_INLINE void prepare_32(const panel_kind *k, const panel_set *set, input_32 *out, const uint8_t *in, size_t blocks) {
-    const int32_t bias = k->type == TYPE_Q4_0 ? -8 : set->offset_q8_0;
+    const size_t at = k->input_bytes - BLOCK; /* Q8_1 has a rounded sum there, which is not used */
+    const int32_t bias = k->type == TYPE_Q8_0   ? set->offset_q8_0
+                         : k->type == TYPE_Q4_0 ? -8
+                         : k->type == TYPE_Q5_0 ? -16
+                                                : 1; /* the sum itself */
     for (size_t b = 0; b < blocks; b++, in += k->input_bytes) {
         int32_t sum = 0;
-        for (int i = 0; i < BLOCK; i++) sum += (int8_t)in[2 + i];
-        memcpy(out[b].words, in + 2, BLOCK);
+        for (int i = 0; i < BLOCK; i++) sum += (int8_t)in[at + (size_t)i];
+        memcpy(out[b].words, in + at, BLOCK);
         out[b].offset = bias * sum;
         out[b].d = half(read16(in));
     }
@@ -202,7 +232,7 @@ RS_INLINE void prepare_256(input_256 *out, const uint8_t *in, size_t blocks) {
 
 RS_FAST void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, const uint8_t *in, size_t blocks) {
     if (k->inputs == TYPE_F16) set->halves(out, in, blocks);
-    else if (k->inputs == TYPE_Q8_0) prepare_32(k, set, out, in, blocks);
+    else if (k->inputs != TYPE_Q8_K) prepare_32(k, set, out, in, blocks);
     else prepare_256(out, in, blocks);
 }
 
@@ -212,6 +242,9 @@ static panel_tile tile_of(const panel_set *set, int32_t type) {
     switch (type) {
     case TYPE_F16: return set->f16;
     case TYPE_Q4_0: return set->q4_0;
+    case TYPE_Q4_1: return set->q4_1;
+    case TYPE_Q5_0: return set->q5_0;
+    case TYPE_Q5_1: return set->q5_1;
     case TYPE_Q8_0: return set->q8_0;
     case TYPE_Q4_K: return set->q4_k;
     case TYPE_Q5_K: return set->q5_k;
@@ -253,6 +286,24 @@ void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, si
         tile(sums, PANEL, first, (int)these, panel, inputs, blocks, blocks);
         for (size_t i = 0; i < these; i++) memcpy(to + i * out_stride, sums + i * PANEL, columns * sizeof *to);
     }
+}
+
+void rs_rows_multiply(const panel_set *set, float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m,
+                      const uint16_t *b, size_t b_stride, size_t n, size_t k, size_t part, size_t parts) {
+    const size_t high = (m + PANEL - 1) / PANEL, wide = (n + ROWS_TOGETHER - 1) / ROWS_TOGETHER, all = high * wide;
+    for (size_t tile = all * part / parts; tile < all * (part + 1) / parts; tile++) { /* keys stay in the cache */
+        const size_t i = tile / wide * PANEL, j = tile % wide * ROWS_TOGETHER;
+        set->rows(out + j * out_stride + i, out_stride, a + i * a_stride, a_stride, m - i < PANEL ? m - i : PANEL,
+                  b + j * b_stride, b_stride, n - j < ROWS_TOGETHER ? n - j : ROWS_TOGETHER, k);
+    }
+}
+
+int32_t rs_matmul_rows(float *out, const char *set_name, const uint16_t *a, size_t m, const uint16_t *b, size_t n,
+                       size_t k, size_t parts) {
+    panel_set set;
+    if (k % PANEL || !parts || !set_named(&set, set_name)) return RS_BAD_CONFIG;
+    for (size_t part = 0; part < parts; part++) rs_rows_multiply(&set, out, m, a, k, m, b, k, n, k, part, parts);
+    return RS_OK;
 }
 
 bool rs_matmul_takes(int32_t type) { return rs_panel_kind(type) != NULL; }

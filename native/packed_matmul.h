@@ -10,18 +10,23 @@
 #include "refspec.h"
 
 enum { PANEL = 16, TILE = 8, TOGETHER = 64 }; /* weight rows of a panel; input rows of a tile and of a batch, at most */
+enum { ROWS_TOGETHER = 4 };  /* inputs of a panel_set's `rows`, at most */
 enum { PREPARED = 2048 }; /* bytes of a prepared input row's chunk, at most */
 /* numbers in a block of ggml's K types, its groups of 32; numbers in other blocks */
 enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 };
 
 /* ggml_type of weights, and of inputs */
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8 };
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7, TYPE_Q8_0 = 8, TYPE_Q8_1 = 9 };
 enum { TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15 };
 
 /* One block of each of 16 rows. Word t of 32 numbers holds the codes of numbers 4t..4t+3. `lo` holds word t in the low
  * halves of its bytes and word t + 4 in the high ones. What is read together lies together: memory is twice as fast. */
 typedef struct panel_q8_0 { uint16_t d[PANEL]; uint8_t codes[8][4 * PANEL]; } panel_q8_0; /* codes + 128 */
+typedef struct group_32 { uint8_t lo[4][4 * PANEL], hi[4 * PANEL]; } group_32; /* hi only of 5 bits; its bit t: of word t */
 typedef struct panel_q4_0 { uint16_t d[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_0;
+typedef struct panel_q4_1 { uint16_t d[PANEL], m[PANEL]; uint8_t lo[4][4 * PANEL]; } panel_q4_1;
+typedef struct panel_q5_0 { uint16_t d[PANEL]; group_32 codes; } panel_q5_0;
+typedef struct panel_q5_1 { uint16_t d[PANEL], m[PANEL]; group_32 codes; } panel_q5_1;
 typedef struct panel_k_head {
     uint16_t d[PANEL], dmin[PANEL];
     uint8_t mins[K_GROUPS / 2][2 * PANEL]; /* those of two groups side by side */
@@ -38,7 +43,8 @@ typedef struct group_q6_k {
 typedef struct panel_q6_k { uint16_t d[PANEL]; group_q6_k groups[K_GROUPS]; } panel_q6_k;
 typedef struct panel_f16 { uint16_t x[PANEL]; } panel_f16; /* one number of each row */
 
-/* One block of an input row: its codes as words; a sum starts at `offset`, as the codes of weights are unsigned. */
+/* One block of an input row: its codes as words; a sum starts at `offset`, as the codes of weights are unsigned. Of
+ * weights with a least value it is the sum of the codes, which that is multiplied with. */
 typedef struct input_32 { int32_t words[8]; int32_t offset; float d; } input_32;
 typedef struct input_256 {
     int32_t words[64];
@@ -56,8 +62,12 @@ typedef struct panel_set {
     int tile; /* most input rows of a call */
     /* makes up for the 128 added to Q8_0's codes: -128, or 0 where the sign is restored before multiplying */
     int32_t offset_q8_0;
-    panel_tile f16, q4_0, q8_0, q4_k, q5_k, q6_k;
+    panel_tile f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k;
     void (*halves)(float *out, const uint8_t *in, size_t n); /* float16 to float32 */
+    /* out [n, m], m is 1..16 and n is 1..ROWS_TOGETHER: rows b [n, k] times rows a [m, k], float16, k a multiple of
+     * 16; strides are in numbers */
+    void (*rows)(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                 size_t b_stride, size_t n, size_t k);
 } panel_set;
 
 /* A type of weights. */
@@ -84,6 +94,10 @@ void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, cons
  * `out_stride` floats apart: set by the `first` chunk, increased by the others. */
 void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel,
                        size_t columns, const uint8_t *prepared, size_t rows, size_t blocks, bool first);
+
+/* Part `part` of `parts` of out [n, m] = rows b [n, k] times rows a [m, k], float16, for one thread of several. */
+void rs_rows_multiply(const panel_set *set, float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m,
+                      const uint16_t *b, size_t b_stride, size_t n, size_t k, size_t part, size_t parts);
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86

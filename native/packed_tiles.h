@@ -52,22 +52,48 @@ TILE_FN void tile_q8_0(float *out, size_t out_stride, bool first, const int rows
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
-TILE_FN void tile_q4_0(float *out, size_t out_stride, bool first, const int rows, const panel_q4_0 *p,
-                       const input_32 *in, size_t blocks, size_t stride) {
+/* Q4_0 and Q4_1, and Q5_0 and Q5_1, whose codes have a `fifth` bit; Q4_1 and Q5_1 have a `least` value. */
+TILE_FN void tile_q45(float *out, size_t out_stride, bool first, const int rows, const uint8_t *panel, const bool fifth,
+                      const bool least, const input_32 *in, size_t blocks, size_t stride) {
+    const size_t head = (least ? 2 : 1) * PANEL * sizeof(uint16_t);
+    const size_t size = head + (fifth ? sizeof(group_32) : offsetof(group_32, hi));
     floats total[SET_TILE];
     ROWS total[r] = first ? f_zero() : f_load(out + r * out_stride);
-    for (size_t b = 0; b < blocks; b++) {
-        ints sum[SET_TILE];
-        floats d = f_half(p[b].d);
-        ROWS sum[r] = i_set(in[r * stride + b].offset);
+    for (size_t b = 0; b < blocks; b++, panel += size) {
+        const group_32 *p = (const group_32 *)(panel + head);
+        ints sum[SET_TILE], high = i_set(0);
+        floats d = f_half((const uint16_t *)panel);
+        if (fifth) high = i_load(p->hi);
+        ROWS sum[r] = i_set(least ? 0 : in[r * stride + b].offset);
         UNROLLED for (int t = 0; t < 4; t++) {
-            ints both = i_load(p[b].lo[t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
+            ints both = i_load(p->lo[t]), x = i_and(both, 0x0f), y = i_and(i_right(both, 4), 0x0f);
+            if (fifth) {
+                x = i_or(x, i_and(i_left(high, 4 - t), 0x10));
+                y = i_or(y, i_and(i_right(high, t), 0x10));
+            }
             ROWS sum[r] = i_dot(i_dot(sum[r], x, in[r * stride + b].words[t]), y, in[r * stride + b].words[t + 4]);
         }
         ROWS total[r] = f_add(total[r], f_mul(f_mul(d, f_set(in[r * stride + b].d)), f_of(sum[r])));
+        if (least) {
+            floats m = f_half((const uint16_t *)panel + PANEL);
+            ROWS {
+                floats codes = f_set((float)in[r * stride + b].offset);
+                total[r] = f_add(total[r], f_mul(f_mul(m, f_set(in[r * stride + b].d)), codes));
+            }
+        }
     }
     ROWS f_store(out + r * out_stride, total[r]);
 }
+
+#define TILE_Q45(name, fifth, least)                                                                                   \
+    TILE_FN void tile_##name(float *out, size_t out_stride, bool first, const int rows, const void *p,                 \
+                             const input_32 *in, size_t blocks, size_t stride) {                                       \
+        tile_q45(out, out_stride, first, rows, p, fifth, least, in, blocks, stride);                                   \
+    }
+TILE_Q45(q4_0, false, false)
+TILE_Q45(q4_1, false, true)
+TILE_Q45(q5_0, true, false)
+TILE_Q45(q5_1, true, true)
 
 /* Q4_K, and Q5_K, whose groups hold a `fifth` bit. */
 TILE_FN void tile_q45_k(float *out, size_t out_stride, bool first, const int rows, const uint8_t *panel,
@@ -153,6 +179,37 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
+/* Four rows of `a` times n rows of `b`: sums of every 16th number, a row of 16 sums for each pair. */
+TILE_FN void rows_4(float sums[ROWS_TOGETHER][PANEL][PANEL], const size_t at, const uint16_t *a, size_t a_stride,
+                    const uint16_t *b, size_t b_stride, const int n, size_t k) {
+    floats sum[4][ROWS_TOGETHER];
+    UNROLLED for (int i = 0; i < 4; i++) UNROLLED for (int j = 0; j < n; j++) sum[i][j] = f_zero();
+    for (size_t x = 0; x < k; x += PANEL) {
+        floats y[ROWS_TOGETHER];
+        UNROLLED for (int j = 0; j < n; j++) y[j] = f_half(b + (size_t)j * b_stride + x);
+        UNROLLED for (int i = 0; i < 4; i++) {
+            floats key = f_half(a + (size_t)i * a_stride + x);
+            UNROLLED for (int j = 0; j < n; j++) sum[i][j] = f_fused(key, y[j], sum[i][j]);
+        }
+    }
+    UNROLLED for (int i = 0; i < 4; i++) UNROLLED for (int j = 0; j < n; j++) f_store(sums[j][at + (size_t)i], sum[i][j]);
+}
+
+TILE_FN void rows_n(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                    size_t b_stride, const int n, size_t k) {
+    float sums[ROWS_TOGETHER][PANEL][PANEL];
+    size_t i = 0;
+    for (; i + 4 <= m; i += 4) rows_4(sums, i, a + i * a_stride, a_stride, b, b_stride, n, k);
+    for (; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            floats sum = f_zero();
+            for (size_t x = 0; x < k; x += PANEL)
+                sum = f_fused(f_half(a + i * a_stride + x), f_half(b + (size_t)j * b_stride + x), sum);
+            f_store(sums[j][i], sum);
+        }
+    for (int j = 0; j < n; j++) f_sums(out + (size_t)j * out_stride, sums[j], m);
+}
+
 #undef ROWS
 #undef UNROLLED
 
@@ -171,10 +228,23 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
     }
 TILES(f16)
 TILES(q4_0)
+TILES(q4_1)
+TILES(q5_0)
+TILES(q5_1)
 TILES(q8_0)
 TILES(q4_k)
 TILES(q5_k)
 TILES(q6_k)
+
+ON static void rows(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                    size_t b_stride, size_t n, size_t k) {
+    switch (n) {
+    case 1: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 1, k); break;
+    case 2: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 2, k); break;
+    case 3: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 3, k); break;
+    default: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 4, k); break;
+    }
+}
 
 ON static void halves(float *out, const uint8_t *in, size_t n) {
     size_t i = 0;

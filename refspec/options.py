@@ -35,7 +35,7 @@ class ModelOptions:
     threads_batch  for several tokens verified together; None is what was measured, else `threads`
     threads_draft  for the drafter; None is what was measured, else those of the target
     gpu_layers     layers on the GPU, -1 for all
-    flash_attn     off, on or auto (llama.cpp decides)
+    flash_attn     off, on or auto (off on a processor; llama.cpp decides on a GPU)
     kv_type        of the target's key/value cache: f16, f32 or q8_0
     matmul         who multiplies with the weights
         auto       refspec's kernels where they can, llama.cpp as it likes elsewhere

@@ -8,8 +8,9 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. What a prompt
-has in common with the one before and its output is not read again (`decoding/kept.py`): a chat costs its new turns.
+A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. It takes one
+caller at a time: a second thread in it gets a UsageError. `Generation.stop` may be called from any thread. What a
+prompt has in common with the one before and its output is not read again (`decoding/kept.py`).
 """
 
 from __future__ import annotations
@@ -152,9 +153,11 @@ def _opened(
     model: GgufInfo, drafter: GgufInfo | None, how: ModelOptions, drafting: DraftOptions
 ) -> tuple[LlamaTarget, Drafter | None]:
     """Both models, their options settled; what `matmul` means for llama.cpp is said here and nowhere else."""
-    from refspec.llama import open_pair
+    from refspec.llama import first_load, open_pair
 
     open_pair.check_grower(drafter, drafting.shape)
+    if model.path.parent != embedded.folder():
+        first_load.check(model, drafter)
     settings: dict[str, Any] = {
         "n_threads": how.threads, "n_threads_batch": how.threads_batch, "n_gpu_layers": how.gpu_layers,
         "flash_attn": how.flash_attn, "panels": how.matmul in ("auto", "refspec"),
@@ -250,7 +253,8 @@ class Session:
     ) -> list[int]:
         """Tokens of a prompt: through the chat template of the target's file, or as it is when `raw` or without one.
 
-        A string is one user message, after `system` if given. Raises PromptError (empty), CheckpointError (the template
+        A string is one user message, after `system` if given. Names of control tokens in messages, or in a prompt that
+        is not `raw`, are text like any other. Raises PromptError (empty), CheckpointError (the template
         fails), UsageError (messages or a system prompt without a template).
         """
         template = None if raw else self.chat_template
@@ -261,7 +265,7 @@ class Session:
                     f"a system prompt and messages need a chat template, and here is none ({why}); "
                     "put all into the prompt"
                 )
-            tokens = self.target.tokenize(prompt, add_special=True, parse_special=True)
+            tokens = self.target.tokenize(prompt, add_special=True, parse_special=raw)
             if not tokens:
                 raise PromptError(f"the prompt is empty and {self.name} has no token to begin with; write something")
             return list(tokens)
@@ -271,7 +275,8 @@ class Session:
             prompt = [{"role": "user", "content": prompt}]
         if system is not None:
             prompt = [{"role": "system", "content": system}, *prompt]
-        return list(self.target.tokenize(self.render(prompt, template), add_special=True, parse_special=True))
+        contents = chat.Contents(self.target, prompt, template)
+        return contents.tokens(self.render(contents.messages, template))
 
     def render(self, messages: Sequence[chat.Message], template: str) -> str:
         """Messages in a Jinja template, without a BOS that the tokenizer adds; CheckpointError when it fails."""
@@ -318,6 +323,18 @@ class Session:
                 f"the prompt has {len(encoded)} tokens, the context {self.target.n_ctx}; shorten it or raise n_ctx (-c)"
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
+        with self._latest.turn():
+            if fresh:
+                self._kept.forget()
+            return self._started(
+                encoded, drafter, sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=draft_max,
+                draft_sampling=draft_sampling, adaptive=adaptive, policy=policy,
+            )  # fmt: skip
+
+    def _started(
+        self, encoded: list[int], drafter: Drafter | None, *, sampler: Sampler | None, seed: int, max_tokens: int,
+        draft_max: int, draft_sampling: bool, adaptive: bool | None, policy: Policy | None,
+    ) -> Generation:  # fmt: skip
         options: dict[str, Any] = {
             "sampler": self.sampler if sampler is None else sampler, "seed": seed, "max_tokens": max_tokens,
             "draft_sampling": draft_sampling,
@@ -333,8 +350,6 @@ class Session:
             drafter, options["policy"] = self._deferring(drafter, policy), policy
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        if fresh:
-            self._kept.forget()
         return Generation(
             self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest, kept=self._kept
         )
@@ -370,11 +385,15 @@ class Session:
         return [int(token) for token in tokens]
 
     def close(self) -> None:
-        """Release both models, and keep what the policy has learned; calling it twice is harmless."""
-        self._remember()
-        if self.drafter is not None:
-            self.drafter.close()  # first: it may borrow weights of the target
-        self.target.close()
+        """Release both models, and keep what the policy has learned; calling it twice is harmless.
+
+        Waits for a step that another thread is in.
+        """
+        with self._latest.turn(wait=True):
+            self._remember()
+            if self.drafter is not None:
+                self.drafter.close()  # first: it may borrow weights of the target
+            self.target.close()
 
     def __enter__(self) -> Session:
         return self

@@ -18,6 +18,7 @@ for folder in ("decoding", "formats", "engine"):
 def cache_of_the_test_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("REFSPEC_FIRST_LOAD", "no")  # hundreds of toys, each of them new
         yield
 
 

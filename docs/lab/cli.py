@@ -14,6 +14,7 @@ COMMANDS = {
     "context": "What a token costs after long prompts, plain and drafted.",
     "inflate": "Give a small target a large one's cost, for benchmarks.",
     "convert-speed": "Memory and speed of `refspec convert` beside copying the file.",
+    "prompts": "The prompts that the SmolLM2 drafter learned from.",
     "answers": "How a target's greedy answers end, repeat themselves, parse and add up.",
     "repetition": "How much the answers of a data set repeat themselves.",
     "sound": "Keep the answers of a data set that rules find nothing wrong with.",

@@ -15,7 +15,7 @@ from refspec.cli.command import DRAFTING, note, option
 from refspec.cli.generate import consume
 from refspec.cli.group import draft_max_option, load, main, model_options, tree_option
 from refspec.cli.sampling import asked, sampling_options, settled
-from refspec.decoding.chat import Conversation
+from refspec.decoding.conversation import Conversation
 from refspec.errors import PromptError, RefspecError, UsageError
 
 if TYPE_CHECKING:

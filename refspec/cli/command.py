@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import click
@@ -14,6 +18,7 @@ from refspec.errors import RefspecError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
 WIDTH = 100  # columns of help, fewer where the terminal has fewer
 OPTIONS, DRAFTING, SAMPLING, PENALTIES = "Options", "Drafting", "Sampling", "Penalties"
 SPECIALISTS = "For specialists"
@@ -82,7 +87,13 @@ def _shown(default: Any) -> str:
 
 
 class Command(click.Command):
-    """A command whose help has a section for each kind of option."""
+    """A command whose help has a section for each kind of option, and whose counts fit into 32 bits."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        for param in self.params:
+            if isinstance(param.type, click.IntRange) and param.type.max is None:
+                param.type.max = (1 << 31) - 1
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, those everyone needs first."""
@@ -101,6 +112,30 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""
         return list(self.commands)
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP: the program ends as after Ctrl-C, leaving nothing half-written."""
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Signals that would end the process on the spot raise Terminated instead."""
+
+    def end(_signum: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Refspec(Group):
@@ -141,13 +176,17 @@ class Refspec(Group):
         """Run the command, failures as one line."""
         debug = bool(os.environ.get("REFSPEC_DEBUG"))
         try:
-            return super().invoke(ctx)
+            with ended_by_signals():
+                return super().invoke(ctx)
         # The reader has gone, `refspec generate | head -1`: nobody wants the rest, nor a complaint.
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(nowhere, stream.fileno())
             ctx.exit(CLOSED_PIPE)
+        except Terminated:
+            note("terminated")
+            ctx.exit(TERMINATED)
         except KeyboardInterrupt:
             if debug:
                 raise
@@ -160,6 +199,16 @@ class Refspec(Group):
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except OSError as error:
+            if debug:
+                raise
+            note(f"{error.filename or 'the output'}: {error.strerror or error}")
+            ctx.exit(1)
+        except MemoryError:
+            if debug:
+                raise
+            note("out of memory; try a smaller context (-c) or file")
+            ctx.exit(1)
         except Exception as error:
             if debug:
                 raise

@@ -17,6 +17,7 @@ from refspec.errors import PromptError, UsageError
 if TYPE_CHECKING:  # models are loaded by the commands that need them: `refspec -h` answers at once
     from refspec.session import Session
 
+LONGEST = 64 << 20  # bytes of a prompt
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")  # types of the matrices of a written GGUF
 COMMANDS = {
     "Run": ("generate", "chat"),
@@ -114,8 +115,8 @@ model_options = options(
     ),
     option(
         "--adaptive/--no-adaptive", default=None, section=DRAFTING,
-        help="Choose the number of guesses every step, at most --draft-max (8). `generate` and `chat` do where nothing was "
-        "measured and neither --draft-max nor --tree is given.",
+        help="Choose the number of guesses every step, at most --draft-max (8). `generate` and `chat` do where nothing "
+        "was measured and neither --draft-max nor --tree is given.",
     ),
     option(
         "--reproducible", type=click.Choice(["exact", "f32"]), callback=or_old,
@@ -126,7 +127,7 @@ model_options = options(
     old_flag("--strict", "reproducible", lambda on: "f32"),
     option(
         "-fa", "--flash-attn", type=click.Choice(["off", "on", "auto"]), section=SPECIALISTS,
-        help="Flash attention; the default was measured or is auto.",
+        help="Flash attention; the default was measured or is auto: off on a processor.",
     ),
     option(
         "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), multiple=True, callback=_one_type, section=SPECIALISTS,
@@ -235,14 +236,17 @@ def read_prompt(prompt: str | None, path: str | None) -> str:
     elif path is not None and path != "-":
         where = path
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(LONGEST + 1)
         except OSError as error:
             raise PromptError(f"{path}: {error.strerror or error}; name a text file with -f") from None
     else:
         where = "stdin"
-        if path is None and sys.stdin.isatty():
+        if sys.stdin is None or (path is None and sys.stdin.isatty()):  # None: the descriptor was closed
             raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise PromptError(f"{where}: more than {LONGEST >> 20} MiB, which no context holds; give less")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

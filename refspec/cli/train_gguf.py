@@ -62,6 +62,7 @@ def gguf_drafter(name: str, out: Path, o: dict[str, Any]) -> None:
     from refspec import named
     from refspec.train.budget import Plan
     from refspec.train.from_gguf import train_from_gguf
+    from refspec.train.outcome import described
 
     model = Path(named.model(name))
     if o["hours"] is not None and (o["tokens"] or o["epochs"]):
@@ -74,6 +75,6 @@ def gguf_drafter(name: str, out: Path, o: dict[str, Any]) -> None:
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
         gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
     )  # fmt: skip
-    for name, value in figures.items():
-        click.echo(f"{name}: {value}")
+    for made in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
+        click.echo("\n".join(described(made, figures)))
     note(f'try it: refspec generate -m {name} -d {out / "drafter.gguf"} --compare -p "..."')

@@ -1,85 +1,106 @@
-"""Messages -> the prompt text a chat model was trained on, by the Jinja template its GGUF carries; and a conversation.
+"""Messages -> the prompt a chat model was trained on, by the Jinja template its GGUF carries.
 
-Not a tokenizer. A template is a program from a downloaded file: it runs in Jinja's sandbox, with the settings the
-public chat templates are written for (trim_blocks, lstrip_blocks, `raise_exception`, `strftime_now`, `tojson`).
+A template is a program from a downloaded file: it runs in Jinja's sandbox, with limits (`sandbox.py`) and with the
+settings the public chat templates are written for (trim_blocks, lstrip_blocks, `raise_exception`, `strftime_now`,
+`tojson`). What a message says is text: `Contents` keeps the names of control tokens in it from becoming such tokens.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-from refspec.errors import CheckpointError, UsageError
+from refspec.decoding.sandbox import Budget, environment_class
+from refspec.errors import CheckpointError
 
-FAILURES = ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError  # of a template's code
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-
-ROLES = ("system", "user", "assistant")
+CONTROL, UNKNOWN = 3, 2  # token types that llama.cpp finds in a text only where it is asked to (parse_special)
+SENTENCEPIECE = "llama"  # the tokenizer that puts a space before a text
+MARKS = range(0xE000, 0xF8FF)  # characters without a meaning of their own
 
 
 def render(
     template: str, messages: Sequence[Message], *, bos: str = "", eos: str = "", source: str = "the GGUF"
 ) -> str:
-    """The prompt text that asks for the assistant's next turn; CheckpointError when the template fails."""
-    # Imported here: plain text generation with --raw works where Jinja is broken or missing.
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """The prompt text that asks for the assistant's next turn; CheckpointError when the template fails.
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    A template that makes too much text, or takes too long, fails (`sandbox.Budget`).
+    """
+    budget = Budget(sum(len(str(text)) for message in messages for text in message.values()))
     try:
-        return environment.from_string(template).render(
+        environment = environment_class()(
+            budget, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        text: str = environment.from_string(template).render(
             messages=[dict(message) for message in messages], bos_token=bos, eos_token=eos, add_generation_prompt=True
         )
+        return text
     except _Refused as error:
         reason = str(error)
-    except (TemplateError, *FAILURES) as error:
+    except Exception as error:  # whatever a program from a file does, MemoryError and SyntaxError included
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
     raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to do without") from None
 
 
-class Conversation:
-    """Messages of a chat as they are said and taken back: `system` first if there is one, then `turns`."""
-
-    def __init__(self, system: str | None = None) -> None:
-        self.system = system
-        self.turns: list[Message] = []  # user and assistant
+class Tokenizer(Protocol):
+    """What `Contents` needs of a target."""
 
     @property
-    def messages(self) -> list[Message]:
-        """All of it, as a template reads it."""
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
+    def metadata(self) -> Mapping[str, Any]: ...
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
-    def say(self, role: str, content: str) -> None:
-        """Add a message."""
-        self.turns.append({"role": role, "content": content})
 
-    def undo(self) -> str | None:
-        """Take back the last message of the user and what follows it: its text, None where there is none."""
-        said = None
-        while self.turns and said is None:
-            last = self.turns.pop()
-            said = last["content"] if last["role"] == "user" else None
-        return said
+class Contents:
+    """Messages whose contents stay text, whatever they contain.
 
-    def read(self, messages: Any) -> None:
-        """Go on from messages as `messages` gives them; UsageError, and no change, for anything else."""
-        if not isinstance(messages, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in ROLES for m in messages
-        ):
-            raise UsageError(f'a conversation is a JSON list of {{"role": {"|".join(ROLES)}, "content": "text"}}')
-        first = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-        turns: list[Message] = [{"role": m["role"], "content": m["content"]} for m in messages[first is not None :]]
-        if any(m["role"] == "system" for m in turns):
-            raise UsageError("a conversation has one system message, the first; put its text there")
-        self.system, self.turns = first, turns
+    The name of a control token in a content gets a mark before it, which the template copies like any character. In
+    the rendered prompt the marked names are tokenized as text, all else with control tokens. A prompt without a marked
+    name is tokenized as a whole.
+    """
+
+    def __init__(self, target: Tokenizer, messages: Sequence[Message], template: str) -> None:
+        self._target = target
+        tokens = target.metadata.get("tokenizer.ggml.tokens") or ()
+        types = target.metadata.get("tokenizer.ggml.token_type") or ()
+        control = [
+            t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN) and t and isinstance(t, str)
+        ]
+        said = "".join(str(text) for message in messages for text in message.values())
+        self._names = [re.escape(name) for name in sorted(control, key=len, reverse=True) if name in said]
+        self._mark = next(mark for mark in map(chr, MARKS) if mark not in said and mark not in template)
+        names = "|".join(self._names)
+        self.messages: list[Message] = [
+            # a look-ahead, because names may overlap
+            {key: re.sub(f"(?={names})", self._mark, str(text)) if names else text for key, text in message.items()}
+            for message in messages
+        ]
+
+    def tokens(self, rendered: str) -> list[int]:
+        """Token ids of the template's output."""
+        if not self._names:
+            return list(self._target.tokenize(rendered, add_special=True, parse_special=True))
+        found: list[int] = []
+        for i, part in enumerate(re.split(f"({self._mark}(?:{'|'.join(self._names)}))", rendered)):
+            if part.startswith(self._mark):
+                found += self._text(part.lstrip(self._mark))
+            elif (part := part.replace(self._mark, "")) or i == 0:  # the first one gets what a prompt begins with
+                found += self._target.tokenize(part, add_special=i == 0, parse_special=True)
+        return found
+
+    def _text(self, text: str) -> list[int]:
+        """Token ids of a text in the middle of a prompt, without the space that SentencePiece begins a text with."""
+        if self._target.metadata.get("tokenizer.ggml.model") == SENTENCEPIECE:
+            line, both = (self._target.tokenize(t, add_special=False) for t in ("\n", "\n" + text))
+            if both[: len(line)] == line:
+                return list(both[len(line) :])
+        return list(self._target.tokenize(text, add_special=False))
 
 
 class _Refused(Exception):
@@ -92,4 +113,4 @@ def _refuse(message: object = "") -> NoReturn:
 
 def _tojson(value: Any, indent: int | None = None) -> str:
     # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if isinstance(indent, int) else indent)

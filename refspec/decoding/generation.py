@@ -5,8 +5,10 @@ Not the cycle (`cycle.py`) and not a session (`refspec/session.py`), which start
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,10 +31,27 @@ class Event(NamedTuple):
 
 
 class Latest:
-    """Which generation on a target was started last; it keeps none of them alive."""
+    """Which generation on a target was started last, keeping none of them alive; and whose turn on it is under way."""
 
     def __init__(self) -> None:
         self._generation: weakref.ref[Generation] | None = None
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def turn(self, *, wait: bool = False) -> Iterator[None]:
+        """Around all that uses the models: two threads in them at once end the process.
+
+        The second gets a UsageError, because a generation that waited for its turn would end the one it waited for;
+        with `wait` it waits, which is for closing.
+        """
+        if not self._turn.acquire(blocking=wait):
+            raise UsageError(
+                "another thread is using this session, which takes one caller at a time; open a second session for it"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def start(self, generation: Generation) -> None:
         """This one is the last from now on."""
@@ -77,7 +96,14 @@ class Generation(Iterator[Event]):
         self._stopping = True
 
     def __next__(self) -> Event:
-        """Run one verify step, the prompt before the first; UsageError after a later generation was started."""
+        """Run one verify step, the prompt before the first; UsageError after a later generation was started.
+
+        UsageError, too, while another thread is in the session; the generation can go on after that.
+        """
+        with self._is_latest.turn():
+            return self._next()
+
+    def _next(self) -> Event:
         if self._ended:
             raise StopIteration
         self._ended = True  # unless this step succeeds and another follows

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from refspec.decoding.drafter import Coins
 from refspec.reference.ops import Ids
-from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler
 
 
 class Request(NamedTuple):
@@ -42,9 +42,8 @@ class Answers(Protocol):
         """The id of every token by its text, as tokenizer.json writes it, without padding of the head."""
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
-        penalties: Penalties = ...,
-    ) -> Iterator[Answer]:  # fmt: skip
+        self, requests: Iterable[Request], *, max_new: int, sampler: Sampler, stop: frozenset[int]
+    ) -> Iterator[Answer]:
         """As `ParallelTarget.answers`."""
 
     def close(self) -> None:

@@ -32,11 +32,14 @@ class Journal:
             kept = Path(path).read_bytes() if Path(path).exists() else b""
             whole = kept[: kept.rfind(b"\n") + 1]
             rows = [json.loads(line) for line in whole.splitlines()]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: {error}; name another --out") from None
         if rows:
             _same(path, rows[0], header)
-            self.done = {row["key"]: row["value"] for row in rows[1:]}
+            try:
+                self.done = {str(row["key"]): dict(row["value"]) for row in rows[1:]}
+            except (TypeError, KeyError, ValueError):
+                raise CheckpointError(f"{path}: a line of it is damaged; remove it, or name another --out") from None
         elif kept:
             raise CheckpointError(f"{path}: is not a record of this command; name another --out")
         self._file = open(path, "r+b" if kept else "wb")  # noqa: SIM115 - closed by __exit__

@@ -17,6 +17,7 @@ from refspec.reference.config import BIASED, DrafterConfig, FeatureNorm, Feedbac
 STOCK_ARCH = "eagle3"
 REFSPEC_ARCH = "refspec-eagle3"  # unknown to stock llama.cpp on purpose
 ARCHS = (STOCK_ARCH, REFSPEC_ARCH)
+MOST = 1 << 24  # of any size: what no model has, and no product of two overflows
 STOCK_STATES = 3  # the eagle3 graph takes exactly three captured states
 
 # weights name -> GGUF tensor name; per-state feature norms are metadata, see FC_NORM_KEY
@@ -89,11 +90,11 @@ def _flag(info: GgufInfo, name: str, stock: str) -> str:
     value = info.metadata.get(f"refspec.{name}", stock)
     if info.arch == STOCK_ARCH and value != stock:
         raise CheckpointError(
-            f"{info.path}: refspec.{name} = {value!r}, but {STOCK_ARCH} means {stock!r}; convert the drafter again"
+            f"{info.path}: refspec.{name} = {str(value)[:40]!r}, but {STOCK_ARCH} means {stock!r}; convert it again"
         )
     if info.arch == REFSPEC_ARCH and f"refspec.{name}" not in info.metadata:
         raise CheckpointError(f"{info.path}: metadata key 'refspec.{name}' is missing; convert the drafter again")
-    return str(value)
+    return str(value)[:40]
 
 
 def _vocab_size(info: GgufInfo) -> int:
@@ -107,10 +108,13 @@ def _vocab_size(info: GgufInfo) -> int:
 
 
 def _draft_vocab_size(info: GgufInfo, vocab_size: int) -> int:
-    for name in ("output", "d2t"):
-        if (tensor := info.tensors.get(TENSORS[name])) is not None:
-            return tensor.shape[0]
-    return vocab_size
+    held = (info.tensors[TENSORS[name]].shape[0] for name in ("output", "d2t") if TENSORS[name] in info.tensors)
+    size = next(held, vocab_size)
+    if (said := info.optional("refspec.draft_vocab_size", int, size)) != size:
+        raise CheckpointError(
+            f"{info.path}: refspec.draft_vocab_size = {said}, but its tensors have {size}; convert the drafter again"
+        )
+    return size
 
 
 def decimal(value: Any) -> float:
@@ -123,9 +127,12 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
     if info.arch not in ARCHS:
         raise CheckpointError(f"{info.path}: general.architecture = {info.arch!r} is not a drafter; give it with -m")
 
-    def whole(key: str, default: int | None = None) -> int:
+    def whole(key: str, default: int | None = None, most: int = MOST) -> int:
         value = info.optional(f"eagle3.{key}", int, default)
-        return int(info.need(f"eagle3.{key}", int) if value is None else value)
+        value = int(info.need(f"eagle3.{key}", int) if value is None else value)
+        if not 0 <= value <= most:
+            raise CheckpointError(f"{info.path}: eagle3.{key} = {value} is outside 0..{most}; convert it again")
+        return value
 
     if whole("block_count") != 1:
         raise CheckpointError(f"{info.path}: eagle3.block_count = {whole('block_count')}; a drafter has one block")
@@ -137,6 +144,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
     stock_norm = FeatureNorm.CONCAT if before_fc else FeatureNorm.NONE
     stock_residual = Residual.NORMED if normed else Residual.RAW
     hidden, heads, vocab_size = whole("embedding_length"), whole("attention.head_count"), _vocab_size(info)
+    whole("vocab_size", vocab_size)
     head_dim = whole("attention.key_length", hidden // max(heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if whole(key, head_dim) != head_dim:
@@ -145,7 +153,7 @@ def from_metadata(info: GgufInfo) -> DrafterConfig:
         return DrafterConfig(
             hidden_size=hidden, target_hidden_size=whole("target_hidden_size", hidden), capture_layers=tuple(layers),
             n_heads=heads, n_kv_heads=whole("attention.head_count_kv", heads), head_dim=head_dim,
-            intermediate_size=whole("feed_forward_length"), context_length=whole("context_length"),
+            intermediate_size=whole("feed_forward_length"), context_length=whole("context_length", most=(1 << 31) - 1),
             vocab_size=vocab_size, draft_vocab_size=_draft_vocab_size(info, vocab_size),
             rms_eps=decimal(info.need("eagle3.attention.layer_norm_rms_epsilon", float)),
             rope_theta=decimal(info.optional("eagle3.rope.freq_base", float, 10000.0)),

@@ -7,10 +7,10 @@ general.architecture=eagle3. What llama.cpp has no tensor for is metadata (`refs
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +19,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWrit
 from gguf.quants import dequantize, quantize
 
 from refspec import native
-from refspec.errors import CheckpointError, UsageError
+from refspec.errors import CheckpointError, UsageError, reads_file
 from refspec.gguf import drafter_meta as meta
 from refspec.gguf.blocks import DIRECT, Blocks, Progress
+from refspec.gguf.complete import complete
 from refspec.gguf.header import FilePath, GgufInfo, GgufSource, TensorInfo, parse_header
 from refspec.gguf.lazy import Lazy
 from refspec.gguf.types import weight_type
@@ -68,6 +69,7 @@ class TensorOut:
         return int(np.prod(self.shape, dtype=np.int64)) // block * size
 
 
+@reads_file
 def read_gguf_header(source: GgufSource) -> GgufInfo:
     """Read and check the header of a GGUF file: types known, every tensor inside the file; else `CheckpointError`.
 
@@ -90,6 +92,11 @@ def read_gguf_header(source: GgufSource) -> GgufInfo:
                 f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes} of {raw.file_size}; get it again"
             )
         tensors[name] = TensorInfo(name, shape, type_id, kind.name, start, nbytes)
+    placed = sorted(tensors.values(), key=lambda t: t.offset)
+    for one, following in pairwise(placed):
+        if one.offset + one.nbytes > following.offset:
+            both = f"tensors {one.name!r} and {following.name!r}"
+            raise CheckpointError(f"{path}: {both} overlap; the file is damaged, get it again")
     arch = raw.metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         raise CheckpointError(f"{path}: metadata key 'general.architecture' is missing; this is not a model")
@@ -184,19 +191,6 @@ def _bytes(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` when the block ends well and is removed when it does not."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be writing the same file
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_gguf(
     path: FilePath,
     arch: str,
@@ -257,6 +251,7 @@ def interleaved(weight: np.ndarray | Lazy, head_dim: int) -> np.ndarray | Lazy:
     return interleave_rows(weight, head_dim)
 
 
+@reads_file
 def read_drafter(path: GgufSource) -> tuple[DrafterConfig, dict[str, np.ndarray]]:
     """Load a drafter GGUF as (config, weights float32, d2t int64 absolute), RoPE style interleaved as in the file.
 

@@ -10,9 +10,10 @@ import hashlib
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from refspec.errors import UsageError
+from refspec.errors import CheckpointError, UsageError
 from refspec.gguf import io
 from refspec.gguf.blocks import Progress
 from refspec.gguf.header import FilePath, GgufInfo, GgufSource
@@ -22,14 +23,22 @@ LIMIT = 4 << 30  # bytes; a larger file should be the user's decision, made with
 
 
 def cache_directory() -> Path:
-    """Where recast models are kept: REFSPEC_CACHE, or the platform's cache directory."""
+    """Where recast models are kept: REFSPEC_CACHE, or the platform's cache directory.
+
+    Without a home directory it is one that cannot be made: what is kept only to save time is then not kept.
+    """
     if named := os.environ.get("REFSPEC_CACHE"):
         return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "refspec"
+    given = Path(os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or "")
+    if given.is_absolute() and sys.platform != "darwin":
+        return given / "refspec"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return Path(os.devnull) / "refspec"
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "refspec"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "refspec"
+        return home / "refspec"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "refspec"
 
 
 def is_f32(path: GgufSource) -> bool:
@@ -50,8 +59,10 @@ def recast(path: GgufSource, outtype: str) -> Path:
             f"{LIMIT >> 30}; convert it with llama.cpp's llama-quantize"
         )
     out = cache_directory() / f"{info.path.stem}-{_digest(info.path)}-{outtype}.gguf"
-    if out.is_file():
-        return out
+    with suppress(CheckpointError):  # another file under its name is written again
+        held = io.read_gguf_header(out).tensors
+        if {name: t.shape for name, t in held.items()} == {name: t.shape for name, t in info.tensors.items()}:
+            return out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -53,7 +53,7 @@ def recommended(metadata: Mapping[str, Any], source: str) -> Recommended:
     try:
         found.applied(Sampler(), set())
     except UsageError as error:
-        raise CheckpointError(f"{source}: metadata {PREFIX}*: {error}") from None
+        raise CheckpointError(f"{source}: metadata {PREFIX}*: {str(error)[:200]}") from None
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from refspec.errors import CheckpointError, ShapeError
+from refspec.errors import CheckpointError, ShapeError, reads_file
 from refspec.gguf import drafter_meta
 from refspec.gguf.header import GgufInfo
 
@@ -29,6 +29,13 @@ FULL_ROPE_ARCHS = frozenset({
     "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "starcoder2", "xverse",
 })  # fmt: skip
 
+# Architectures without RoPE: what a file says of it is not read.
+NO_ROPE_ARCHS = frozenset({
+    "arwkv7", "bloom", "clip", "gpt2", "gptj", "jais", "jamba", "jina-bert-v2", "kimi-linear", "mamba", "mamba2", "mpt",
+    "nemotron_h", "nemotron_h_moe", "refact", "rwkv6", "rwkv6qwen2", "rwkv7", "t5", "t5encoder", "wavtokenizer-dec",
+})  # fmt: skip
+EXPERT_ARCHS = frozenset({"smallthinker"})  # whose graph asserts that there are experts
+
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # arrays of this size in llama.cpp
 BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
 
@@ -41,11 +48,14 @@ def check_tensor_types(info: GgufInfo) -> None:
             raise CheckpointError(f"{info.path}: tensor {name!r} is F64, which llama.cpp cannot run; convert it to F32")
         if integer and name.endswith((".weight", ".bias")):
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; weights must be float or quantized")
+        if name.endswith(("conv.weight", "conv1d.weight")) and tensor.type != "F32":
+            raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; convolutions must be F32")
         vector = name.endswith(".bias") or "norm" in name or "rope_f" in name
         if vector and len(tensor.shape) == 1 and tensor.type != "F32":
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; norms and biases must be F32")
 
 
+@reads_file
 def check_target(info: GgufInfo) -> None:
     """Raise CheckpointError unless the file may be loaded as a target."""
     if info.arch in DRAFTER_ARCHS:
@@ -89,6 +99,11 @@ def check_sizes(info: GgufInfo, prefix: str) -> None:
     if numbers and (experts or used) and not 1 <= used <= experts <= MAX_EXPERTS:
         rule = f"1..expert_count, here {experts} (at most {MAX_EXPERTS}), or both absent"
         refuse(f"{prefix}.expert_used_count", rule)
+    groups = get("expert_group_count")
+    if prefix in EXPERT_ARCHS and not experts:
+        refuse(f"{prefix}.expert_count", "at least 1")
+    if isinstance(groups, int) and groups and not (numbers and 1 <= groups <= experts):
+        refuse(f"{prefix}.expert_group_count", f"0, or 1..expert_count, here {experts}")
     ahead, layers = get("nextn_predict_layers") or 0, get("block_count")
     if isinstance(ahead, int) and isinstance(layers, int) and ahead >= layers:
         refuse(f"{prefix}.nextn_predict_layers", f"below block_count = {layers}")
@@ -101,10 +116,17 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
     head_dim = width // heads if isinstance(heads, int) and heads > 0 and isinstance(width, int) else None
     head_dim = info.metadata.get(f"{prefix}.attention.key_length", head_dim)
     rotated = info.metadata.get(f"{prefix}.rope.dimension_count", head_dim)
+    for key, value in info.metadata.items():
+        # llama.cpp counts the rotated channels down in pairs: from another number it never ends
+        bad = type(value) is not int or value < 2 or value % 2
+        if bad and key.startswith(f"{prefix}.rope.dimension_count") and prefix not in NO_ROPE_ARCHS:
+            raise CheckpointError(f"{info.path}: {key} = {str(value)[:40]} must be even and at least 2")
     if not isinstance(rotated, int) or not isinstance(head_dim, int):
         return
-    if rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
-        rule = "equal" if prefix in FULL_ROPE_ARCHS else "even and at most"
+    if prefix in NO_ROPE_ARCHS:
+        return
+    if rotated < 2 or rotated > head_dim or rotated % 2 or (rotated != head_dim and prefix in FULL_ROPE_ARCHS):
+        rule = "equal" if prefix in FULL_ROPE_ARCHS else "even, at least 2 and at most"
         raise CheckpointError(
             f"{info.path}: {prefix}.rope.dimension_count = {rotated} must be {rule} head size {head_dim}; convert again"
         )
@@ -114,8 +136,10 @@ def _check_vocabulary(info: GgufInfo) -> None:
     tokens, model = info.metadata.get("tokenizer.ggml.tokens"), info.metadata.get("tokenizer.ggml.model")
     if not isinstance(tokens, list) or model == "none":
         return
+    # llama.cpp ends a token at a NUL, and names an empty one by its number
+    tokens = [str(token).partition("\0")[0] or i for i, token in enumerate(tokens)]
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
+        seen: set[str | int] = set()
         twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
         raise CheckpointError(f"{info.path}: tokenizer.ggml.tokens holds {twice!r} twice; convert the model again")
     if model in ("bert", "rwkv") and BYTE_TOKEN in (info.metadata.get("tokenizer.ggml.token_type") or ()):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from refspec.errors import BackendError
@@ -101,6 +104,7 @@ model_vocab = _bind("llama_model_get_vocab", _P, _P)
 model_n_ctx_train = _bind("llama_model_n_ctx_train", _I, _P)
 model_n_embd = _bind("llama_model_n_embd", _I, _P)
 model_n_layer = _bind("llama_model_n_layer", _I, _P)
+model_n_head = _bind("llama_model_n_head", _I, _P)
 model_has_encoder = _bind("llama_model_has_encoder", _B, _P)
 model_has_decoder = _bind("llama_model_has_decoder", _B, _P)
 model_is_recurrent = _bind("llama_model_is_recurrent", _B, _P)
@@ -169,17 +173,58 @@ def ggml_library() -> ctypes.CDLL:
     return ctypes.CDLL(os.path.join(folder, stem))
 
 
-_stderr = 2  # where the last line goes, also while `quietly` has redirected descriptor 2
+_stderr = 2  # where the last line goes, also while `_quietly` has redirected descriptor 2
+_turn = threading.Lock()  # descriptor 2 and the error lines belong to the process: one model is loaded at a time
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def loading(params: Any) -> Iterator[None]:
+    """Around `load_model` with these parameters: one thread at a time, in silence, ended early by Ctrl-C.
+
+    A signal handler in Python would run inside llama.cpp's log callback, where an exception is lost. So handlers wait:
+    the load is given up at the next tensor, and they run when the block ends, which then raises what they raise.
+    """
+    check_process()
+    global _used
+    with _turn:
+        _used = True
+        forget_errors()
+        with delayed_signals() as caught, _quietly():
+            callback = api.llama_progress_callback(lambda _done, _user: not caught)
+            params.progress_callback = callback
+            yield
+
+
+@contextmanager
+def delayed_signals() -> Iterator[list[int]]:
+    """Signals whose handlers are Python's are listed while the block runs; the handlers run after it."""
+    caught: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def later(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+
+    if threading.current_thread() is threading.main_thread():  # nowhere else do handlers run
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, later)
+    try:
+        yield caught
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(caught):
+            handlers[number](number, None)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
     """Drop what ggml prints to descriptor 2 past every log callback (it does so about damaged weights)."""
     global _stderr
     try:
         sys.stderr.flush()
         saved = os.dup(2)
-    except (OSError, AttributeError):  # no standard error to protect
+    except (OSError, ValueError, AttributeError):  # no standard error to protect
         yield
         return
     null = os.open(os.devnull, os.O_WRONLY)
@@ -194,13 +239,37 @@ def quietly() -> Iterator[None]:
         _stderr = 2
 
 
+_used = False  # a model has been loaded in this process, or in the one it was forked from
+forked_from = 0  # the process whose threads and locks llama.cpp believes to be here
+
+
+def _after_fork() -> None:
+    global forked_from
+    forked_from = forked_from or (os.getppid() if _used else 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_process() -> None:
+    """BackendError in a process forked after a model was loaded: llama.cpp's threads are not in it, it would hang."""
+    if forked_from:
+        raise BackendError(
+            f"process {os.getpid()} was forked from {forked_from}, which had loaded a model; its threads are not here: "
+            "start the process with the method 'spawn', or load models only after the fork"
+        )
+
+
 def _abort(message: bytes | None) -> None:
     """At a check of llama.cpp that no rule of refspec foresees: one line and exit code 1, no core dump."""
     text = " ".join((message or b"").decode("utf-8", "replace").split()).rpartition("/src/")[2]
     line = f"llama.cpp stopped at an internal check ({text[:160]}); a file or setting is unusable, please report it"
-    sys.stdout.flush()
-    os.write(_stderr, f"{line}\n".encode())
-    os._exit(1)
+    try:
+        sys.stdout.flush()
+        os.write(_stderr, f"{line}\n".encode())
+    finally:
+        os._exit(1)
 
 
 EvalCallback = api.ggml_backend_sched_eval_callback

@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from refspec.errors import BackendError, UsageError
 from refspec.llama import api
+from refspec.llama.memory import available, position_bytes
 from refspec.llama.model import Model
 
 MAX_THREADS = 512  # ggml's own limit; above it the process ends
+MOST_SCORES = 1 << 30  # bytes of attention scores; more is left to llama.cpp
 
 
 def default_threads() -> int:
@@ -38,12 +40,20 @@ class Context:
         n_seq_max: int = 1, streams: bool = False, eval_callback: Any = None, eval_data: int = 0,
         lender: Context | None = None,
     ) -> None:  # fmt: skip
-        """UsageError for a setting, BackendError when llama.cpp refuses; `streams`: sequences share no positions."""
+        """`streams`: sequences share no positions. flash_attn "auto": llama.cpp decides, but not on a processor.
+
+        There its flash attention reads keys and values once for each head and token: of SmolLM2-135M after 6000 tokens,
+        one takes five times as long with it and eight take eleven times as long. Without it scores need memory.
+        UsageError for a setting, BackendError when llama.cpp refuses.
+        """
         n_threads = default_threads() if n_threads is None else n_threads
         n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
         _check_settings(n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, kv_type, flash_attn)
         self.model = model
         self.path: Path = model.info.path
+        if n_seq_max > min(n_batch, n_ctx):
+            raise UsageError(f"n_ctx = {n_ctx} (-c) is too small for {n_seq_max} sequences (--tree); give {n_seq_max}")
+        _check_memory(model, n_ctx, kv_type)
         self._borrowers: weakref.WeakSet[Context] = weakref.WeakSet()
         values: dict[str, Any] = {}
         if eval_callback is not None:
@@ -53,19 +63,23 @@ class Context:
         # trees: several sequences over the same cells; separate streams would copy the prefix, or abort
         if n_seq_max > 1 and not streams:
             values["kv_unified"] = True
+        scores = 4 * model.n_head * n_ctx * min(n_ubatch, n_ctx) // (n_seq_max if streams else 1)
+        plain = flash_attn == "auto" and model.on_processor and kv_type != "q8_0" and scores <= MOST_SCORES
+        flash = "off" if plain else flash_attn
         params = api.context_params(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
-            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash_attn],
+            n_threads=n_threads, n_threads_batch=n_threads_batch, flash_attn_type=api.FLASH_ATTN[flash],
             type_k=api.KV_TYPES[kv_type], type_v=api.KV_TYPES[kv_type], no_perf=True, swa_full=True, **values,
         )  # fmt: skip
         api.forget_errors()
-        handle = api.new_context(model.handle, params)
+        with api.delayed_signals():
+            handle = api.new_context(model.handle, params)
+            # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
+            self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if not handle:
             why = api.reason("probably too little memory")
             raise BackendError(f"{self.path}: llama.cpp made no context of {n_ctx} positions: {why}")
         self.handle: int = handle
-        # The finalizer keeps all four alive: llama.cpp reads them until the context is freed.
-        self._finalizer = weakref.finalize(self, _free, handle, model, lender, eval_callback)
         if lender is not None:
             lender._borrowers.add(self)
         self.memory: int = api.context_memory(handle)
@@ -86,7 +100,9 @@ class Context:
         api.memory_clear(self.memory, False)
 
     def alive(self) -> int:
-        """The handle; BackendError once closed, where llama.cpp would end the process."""
+        """The handle; BackendError once closed or in a forked process, where llama.cpp would end it or hang."""
+        if api.forked_from:
+            api.check_process()
         if not self.handle:
             raise BackendError(f"{self.path}: already closed; load it again")
         return self.handle
@@ -112,7 +128,8 @@ class Context:
 
 
 def _free(handle: int, *_keep: object) -> None:
-    api.free_context(handle)
+    if handle and not api.forked_from:
+        api.free_context(handle)
 
 
 def _check_settings(
@@ -128,6 +145,16 @@ def _check_settings(
         raise UsageError(f"flash_attn = {flash_attn!r} is not one of {', '.join(api.FLASH_ATTN)}")
     if kv_type == "q8_0" and flash_attn == "off":
         raise UsageError("kv_type = 'q8_0' needs flash attention; choose flash_attn 'auto' or 'on', or another kv_type")
+
+
+def _check_memory(model: Model, n_ctx: int, kv_type: str) -> None:
+    """UsageError for more positions than memory has room for: the system would end the process without a word."""
+    each, room = position_bytes(model.info, kv_type), available()
+    if model.on_processor and room is not None and each * n_ctx > room:
+        sizes = f"{each * n_ctx / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
+        raise UsageError(
+            f"{model.info.path}: a context of {n_ctx} tokens takes {sizes}; give less than {max(room // each, 1)} (-c)"
+        )
 
 
 def check_counts(**settings: tuple[int, int]) -> None:

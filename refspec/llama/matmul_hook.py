@@ -2,9 +2,9 @@
 
 llama.cpp's processor backend calls a function of a shared library, `llamafile_sgemm`, before it multiplies itself.
 Linux resolves that name to the first library that has it. So refspec's C module is made visible before llama.cpp is
-loaded (`make_visible`), and gets llama.cpp's own function for every matrix that is not registered (`connect`). A
-model's weights are found where the system has mapped its file. On other systems and processors, with
-REFSPEC_BACKEND=numpy, or where a program imported llama_cpp first, llama.cpp multiplies as usual.
+loaded (`make_visible`), and gets llama.cpp's own function for every matrix that is not registered (`connect`). Where a
+model's weights are, llama.cpp itself says. On other systems and processors, with REFSPEC_BACKEND=numpy, or where a
+program imported llama_cpp first, llama.cpp multiplies as usual.
 
 Not a loader (`model.py`), and nothing of llama.cpp is changed: its graph, threads, attention and cache are its own.
 """
@@ -17,7 +17,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 from refspec import native
 from refspec.gguf.header import GgufInfo, TensorInfo
@@ -27,15 +27,11 @@ from refspec.gguf.types import weight_type
 NAME, TILED = "llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled"
 SMALL = 1 << 14  # bytes, enough for three tensors without their numbers
 AS_STORED = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # types that llama.cpp never repacks
+# All tensors of a model: `const std::vector<std::pair<std::string, ggml_tensor *>> &`, as GNU's library lays it out.
+TENSORS, PAIR, SECOND = "_Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model", 40, 32
+SEEN = 64  # bytes at either end of a matrix that must be those of the file
 _why_not: str | None = "llama.cpp is not loaded"
-
-
-class Region(NamedTuple):
-    """Addresses start..end of this process that are a file from `offset` on."""
-
-    start: int
-    end: int
-    offset: int
+_dll: ctypes.CDLL | None = None
 
 
 def make_visible() -> str | None:
@@ -59,12 +55,15 @@ def make_visible() -> str | None:
 
 def connect(dll: ctypes.CDLL, refused: str | None) -> None:
     """Hand llama.cpp's own functions to the kernels; `refused` is what `make_visible` said."""
-    global _why_not
+    global _why_not, _dll
+    _dll = dll
     if refused is None:
         libraries = [dll, *_backends(Path(dll._name).parent)]
         own = _address(libraries, NAME)
         if own in (0, native.lib.rs_matmul_entry()):
             refused = f"this llama.cpp was built without {NAME}"
+        elif _address(libraries, TENSORS) == 0:
+            refused = "this llama.cpp does not say where its weights are"
         else:
             at = _matrix_at(dll)
             native.lib.rs_matmul_others(
@@ -146,13 +145,12 @@ def matrices(info: GgufInfo) -> list[TensorInfo]:
 
 
 def packed_bytes(info: GgufInfo) -> int:
-    """Bytes that a file's matrices take when they are packed; 0 where there are none, or memory has no room.
+    """Bytes that a file's matrices take when they are packed.
 
     The system can then drop the file's own pages, as they are not read again, except for a token embedding.
     """
     shared = "output.weight" not in info.tensors
-    nbytes = sum(t.nbytes for t in matrices(info) if shared or t.name != "token_embd.weight")
-    return nbytes if nbytes <= _available() else 0
+    return sum(t.nbytes for t in matrices(info) if shared or t.name != "token_embd.weight")
 
 
 def left_to_llama(info: GgufInfo) -> list[TensorInfo]:
@@ -161,16 +159,31 @@ def left_to_llama(info: GgufInfo) -> list[TensorInfo]:
     return [t for t in info.tensors.values() if t.name not in taken and t.type not in AS_STORED]
 
 
-def mapped(path: Path) -> list[Region]:
-    """Where this process has mapped a file."""
-    state, found = os.stat(path), list[Region]()
-    with open("/proc/self/maps") as lines:
-        for line in lines:
-            addresses, _, offset, _, inode, *_ = line.split(maxsplit=5)
-            if int(inode) == state.st_ino:
-                start, end = (int(x, 16) for x in addresses.split("-"))
-                found.append(Region(start, end, int(offset, 16)))
+def _places(handle: int) -> dict[str, set[int]]:
+    """Where the weights of a loaded model are, by tensor name; a tied head is listed beside the embedding."""
+    assert _dll is not None
+    tensors, name_of, data_of = (_dll[name] for name in (TENSORS, "ggml_get_name", "ggml_get_data"))
+    pointer = ctypes.c_void_p
+    tensors.restype, tensors.argtypes = pointer, [pointer]
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [pointer]
+    data_of.restype, data_of.argtypes = pointer, [pointer]
+    first, end = (pointer.from_address(tensors(handle) + at).value or 0 for at in (0, struct.calcsize("P")))
+    found: dict[str, set[int]] = {}
+    for pair in range(first, end, PAIR):
+        tensor = pointer.from_address(pair + SECOND).value
+        if data := data_of(tensor):
+            found.setdefault((name_of(tensor) or b"").decode("utf-8", "replace"), set()).add(data)
     return found
+
+
+def _as_in_file(file: BinaryIO, tensor: TensorInfo, address: int) -> bool:
+    """Whether a tensor is in memory as in the file: llama.cpp may have repacked it, or the file is another now."""
+    for at in (0, max(tensor.nbytes - SEEN, 0)):
+        file.seek(tensor.offset + at)
+        size = min(SEEN, tensor.nbytes)
+        if ctypes.string_at(address + at, size) != file.read(size):
+            return False
+    return True
 
 
 class PackedMatrices:
@@ -178,11 +191,12 @@ class PackedMatrices:
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
-        self.nbytes = nbytes  # at most: a matrix is packed when it is first multiplied with
+        self.nbytes = nbytes  # of the file; a matrix is packed when it is first multiplied with
 
     def switch(self, on: bool) -> None:
         """Leave the multiplications to llama.cpp, or do them again; not while it computes."""
         native.lib.rs_matmul_switch(self.index, on)
+        native.lib.rs_matmul_attend(on)
 
     @property
     def calls(self) -> int:
@@ -197,45 +211,34 @@ class PackedMatrices:
         return f"{line}; {', '.join(left)} stays with llama.cpp, so checking several guesses is slow" if left else line
 
 
-def register(info: GgufInfo, before: list[Region], nbytes: int) -> PackedMatrices | None:
-    """Hand a model's matrices to the kernels, right after it was loaded.
+def register(info: GgufInfo, handle: int) -> PackedMatrices | None:
+    """Hand the matrices of a model that was just loaded to the kernels; None where there is no place for them.
 
-    `nbytes` is what `packed_bytes` said, `before` what `mapped` said before loading: another session's mapping of the
-    same file is not this model's. None where the weights are not a mapped file, or too many models are loaded.
+    Those that are not in memory as in the file are left to llama.cpp.
     """
-    regions = [r for r in mapped(info.path) if not any(r.start < b.end and b.start < r.end for b in before)]
-    found: list[tuple[int, TensorInfo]] = []
-    for tensor in matrices(info):
-        at = [
-            r.start + tensor.offset - r.offset
-            for r in regions
-            if r.offset <= tensor.offset and tensor.offset + tensor.nbytes <= r.offset + r.end - r.start
-        ]
-        if len(at) == 1:
-            found.append((at[0], tensor))
+    places = _places(handle)
+    with open(info.path, "rb") as file:
+        found = sorted(
+            (address, tensor)
+            for tensor in matrices(info)
+            for address in places.get(tensor.name, ())
+            if _as_in_file(file, tensor, address)
+        )
     if not found:
         return None
-    found.sort(key=lambda pair: pair[0])
     ffi = native.ffi
     addresses = ffi.new("uintptr_t[]", [address for address, _ in found])
     types = ffi.new("int32_t[]", [tensor.type_id for _, tensor in found])
     rows, columns = (ffi.new("size_t[]", [tensor.shape[axis] for _, tensor in found]) for axis in (0, 1))
     index = native.lib.rs_matmul_announce(addresses, types, rows, columns, len(found))
-    return PackedMatrices(index, nbytes) if index >= 0 else None
+    if index < 0:
+        return None
+    native.lib.rs_matmul_attend(True)
+    nbytes = sum(tensor.nbytes for tensor in {tensor.name: tensor for _, tensor in found}.values())
+    return PackedMatrices(index, nbytes)
 
 
 def unregister(packed: PackedMatrices | None) -> None:
     """Forget a model's matrices, before llama.cpp frees them."""
     if packed is not None:
         native.lib.rs_matmul_forget(packed.index)
-
-
-def _available() -> int:
-    """Bytes of memory that are free without swapping, the pages of mapped files included."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 0

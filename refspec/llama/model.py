@@ -20,7 +20,7 @@ import numpy as np
 from refspec.errors import BackendError, CheckpointError, ShapeError
 from refspec.gguf.header import GgufInfo
 from refspec.llama import api
-from refspec.llama.matmul_hook import PackedMatrices, mapped, register, unregister
+from refspec.llama.matmul_hook import PackedMatrices, register, unregister
 
 
 class Weights(NamedTuple):
@@ -48,24 +48,25 @@ class Model:
         self.info = info
         self.note = held.note  # what a user should know of how the weights are held
         self.repack = held.repack
+        self.on_processor = n_gpu_layers == 0  # and in the machine's memory
         params, keep = api.model_params(
             n_gpu_layers=n_gpu_layers, check_tensors=True, arch_override=arch_override, repack=held.repack
         )
-        before = mapped(info.path) if held.packed else []
-        api.forget_errors()
-        with api.quietly():
-            handle = api.load_model(os.fsencode(info.path), params)
+        with api.loading(params):
+            handle: int = api.load_model(os.fsencode(info.path), params) or 0
+            why = api.reason()
+            self.packed: PackedMatrices | None = register(info, handle) if handle and held.packed else None
+            self._finalizer = weakref.finalize(self, _free, handle, self.packed)
         del keep
         if not handle:
-            raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(api.reason())}")
-        self.handle: int = handle
-        self.packed: PackedMatrices | None = register(info, before, held.packed) if held.packed else None
+            raise CheckpointError(f"{info.path}: llama.cpp cannot load it: {_readable(why)}")
+        self.handle = handle
         if self.packed:
             self.note = self.packed.note(info)
-        self._finalizer = weakref.finalize(self, _free, handle, self.packed)
         self.vocab: int = api.model_vocab(handle)
         self.n_vocab: int = api.vocab_size(self.vocab)
         self.n_layer: int = api.model_n_layer(handle)
+        self.n_head: int = api.model_n_head(handle)
         self.hidden_size: int = api.model_n_embd(handle)
         self.n_ctx_train: int = api.model_n_ctx_train(handle)
         self._no_tokenizer = "" if api.vocab_type(self.vocab) != _NO_VOCAB else "the file has none"
@@ -136,8 +137,9 @@ class Model:
 
 
 def _free(handle: int, packed: PackedMatrices | None) -> None:
-    unregister(packed)
-    api.free_model(handle)
+    if handle and not api.forked_from:  # a forked process has the memory, but not the threads to join
+        unregister(packed)
+        api.free_model(handle)
 
 
 def _longest_run(text: str) -> int:

@@ -92,6 +92,9 @@ def lookups(drafter: Drafter | None) -> int:
 
 def notes(target: object, drafter: Drafter | None) -> list[str]:
     """What a user should be told of how the models run, where it is not what they would expect."""
-    said = [getattr(getattr(target, "model", None), "note", None)]
+    model = getattr(target, "model", None)
+    said = [getattr(model, "note", None)]
+    if model is not None and 0 < model.n_ctx_train < (asked := getattr(target, "n_ctx", 0)):
+        said.append(f"the context of {asked} tokens is longer than the {model.n_ctx_train} the model was trained for")
     said.append(getattr(getattr(drafter, "trained", drafter), "note", None))
     return [str(line) for line in said if line]

@@ -26,9 +26,11 @@ from refspec.llama.sequences import SequenceBatch, drop
 from refspec.llama.target import check_kind
 from refspec.llama.tree_batch import MAX_SEQUENCES
 from refspec.llama.vocabulary import UNUSED
+from refspec.native import sample
 from refspec.native.penalties import Penalizer
 from refspec.reference.ops import Array, Ids
-from refspec.reference.penalties import NO_PENALTIES, Penalties
+from refspec.reference.penalties import Penalties
+from refspec.reference.sampling import Sampler
 
 CELLS = 256  # llama.cpp rounds the positions of a sequence up to a multiple of this
 
@@ -51,8 +53,8 @@ class ParallelTarget:
 
     def __init__(
         self, path: str | os.PathLike[str], *, parallel: int, n_ctx: int, n_threads: int | None = None,
-        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str = "auto", repack: bool = True,
-        panels: bool = True,
+        n_gpu_layers: int = 0, n_batch: int = 512, kv_type: str = "f16", flash_attn: str = "auto",
+        repack: bool = True, panels: bool = True,
     ) -> None:  # fmt: skip
         """Raises CheckpointError (file), UsageError (settings), BackendError (llama.cpp refused)."""
         if not 1 <= parallel <= MAX_SEQUENCES:
@@ -79,17 +81,17 @@ class ParallelTarget:
         self.seconds = 0.0  # inside llama.cpp
 
     def answers(
-        self, requests: Iterable[Request], *, max_new: int, temperature: float, stop: frozenset[int],
-        penalties: Penalties = NO_PENALTIES,
-    ) -> Iterator[Answer]:  # fmt: skip
+        self, requests: Iterable[Request], *, max_new: int, sampler: Sampler, stop: frozenset[int]
+    ) -> Iterator[Answer]:
         """Answer every request, in the order in which they end; a request is taken when there is room for it.
 
         An answer ends with the first token of `stop`, which it includes, or after `max_new` tokens. Token i is the
-        inverse-CDF draw with coin i from softmax(logits / temperature) of the penalized logits. Raises ShapeError
-        (prompt), BackendError.
+        sampler's draw with coin i from the penalized logits, or argmax without coins. Raises ShapeError (prompt),
+        BackendError.
         """
-        if max_new < 1 or not 0 <= temperature < np.inf:
-            raise UsageError(f"max_new = {max_new}, temperature = {temperature}: give >= 1, and a finite number >= 0")
+        if max_new < 1:
+            raise UsageError(f"max_new = {max_new}: give 1 or more")
+        penalties = sampler.penalties
         self.context.clear()
         penalizer = self._penalizer(penalties) if penalties.on else None
         queue = iter(requests)
@@ -103,7 +105,7 @@ class ParallelTarget:
             if penalizer and ready:
                 said = [slots[s].history(penalties.prompt) for s in ready]
                 logits = np.stack([penalizer(row, history) for row, history in zip(logits, said, strict=True)])
-            for sequence, token in zip(ready, choose(logits, coins, temperature).tolist(), strict=True):
+            for sequence, token in zip(ready, choose(logits, coins, sampler), strict=True):
                 slot = slots[sequence]
                 slot.answer.append(token)
                 if token not in stop and len(slot.answer) < max_new:
@@ -186,17 +188,9 @@ def _coin(slot: _Slot) -> float:
     return np.nan if slot.request.coins is None else float(slot.request.coins[len(slot.answer)])
 
 
-def choose(logits: Array, coins: Coins, temperature: float) -> npt.NDArray[np.intp]:
-    """Tokens [R] of logits [R, V]: `sampling.sample` with coins [R]; argmax at temperature 0 or where a coin is NaN."""
-    chosen = logits.argmax(1)
-    drawn = np.flatnonzero(~np.isnan(coins))
-    if temperature > 0 and len(drawn):
-        x = logits[drawn].astype(np.float64)  # [R', V]
-        x -= x.max(1, keepdims=True)
-        with np.errstate(over="ignore"):  # -inf has the weight 0 we want
-            x /= temperature
-        cumulative = np.cumsum(np.exp(x, out=x), 1)
-        # A coin below 1 times the sum can round up to the sum itself; the last id with a share keeps it then.
-        point = np.minimum(coins[drawn] * cumulative[:, -1], np.nextafter(cumulative[:, -1], 0))
-        chosen[drawn] = (cumulative <= point[:, None]).sum(1)
-    return chosen
+def choose(logits: Array, coins: Coins, sampler: Sampler) -> list[int]:
+    """Tokens of logits [R, V]: the sampler's draws with coins [R], argmax where a coin is NaN."""
+    return [
+        int(row.argmax()) if np.isnan(coin) else sample(row, sampler, float(coin))
+        for row, coin in zip(logits, coins, strict=True)
+    ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from refspec.gguf.complete import whole
 from refspec.gguf.recast import cache_directory
 from refspec.llama import api
 
@@ -22,14 +23,13 @@ def ask_once(question: str, about: Sequence[object], ask: Callable[[], Answer], 
         known = json.loads(answer.read_text("utf-8"))["answer"]
         if type(known) is kind:
             return known
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     found = ask()
     try:
         answer.parent.mkdir(parents=True, exist_ok=True)
-        partial = answer.with_name(f"{answer.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"answer": found}), "utf-8")
-        os.replace(partial, answer)
+        with whole(answer) as partial:
+            partial.write_text(json.dumps({"answer": found}), "utf-8")
     except OSError:
         pass  # it is asked again next time
     return found

@@ -73,7 +73,7 @@ class LlamaTarget:
         self._placed = {
             "n_gpu_layers": n_gpu_layers,
             "repack": self.model.repack,
-            "panels": self.model.packed is not None,
+            "panels": self.model.packed.nbytes if self.model.packed else 0,
         }
         self._settings: dict[str, Any] = dict(
             n_threads=n_threads, n_threads_batch=n_threads_batch, kv_type=kv_type, flash_attn=flash_attn,

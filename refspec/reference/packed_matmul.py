@@ -24,10 +24,14 @@ Bytes = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 
 # ggml_type -> (numbers in a block, bytes of a block, ggml_type that its inputs are quantized to)
-KINDS = {1: (1, 2, 1), 2: (32, 18, 8), 8: (32, 34, 8), 12: (256, 144, 15), 13: (256, 176, 15), 14: (256, 210, 15)}
-F16, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
+KINDS = {
+    1: (1, 2, 1), 2: (32, 18, 8), 3: (32, 20, 9), 6: (32, 22, 8), 7: (32, 24, 9), 8: (32, 34, 8),
+    12: (256, 144, 15), 13: (256, 176, 15), 14: (256, 210, 15),
+}  # fmt: skip
+F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
 CHUNK = 512  # float16 numbers that are summed together; the sums of the chunks are then added
-INPUT_BYTES = {1: 2, 8: 34, 15: 292}  # ggml_type of inputs -> bytes of a block
+LANES = 16
+INPUT_BYTES = {1: 2, 8: 34, 9: 36, 15: 292}  # ggml_type of inputs -> bytes of a block
 
 
 class Blocks(NamedTuple):
@@ -61,6 +65,20 @@ def matmul(kind: int, weights: Bytes, inputs: Bytes) -> Array:
     return _in_turn(np.stack([terms, -(w.dmin[None] * d[:, None] * offsets)], axis=-1).reshape(*terms.shape[:2], -1))
 
 
+def rows_matmul(keys: Array, rows: Array) -> Array:
+    """keys [M, K] and rows [N, K], both float16, K a multiple of LANES -> [N, M], as attention needs it.
+
+    Products are exact in float32. Numbers k, k + LANES, k + 2 LANES, ... are summed in turn, and the LANES sums in
+    halves: the first and the second half are added, then the halves of that.
+    """
+    products = rows.astype(np.float32)[:, None] * keys.astype(np.float32)[None]  # [N, M, K]
+    sums = _in_turn(np.moveaxis(products.reshape(*products.shape[:2], -1, LANES), 2, -1))  # [N, M, LANES]
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
+
+
 def _halves(x: Array, y: Array) -> Array:
     """x [M, K], y [N, K] -> [N, M]: even and odd numbers are summed apart; each single product is exact."""
     even, odd = (_in_turn(x[None, :, i::2] * y[:, None, i::2]) for i in (0, 1))
@@ -76,32 +94,40 @@ def _in_turn(terms: Array) -> Array:
 
 
 def _inputs(kind: int, raw: Bytes) -> tuple[Array, Whole]:
-    """d [N, B] and codes [N, B, numbers of a block] of Q8_0 or Q8_K."""
-    at = 2 if kind == Q8_0 else 4
-    d = np.ascontiguousarray(raw[..., :at]).view(np.float16 if kind == Q8_0 else np.float32)[..., 0].astype(np.float32)
-    return d, raw[..., at : at + (32 if kind == Q8_0 else 256)].view(np.int8).astype(np.int64)
+    """d [N, B] and codes [N, B, numbers of a block] of Q8_0, Q8_1 (whose rounded sum is not used) or Q8_K."""
+    at, size = {8: (2, 32), 9: (4, 32), 15: (4, 256)}[kind]
+    d = raw[..., :4].copy().view(np.float32)[..., 0] if kind == 15 else _half(raw, 0)
+    return d, raw[..., at : at + size].view(np.int8).astype(np.int64)
+
+
+def _half(raw: Bytes, at: int) -> Array:
+    """The float16 at byte `at` of every block."""
+    return raw[..., at : at + 2].copy().view(np.float16)[..., 0].astype(np.float32)
 
 
 def unpack(kind: int, raw: Bytes) -> Blocks:
     """Blocks [M, B, bytes of a block] of the quantized type `kind`, unpacked."""
     m, b = raw.shape[:2]
 
-    def half(at: int) -> Array:
-        return np.ascontiguousarray(raw[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float32)
-
     def whole(x: npt.NDArray[np.integer], groups: int = 1) -> Whole:
         return x.astype(np.int64).reshape(m, b, groups, -1)
 
     ones = np.ones((m, b, 1), np.int64)
     if kind == Q8_0:
-        return Blocks(half(0), whole(raw[..., 2:].view(np.int8)), ones)
-    if kind == Q4_0:  # low halves of bytes are the first 16 numbers
-        return Blocks(half(0), whole(np.concatenate([raw[..., 2:] & 15, raw[..., 2:] >> 4], -1)) - 8, ones)
+        return Blocks(_half(raw, 0), whole(raw[..., 2:].view(np.int8)), ones)
+    if kind in (Q4_0, Q4_1, Q5_0, Q5_1):  # low halves of the last 16 bytes are the first 16 numbers
+        four = np.concatenate([raw[..., -16:] & 15, raw[..., -16:] >> 4], -1)
+        if kind in (Q5_0, Q5_1):  # the fifth bits of all numbers are one little-endian word before them
+            four = four | np.unpackbits(raw[..., -20:-16], axis=-1, bitorder="little") << 4
+        if kind in (Q4_0, Q5_0):
+            return Blocks(_half(raw, 0), whole(four) - (8 if kind == Q4_0 else 16), ones)
+        return Blocks(_half(raw, 0), whole(four), ones, -_half(raw, 2), ones)
     if kind == Q6_K:  # two halves of 128 numbers: 4 bits of them in `low`, 2 in `high`
         low, high = raw[..., :128].reshape(m, b, 2, 2, 32), raw[..., 128:192].reshape(m, b, 2, 1, 32)
         four = np.concatenate([low & 15, low >> 4], axis=3)  # [M, B, 2, 4, 32]
         two = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-        return Blocks(half(208), whole(four | two << 4, 16) - 32, raw[..., 192:208].view(np.int8).astype(np.int64))
+        scales = raw[..., 192:208].view(np.int8).astype(np.int64)
+        return Blocks(_half(raw, 208), whole(four | two << 4, 16) - 32, scales)
     low = raw[..., 48 if kind == Q5_K else 16 :].reshape(m, b, 4, 32)
     codes = np.stack([low & 15, low >> 4], axis=3).reshape(m, b, 8, 32)
     if kind == Q5_K:
@@ -109,4 +135,4 @@ def unpack(kind: int, raw: Bytes) -> Blocks:
     s = raw[..., 4:16].astype(np.int64)  # 8 scales and 8 minima of 6 bits each, in 12 bytes
     scales = np.concatenate([s[..., :4] & 63, s[..., 8:] & 15 | s[..., :4] >> 6 << 4], -1)
     mins = np.concatenate([s[..., 4:8] & 63, s[..., 8:] >> 4 | s[..., 4:8] >> 6 << 4], -1)
-    return Blocks(half(0), whole(codes, 8), scales, half(2), mins)
+    return Blocks(_half(raw, 0), whole(codes, 8), scales, _half(raw, 2), mins)

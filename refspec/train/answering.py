@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from refspec.decoding.requests import Answer, Request
 from refspec.errors import UsageError
-from refspec.reference.penalties import NO_PENALTIES, Penalties
+from refspec.reference.sampling import Sampler
 from refspec.train.model import Block, rope_tables
 from refspec.train.precision import choose_device, compute_type, mixed
 from refspec.train.target import hf_directory, load_target
@@ -58,23 +58,22 @@ class TorchAnswers:
         requests: Iterable[Request],
         *,
         max_new: int,
-        temperature: float,
+        sampler: Sampler,
         stop: frozenset[int],
-        penalties: Penalties = NO_PENALTIES,
     ) -> Iterator[Answer]:
-        """As `ParallelTarget.answers`, but without penalties (UsageError).
+        """As `ParallelTarget.answers`, but with a temperature only (UsageError).
 
         A request's neighbours change its answer only by the rounding of the device's matrix multiplications.
         """
-        if penalties.on:
+        if sampler != Sampler(sampler.temperature):
             raise UsageError(
-                f"{self.path}: torch answers without penalties; name the GGUF of this run, or leave the penalties out"
+                f"{self.path}: torch answers without penalties and filters; name this run's GGUF, or leave them out"
             )
         queue = iter(requests)
         while pool := list(islice(queue, POOL * self.parallel)):
             pool.sort(key=lambda request: len(request.prompt))
             for at in range(0, len(pool), self.parallel):
-                yield from self._batch(pool[at : at + self.parallel], max_new, temperature, stop)
+                yield from self._batch(pool[at : at + self.parallel], max_new, sampler.temperature, stop)
 
     def close(self) -> None:
         """Nothing to free by hand."""
@@ -177,7 +176,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, coins: Tensor, temperature: float) -> Tensor:
-    """Tokens [B], drawn with coins [B] from softmax(logits / temperature) as `parallel_target.choose` does."""
+    """Tokens [B], drawn with coins [B] from softmax(logits / temperature) as `sampling.sample` does."""
     weights = torch.exp((logits - logits.max(-1, keepdim=True).values).double() / temperature)
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]

@@ -10,7 +10,7 @@ answers ended first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from refspec.decoding.requests import Answer, Answers, Request
 from refspec.errors import PromptError
 from refspec.evaluate.journal import Journal
 from refspec.evaluate.prompts import built_in
+from refspec.reference.sampling import Sampler
 
 Ids = npt.NDArray[np.int32]
 Messages = list[chat.Message]
@@ -82,7 +83,7 @@ def _prompt(row: Any) -> Messages | str:
 
 
 def encode(
-    prompts: Sequence[Messages | str], encoder: Callable[[Messages | str], list[int]], longest: int
+    prompts: Iterable[Messages | str], encoder: Callable[[Messages | str], list[int]], longest: int
 ) -> list[Ids]:
     """Token ids of every prompt of at most `longest` tokens, each prompt once."""
     seen: dict[bytes, Ids] = {}
@@ -107,6 +108,7 @@ class Collecting:
         self.greedy, self.seed = greedy, seed
         self._order: npt.NDArray[np.int64] | None = None  # of this turn through the prompts
         self.whole = self.tokens = 0  # documents answered without a gap, and their tokens
+        self.held = sum(len(kept["prompt"]) + len(kept["answer"]) for kept in journal.done.values())  # of any
 
     def _document(self, i: int) -> tuple[Ids, npt.NDArray[np.float64] | None]:
         turn, place = divmod(i, len(self.prompts))
@@ -130,6 +132,7 @@ class Collecting:
         """Keep one answer."""
         prompt = [int(t) for t in answer.request.prompt]
         self.journal.add(str(answer.request.key), {"prompt": prompt, "answer": answer.tokens})
+        self.held += len(prompt) + len(answer.tokens)
         self._advance()
 
     def _advance(self) -> None:
@@ -162,16 +165,14 @@ def collect(
     target: Answers,
     collecting: Collecting,
     *,
-    temperature: float,
+    sampler: Sampler,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Answered:
-    """Ask until there is enough; `progress` is told the tokens there are after every answer."""
-    answers = target.answers(
-        collecting.requests(), max_new=collecting.max_new, temperature=temperature, stop=target.end_tokens
-    )
+    """Ask until there is enough; `progress` is told the tokens there are, gaps or not, after every answer."""
+    answers = target.answers(collecting.requests(), max_new=collecting.max_new, sampler=sampler, stop=target.end_tokens)
     for answer in answers:
         collecting.add(answer)
-        progress(collecting.tokens)
+        progress(collecting.held)
         if collecting.enough():
             break
     return collecting.answered()

@@ -5,8 +5,10 @@ epochs take
 
     seconds  =  N (1 / a + 1 / l + E / t)
 
-and E is what makes training take about as long as making what it is trained on, 1 to MOST_EPOCHS. What the rates are
-measured on is not lost: the answers are the run's first.
+and E is what makes training take about as long as making what it is trained on, 1 to MOST_EPOCHS. Where the disk has
+no room for the lessons of so many tokens there are fewer, read more often: to make a lesson again for each epoch takes
+longer than to train on it (SmolLM2-135M: 470 and 850 tokens a second). What the rates are measured on is not lost: the
+answers are the run's first.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from pathlib import Path
 
 from refspec.errors import UsageError
 
-MOST_EPOCHS = 4
+MOST_EPOCHS, MOST_WHEN_FEW = 4, 8
+OF_FREE_DISK = 0.8
 MARGIN = 0.95  # of the hours: loading, held-out text and the last file take the rest
 FEWEST = 20_000  # tokens below which a drafter learns nothing
 
@@ -57,8 +60,11 @@ class Rates:
         return tokens / self.answers, tokens / self.lessons, epochs * tokens / self.training
 
 
-def fit(plan: Plan, hours: float, rates: Rates) -> Plan:
-    """The plan with as many tokens and epochs as fit into the hours; UsageError where that is too little."""
+def fit(plan: Plan, hours: float, rates: Rates, most: int | None = None) -> Plan:
+    """The plan with as many tokens and epochs as fit into the hours; UsageError where that is too little.
+
+    `most` is the number of tokens whose lessons the disk has room for.
+    """
     making = 1 / rates.answers + 1 / rates.lessons
     epochs = float(min(max(round(making * rates.training), 1), MOST_EPOCHS))
     tokens = int(MARGIN * 3600 * hours / (making + epochs / rates.training))
@@ -67,14 +73,21 @@ def fit(plan: Plan, hours: float, rates: Rates) -> Plan:
         raise UsageError(
             f"--hours {hours:g}: {tokens} tokens are too few to learn from here; give {needed:.1f} or more"
         )
+    if most is not None and tokens > most:
+        left = MARGIN * 3600 * hours - most * making
+        tokens, epochs = most, float(min(max(int(left * rates.training / most), 1), MOST_WHEN_FEW))
     return replace(plan, tokens=tokens, epochs=epochs)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that lessons in a run's folder may take: what is free, and what they take already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free + sum(f.stat().st_blocks * 512 for f in folder.glob("lessons/*.bin"))
 
 
 def check_disk(folder: Path, nbytes: int) -> None:
     """UsageError where the lessons have no room."""
-    folder.mkdir(parents=True, exist_ok=True)
-    held = sum(f.stat().st_size for f in folder.glob("lessons/*.bin"))
-    free = shutil.disk_usage(folder).free + held
+    free = free_disk(folder)
     if nbytes > free:
         raise UsageError(
             f"{folder}: lessons take {nbytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; name another -o, or give"

@@ -67,7 +67,8 @@ class Eagle3(nn.Module):
         super().__init__()
         self.config = c = config
         h, states, std = c.hidden_size, len(c.capture_layers), c.hidden_size**-0.5 * 0.7
-        self.register_buffer("embedding", embedding.detach().clone())
+        # the target's, which every run has: a checkpoint of a large vocabulary would be mostly this
+        self.register_buffer("embedding", embedding.detach(), persistent=False)
         self.register_buffer("draft_ids", draft_ids)
         width = states * c.target_hidden_size
         if c.feature_norm == "per_state":

@@ -8,6 +8,7 @@ answers (`answers.py`), what it shows of each token of them (`lessons.py`), and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -28,16 +30,19 @@ from refspec.gguf.recommended_sampling import recommended
 from refspec.gguf.target_checks import check_boundaries
 from refspec.llama.parallel_target import ParallelTarget
 from refspec.llama.target import LlamaTarget
+from refspec.reference.sampling import Sampler
 from refspec.session import Session
 from refspec.train.answers import Answered, Collecting, collect, encode, read_prompts
-from refspec.train.budget import Plan, Rates, check_disk, described, fit
+from refspec.train.budget import OF_FREE_DISK, Plan, Rates, check_disk, described, fit, free_disk
 from refspec.train.drafter import Eagle3, TrainedDrafter
 from refspec.train.drafter_loss import Lesson, chain_losses
 from refspec.train.drafters import Separately, export_drafter
 from refspec.train.lesson_batches import LessonBatches
 from refspec.train.lessons import Lessons, bytes_per_token, draft_vocabulary
-from refspec.train.loop import Optimizers, run_steps, tune_allocator
+from refspec.train.loop import CHECKPOINT, Optimizers, read_checkpoint, run_steps, tune_allocator
+from refspec.train.outcome import held_out_prompts, outcome
 from refspec.train.precision import choose_device, mixed
+from refspec.train.start import start_drafters
 
 PLAIN: dict[str, Any] = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}  # EAGLE-3
 HELD_OUT = 32  # one document of so many is held out
@@ -111,21 +116,55 @@ def train_from_gguf(
         plan = _planned(model, out, plan, hours, variants, asking, device)
     check_disk(out, plan.tokens * per_token)
     answered = answer_stage(model, out, plan, **asking)
-    draft_ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
+    draft_ids = _kept_vocabulary(out, answered, config)
     share = np.isin(answered.tokens[answered.mine == 1], draft_ids).mean()
     tell(f"draft vocabulary: {len(draft_ids)} of {config.vocab_size} tokens, {100 * share:.1f} % of the answers")
     lessons = lesson_stage(model, out / "lessons", config, answered, draft_ids, **stage)
     training = LessonTraining(lessons, variants, plan, embedding_of(info), threads=threads, device=device)
     steps = max(int(plan.epochs * training.batches.per_epoch), 1)
     identity = {"kind": "drafters of a GGUF", "target": fingerprint(model), "steps": steps, **asdict(plan)}
+    identity = json.loads(json.dumps(identity))
+    if (before := _trained_before(out, identity)) is not None:
+        start_drafters(training.drafters, before)
+        tell(f"starts from {before}")
     figures = run_steps(
-        out, json.loads(json.dumps(identity)), training.together, training.optimizers, steps=steps,  # type: ignore[arg-type]
+        out, identity, training.together, training.optimizers, steps=steps,  # type: ignore[arg-type]
         loss_of=training.loss_of, validate=training.validate, tokens_per_step=ROWS * LENGTH,
     )  # fmt: skip
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name, embedding=False)
         convert_drafter(out / name, None, out / f"{name}.gguf", outtype, metadata=_made_for(info))
+    documents = range(0, len(answered.starts) - 1, HELD_OUT)
+    if unseen := held_out_prompts(answered, documents):
+        for name in variants:
+            seen = outcome(model, out / f"{name}.gguf", unseen, threads=threads, gpu_layers=gpu_layers)
+            figures |= {f"{name}_{key}": round(value, 4) for key, value in seen.items()}
+    (out / "summary.json").write_text(json.dumps(figures, indent=1), "utf-8")
     return figures
+
+
+def _trained_before(out: Path, identity: dict[str, Any]) -> Path | None:
+    """The weights that a longer run in the same folder starts from: those of the run that ended there, put aside."""
+    last, before = out / CHECKPOINT, out / "before.pt"
+    if last.exists():
+        state = read_checkpoint(last)
+        old = state["identity"]
+        longer = {k for k in identity.keys() | old.keys() if identity.get(k) != old.get(k)}
+        if longer and longer <= {"tokens", "epochs", "steps"} and state["step"] == old["steps"]:
+            os.replace(last, before)
+    return before if before.exists() else None
+
+
+def _kept_vocabulary(out: Path, answered: Answered, config: TrainedDrafter) -> npt.NDArray[np.int64]:
+    """The draft vocabulary of the run's first answers, which more of them do not change: lessons hold its ids."""
+    file = out / "draft_vocabulary.npy"
+    if file.exists():
+        kept: npt.NDArray[np.int64] = np.load(file)
+        if len(kept) == config.draft_vocab_size:
+            return kept
+    ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
+    np.save(file, ids)
+    return ids
 
 
 def _planned(
@@ -145,9 +184,10 @@ def _planned(
             raise UsageError(f"{file}: this run was planned for {kept['hours']:g} hours; give the same, or another -o")
         return replace(plan, tokens=kept["tokens"], epochs=kept["epochs"])
     rates = measure_rates(model, out, plan, variants, asking, device)
-    plan = fit(plan, hours, rates)
     config = variants["drafter"]
-    nbytes = plan.tokens * bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    each = bytes_per_token(len(config.capture_layers), config.target_hidden_size)
+    plan = fit(plan, hours, rates, int(OF_FREE_DISK * free_disk(out)) // each)
+    nbytes = plan.tokens * each
     for line in described(plan, rates, nbytes):
         asking["tell"](line)
     out.mkdir(parents=True, exist_ok=True)
@@ -207,14 +247,18 @@ def answer_stage(
         if session.chat_template is None:
             tell(f"{model.name} has no chat template: prompts are used as they are")
             asked = [p if isinstance(p, str) else "\n".join(m["content"] for m in p) for p in asked]
-        ids = encode(asked, lambda p: session.encode(p, raw=isinstance(p, str)), plan.max_prompt)
+        shown = tqdm(asked, unit="", desc="prompts", leave=False)
+        ids = encode(shown, lambda p: session.encode(p, raw=isinstance(p, str)), plan.max_prompt)
     finally:
         target.close()
     if not ids:
         raise UsageError(f"no prompt has {plan.max_prompt} tokens or fewer; raise --max-prompt")
-    temperature = plan.temperature
-    if temperature is None:
-        temperature = float(recommended(info.metadata, info.path.name).sampler.get("temperature", TEMPERATURE))
+    said = recommended(info.metadata, info.path.name)
+    sampler = said.applied(Sampler(TEMPERATURE if plan.temperature is None else plan.temperature), set())
+    if plan.temperature is not None:
+        sampler = replace(sampler, temperature=plan.temperature)
+    if said:
+        tell(f"answers are sampled as {model.name} recommends: {said}")
     settings = {
         "target": fingerprint(model),
         "prompts": fingerprint(prompts) if prompts else "built-in",
@@ -228,9 +272,9 @@ def answer_stage(
             model, parallel=parallel, n_ctx=plan.max_prompt + plan.max_new, n_threads=threads, n_gpu_layers=gpu_layers
         )
         try:
-            with tqdm(total=plan.tokens, unit="tok", desc="answers") as bar:
+            with tqdm(total=plan.tokens, initial=min(work.held, plan.tokens), unit="tok", desc="answers") as bar:
                 return collect(
-                    answering, work, temperature=temperature,
+                    answering, work, sampler=sampler,
                     progress=lambda tokens: bar.update(min(tokens, plan.tokens) - bar.n) and None,
                 )  # fmt: skip
         finally:

@@ -2,7 +2,8 @@
 
 Of every token of a document: the hidden states at the captured boundaries, the target's likeliest next token, and its
 distribution over the draft vocabulary as the K likeliest tokens and the mass of the rest. The target is never loaded
-into torch: these are the numbers of the very file, quantization and all, that the drafter will meet.
+into torch: these are the numbers of the very file, quantization and all, that the drafter will meet. Lessons that are
+there stay when there are more answers.
 
 Legend: N tokens of all documents, S captured boundaries, Ht width of the target, V vocabulary, D draft vocabulary,
 K kept tokens.
@@ -45,7 +46,8 @@ def bytes_per_token(n_states: int, width: int, kept: int = KEPT) -> int:
 class Lessons:
     """Memory-mapped arrays in a folder, one row a token.
 
-    states [N, S, Ht] float16; ids [N, K] uint16, indexes into the draft vocabulary; logp [N, K] float16, their
+    tokens [N] int32, what a row is of: a token of the target's, or ~token of a prompt's; states [N, S, Ht] float16;
+    ids [N, K] uint16, indexes into the draft vocabulary; logp [N, K] float16, their
     log-probabilities over it; best [N] int32, the likeliest token of all, -1 where nothing was asked.
     """
 
@@ -60,34 +62,36 @@ class Lessons:
         self._ids = torch.from_numpy(draft_ids)
         n, self.kept = len(answered.tokens), min(KEPT, len(draft_ids))
         folder.mkdir(parents=True, exist_ok=True)
-        about: dict[str, Any] = {
-            "tokens": n,
-            "layers": list(layers),
-            "width": width,
-            "kept": self.kept,
-            "draft": len(draft_ids),
-        }
-        about["of"] = _digest(answered.tokens, answered.mine, draft_ids)
-        self._note, self.done = folder / "lessons.json", 0
+        about: dict[str, Any] = {"layers": list(layers), "width": width, "kept": self.kept}
+        about["draft"] = hashlib.sha256(draft_ids.tobytes()).hexdigest()[:16]
+        self._note, done = folder / "lessons.json", 0
+        other = CheckpointError(f"{folder}: holds lessons of another run; name another -o, or delete the folder")
         if self._note.exists():
             before = json.loads(self._note.read_text("utf-8"))
             if {k: before.get(k) for k in about} != about:
-                raise CheckpointError(f"{folder}: holds lessons of another run; name another -o, or delete the folder")
-            self.done = int(before["documents"])
+                raise other
+            done = int(before["documents"])
         self._about = about
+        self.done = min(done, len(answered.starts) - 1)
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "tokens": ((n,), np.int32),
             "states": ((n, len(layers), width), np.float16),
             "ids": ((n, self.kept), np.uint16),
             "logp": ((n, self.kept), np.float16),
             "best": ((n,), np.int32),
         }
         self.arrays = {name: self._open(name, shape, kind) for name, (shape, kind) in shapes.items()}
+        of = np.where(answered.mine == 1, answered.tokens, ~answered.tokens)
+        made = int(answered.starts[self.done])
+        if not np.array_equal(self.arrays["tokens"][:made], of[:made]):
+            raise other
+        self.arrays["tokens"][made:] = of[made:]
 
     def _open(self, name: str, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any]:
         path = self.folder / f"{name}.bin"
-        size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        fresh = not path.exists() or path.stat().st_size != size
-        return np.memmap(path, kind, "w+" if fresh else "r+", shape=shape)
+        with path.open("ab") as file:
+            file.truncate(max(file.tell(), int(np.prod(shape)) * np.dtype(kind).itemsize))
+        return np.memmap(path, kind, "r+", shape=shape)
 
     def make(self, target: Target, progress: Callable[[int], None] = lambda tokens: None) -> None:
         """Run every document that is still to be run; `progress` is told the tokens of each."""
@@ -132,11 +136,3 @@ class Lessons:
         self.arrays["ids"][at : at + n] = top.indices.numpy()
         self.arrays["logp"][at : at + n] = (top.values - drafted.logsumexp(1, keepdim=True)).numpy()
         self.arrays["best"][at : at + n] = rows.argmax(1).numpy()
-
-
-def _digest(*arrays: npt.NDArray[Any]) -> str:
-    """What tells these arrays from others."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]

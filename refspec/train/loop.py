@@ -21,6 +21,7 @@ from refspec.errors import CheckpointError
 from refspec.train.precision import muon
 
 SAVE_SECONDS = 20.0  # at least between two checkpoints
+CHECKPOINT = "checkpoint.pt"
 
 
 def tune_allocator() -> None:
@@ -140,7 +141,7 @@ def run_steps(
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
-    file, start, figures = out / "checkpoint.pt", 0, {}
+    file, start, figures = out / CHECKPOINT, 0, {}
     if file.exists():
         state = read_checkpoint(file)
         before = state["identity"]

@@ -26,6 +26,7 @@ from refspec.decoding.requests import Answers, Request
 from refspec.errors import CheckpointError, ShapeError, UsageError
 from refspec.evaluate.journal import Journal, fingerprint
 from refspec.reference.penalties import NO_PENALTIES, Penalties
+from refspec.reference.sampling import Sampler
 from refspec.train.tokenizer import BOS, load_tokenizer
 
 SPLITS = ("val", "train")  # the short one first; the order is part of every document's randomness
@@ -150,7 +151,7 @@ def regenerate(
                 order = np.arange(count) if split == "val" else np.random.default_rng([seed, i]).permutation(count)
                 prompts = held.prompts(order, key=[seed, i], greedy=greedy, max_new=max_new, longest=max_prompt)
                 work = _Work(split, prompts, journal, limit=None if split == "val" else tokens)
-                work.run(target, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties)
+                work.run(target, max_new=max_new, sampler=Sampler(temperature, penalties=penalties), stop=stop)
                 made[split] = work.write(out, after, target.end_tokens)
     finally:
         target.close()
@@ -177,17 +178,13 @@ class _Work:
         self.finished = 0  # tokens of all answered ones
         self.generated, self.seconds = 0, 0.0  # in this run
 
-    def run(
-        self, target: Answers, *, max_new: int, temperature: float, stop: frozenset[int], penalties: Penalties
-    ) -> None:
+    def run(self, target: Answers, *, max_new: int, sampler: Sampler, stop: frozenset[int]) -> None:
         """Answer what is not in the journal, until there is enough."""
         from tqdm import tqdm
 
         began = perf_counter()
         with tqdm(total=self.limit, unit="tok", desc=self.split, mininterval=0.5) as bar:
-            answers = target.answers(
-                self._requests(), max_new=max_new, temperature=temperature, stop=stop, penalties=penalties
-            )
+            answers = target.answers(self._requests(), max_new=max_new, sampler=sampler, stop=stop)
             for answer in answers:
                 self.journal.add(f"{self.split} {answer.request.key}", {"answer": answer.tokens})
                 self.generated += len(answer.tokens)

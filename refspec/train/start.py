@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refspec.errors import CheckpointError
 from refspec.train.drafter import Eagle3
-from refspec.train.loop import read_checkpoint
+from refspec.train.loop import CHECKPOINT, read_checkpoint
 from refspec.train.model import Target
 
 WEIGHTS = "model.safetensors"
@@ -77,7 +77,8 @@ def deepened(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
 def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
     """Take the weights of drafters of the same names, but for the target's embedding and the draft vocabulary.
 
-    `init` is the run folder they were trained in, or one that holds each exported as NAME/ in the speculators layout.
+    `init` is the run folder they were trained in, its checkpoint, or a folder that holds each exported as NAME/ in the
+    speculators layout.
     Rows of the head follow their tokens; a token the earlier drafter could not draft keeps its drawn row. The earlier
     drafters may have fewer feed-forward channels. Raises CheckpointError.
     """
@@ -103,7 +104,7 @@ def start_drafters(drafters: dict[str, Eagle3], init: Path) -> None:
 
 def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[str, Tensor]], Path]:
     """{name: parameters and draft_ids of the drafter of that name}, and the file to blame."""
-    file = init / "checkpoint.pt"
+    file = init if init.is_file() else init / CHECKPOINT
     if not file.is_file():
         exports = {name: init / name / WEIGHTS for name in drafters}
         if absent := [export for export in exports.values() if not export.is_file()]:
@@ -120,7 +121,7 @@ def _earlier(drafters: dict[str, Eagle3], init: Path) -> tuple[dict[str, dict[st
                 f"{init}: an export has no {error}; --init wants the same variants, in the speculators layout"
             ) from None
     state = read_checkpoint(file)
-    if state["identity"]["kind"] != "drafters":
+    if not state["identity"]["kind"].startswith("drafters"):
         raise CheckpointError(f"{file}: a {state['identity']['kind']} run; --init wants drafters")
     return {
         name: {k.removeprefix(f"{name}."): w for k, w in state["model"].items() if k.startswith(f"{name}.")}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -45,20 +44,11 @@ class Memory:
             stored = json.loads(self.path(kind, most).read_text("utf-8"))
             if stored["identity"] != self._identity:
                 return None
-            return kind.resumed(most, _finite(stored["state"]), costs)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return kind.resumed(most, store.sound(stored["state"]), costs)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError):
             return None
 
     def keep(self, policy: Policy) -> None:
         """Store what a policy has learned, in place of what was stored before."""
         with suppress(OSError):
             store.write(self.path(type(policy), policy.most), {"identity": self._identity, "state": policy.state()})
-
-
-def _finite(state: Any) -> Any:
-    """The state itself; ValueError where a number in it is infinite or none."""
-    for value in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
-        _finite(value)
-    if isinstance(state, float) and not math.isfinite(state):
-        raise ValueError(f"{state} is no number")
-    return state

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refspec.adaptive.costs import Costs
 from refspec.errors import UsageError
+from refspec.gguf.complete import whole
 from refspec.gguf.recast import cache_directory
 
 FORMAT = 4  # of the record; another one is stale
@@ -41,6 +43,29 @@ Name = str | os.PathLike[str] | None
 
 PARTS = {"format": "refspec", "engine": "llama.cpp", "machine": "the machine", "files": "a model file"}
 KERNELS = {"auto": "refspec's kernels", "repack": "repacked weights", "stored": "weights as stored"}
+
+
+# What may be chosen, and of which values.
+CHOSEN: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("threads", "threads_batch", "threads_draft"), lambda n: type(n) is int and 1 <= n <= 512),
+    **dict.fromkeys(("pair_rows", "lookup"), lambda on: type(on) is bool),
+    "draft_max": lambda n: type(n) is int and 0 <= n <= 64, "matmul": lambda name: name in KERNELS,
+    "flash_attn": lambda name: name in ("off", "on", "auto"), "kv_type": lambda name: name in ("f32", "f16", "q8_0"),
+}  # fmt: skip
+LARGEST, LONGEST = 1e12, 1 << 16  # of a number and of a list that was measured or learned
+
+
+def sound(state: Any) -> Any:
+    """What was stored, itself; ValueError where a number or a size in it cannot have been measured or learned."""
+    if isinstance(state, (dict, list)) and len(state) > LONGEST:
+        raise ValueError(f"{len(state)} values are too many")
+    for value in (*state, *state.values()) if isinstance(state, dict) else state if isinstance(state, list) else ():
+        sound(value)
+    if isinstance(state, (int, float)) and not abs(state) <= LARGEST:
+        raise ValueError(f"{state} is no number")
+    if isinstance(state, str) and state.lstrip("-").isdigit() and abs(int(state[:20])) > LONGEST:
+        raise ValueError(f"{state[:20]} is no size")
+    return state
 
 
 def described(chosen: Mapping[str, Any]) -> str:
@@ -102,10 +127,9 @@ def save(model: Name, drafter: Name, record: dict[str, Any]) -> Path:
 
 def write(out: Path, record: dict[str, Any]) -> None:
     """Write a file as a whole or not at all; OSError when it cannot be written."""
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(record), "utf-8")
-    os.replace(partial, out)
+    with whole(out) as partial:
+        partial.write_text(json.dumps(record), "utf-8")
 
 
 def find(model: Name, drafter: Name) -> Found:
@@ -118,11 +142,15 @@ def find(model: Name, drafter: Name) -> Found:
         for key, what in PARTS.items():
             if stored.get(key) != now[key]:
                 return Found(None, f"what `refspec tune` stored is stale: {what} has changed; run it again")
-        if not {"chosen", "costs"} <= record.keys():
-            raise KeyError("chosen")
-    except FileNotFoundError:
+        for name, value in record["chosen"].items():
+            if not CHOSEN[name](value):
+                raise ValueError(name)
+        if not record["costs"]["target"]:
+            raise ValueError("costs")
+        Costs.of(sound(record["costs"]))
+    except (FileNotFoundError, NotADirectoryError):
         return NOT_TUNED
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return Found(None, f"{file} is damaged; run `refspec tune` again")
     return Found(record, "")
 

@@ -59,6 +59,14 @@ redone(
     {"eagle3.target_layers": [1, 2]},
     tensors={"fc.weight": np.ones((24, 64), np.float32)},
 )
+redone("another draft vocabulary", "CheckpointError", "draft_vocab_size = 100", {"refspec.draft_vocab_size": 100})
+redone(
+    "a vocabulary beyond all",
+    "CheckpointError",
+    "vocab_size",
+    {"eagle3.vocab_size": 1 << 31},
+    drop=("token_embd.weight",),
+)
 redone("two blocks", "CheckpointError", "block_count", {"eagle3.block_count": 2})
 redone("no heads", "ShapeError", "n_heads", {"eagle3.attention.head_count": 0})
 redone("fc shape", "ShapeError", "fc.weight", tensors={"fc.weight": lambda a: a[:, :-1]})

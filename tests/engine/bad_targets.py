@@ -84,6 +84,12 @@ edited(
     {"qwen2.attention.key_length": 16},
     arch="qwen2",
 )
+for value in (0, 3):
+    edited(
+        f"rope of {value} channels", "CheckpointError", "rope.dimension_count", {"lfm2.rope.dimension_count": value},
+        arch="lfm2",
+    )  # fmt: skip
+edited("groups without experts", "CheckpointError", "expert_group_count", {"llama.expert_group_count": 4})
 edited("rope scaling unknown", "CheckpointError", "rope.scaling.type", {"llama.rope.scaling.type": "x"})
 edited("experts without use", "CheckpointError", "expert_used_count", {"llama.expert_count": 8})
 edited("use without experts", "CheckpointError", "expert_used_count", {"llama.expert_used_count": 2})
@@ -92,8 +98,32 @@ edited("alignment", "CheckpointError", "general.alignment", {"general.alignment"
 edited("not causal", "CheckpointError", "causal", {"llama.attention.causal": False})
 edited("missing key", "CheckpointError", "cannot load", {}, drop=("llama.attention.head_count",))
 edited("token twice", "CheckpointError", "twice", {"tokenizer.ggml.tokens": ["a"] * tiny.V})
+edited(
+    "tokens alike up to a NUL", "CheckpointError", "'word286' twice",
+    {"tokenizer.ggml.tokens": [*tiny.tokenizer()["tokenizer.ggml.tokens"][:-1], "word286\0x"]},
+)  # fmt: skip
 edited("byte tokens in WordPiece", "CheckpointError", "byte tokens", {"tokenizer.ggml.model": "bert"})
 edited("more tokens than rows", "CheckpointError", "cannot load", tiny.tokenizer(tiny.V + 8))
+
+
+@case("smallthinker without experts", "CheckpointError", "expert_count")
+def _() -> None:
+    meta, tensors = tiny.target_parts("llama")
+    meta = {k.replace("llama.", "smallthinker."): v for k, v in meta.items()} | {"tokenizer.ggml.model": "llama"}
+    load(tiny.write(tools.home / "x.gguf", "smallthinker", meta, tensors))
+
+
+@case("tensors that overlap", "CheckpointError", "overlap")
+def _() -> None:
+    path = tiny.target(tools.home / "x.gguf")
+    info = read_gguf_header(path)
+    names = sorted(info.tensors, key=lambda n: info.tensors[n].offset)
+    data, second = bytearray(path.read_bytes()), names[1].encode()
+    at = data.index(len(second).to_bytes(8, "little") + second) + 8 + len(second)
+    at += 4 + 8 * len(info.tensors[names[1]].shape) + 4
+    data[at : at + 8] = (32).to_bytes(8, "little")
+    path.write_bytes(data)
+    load(path)
 
 
 def weighed(name: str, error: str, words: str, tensor: str, change: Callable[[np.ndarray], Any]) -> None:
@@ -116,6 +146,13 @@ weighed("target weight F64", "CheckpointError", "F64", "blk.0.attn_q.weight", la
 weighed("target weight integer", "CheckpointError", "I32", "blk.0.attn_q.weight", lambda a: a.astype(np.int32))
 weighed("target tensor missing", "CheckpointError", "cannot load", "blk.0.attn_q.weight", lambda a: None)
 weighed("target tensor shape", "CheckpointError", "cannot load", "blk.0.attn_q.weight", lambda a: a[:-1])
+
+
+@case("convolution F16", "CheckpointError", "convolutions must be F32")
+def _() -> None:
+    meta, tensors = tiny.target_parts("lfm2")
+    name = "blk.0.shortconv.conv.weight"
+    run(load(tiny.write(tools.home / "x.gguf", "lfm2", meta, tensors | {name: tensors[name].astype(np.float16)})))
 
 
 # ---- tokenizer

@@ -133,8 +133,9 @@ def test_a_tree_needs_a_drafter_and_no_draft_length(pair: tuple[Path, Path]) -> 
 
 
 def test_rows_in_trees_are_looked_at_when_a_difference_is_explained(tmp_path: Path) -> None:
-    """A tree's other branches lie between the cells that a row attends to, which rounds unlike any chain."""
-    target = LlamaTreeTarget(tiny.target(tmp_path / "target.gguf", quantize="Q8_0"), leaves=8, n_ctx=128, n_threads=1)
+    """A tree's other branches lie between the cells that a row attends to: flash attention rounds unlike any chain."""
+    file = tiny.target(tmp_path / "target.gguf", quantize="Q8_0")
+    target = LlamaTreeTarget(file, leaves=8, n_ctx=128, n_threads=1, flash_attn="on")
     try:
         ids = np.random.default_rng(3).integers(3, tiny.V, 52).tolist()
         prompt, text = ids[:12], ids[12:]

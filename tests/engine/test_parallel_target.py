@@ -11,7 +11,7 @@ import tiny
 from refspec.decoding.penalized_target import under
 from refspec.decoding.requests import Request
 from refspec.errors import BackendError, CheckpointError, ShapeError, UsageError
-from refspec.llama.parallel_target import ParallelTarget, choose
+from refspec.llama.parallel_target import ParallelTarget
 from refspec.llama.target import LlamaTarget
 from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler, sample
@@ -61,7 +61,7 @@ def answered(
     found = {
         a.request.key: a.tokens
         for a in target.answers(
-            requests, max_new=max_new, temperature=temperature, stop=stop, penalties=penalties or Penalties()
+            requests, max_new=max_new, sampler=Sampler(temperature, penalties=penalties or Penalties()), stop=stop
         )
     }
     target.close()
@@ -121,27 +121,13 @@ def test_answers_that_nobody_waits_for_leave_nothing_behind(model: Make) -> None
     target = ParallelTarget(model(), parallel=3, **F32)
     requests = [Request(i, p, None) for i, p in enumerate(PROMPTS)]
     whole = sorted(
-        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset())
+        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, sampler=Sampler(0), stop=frozenset())
     )
-    next(target.answers(requests, max_new=20, temperature=0, stop=frozenset()))
+    next(target.answers(requests, max_new=20, sampler=Sampler(0), stop=frozenset()))
     again = sorted(
-        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, temperature=0, stop=frozenset())
+        (a.request.key, a.tokens) for a in target.answers(requests, max_new=8, sampler=Sampler(0), stop=frozenset())
     )
     assert again == whole
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 4.0])
-def test_tokens_of_a_batch_are_drawn_as_the_sampler_draws_them(temperature: float) -> None:
-    rng = np.random.default_rng(3)
-    logits = (4 * rng.standard_normal((40, 50))).astype(np.float32)
-    logits[:, 7] = -np.inf
-    coins = rng.random(40)
-    coins[:2] = 0.0, np.nextafter(1.0, 0)
-    expected = [sample(row, Sampler(temperature), c) for row, c in zip(logits, coins, strict=True)]
-    assert choose(logits, coins, temperature).tolist() == expected
-    coins[::2] = np.nan
-    expected[::2] = logits.argmax(1).tolist()[::2]
-    assert choose(logits, coins, temperature).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +136,7 @@ def test_tokens_of_a_batch_are_drawn_as_the_sampler_draws_them(temperature: floa
 def test_a_prompt_that_cannot_be_run_is_one_error(model: Make, prompt: list[Any]) -> None:
     target = ParallelTarget(model(), parallel=2, **F32)
     with pytest.raises(ShapeError):
-        next(target.answers([Request(0, np.asarray(prompt), None)], max_new=24, temperature=0, stop=frozenset()))
+        next(target.answers([Request(0, np.asarray(prompt), None)], max_new=24, sampler=Sampler(0), stop=frozenset()))
 
 
 def test_settings_outside_their_range_are_named(model: Make) -> None:
@@ -160,14 +146,13 @@ def test_settings_outside_their_range_are_named(model: Make) -> None:
     with pytest.raises(UsageError, match=r"513 positions .* its 1\.\.512"):
         ParallelTarget(model(), parallel=2, **(F32 | {"n_ctx": 513}))
     target = ParallelTarget(model(), parallel=2, **F32)
-    for max_new, temperature in ((0, 1.0), (4, -1.0), (4, float("nan")), (4, float("inf"))):
-        with pytest.raises(UsageError, match="max_new"):
-            next(target.answers([], max_new=max_new, temperature=temperature, stop=frozenset()))
+    with pytest.raises(UsageError, match="max_new"):
+        next(target.answers([], max_new=0, sampler=Sampler(), stop=frozenset()))
     with pytest.raises(ShapeError, match="3 coins"):
-        next(target.answers([Request(0, PROMPTS[0], COINS[0][:3])], max_new=4, temperature=1, stop=frozenset()))
+        next(target.answers([Request(0, PROMPTS[0], COINS[0][:3])], max_new=4, sampler=Sampler(1), stop=frozenset()))
     target.close()
     with pytest.raises(BackendError, match="already closed"):
-        next(target.answers([Request(0, PROMPTS[0], None)], max_new=4, temperature=0, stop=frozenset()))
+        next(target.answers([Request(0, PROMPTS[0], None)], max_new=4, sampler=Sampler(0), stop=frozenset()))
 
 
 def test_a_drafter_is_not_a_target(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def target_parts(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(metadata, tensors) of a target;
 
-    arch llama, qwen3 (staged capture), lfm2 (the same, hybrid), or qwen2 (by callback).
+    arch llama, qwen3 (staged capture), lfm2 (the same, hybrid), qwen2 or gemma3 (by callback; a sliding window).
     """
     rng = _rng(seed)
     meta: dict[str, Any] = {
@@ -107,6 +107,9 @@ def target_parts(
         f"{arch}.rope.dimension_count": HEAD,
     }
     meta |= tokenizer() if with_tokenizer else {"tokenizer.ggml.model": "none", f"{arch}.vocab_size": V}
+    if arch == "gemma3":
+        lengths = ("attention.key_length", HEAD), ("attention.value_length", HEAD), ("attention.sliding_window", 16)
+        meta |= {f"gemma3.{name}": value for name, value in lengths}
     recurrent = [0, 2] if arch == "lfm2" else []
     if arch == "lfm2":
         kv = [0 if i in recurrent else N_KV for i in range(N_LAYER)]
@@ -131,7 +134,9 @@ def target_parts(
         }
         if arch == "qwen2":
             t |= {b + f"attn_{n}.bias": _norm(rng, s * HEAD) for n, s in (("q", N_HEAD), ("k", N_KV), ("v", N_KV))}
-        if arch in ("qwen3", "lfm2"):
+        if arch == "gemma3":
+            t |= {b + "post_attention_norm.weight": _norm(rng, HT), b + "post_ffw_norm.weight": _norm(rng, HT)}
+        if arch in ("qwen3", "lfm2", "gemma3"):
             t |= {b + "attn_q_norm.weight": _norm(rng, HEAD), b + "attn_k_norm.weight": _norm(rng, HEAD)}
         if i in recurrent:
             t = {name: a for name, a in t.items() if not name.startswith(b + "attn_") or name == b + "attn_norm.weight"}

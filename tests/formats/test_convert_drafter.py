@@ -152,15 +152,70 @@ def test_norm_output_of_the_midlayer_layout_needs_the_override_that_decides(
     assert read_checkpoint(tmp_path, None, both)[0].head_norm is norm_output
 
 
+# what deepseek-ai/eagle3_qwen3_*_ttt7 say beyond a plain config.json
+DEEPSPEC = {
+    "draft_num_hidden_layers": 1, "num_target_layers": 6, "step_loss_decay": 0.8, "target_layer_ids": [1, 3, 4],
+    "ttt_length": 7,
+}  # fmt: skip
+
+
+def test_what_a_config_says_of_the_target_is_checked(tmp_path: Path, target: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"num_target_layers = 36, but .* has 6"):
+        read_checkpoint(changed(tmp_path / "a", {**IDS, **DEEPSPEC, "num_target_layers": 36}), target)
+    layer = json.loads((changed(tmp_path / "b") / "config.json").read_text())["transformer_layer_config"]
+    folder = changed(tmp_path / "b", {"transformer_layer_config": layer | {"num_hidden_layers": 40}})
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers = 40.*--ignore num_hidden_layers"):
+        read_checkpoint(folder, target)
+    read_checkpoint(folder, target, {"ignore": ["num_hidden_layers"]})
+    with pytest.raises(CheckpointError, match=r"captured layers are .*--layer-ids"):
+        nested = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 3, 4]}}
+        read_checkpoint(changed(tmp_path / "c", {"eagle_aux_hidden_state_layer_ids": [2, 3, 4], **nested}), target)
+
+
+def test_all_unknown_keys_are_named_at_once(tmp_path: Path, target: Path) -> None:
+    folder = changed(tmp_path, {"moon": 1, "sun": 2, "hidden_act": "gelu"})
+    with pytest.raises(CheckpointError, match=r"--ignore \w+ --ignore \w+ --ignore \w+ if these") as caught:
+        read_checkpoint(folder, target)
+    assert all(name in str(caught.value) for name in ("'moon'", "'sun'", "hidden_act"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [("DFlashDraftModel", "a DFlash drafter"), ("PEagleForCausalLM", "a P-EAGLE drafter"),
+     ("Qwen3NextMTP", "MTP layers"), ("MedusaModel", "Medusa heads")],
+)  # fmt: skip
+def test_the_method_is_named_by_the_architecture(tmp_path: Path, target: Path, architecture: str, method: str) -> None:
+    with pytest.raises(CheckpointError, match=method):
+        read_checkpoint(changed(tmp_path, {"architectures": [architecture]}), target)
+
+
+def test_a_file_where_a_folder_is_wanted_is_named(tmp_path: Path, target: Path) -> None:
+    file = tmp_path / "drafter.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(CheckpointError, match="a GGUF already; give it with -d or -m"):
+        read_checkpoint(file, target)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="git-lfs pointer"):
+        read_checkpoint(file, target)
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         ({**IDS, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}}, (2, 3, 4)),
-        ({**IDS, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 3, 5]}}, (2, 3, 5)),
+        ({**IDS, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 3, 4]}}, (3, 4, 5)),
+        (
+            {
+                "eagle_aux_hidden_state_layer_ids": [0, 3, 5],
+                "eagle_config": {"eagle_aux_hidden_state_layer_ids": [-1, 2, 4]},
+            },
+            (0, 3, 5),
+        ),
+        ({**IDS, **DEEPSPEC}, (2, 4, 5)),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}, (1, 2, 3)),
         (IDS, (2, 3, 3)),
     ],
-    ids=["nested outputs", "nested boundaries", "top level raw", "default"],
+    ids=["nested outputs", "nested outputs from 2", "both", "DeepSpec", "top level raw", "default"],
 )
 def test_layer_ids_become_boundaries(tmp_path: Path, target: Path, config: Any, expected: tuple[int, ...]) -> None:
     folder = changed(tmp_path, config)

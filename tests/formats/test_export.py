@@ -101,7 +101,6 @@ def test_specforge_and_back_needs_no_override(tmp_path: Path, feature_norm: str,
         ("specforge", {"residual": "normed"}, "residual = normed"),
         ("specforge", {"feature_norm": "concat"}, "feature_norm = concat"),
         ("specforge", {"qk_norm": True}, "qk_norm = yes"),
-        ("specforge", {"capture_layers": (1, 2, 3)}, "capture_layers = [1, 2, 3]"),
         ("specforge", {"capture_layers": (2, 3)}, "2 captured states"),
         ("speculators", {"head_norm": False}, "head_norm = no"),
         ("eagle", {"feedback": "post_norm"}, "feedback = post_norm"),
@@ -259,3 +258,19 @@ def test_the_written_tokenizer_encodes_as_the_original(tmp_path: Path) -> None:
     for text in ("Hello, world! It's 12345 o'clock.", "<|im_start|>user\n  été\t\n\nnaïve 東京<|im_end|>", ""):
         assert ours.encode(text).ids == theirs.encode(text).ids
         assert ours.decode(theirs.encode(text).ids) == text.replace("<|im_start|>", "").replace("<|im_end|>", "")
+
+
+@pytest.mark.parametrize("layers", [(2, 3, 4), (1, 2, 3), (0, 3, 5)])
+def test_every_engine_reads_the_captured_layers_that_the_drafter_has(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    c = drafter_config(feature_norm="none", feedback="pre_norm", capture_layers=layers)
+    write_drafter(tmp_path / "d.gguf", c, drafter_weights(c))
+    export_drafter(tmp_path / "d.gguf", tmp_path / "out", "specforge")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    key = "eagle_aux_hidden_state_layer_ids"
+    # SGLang (set_eagle3_layers_to_capture): layers_to_capture = [val + 1 for val in layer_ids], the ids of
+    # eagle_config; SpecForge hands the same list over. vLLM takes the ids at top level first: what enters these layers.
+    assert tuple(i + 1 for i in config["eagle_config"][key]) == layers
+    assert tuple(config[key]) == layers
+    del config["refspec"]  # the switches by name, which would hide what the flags say
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert read_checkpoint(tmp_path / "out", None)[0].capture_layers == layers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_rows import inputs_of, weights_of
+from packed_rows import SCALES_AT, inputs_of, weights_of
 
 from refspec import native
 from refspec.reference import packed_matmul
@@ -50,7 +50,7 @@ def test_codes_at_their_limits_overflow_nowhere(kind: int, extreme: int) -> None
     weights = weights_of(kind, 17, 3, seed=0)
     if kind != packed_matmul.F16:
         raw = weights.reshape(17, 3, -1)
-        keep = {2: [0, 1], 8: [0, 1], 12: [0, 1, 2, 3], 13: [0, 1, 2, 3], 14: [208, 209]}[kind]
+        keep = [i for at in SCALES_AT[kind] for i in (at, at + 1)]
         others = [i for i in range(raw.shape[2]) if i not in keep]
         raw[..., others] = extreme
         if kind == packed_matmul.Q8_0:
@@ -58,7 +58,7 @@ def test_codes_at_their_limits_overflow_nowhere(kind: int, extreme: int) -> None
     for sign in (127, -127):
         inputs = inputs_of(kind, 9, 3, seed=1)
         if kind != packed_matmul.F16:
-            at, size = (2, 32) if packed_matmul.KINDS[kind][2] == 8 else (4, 256)
+            at, size = {8: (2, 32), 9: (4, 32), 15: (4, 256)}[packed_matmul.KINDS[kind][2]]
             blocks = inputs.reshape(9, 3, -1)
             blocks[..., at : at + size] = np.int8(sign).view(np.uint8)
             blocks[..., at + size :] = np.full((9, 3, (blocks.shape[2] - at - size) // 2), 16 * sign, np.int16).view(
@@ -84,3 +84,16 @@ def test_an_unknown_type_or_instruction_set_is_refused() -> None:
     assert lib.rs_matmul(out, nothing, b"", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_rows_of_a_cache_give_the_bits_of_the_reference(m: int, n: int, k: int, parts: int, seed: int) -> None:
+    rng, k = np.random.default_rng(seed), 16 * k
+    a, b = (rng.standard_normal((rows, k)).astype(np.float16) for rows in (m, n))
+    expected = packed_matmul.rows_matmul(a, b)
+    for name in HERE:
+        out = np.full((n, m), np.nan, np.float32)
+        bits = [ffi.from_buffer("uint16_t[]", x) for x in (a, b)]
+        assert lib.rs_matmul_rows(ffi.from_buffer("float[]", out), name.encode(), bits[0], m, bits[1], n, k, parts) == 0
+        assert np.array_equal(out, expected), name

@@ -31,12 +31,12 @@ def test_the_result_is_that_of_the_unpacked_numbers(kind: int) -> None:
     if kind == packed_matmul.F16:
         w, x = raw.view(np.float16).astype(np.float64), given.view(np.float16).astype(np.float64)
     else:
-        at = 2 if packed_matmul.KINDS[kind][2] == 8 else 4
-        blocks = given.reshape(3, 4, -1)
-        d = np.ascontiguousarray(blocks[..., :at]).view(np.float16 if at == 2 else np.float32).astype(np.float64)
+        inputs, size = packed_matmul.KINDS[kind][2], packed_matmul.KINDS[kind][0]
+        blocks, at = given.reshape(3, 4, -1), 2 if inputs == packed_matmul.Q8_0 else 4
+        d = blocks[..., :4].copy().view(np.float32) if size == 256 else blocks[..., :2].copy().view(np.float16)
         w, x = (
             dequantize(raw, GGMLQuantizationType(kind)).astype(np.float64),
-            (d * blocks[..., at : at + packed_matmul.KINDS[kind][0]].view(np.int8)).reshape(3, -1),
+            (d.astype(np.float64) * blocks[..., at : at + size].view(np.int8)).reshape(3, -1),
         )
     exact = x @ w.T
     assert np.abs(packed_matmul.matmul(kind, raw, given) - exact).max() <= 2e-6 * (np.abs(x) @ np.abs(w).T).max()
@@ -57,3 +57,15 @@ def test_rows_of_different_widths_are_refused() -> None:
             weights_of(packed_matmul.Q8_0, 2, 3, seed=0),
             inputs_of(packed_matmul.Q8_0, 2, 2, seed=0),
         )
+
+
+def test_rows_of_a_cache_are_multiplied_each_for_itself() -> None:
+    rng = np.random.default_rng(6)
+    keys, rows = (rng.standard_normal((n, 48)).astype(np.float16) for n in (9, 5))
+    together = packed_matmul.rows_matmul(keys, rows)
+    exact = rows.astype(np.float64) @ keys.astype(np.float64).T
+    assert np.abs(together - exact).max() <= 1e-5
+    for r in range(5):
+        assert np.array_equal(packed_matmul.rows_matmul(keys[2:4], rows[r : r + 1])[0], together[r, 2:4])
+    longer = [np.concatenate([x, np.zeros((len(x), 32), np.float16)], 1) for x in (keys, rows)]
+    assert np.array_equal(packed_matmul.rows_matmul(*longer), together), "empty places of a cache change nothing"

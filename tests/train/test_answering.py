@@ -15,7 +15,7 @@ from click.testing import CliRunner  # noqa: E402
 from refspec.cli import main  # noqa: E402
 from refspec.decoding.requests import Request  # noqa: E402
 from refspec.errors import ShapeError, UsageError  # noqa: E402
-from refspec.llama.parallel_target import choose  # noqa: E402
+from refspec.reference.sampling import Sampler, sample  # noqa: E402
 from refspec.train import precision  # noqa: E402
 from refspec.train.answering import TorchAnswers, draw  # noqa: E402
 from refspec.train.data import prepare  # noqa: E402
@@ -52,7 +52,7 @@ def written_out(model, request, stop, bos):
         ids = torch.tensor([tokens])
         logits = model.head(model(ids, document_mask(ids, bos).float())[0])[0, -1].numpy()
         coin = np.nan if request.coins is None else request.coins[i]
-        tokens.append(int(choose(logits[None], np.array([coin]), TEMPERATURE)[0]))
+        tokens.append(int(logits.argmax()) if np.isnan(coin) else sample(logits, Sampler(TEMPERATURE), coin))
         if tokens[-1] in stop:
             break
     return tokens[len(request.prompt) :]
@@ -66,7 +66,8 @@ def test_answers_are_those_of_the_plain_forward_pass(exact, data, target_run):
     for parallel in (4, 64):
         target = TorchAnswers(target_run, n_ctx=64, device="cpu", parallel=parallel)
         found = {
-            a.request.key: a.tokens for a in target.answers(asked, max_new=MAX_NEW, temperature=TEMPERATURE, stop=stop)
+            a.request.key: a.tokens
+            for a in target.answers(asked, max_new=MAX_NEW, sampler=Sampler(TEMPERATURE), stop=stop)
         }
         assert found == {r.key: written_out(target.model, r, stop, bos) for r in asked}
     assert len({len(tokens) for tokens in found.values()}) > 3 and MAX_NEW in map(len, found.values())
@@ -79,7 +80,7 @@ def test_a_draw_is_the_one_of_the_llama_cpp_side():
     coins[:3] = 0.0, np.nextafter(1, 0), 0.5
     for temperature in (0.3, 1.0, 2.0):
         ours = draw(torch.from_numpy(logits), torch.from_numpy(coins), temperature)
-        assert ours.tolist() == choose(logits, coins, temperature).tolist()
+        assert ours.tolist() == [sample(row, Sampler(temperature), c) for row, c in zip(logits, coins, strict=True)]
 
 
 def test_a_data_set_made_by_a_folder_is_that_made_by_its_gguf(exact, data, target_run, tmp_path):

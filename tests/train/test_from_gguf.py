@@ -47,11 +47,13 @@ def make(model: Path, out: Path, prompts: Path, plan: Plan = PLAN) -> dict[str, 
     return train_from_gguf(model, out, plan, prompts=prompts, parallel=4, threads=1, tell=lambda line: None)
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen2", "gemma3"])
 def test_a_drafter_for_any_architecture_runs_with_its_target(arch: str, tmp_path: Path, prompts: Path) -> None:
     model = tiny.target(tmp_path / "model.gguf", arch)
     figures = make(model, tmp_path / "out", prompts)
     assert {"drafter_tau", "drafter-plain_tau"} <= figures.keys()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == figures
+    assert 1 <= figures["drafter_tau 3"] <= figures["drafter_tau 5"] <= 6 and figures["drafter_plain"] > 0
     for name in ("drafter", "drafter-plain"):
         file = tmp_path / "out" / f"{name}.gguf"
         assert "token_embd.weight" not in read_gguf_header(file).tensors  # the target lends it
@@ -176,6 +178,14 @@ def test_too_little_time_says_how_much_is_needed() -> None:
         fit(PLAN, 0.1, Rates(10.0, 10.0, 10.0))
 
 
+def test_a_small_disk_means_fewer_tokens_read_more_often() -> None:
+    rates = Rates(400.0, 400.0, 800.0)
+    plenty, few = fit(PLAN, 1.0, rates), fit(PLAN, 1.0, rates, most=50_000)
+    assert few.tokens == 50_000 < plenty.tokens and plenty.epochs < few.epochs == 8
+    assert sum(rates.seconds(few.tokens, few.epochs)) < 3600
+    assert fit(PLAN, 1.0, rates, most=10**9) == plenty
+
+
 def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="GB are free"):
         check_disk(tmp_path, 1 << 60)
@@ -192,3 +202,25 @@ def test_lessons_of_other_layers_or_answers_are_not_gone_on_with(tmp_path: Path)
     for layers, said in ((tiny.LAYERS[::-1], answered), (tiny.LAYERS, answered._replace(tokens=tokens[::-1].copy()))):
         with pytest.raises(CheckpointError, match="lessons of another run"):
             Lessons(tmp_path / "lessons", said, layers, tiny.HT, ids)
+
+
+def test_a_longer_run_keeps_answers_and_lessons_and_starts_from_the_shorter_ones_weights(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = tiny.target(tmp_path / "model.gguf"), tmp_path / "out"
+    make(model, out, prompts)
+    answers, states = (out / "answers.jsonl").read_bytes(), (out / "lessons" / "states.bin").read_bytes()
+    vocabulary = np.load(out / "draft_vocabulary.npy")
+    monkeypatch.setattr("refspec.train.from_gguf.run_steps", stopped_at_once)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        make(model, out, prompts, replace(PLAN, tokens=700))
+    started = stopped.value.args[0]
+    assert (out / "answers.jsonl").read_bytes().startswith(answers)
+    assert (out / "lessons" / "states.bin").read_bytes().startswith(states)
+    assert np.array_equal(np.load(out / "draft_vocabulary.npy"), vocabulary)
+    trained = torch.load(out / "before.pt", weights_only=True)["model"]
+    assert all(torch.equal(started[name], w) for name, w in trained.items()) and not (out / "checkpoint.pt").exists()
+
+
+def stopped_at_once(out: Path, identity: dict[str, object], model: torch.nn.Module, *_: object, **how: object) -> None:
+    raise KeyboardInterrupt({name: w.clone() for name, w in model.state_dict().items()})
