@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refspec import named, native
+from refspec import embedded, named, native
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy

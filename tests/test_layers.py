@@ -21,7 +21,7 @@ ALLOWED = {
     "tuning": "errors reference gguf adaptive decoding llama",
     "options": "errors reference",
     "named": "errors embedded gguf convert",
-    "session": "errors reference native named gguf adaptive decoding llama tuning options",
+    "session": "errors reference native embedded named gguf adaptive decoding llama tuning options",
     "evaluate": "errors reference native named gguf convert adaptive decoding llama tuning options session",
     "train": "errors reference gguf convert decoding llama session evaluate",
 }
