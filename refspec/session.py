@@ -108,7 +108,7 @@ def load(
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
         memory=memory,
     )  # fmt: skip
-    session.notes += [*pair.notes, *_notes(session, how)]
+    session.notes += [*(pair.notes if loaded is not None else ()), *_notes(session, how)]
     return session
 
 

@@ -7,12 +7,14 @@ options commands share. docs/cli.md is made from the help by `python -m refspec.
 # Importing a module of commands is what registers them with the group.
 import refspec.cli.acceptance
 import refspec.cli.bench
+import refspec.cli.chat
 import refspec.cli.check
 import refspec.cli.convert
 import refspec.cli.drift
 import refspec.cli.export
 import refspec.cli.generate
 import refspec.cli.inspect
+import refspec.cli.models
 import refspec.cli.recast
 import refspec.cli.regenerate
 import refspec.cli.train

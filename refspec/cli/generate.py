@@ -9,17 +9,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from refspec.cli.command import DRAFTING, INTERRUPTED, PATH, SAMPLING, note, option
+from refspec.cli.command import DRAFTING, INTERRUPTED, PATH, note, option
 from refspec.cli.grammar import grammar_of, grammar_options
-from refspec.cli.group import draft_max_option, load, main, model_options, read_bias, read_prompt, tree_option
-from refspec.cli.penalties import changed, penalties_of, penalty_options
+from refspec.cli.group import draft_max_option, load, main, model_options, read_prompt, tree_option
+from refspec.cli.sampling import asked, sampling_options, settled
 
 if TYPE_CHECKING:
     from refspec.evaluate.speed import ForeignLoad
@@ -53,34 +52,10 @@ if TYPE_CHECKING:
     "--draft-sampling", is_flag=True, section=DRAFTING,
     help="Sample the guesses and verify by rejection: same distribution, other output per seed.",
 )  # fmt: skip
-@option(
-    "--temp", type=float, default=0.0, show_default=True, section=SAMPLING, also=("--temperature",),
-    help="Temperature; 0 always takes the likeliest token.",
-)  # fmt: skip
-@option("--top-k", type=int, default=0, section=SAMPLING, help="Keep the k likeliest tokens; 0 is off.")
-@option(
-    "--top-p", type=float, default=1.0, section=SAMPLING, help="Keep the likeliest tokens up to this mass; 1 is off."
-)
-@option(
-    "--min-p", type=float, default=0.0, section=SAMPLING,
-    help="Drop tokens below this share of the likeliest; 0 is off.",
-)  # fmt: skip
-@option(
-    "--seed", type=int, default=0, show_default=True, section=SAMPLING, also=("-s",),
-    help="Same seed, same output, with and without speculation.",
-)  # fmt: skip
-@option(
-    "--recommended", is_flag=True, section=SAMPLING,
-    help="Sample as the target's file recommends, where no option says otherwise.",
-)  # fmt: skip
-@option(
-    "--logit-bias", metavar="ID=X", multiple=True, section=SAMPLING,
-    help="Add X to the logit of token ID, -inf forbids it; may be repeated.",
-)  # fmt: skip
-@penalty_options
+@sampling_options
 @grammar_options
 @click.pass_context
-def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: float, as_json: bool, **o: Any) -> None:
+def generate(ctx: click.Context, prompt: str | None, path: str | None, as_json: bool, **o: Any) -> None:
     """Generate text with guesses, and say what they gained.
 
     \b
@@ -88,47 +63,17 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
         refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
     """
     from refspec.evaluate.speed import ForeignLoad
-    from refspec.reference.sampling import Sampler
 
     if prompt is not None and path is not None:
         raise click.UsageError("give the prompt with -p or with -f, not with both")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, it does not end the run
-    bias = read_bias(o["logit_bias"])
-    sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
-    penalties_of(o)  # refuses what cannot be before a model is loaded
-    within = grammar_of(o)
+    sampler, within = asked(o), grammar_of(o)
     text = read_prompt(prompt, path)
     others = ForeignLoad()
     with load(o, chooses=o["adaptive"] is None and not o["draft_sampling"]) as session:
-        sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
-        if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
-            note("anti-repetition (DRY) is on for this small model; --dry-multiplier 0 turns it off")
-        code = run(session, text, sampler, o, as_json, others, within)
+        code = run(session, text, settled(ctx, session, sampler, o), o, as_json, others, within)
     ctx.exit(code)
-
-
-# Option of `generate` -> the field of Sampler or Penalties it sets.
-SETS = {
-    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "repeat",
-    "repeat_last_n": "repeat_last_n",
-}  # fmt: skip
-
-
-def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str, Any]) -> Sampler:
-    """`sampler` with what the target's file recommends, if that was asked for, else a note of it; options win."""
-    from refspec.gguf.recommended_sampling import recommended
-
-    found = recommended(session.target.metadata, session.name)
-    given = {field for option, field in SETS.items() if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE}
-    if o["recommended"]:
-        note(f"{session.name} recommends {found}" if found else f"--recommended: {session.name} recommends no sampling")
-        if found.unknown:
-            note(f"--recommended: {', '.join(found.unknown)} of {session.name} is not known here and left out")
-        return found.applied(sampler, given)
-    if found and not given:
-        note(f"{session.name} recommends {found}; --recommended takes that, this is greedy")
-    return sampler
 
 
 def run(

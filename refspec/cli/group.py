@@ -39,6 +39,9 @@ def main() -> None:
     \b
     Generate with the embedded pair, and see what the drafter gains:
         refspec generate --compare -p "Why is the sky blue?"
+    Talk, or see which models are here:
+        refspec chat
+        refspec models
     With a model and a drafter of your own:
         refspec generate -m target.gguf -d drafter.gguf -f prompt.txt
     Will guessing pay on this machine:
@@ -49,7 +52,10 @@ def main() -> None:
     """
 
 
-model_option = option("-m", "--model", type=PATH, metavar="GGUF", help="Target model; the embedded pair without it.")
+model_option = option(
+    "-m", "--model", type=PATH, metavar="MODEL",
+    help="Target: a GGUF file, smollm2, embedded or hf:OWNER/REPO[:FILE]; the embedded pair without it.",
+)  # fmt: skip
 ctx_option = option(
     "-c", "--ctx", "n_ctx", type=click.IntRange(0), default=0, also=("--ctx-size",),
     help="Context in tokens; 0 is the model's own, at most 8192.",
@@ -95,8 +101,9 @@ def _panels_meant(on: bool) -> str:
 model_options = options(
     model_option,
     option(
-        "-d", "--drafter", type=PATH, metavar="GGUF", also=("-md", "--spec-draft-model"),
-        help="Drafter: EAGLE-3 made for the target, or any small model with its vocabulary.",
+        "-d", "--drafter", type=PATH, metavar="MODEL", also=("-md", "--spec-draft-model"),
+        help="Drafter, a file or a name as of -m: EAGLE-3 made for the target (a checkpoint on the hub is converted), "
+        "or any small model with its vocabulary.",
     ),
     ctx_option,
     threads_option,
@@ -104,12 +111,12 @@ model_options = options(
     option(
         "--lookup/--no-lookup", default=None, section=DRAFTING,
         help="Guess what followed the same words before: alone, where the drafter is unsure, or as a branch of a tree. "
-        "Off, unless the settings of the embedded pair say so.",
+        "Off, unless the settings of a named pair say so.",
     ),
     option(
         "--adaptive/--no-adaptive", default=None, section=DRAFTING,
-        help="Choose the number of guesses every step, at most --draft-max (8). `generate` does where nothing was "
-        "measured and neither --draft-max nor --tree is given.",
+        help="Choose the number of guesses every step, at most --draft-max (8). `generate` and `chat` do where nothing "
+        "was measured and neither --draft-max nor --tree is given.",
     ),
     option(
         "--reproducible", type=click.Choice(["exact", "f32"]), callback=or_old,

@@ -15,8 +15,8 @@ EXPERIMENTS = ("anchor", "grow")  # of `reference.eagle3.Eagle3Drafter`
 pair_options = options(
     model_option,
     option(
-        "-d", "--drafter", "drafters", type=PATH, metavar="PATH", multiple=True, also=("-md", "--spec-draft-model"),
-        help="Drafter: a GGUF, or a directory with config.json and safetensors. May be repeated.",
+        "-d", "--drafter", "drafters", type=PATH, metavar="MODEL", multiple=True, also=("-md", "--spec-draft-model"),
+        help="Drafter: a GGUF, a directory with config.json and safetensors, or a name as of -m. May be repeated.",
     ),
     ctx_option,
     threads_option,

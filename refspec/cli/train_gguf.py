@@ -75,6 +75,6 @@ def gguf_drafter(name: str, out: Path, o: dict[str, Any]) -> None:
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
         gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
     )  # fmt: skip
-    for variant in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
-        click.echo("\n".join(described(variant, figures)))
+    for made in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
+        click.echo("\n".join(described(made, figures)))
     note(f'try it: refspec generate -m {name} -d {out / "drafter.gguf"} --compare -p "..."')

@@ -16,7 +16,7 @@ from refspec.cli.measure import json_option
 @main.command()
 @model_option
 @option(
-    "-d", "--drafter", type=PATH, metavar="GGUF", also=("-md", "--spec-draft-model"),
+    "-d", "--drafter", type=PATH, metavar="MODEL", also=("-md", "--spec-draft-model"),
     help="Its drafter: the verdict says whether it pays.",
 )  # fmt: skip
 @ctx_option

@@ -19,6 +19,7 @@ from refspec.gguf.recast import cache_directory
 
 SCHEME = "hf:"
 FORM = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[^:]+))?")
+CONVERTED = "hub-*.gguf"  # what drafters became, in refspec's cache
 CHECKPOINT = ("*.json", "*.safetensors", "*.bin", "*.jinja")
 
 
@@ -55,7 +56,7 @@ def converted(spec: str, checkpoint: Path, target: str | os.PathLike[str]) -> Pa
     key = [spec, checkpoint.name, os.path.realpath(target), about.st_size, about.st_mtime_ns]  # its name is the commit
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     repo = spec.removeprefix(SCHEME)
-    out = cache_directory() / f"{repo.replace('/', '--')}-{digest}.gguf"
+    out = cache_directory() / f"hub-{repo.replace('/', '--')}-{digest}.gguf"
     if not out.is_file():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

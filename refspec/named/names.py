@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     drafter    None: none was named and none comes with it
     others     more drafters that come with it, for comparisons
     defaults   settings where nothing else says (`embedded.defaults`)
-    notes      what a user should be told
+    notes      what a user should be told who gets its guesses by `defaults`
     """
 
     model: File

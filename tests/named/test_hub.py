@@ -62,7 +62,7 @@ def test_several_files_are_listed_and_one_can_be_named(server):
 def test_a_checkpoint_of_a_drafter_is_converted_once_for_each_target(server, tmp_path):
     target = named.model("hf:me/target")
     made = named.drafter("hf:me/drafter", target)
-    assert Path(made).parent == tmp_path / "cache" and Path(made).name.startswith("me--drafter-")
+    assert Path(made).parent == tmp_path / "cache" and Path(made).name.startswith("hub-me--drafter-")
     changed = Path(made).stat().st_mtime_ns
     assert named.drafter("hf:me/drafter", target) == made and Path(made).stat().st_mtime_ns == changed
     assert named.drafter("hf:me/drafter", tiny.target(tmp_path / "other.gguf", seed=5)) != made

@@ -59,7 +59,7 @@ def test_smollm2_is_the_file_of_its_package_which_is_not_imported(package, no_dr
     with refspec.load("smollm2", n_ctx=64, threads=1) as session:
         assert isinstance(session.drafter, LookupDrafter) and pair.notes[0] in session.notes
     with refspec.load("smollm2", n_ctx=64, threads=1, lookup=False) as session:
-        assert session.drafter is None
+        assert session.drafter is None and pair.notes[0] not in session.notes
 
 
 def test_smollm2_has_the_drafter_beside_the_embedded_pair(package, tmp_path, monkeypatch):
