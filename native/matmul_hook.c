@@ -21,6 +21,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 
 enum { SLOTS = 4096 }; /* models at once */
+enum { HEAD = 256 };   /* numbers of an attention head, at most */
 
 enum { MISSING, BEGUN, THERE }; /* of a panel */
 
@@ -175,6 +176,8 @@ static _Atomic(tiled) others_tiled;
 static _Atomic(get_data) data_of; /* ggml_get_data; NULL: it is not known how a ggml_tensor points to its operands */
 static atomic_size_t matrix_at;   /* bytes from a ggml_tensor to the address of its first operand */
 
+static atomic_bool attending; /* whether products with rows of a cache are computed here */
+
 typedef struct compute_params { int ith, nth; } compute_params; /* ggml's, as it begins: this thread, of how many */
 
 static matrix *find(const void *weights, slot **where) {
@@ -204,6 +207,17 @@ EXPORTED bool llamafile_sgemm(const void *params, int64_t m, int64_t n, int64_t 
                               const void *b, int64_t ldb, void *c, int64_t ldc, int a_type, int b_type, int c_type) {
     slot *where;
     matrix *found = find(a, &where);
+    /* rows of a cache: those of a weight lie one after another, as do keys with a single head, which are short */
+    if (!found && a_type == TYPE_F16 && (lda != k || k <= HEAD) && k % PANEL == 0 && c_type == TYPE_F32 &&
+        atomic_load_explicit(&attending, memory_order_relaxed)) {
+        if (b_type != TYPE_F16) return false; /* llama.cpp rounds the inputs and asks again */
+        panel_set set;
+        if (!rs_panel_set(&set)) return false;
+        const compute_params *own = params;
+        rs_rows_multiply(&set, c, (size_t)ldc, a, (size_t)lda, (size_t)m, b, (size_t)ldb, (size_t)n, (size_t)k,
+                         (size_t)own->ith, (size_t)own->nth);
+        return true;
+    }
     if (!found || found->kind->type != a_type || (int64_t)found->rows != m || (int64_t)found->blocks != k || lda != k ||
         c_type != TYPE_F32) {
         sgemm other = atomic_load_explicit(&others, memory_order_relaxed);
@@ -244,6 +258,8 @@ uintptr_t rs_matmul_entry(void) { return (uintptr_t)llamafile_sgemm; }
 
 void rs_matmul_switch(int32_t index, bool on) { atomic_store(&slots[index].on, on); }
 
+void rs_matmul_attend(bool on) { atomic_store(&attending, on); }
+
 int64_t rs_matmul_calls(int32_t index) { return (int64_t)atomic_load(&slots[index].calls); }
 #else
 int32_t rs_matmul_announce(const uintptr_t *weights, const int32_t *types, const size_t *rows, const size_t *columns,
@@ -257,5 +273,6 @@ void rs_matmul_others(uintptr_t function, uintptr_t tiled_function, uintptr_t ge
 }
 uintptr_t rs_matmul_entry(void) { return 0; }
 void rs_matmul_switch(int32_t index, bool on) { (void)index, (void)on; }
+void rs_matmul_attend(bool on) { (void)on; }
 int64_t rs_matmul_calls(int32_t index) { return (void)index, 0; }
 #endif

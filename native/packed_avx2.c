@@ -82,11 +82,21 @@ OP void f_store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
 }
+/* out [m], m up to 16: each the sum of 16 numbers, halves added to halves */
+OP void f_sums(float *out, float sums[PANEL][PANEL], size_t m) {
+    for (size_t i = 0; i < m; i++) {
+        floats x = f_load(sums[i]);
+        __m256 eight = _mm256_add_ps(x.a, x.b);
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        out[i] = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+}
 
 #include "packed_tiles.h"
 
 bool rs_packed_avx2(panel_set *set) {
-    *set = (panel_set){SET_TILE, 0, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves};
+    *set = (panel_set){SET_TILE, 0, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves, rows};
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 #else

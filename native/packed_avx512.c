@@ -41,11 +41,26 @@ OP floats f_mul(floats x, floats y) { return _mm512_mul_ps(x, y); }
 OP floats f_fused(floats x, floats y, floats sum) { return _mm512_fmadd_ps(x, y, sum); }
 OP floats f_load(const float *p) { return _mm512_loadu_ps(p); }
 OP void f_store(float *p, floats x) { _mm512_storeu_ps(p, x); }
+/* out [m], m up to 16: each the sum of 16 numbers, halves added to halves. Rows g, 4 + g, 8 + g, 12 + g go together, so
+ * that their sums end up in order. */
+OP void f_sums(float *out, float sums[PANEL][PANEL], size_t m) {
+    floats groups[4];
+    for (int g = 0; g < 4; g++) {
+        floats a = f_load(sums[g]), b = f_load(sums[4 + g]), c = f_load(sums[8 + g]), d = f_load(sums[12 + g]);
+        floats ab = f_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        floats cd = f_add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+        groups[g] = f_add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    }
+    floats x = f_add(_mm512_shuffle_ps(groups[0], groups[1], 0x44), _mm512_shuffle_ps(groups[0], groups[1], 0xee));
+    floats y = f_add(_mm512_shuffle_ps(groups[2], groups[3], 0x44), _mm512_shuffle_ps(groups[2], groups[3], 0xee));
+    floats all = f_add(_mm512_shuffle_ps(x, y, 0x88), _mm512_shuffle_ps(x, y, 0xdd));
+    _mm512_mask_storeu_ps(out, (__mmask16)((1u << m) - 1), all);
+}
 
 #include "packed_tiles.h"
 
 bool rs_packed_avx512(panel_set *set) {
-    *set = (panel_set){SET_TILE, -128, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves};
+    *set = (panel_set){SET_TILE, -128, f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, halves, rows};
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");

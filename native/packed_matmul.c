@@ -288,6 +288,24 @@ void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, si
     }
 }
 
+void rs_rows_multiply(const panel_set *set, float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m,
+                      const uint16_t *b, size_t b_stride, size_t n, size_t k, size_t part, size_t parts) {
+    const size_t high = (m + PANEL - 1) / PANEL, wide = (n + ROWS_TOGETHER - 1) / ROWS_TOGETHER, all = high * wide;
+    for (size_t tile = all * part / parts; tile < all * (part + 1) / parts; tile++) { /* keys stay in the cache */
+        const size_t i = tile / wide * PANEL, j = tile % wide * ROWS_TOGETHER;
+        set->rows(out + j * out_stride + i, out_stride, a + i * a_stride, a_stride, m - i < PANEL ? m - i : PANEL,
+                  b + j * b_stride, b_stride, n - j < ROWS_TOGETHER ? n - j : ROWS_TOGETHER, k);
+    }
+}
+
+int32_t rs_matmul_rows(float *out, const char *set_name, const uint16_t *a, size_t m, const uint16_t *b, size_t n,
+                       size_t k, size_t parts) {
+    panel_set set;
+    if (k % PANEL || !parts || !set_named(&set, set_name)) return RS_BAD_CONFIG;
+    for (size_t part = 0; part < parts; part++) rs_rows_multiply(&set, out, m, a, k, m, b, k, n, k, part, parts);
+    return RS_OK;
+}
+
 bool rs_matmul_takes(int32_t type) { return rs_panel_kind(type) != NULL; }
 
 size_t rs_matmul_scratch(int32_t type, size_t n) {

@@ -10,6 +10,7 @@
 #include "refspec.h"
 
 enum { PANEL = 16, TILE = 8, TOGETHER = 64 }; /* weight rows of a panel; input rows of a tile and of a batch, at most */
+enum { ROWS_TOGETHER = 4 };  /* inputs of a panel_set's `rows`, at most */
 enum { PREPARED = 2048 }; /* bytes of a prepared input row's chunk, at most */
 /* numbers in a block of ggml's K types, its groups of 32; numbers in other blocks */
 enum { K_BLOCK = 256, K_GROUPS = 8, BLOCK = 32 };
@@ -63,6 +64,10 @@ typedef struct panel_set {
     int32_t offset_q8_0;
     panel_tile f16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k;
     void (*halves)(float *out, const uint8_t *in, size_t n); /* float16 to float32 */
+    /* out [n, m], m is 1..16 and n is 1..ROWS_TOGETHER: rows b [n, k] times rows a [m, k], float16, k a multiple of
+     * 16; strides are in numbers */
+    void (*rows)(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                 size_t b_stride, size_t n, size_t k);
 } panel_set;
 
 /* A type of weights. */
@@ -89,6 +94,10 @@ void rs_panel_prepare(const panel_kind *k, const panel_set *set, void *out, cons
  * `out_stride` floats apart: set by the `first` chunk, increased by the others. */
 void rs_panel_multiply(const panel_set *set, const panel_kind *k, float *out, size_t out_stride, const uint8_t *panel,
                        size_t columns, const uint8_t *prepared, size_t rows, size_t blocks, bool first);
+
+/* Part `part` of `parts` of out [n, m] = rows b [n, k] times rows a [m, k], float16, for one thread of several. */
+void rs_rows_multiply(const panel_set *set, float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m,
+                      const uint16_t *b, size_t b_stride, size_t n, size_t k, size_t part, size_t parts);
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define PANELS_X86

@@ -179,6 +179,37 @@ TILE_FN void tile_q6_k(float *out, size_t out_stride, bool first, const int rows
     ROWS f_store(out + r * out_stride, total[r]);
 }
 
+/* Four rows of `a` times n rows of `b`: sums of every 16th number, a row of 16 sums for each pair. */
+TILE_FN void rows_4(float sums[ROWS_TOGETHER][PANEL][PANEL], const size_t at, const uint16_t *a, size_t a_stride,
+                    const uint16_t *b, size_t b_stride, const int n, size_t k) {
+    floats sum[4][ROWS_TOGETHER];
+    UNROLLED for (int i = 0; i < 4; i++) UNROLLED for (int j = 0; j < n; j++) sum[i][j] = f_zero();
+    for (size_t x = 0; x < k; x += PANEL) {
+        floats y[ROWS_TOGETHER];
+        UNROLLED for (int j = 0; j < n; j++) y[j] = f_half(b + (size_t)j * b_stride + x);
+        UNROLLED for (int i = 0; i < 4; i++) {
+            floats key = f_half(a + (size_t)i * a_stride + x);
+            UNROLLED for (int j = 0; j < n; j++) sum[i][j] = f_fused(key, y[j], sum[i][j]);
+        }
+    }
+    UNROLLED for (int i = 0; i < 4; i++) UNROLLED for (int j = 0; j < n; j++) f_store(sums[j][at + (size_t)i], sum[i][j]);
+}
+
+TILE_FN void rows_n(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                    size_t b_stride, const int n, size_t k) {
+    float sums[ROWS_TOGETHER][PANEL][PANEL];
+    size_t i = 0;
+    for (; i + 4 <= m; i += 4) rows_4(sums, i, a + i * a_stride, a_stride, b, b_stride, n, k);
+    for (; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            floats sum = f_zero();
+            for (size_t x = 0; x < k; x += PANEL)
+                sum = f_fused(f_half(a + i * a_stride + x), f_half(b + (size_t)j * b_stride + x), sum);
+            f_store(sums[j][i], sum);
+        }
+    for (int j = 0; j < n; j++) f_sums(out + (size_t)j * out_stride, sums[j], m);
+}
+
 #undef ROWS
 #undef UNROLLED
 
@@ -204,6 +235,16 @@ TILES(q8_0)
 TILES(q4_k)
 TILES(q5_k)
 TILES(q6_k)
+
+ON static void rows(float *out, size_t out_stride, const uint16_t *a, size_t a_stride, size_t m, const uint16_t *b,
+                    size_t b_stride, size_t n, size_t k) {
+    switch (n) {
+    case 1: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 1, k); break;
+    case 2: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 2, k); break;
+    case 3: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 3, k); break;
+    default: rows_n(out, out_stride, a, a_stride, m, b, b_stride, 4, k); break;
+    }
+}
 
 ON static void halves(float *out, const uint8_t *in, size_t n) {
     size_t i = 0;

@@ -128,6 +128,11 @@ int32_t rs_matmul(float *out, uint8_t *scratch, const char *set, int32_t type, c
                   const uint8_t *inputs, size_t n, size_t rows, size_t blocks);
 size_t rs_matmul_scratch(int32_t type, size_t n); /* bytes */
 
+/* Rows b [n, k] times rows a [m, k], float16 as bits -> out [n, m], computed in `parts` parts as threads share it, by an
+ * instruction set. RS_BAD_CONFIG for an unknown set, or a k that is no multiple of 16. */
+int32_t rs_matmul_rows(float *out, const char *set, const uint16_t *a, size_t m, const uint16_t *b, size_t n, size_t k,
+                       size_t parts);
+
 /* ---- matmul_hook.c: refspec/llama/matmul_hook.py ----------------------------------------------------------------- */
 
 /* From now on llama.cpp's multiplications by these matrices [count] are computed here: ascending addresses of whole
@@ -140,6 +145,10 @@ void rs_matmul_forget(int32_t index);
 
 /* Leaves these matrices to llama.cpp while `on` is false; not during a computation. */
 void rs_matmul_switch(int32_t index, bool on);
+
+/* Whether llama.cpp's products of queries with keys, and of weights with values, in float16 and without flash attention,
+ * are computed here for all models; not during a computation. */
+void rs_matmul_attend(bool on);
 
 /* How many multiplications were computed here; 0 after a computation means that llama.cpp does not call the hook. */
 int64_t rs_matmul_calls(int32_t index);

@@ -196,6 +196,7 @@ class PackedMatrices:
     def switch(self, on: bool) -> None:
         """Leave the multiplications to llama.cpp, or do them again; not while it computes."""
         native.lib.rs_matmul_switch(self.index, on)
+        native.lib.rs_matmul_attend(on)
 
     @property
     def calls(self) -> int:
@@ -230,8 +231,10 @@ def register(info: GgufInfo, handle: int) -> PackedMatrices | None:
     types = ffi.new("int32_t[]", [tensor.type_id for _, tensor in found])
     rows, columns = (ffi.new("size_t[]", [tensor.shape[axis] for _, tensor in found]) for axis in (0, 1))
     index = native.lib.rs_matmul_announce(addresses, types, rows, columns, len(found))
-    nbytes = sum(tensor.nbytes for tensor in {tensor.name: tensor for _, tensor in found}.values())
-    return PackedMatrices(index, nbytes) if index >= 0 else None
+    if index < 0:
+        return None
+    native.lib.rs_matmul_attend(True)
+    return PackedMatrices(index, sum(tensor.nbytes for tensor in {t.name: t for _, t in found}.values()))
 
 
 def unregister(packed: PackedMatrices | None) -> None:

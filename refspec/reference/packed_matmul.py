@@ -30,6 +30,7 @@ KINDS = {
 }  # fmt: skip
 F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = KINDS
 CHUNK = 512  # float16 numbers that are summed together; the sums of the chunks are then added
+LANES = 16
 INPUT_BYTES = {1: 2, 8: 34, 9: 36, 15: 292}  # ggml_type of inputs -> bytes of a block
 
 
@@ -62,6 +63,20 @@ def matmul(kind: int, weights: Bytes, inputs: Bytes) -> Array:
         return _in_turn(terms)
     offsets = np.einsum("nbge,mbg->nmb", codes, w.mins).astype(np.float32)
     return _in_turn(np.stack([terms, -(w.dmin[None] * d[:, None] * offsets)], axis=-1).reshape(*terms.shape[:2], -1))
+
+
+def rows_matmul(keys: Array, rows: Array) -> Array:
+    """keys [M, K] and rows [N, K], both float16, K a multiple of LANES -> [N, M], as attention needs it.
+
+    Products are exact in float32. Numbers k, k + LANES, k + 2 LANES, ... are summed in turn, and the LANES sums in
+    halves: the first and the second half are added, then the halves of that.
+    """
+    products = rows.astype(np.float32)[:, None] * keys.astype(np.float32)[None]  # [N, M, K]
+    sums = _in_turn(np.moveaxis(products.reshape(*products.shape[:2], -1, LANES), 2, -1))  # [N, M, LANES]
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
 
 
 def _halves(x: Array, y: Array) -> Array:

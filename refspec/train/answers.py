@@ -10,7 +10,7 @@ answers ended first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def _prompt(row: Any) -> Messages | str:
 
 
 def encode(
-    prompts: Sequence[Messages | str], encoder: Callable[[Messages | str], list[int]], longest: int
+    prompts: Iterable[Messages | str], encoder: Callable[[Messages | str], list[int]], longest: int
 ) -> list[Ids]:
     """Token ids of every prompt of at most `longest` tokens, each prompt once."""
     seen: dict[bytes, Ids] = {}

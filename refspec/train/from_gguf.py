@@ -247,7 +247,8 @@ def answer_stage(
         if session.chat_template is None:
             tell(f"{model.name} has no chat template: prompts are used as they are")
             asked = [p if isinstance(p, str) else "\n".join(m["content"] for m in p) for p in asked]
-        ids = encode(asked, lambda p: session.encode(p, raw=isinstance(p, str)), plan.max_prompt)
+        shown = tqdm(asked, unit="", desc="prompts", leave=False)
+        ids = encode(shown, lambda p: session.encode(p, raw=isinstance(p, str)), plan.max_prompt)
     finally:
         target.close()
     if not ids:

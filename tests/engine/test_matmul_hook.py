@@ -259,3 +259,32 @@ def test_the_trial_itself_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(matmul_hook.PackedMatrices, "calls", 0)
     with pytest.raises(AssertionError):
         matmul_trial.run(tmp_path)
+
+
+@pytest.mark.parametrize("quantize", ["Q8_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_token_has_the_same_bits_in_every_batch(tmp_path: Path, quantize: str, n_threads: int) -> None:
+    """Weights and attention are multiplied here, nothing else mixes tokens: plain and speculative text is the same."""
+    file = tiny.target(tmp_path / "target.gguf", quantize=quantize)
+    tokens = np.random.default_rng(5).integers(3, tiny.V, 90).tolist()
+    target = LlamaTarget(file, n_ctx=128, n_threads=n_threads)
+    whole = logits_of(target, tokens)
+    for step in (1, 2, 3, 7):
+        target.reset()
+        target.decode(tokens[:50], logits="none")
+        for at in range(50, 90, step):
+            rows = target.decode(tokens[at : at + step], logits="all")
+            assert np.array_equal(np.stack([target.logits(i) for i in range(rows)]), whole[at : at + rows])
+    target.close()
+
+
+def test_attention_can_be_left_to_llama_cpp(tmp_path: Path) -> None:
+    target = LlamaTarget(tiny.target(tmp_path / "target.gguf", quantize="F16"), n_ctx=128, n_threads=1)
+    assert target.model.packed is not None
+    ours = logits_of(target, PROMPT)
+    target.model.packed.switch(False)
+    theirs = logits_of(target, PROMPT)
+    target.model.packed.switch(True)
+    assert np.abs(ours - theirs).max() <= 2e-3 * np.abs(theirs).max() and not np.array_equal(ours, theirs)
+    assert np.array_equal(logits_of(target, PROMPT), ours)
+    target.close()

@@ -84,3 +84,16 @@ def test_an_unknown_type_or_instruction_set_is_refused() -> None:
     assert lib.rs_matmul(out, nothing, b"", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert lib.rs_matmul(out, nothing, b"neon", packed_matmul.Q8_0, nothing, nothing, 1, 1, 1) == lib.RS_BAD_CONFIG
     assert not lib.rs_matmul_takes(0) and all(lib.rs_matmul_takes(kind) for kind in packed_matmul.KINDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_rows_of_a_cache_give_the_bits_of_the_reference(m: int, n: int, k: int, parts: int, seed: int) -> None:
+    rng, k = np.random.default_rng(seed), 16 * k
+    a, b = (rng.standard_normal((rows, k)).astype(np.float16) for rows in (m, n))
+    expected = packed_matmul.rows_matmul(a, b)
+    for name in HERE:
+        out = np.full((n, m), np.nan, np.float32)
+        bits = [ffi.from_buffer("uint16_t[]", x) for x in (a, b)]
+        assert lib.rs_matmul_rows(ffi.from_buffer("float[]", out), name.encode(), bits[0], m, bits[1], n, k, parts) == 0
+        assert np.array_equal(out, expected), name

@@ -57,3 +57,15 @@ def test_rows_of_different_widths_are_refused() -> None:
             weights_of(packed_matmul.Q8_0, 2, 3, seed=0),
             inputs_of(packed_matmul.Q8_0, 2, 2, seed=0),
         )
+
+
+def test_rows_of_a_cache_are_multiplied_each_for_itself() -> None:
+    rng = np.random.default_rng(6)
+    keys, rows = (rng.standard_normal((n, 48)).astype(np.float16) for n in (9, 5))
+    together = packed_matmul.rows_matmul(keys, rows)
+    exact = rows.astype(np.float64) @ keys.astype(np.float64).T
+    assert np.abs(together - exact).max() <= 1e-5
+    for r in range(5):
+        assert np.array_equal(packed_matmul.rows_matmul(keys[2:4], rows[r : r + 1])[0], together[r, 2:4])
+    longer = [np.concatenate([x, np.zeros((len(x), 32), np.float16)], 1) for x in (keys, rows)]
+    assert np.array_equal(packed_matmul.rows_matmul(*longer), together), "empty places of a cache change nothing"
