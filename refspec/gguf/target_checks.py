@@ -133,6 +133,7 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
 
 
 def _check_vocabulary(info: GgufInfo) -> None:
+    info.optional("tokenizer.chat_template", str, "")
     tokens, model = info.metadata.get("tokenizer.ggml.tokens"), info.metadata.get("tokenizer.ggml.model")
     if not isinstance(tokens, list) or model == "none":
         return
