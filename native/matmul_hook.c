@@ -21,7 +21,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 
 enum { SLOTS = 4096 }; /* models at once */
-enum { HEAD = 256 };   /* numbers of an attention head, at most */
+enum { HEAD = 256 }; /* numbers of an attention head, at most */
 
 enum { MISSING, BEGUN, THERE }; /* of a panel */
 

@@ -476,6 +476,15 @@ int32_t rs_verify_tree_rejection(int32_t *tokens, int32_t *path, const float *co
 /* q [V] = q without `token`, normalised; all 0 when nothing is left. */
 void rs_without(double *q, int32_t token, size_t vocab);
 
+/* ---- grammar.c: refspec/grammar/tokens.py ------------------------------------------------------------------------ */
+
+/* after [V], -1 before, receives the state that each token leads to from `state`, unless that is `dead`. The table
+ * [S+1, 256] is of the automaton. Node i of the trie of tokens has the last byte byte[i], the children child[i] up to
+ * child[i+1], which come after it, and the tokens ids[end[i]] up to ids[end[i+1]]; node 0 is the root. nodes and states
+ * [N] are working space. */
+void rs_grammar_walk(int32_t *after, const int32_t *table, int32_t dead, int32_t state, const uint8_t *byte,
+                     const int32_t *child, const int32_t *end, const int32_t *ids, int32_t *nodes, int32_t *states);
+
 /* cdef end */
 
 #endif

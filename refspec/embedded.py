@@ -16,6 +16,7 @@ from refspec.errors import CheckpointError
 from refspec.reference.penalties import Penalties
 
 TARGET, DRAFTER, DRAFTER_PRENORM = "target.gguf", "drafter.gguf", "drafter-prenorm.gguf"
+SMOLLM2_DRAFTER = "smollm2-drafter.gguf"  # for a target that is a package of its own (`named/names.py`)
 
 
 def folder() -> Path:

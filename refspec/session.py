@@ -8,8 +8,9 @@
             print(event.text, end="", flush=True)        # event.step: what was drafted, accepted, decided, and its cost
         print(generation.statistics.tau)
 
-A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. It takes one
-caller at a time: a second thread in it gets a UsageError. `Generation.stop` may be called from any thread.
+A session holds one KV cache, so it runs one generation at a time; starting the next ends the one before. What a prompt
+has in common with the one before and its output is not read again (`decoding/kept.py`): a chat costs its new turns. A
+session takes one caller at a time: a second thread in it gets a UsageError. `Generation.stop` is for any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refspec import embedded, native
+from refspec import embedded, named, native
 from refspec.adaptive.costs import Costs
 from refspec.adaptive.policy import ChainPolicy
 from refspec.adaptive.tree_policy import TreePolicy
@@ -31,12 +32,16 @@ from refspec.decoding import chat
 from refspec.decoding.deferred import DeferredDrafter
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.generation import Event, Generation, Latest
+from refspec.decoding.grammars import Grammars
+from refspec.decoding.kept import Kept
 from refspec.decoding.lookup import LookupDrafter
 from refspec.decoding.target import Target
 from refspec.errors import BackendError, PromptError, UsageError
 from refspec.gguf.header import GgufInfo
 from refspec.gguf.io import read_gguf_header
-from refspec.gguf.recast import is_f32, recast
+from refspec.gguf.recast import cache_directory, is_f32, recast
+from refspec.grammar.future import fidelity as fidelity_of
+from refspec.grammar.nodes import Grammar
 from refspec.options import (
     ADAPTIVE_MAX,
     DRAFT_LIMIT,
@@ -48,6 +53,7 @@ from refspec.options import (
     gathered,
     whole,
 )
+from refspec.reference.penalties import Penalties
 from refspec.reference.sampling import Sampler
 from refspec.reference.tree import TreeShape
 from refspec.tuning import step_costs, store
@@ -73,21 +79,17 @@ def load(
 ) -> Session:  # fmt: skip
     """Load a target GGUF, or the embedded pair, and a drafter for it: EAGLE-3, or any small GGUF of its vocabulary.
 
-    Every field of `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf",
-    threads=8)`. What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was
-    chosen. Raises CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine),
-    UsageError.
+    Both are files, or names: "embedded", "smollm2", "hf:OWNER/REPO[:FILE]" (`refspec.named`). Every field of
+    `ModelOptions` and `DraftOptions` is a keyword too, which wins: `load("target.gguf", "drafter.gguf", threads=8)`.
+    What nothing says is as `refspec tune` stored it, else a default; `Session.notes` tells what was chosen. Raises
+    CheckpointError (a file), ShapeError (other target), BackendError (llama.cpp, this machine), UsageError.
     """
     native.check()  # REFSPEC_BACKEND may ask for what is not there
     how, drafting = gathered(model_options, draft_options, _modern(keywords))
-    for name, named in (("model", model), ("drafter", drafter)):
-        if named is not None and not os.fspath(named):  # an unset shell variable must not mean "without a drafter"
-            raise UsageError(f"{name}: the file name is empty; name a GGUF file or leave the option out")
     _check_matmul(how)
-    measured, sampler = dict[str, Any](), GREEDY
-    if model is None:
-        measured, sampler = embedded.defaults(), Sampler(penalties=embedded.penalties())
-        model, drafter = embedded.path(embedded.TARGET), drafter or embedded.path(embedded.DRAFTER)
+    pair = named.pair(model, drafter)
+    model, drafter, measured = pair.model, pair.drafter, dict(pair.defaults)
+    sampler = Sampler(penalties=Penalties(**measured.get("penalties", {})))
     tuned = store.find(model, drafter) if drafting.tuned and not how.f32 else NOT_TUNED
     measured |= tuned.chosen
     how = how.settled(measured)
@@ -106,7 +108,7 @@ def load(
         batch_invariant=how.exact or (how.f32 and drafting.shape is None and is_f32(target.info)),
         memory=memory,
     )  # fmt: skip
-    session.notes += _notes(session, how)
+    session.notes += [*pair.notes, *_notes(session, how)]
     return session
 
 
@@ -232,6 +234,7 @@ class Session:
     policy            chooses how much to draft, with all it has learned; None before the first adaptive generation
     memory            where the policy is kept for the next session
     notes             lines that a user should read
+    grammars          grammars as automata over the target's tokens, each made once
     """
 
     def __init__(
@@ -247,7 +250,8 @@ class Session:
         self.policy: Policy | None = None
         self.notes: list[str] = []
         self._deferred: DeferredDrafter | None = None
-        self._latest = Latest()
+        self._latest, self._kept = Latest(), Kept(whole=batch_invariant)
+        self.grammars = Grammars(target, cache_directory())
 
     def encode(
         self, prompt: str | Sequence[chat.Message], *, system: str | None = None, raw: bool = False
@@ -297,7 +301,8 @@ class Session:
         self, prompt: str | Sequence[chat.Message] | None = None, *, tokens: Sequence[int] | None = None,
         max_tokens: int = 256, sampler: Sampler | None = None, seed: int = 0, draft_max: int | None = None,
         speculate: bool = True, draft_sampling: bool = False, adaptive: bool | None = None,
-        policy: Policy | None = None, system: str | None = None, raw: bool = False,
+        policy: Policy | None = None, system: str | None = None, raw: bool = False, fresh: bool = False,
+        grammar: Grammar | None = None, fidelity: str = "local",
     ) -> Generation:  # fmt: skip
         """Start a generation from a prompt, chat messages, or `tokens` [N]; nothing runs until it is iterated.
 
@@ -307,6 +312,11 @@ class Session:
         2023, Alg. 1 (`verify_rejection`), which keeps the distribution. `speculate=False` or draft_max 0 decodes
         plainly. `adaptive` chooses the draft length, at most draft_max, by the session's policy or the one given; the
         first such call may measure what steps cost, for at most 0.4 s. `system` and `raw` are as in `encode`.
+        `fresh` reads the whole prompt, whatever is held of it.
+
+        With a `grammar` (`refspec.grammar`: `json_schema(...)`, `regex(...)`, `gbnf(...)`) every output matches it and
+        ends within max_tokens and the context. `fidelity` says which distribution: `local` masks the next token, every
+        other approaches the model given that the whole output matches (`grammar/future.py`), `exact` is that.
 
         Raises PromptError (empty, or longer than the context), UsageError (a setting), CheckpointError (the chat
         template); iterating it may raise BackendError (llama.cpp failed, or logits that are not finite).
@@ -324,14 +334,17 @@ class Session:
             )
         drafter = self.drafter if speculate and draft_max > 0 else None
         with self._latest.turn():
+            if fresh:
+                self._kept.forget()
             return self._started(
                 encoded, drafter, sampler=sampler, seed=seed, max_tokens=max_tokens, draft_max=draft_max,
-                draft_sampling=draft_sampling, adaptive=adaptive, policy=policy,
+                draft_sampling=draft_sampling, adaptive=adaptive, policy=policy, grammar=grammar, fidelity=fidelity,
             )  # fmt: skip
 
     def _started(
         self, encoded: list[int], drafter: Drafter | None, *, sampler: Sampler | None, seed: int, max_tokens: int,
-        draft_max: int, draft_sampling: bool, adaptive: bool | None, policy: Policy | None,
+        draft_max: int, draft_sampling: bool, adaptive: bool | None, policy: Policy | None, grammar: Grammar | None,
+        fidelity: str,
     ) -> Generation:  # fmt: skip
         options: dict[str, Any] = {
             "sampler": self.sampler if sampler is None else sampler, "seed": seed, "max_tokens": max_tokens,
@@ -346,9 +359,27 @@ class Session:
             policy = self._policy(draft_max) if policy is None else policy
             policy.begin(len(encoded) - 1)
             drafter, options["policy"] = self._deferring(drafter, policy), policy
+        constrained = self._constrained(grammar, fidelity, len(encoded), max_tokens, trees=shape is not None)
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
-        return Generation(self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest)
+        return Generation(
+            self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest, kept=self._kept,
+            **constrained,
+        )  # fmt: skip
+
+    def _constrained(
+        self, grammar: Grammar | None, fidelity: str, prompt: int, max_tokens: int, *, trees: bool
+    ) -> dict[str, Any]:
+        """What a generation is told of a grammar; UsageError where it cannot be kept."""
+        kind, _ = fidelity_of(fidelity)
+        if grammar is None:
+            if kind != "local":
+                raise UsageError(f"fidelity {fidelity} is about a grammar, and there is none; give a grammar")
+            return {}
+        if trees and kind not in ("local", "onestep"):
+            raise UsageError(f"fidelity {fidelity} runs continuations, which a tree has no room for; draft chains")
+        limit = min(max_tokens, self.target.n_ctx - prompt + 1)
+        return {"constraint": self.grammars.constraint(grammar, limit, fidelity), "fidelity": fidelity}
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
 # toys that tests of other rooms use too
-for folder in ("decoding", "formats"):
+for folder in ("decoding", "formats", "engine"):
     sys.path.insert(0, str(Path(__file__).resolve().parent / folder))
 
 

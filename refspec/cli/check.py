@@ -31,10 +31,13 @@ def check(
 
     By what the files say, and by a short run. Every finding has its likely cause; exit 1 on a misfit.
     """
+    from refspec import named
     from refspec.evaluate import check as checking
 
+    first = named.model(target)
     found = checking.check(
-        target, drafter, live=live, threads=threads, prompts=count, max_tokens=max_tokens, progress=note
-    )
+        first, named.drafter(drafter, first), live=live, threads=threads, prompts=count, max_tokens=max_tokens,
+        progress=note,
+    )  # fmt: skip
     click.echo(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(checking.lines(found)))
     ctx.exit(0 if found["fits"] else 1)

@@ -20,10 +20,10 @@ INTERRUPTED = 130  # 128 + SIGINT
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
 WIDTH = 100  # columns of help, fewer where the terminal has fewer
-OPTIONS, DRAFTING, SAMPLING, PENALTIES = "Options", "Drafting", "Sampling", "Penalties"
+OPTIONS, DRAFTING, SAMPLING, PENALTIES, GRAMMAR = "Options", "Drafting", "Sampling", "Penalties", "Grammar"
 SPECIALISTS = "For specialists"
 GGUF = "From a GGUF (-m)"
-SECTIONS = (GGUF, OPTIONS, DRAFTING, SAMPLING, PENALTIES, SPECIALISTS)  # of a command's help, in this order
+SECTIONS = (GGUF, OPTIONS, DRAFTING, SAMPLING, PENALTIES, GRAMMAR, SPECIALISTS)  # of a command's help, in this order
 PATH = click.Path()  # for shells to complete; whether the file is there is said by what reads it
 
 
@@ -102,6 +102,20 @@ class Command(click.Command):
             if rows := [help_record(p) for p in shown if getattr(p, "section", OPTIONS) == section]:
                 with formatter.section(section):
                     formatter.write_dl(rows)
+
+
+class CommandWithMore(Command, click.Group):
+    """A command that is also a group: without the name of one of its commands it runs itself."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **{**how, "invoke_without_command": True})
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and the commands below."""
+        Command.format_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
 class Group(click.Group):

@@ -92,6 +92,8 @@ def convert(
     Every switch of the checkpoint is resolved and said, or refused with the option that decides it. Layouts:
     SafeAILab, SpecForge, specdrift, speculators, TorchSpec, NVIDIA ModelOpt, NeMo Automodel.
     """
+    from refspec import named
+
     run = {key: o.pop(key) for key in ("prompts", "families", "count", "max_tokens", "draft_max", "threads")}
     given = {k: v for k, v in o.items() if v is not None}
     if head_norm is not None:
@@ -99,7 +101,8 @@ def convert(
     if ignore:
         given["ignore"] = list(ignore)
     check_names_file(out)
-    called = name or Path(checkpoint).resolve().name
+    called = name or Path(checkpoint.removeprefix("hf:")).resolve().name
+    checkpoint, target = str(named.local(checkpoint)), None if target is None else str(named.local(target))
     report: Report | None = None
     made: dict[str, Any] | None = None
     if Path(checkpoint).is_file():

@@ -29,11 +29,13 @@ def export(file: str, out: str, layout: str, dtype: str, verifier: str | None) -
 
     For trainers, vLLM, SGLang and TensorRT-LLM.
     """
+    from refspec import named
     from refspec.convert.export import export_drafter
     from refspec.convert.export_hf import export_target
 
+    path = named.local(file)
     if layout == "hf":
-        done = export_target(file, out, dtype=dtype)
+        done = export_target(path, out, dtype=dtype)
     else:
-        done = export_drafter(file, out, layout, dtype=dtype, verifier=verifier)
+        done = export_drafter(path, out, layout, dtype=dtype, verifier=verifier)
     click.echo("\n".join(done.lines()))

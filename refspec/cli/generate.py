@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from refspec.cli.command import DRAFTING, INTERRUPTED, PATH, SAMPLING, note, option
+from refspec.cli.grammar import grammar_of, grammar_options
 from refspec.cli.group import draft_max_option, load, main, model_options, read_bias, read_prompt, tree_option
 from refspec.cli.penalties import changed, penalties_of, penalty_options
 
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     help="Add X to the logit of token ID, -inf forbids it; may be repeated.",
 )  # fmt: skip
 @penalty_options
+@grammar_options
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: float, as_json: bool, **o: Any) -> None:
     """Generate text with guesses, and say what they gained.
@@ -95,13 +97,14 @@ def generate(ctx: click.Context, prompt: str | None, path: str | None, temp: flo
     bias = read_bias(o["logit_bias"])
     sampler = Sampler(temperature=temp, top_k=o["top_k"], top_p=o["top_p"], min_p=o["min_p"], logit_bias=bias)
     penalties_of(o)  # refuses what cannot be before a model is loaded
+    within = grammar_of(o)
     text = read_prompt(prompt, path)
     others = ForeignLoad()
     with load(o, chooses=o["adaptive"] is None and not o["draft_sampling"]) as session:
         sampler = advised(ctx, session, replace(sampler, penalties=changed(session.sampler.penalties, o)), o)
         if sampler.penalties == session.sampler.penalties and sampler.penalties.on:
             note("anti-repetition (DRY) is on for this small model; --dry-multiplier 0 turns it off")
-        code = run(session, text, sampler, o, as_json, others)
+        code = run(session, text, sampler, o, as_json, others, within)
     ctx.exit(code)
 
 
@@ -128,14 +131,20 @@ def advised(ctx: click.Context, session: Session, sampler: Sampler, o: dict[str,
     return sampler
 
 
-def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool, others: ForeignLoad) -> int:
-    """Generate, print and compare; returns the exit code. `others` is the load of other processes since before."""
+def run(
+    session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_json: bool, others: ForeignLoad,
+    within: dict[str, Any],
+) -> int:  # fmt: skip
+    """Generate, print and compare; returns the exit code.
+
+    `others` is the load of other processes since before, `within` the grammar and fidelity of `Session.generate`.
+    """
     from refspec.evaluate import report
     from refspec.llama import open_pair
     from refspec.session import DRAFT_MAX
 
     speculating = session.drafter is not None and session.draft_max > 0 and not o["no_spec"]
-    wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
+    wanted = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]} | within
     generation = session.generate(
         text, system=o["system"], raw=o["raw"], speculate=speculating, draft_sampling=o["draft_sampling"], **wanted
     )
@@ -167,7 +176,7 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
     interrupted = generation.statistics.stop == "interrupted"
     if o["compare"] and not interrupted:
         if speculating:
-            interrupted = compare(session, generation, sampler, o, record, lines, others)
+            interrupted = compare(session, generation, sampler, o, record, lines, others, within)
         else:
             note("--compare: nothing to compare, the run above is plain decoding")
             record |= {"plain": {"text": generation.text} | generation.statistics.as_dict(), "speedup": 1.0}
@@ -182,14 +191,14 @@ def run(session: Session, text: str, sampler: Sampler, o: dict[str, Any], as_jso
 
 def compare(
     session: Session, fast: Generation, sampler: Sampler, o: dict[str, Any], record: dict[str, Any], lines: list[str],
-    others: ForeignLoad,
+    others: ForeignLoad, within: dict[str, Any],
 ) -> bool:  # fmt: skip
     """Run the same prompt without speculation and add the outcome to record and lines; True when interrupted."""
     from refspec.evaluate import report
     from refspec.evaluate.compare import explain
     from refspec.evaluate.speed import busy
 
-    wanted: dict[str, Any] = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]}
+    wanted: dict[str, Any] = {"max_tokens": o["max_tokens"], "sampler": sampler, "seed": o["seed"]} | within
     plain = session.generate(tokens=fast.prompt, speculate=False, **wanted)
     consume(plain, None)
     record["foreign_cores"] = others.cores()
@@ -202,8 +211,8 @@ def compare(
     same, difference = plain.tokens == fast.tokens, None
     if not same and not sampled:
         difference = explain(
-            session.target, fast.prompt, plain.tokens, fast.tokens, sampler=sampler, seed=o["seed"],
-            draft_max=session.draft_max, trees=session.tree is not None,
+            plain.target if within else session.target, fast.prompt, plain.tokens, fast.tokens, sampler=sampler,
+            seed=o["seed"], draft_max=session.draft_max, trees=session.tree is not None,
         )  # fmt: skip
     record |= {"identical": same, "first_difference": report.difference_as_dict(difference)}
 

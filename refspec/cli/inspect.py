@@ -23,7 +23,8 @@ def inspect(file: str, target: str | None, as_json: bool) -> None:
 
     Of a drafter every normalization switch in words, of a target what it recommends.
     """
+    from refspec import named
     from refspec.convert import inspect as inspector
 
-    about = inspector.describe(file, target)
+    about = inspector.describe(named.local(file), None if target is None else named.local(target))
     click.echo(json.dumps(about, ensure_ascii=False, default=str) if as_json else "\n".join(inspector.lines(about)))

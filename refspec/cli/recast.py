@@ -25,12 +25,13 @@ def recast(file: str, out: str, outtype: str, as_json: bool) -> None:
     Targets and drafters alike. Start from a type that rounds nothing of it (F16, BF16, F32) if there is one: what Q8_0
     has lost does not come back.
     """
+    from refspec import named
     from refspec.convert import inspect as inspector
     from refspec.gguf import recast as recasting
     from refspec.gguf.io import read_gguf_header
 
     check_names_file(out)
-    info = read_gguf_header(file)
+    info = read_gguf_header(named.local(file))
     with bytes_bar("bytes written") as progress:
         written = recasting.write_as(info, out, outtype, progress)
     made = inspector.describe(written)

@@ -23,6 +23,7 @@ too and is shown after "also".
 | you want to | command |
 | --- | --- |
 | see speculation at work | `refspec generate --compare -p "Why is the sky blue?"` |
+| get JSON, or what a grammar allows | `refspec generate --json-schema FILE`, `--regex RE`, `--grammar FILE` |
 | use a drafter from Hugging Face | `refspec convert`, then `refspec check`, then `refspec generate -m ... -d ...` |
 | know whether it pays on this machine | `refspec tune`, once; `refspec bench` measures prompts |
 | know what a file is | `refspec inspect` |

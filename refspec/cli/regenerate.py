@@ -65,6 +65,9 @@ def regenerate(
     The answers are a data set like that of the prompts. Kill it at any time and give the same command again; with more
     --tokens it goes on from where it was. Penalties are off unless given: give those the model is used with.
     """
+    from refspec import named
+
+    model = Path(named.local(str(model)))
     given = click.get_current_context().get_parameter_source
     if not model.is_dir() and given("device") is not ParameterSource.DEFAULT:
         raise UsageError(f"--device does nothing with a GGUF ({model}), which llama.cpp runs; see --gpu-layers")

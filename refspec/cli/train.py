@@ -212,7 +212,7 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
 )  # fmt: skip
 @click.option("--twin", is_flag=True, help="Also train plain EAGLE-3 (none, pre_norm, raw) on the same batches.")
 def drafter(
-    model: Path | None, data: tuple[Path, ...], target_run: Path | None, steps: int | None, draft_vocab: int | None,
+    model: str | None, data: tuple[Path, ...], target_run: Path | None, steps: int | None, draft_vocab: int | None,
     layer_ids: str | None, out: Path, **o: Any,
 ) -> None:  # fmt: skip
     """Train an EAGLE-3 drafter by training-time test.

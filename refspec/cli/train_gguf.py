@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from refspec.cli.command import GGUF, note, option, options
+from refspec.cli.command import GGUF, PATH, note, option, options
 from refspec.errors import UsageError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DEFAULT_TOKENS, DEFAULT_VOCAB = 400_000, 8192
 
 gguf_options = options(
-    option("-m", "--model", type=FILE, section=GGUF, help="The target, any GGUF that llama.cpp runs."),
+    option("-m", "--model", type=PATH, section=GGUF, help="The target, any GGUF that llama.cpp runs, or its name."),
     option(
         "--hours", type=click.FloatRange(0, min_open=True), section=GGUF,
         help="Time to spend; tokens and epochs follow from what each stage costs here.",
@@ -57,12 +57,14 @@ def without_gguf(o: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in o.items() if name not in NAMES}
 
 
-def gguf_drafter(model: Path, out: Path, o: dict[str, Any]) -> None:
+def gguf_drafter(name: str, out: Path, o: dict[str, Any]) -> None:
     """Train and say what was reached."""
+    from refspec import named
     from refspec.train.budget import Plan
     from refspec.train.from_gguf import train_from_gguf
     from refspec.train.outcome import described
 
+    model = Path(named.model(name))
     if o["hours"] is not None and (o["tokens"] or o["epochs"]):
         raise UsageError("--hours excludes --tokens and --epochs, which follow from it; leave one of them out")
     renamed = {"greedy_share": "greedy"}
@@ -73,6 +75,6 @@ def gguf_drafter(model: Path, out: Path, o: dict[str, Any]) -> None:
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
         gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
     )  # fmt: skip
-    for name in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
-        click.echo("\n".join(described(name, figures)))
-    note(f'try it: refspec generate -m {model} -d {out / "drafter.gguf"} --compare -p "..."')
+    for variant in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
+        click.echo("\n".join(described(variant, figures)))
+    note(f'try it: refspec generate -m {name} -d {out / "drafter.gguf"} --compare -p "..."')

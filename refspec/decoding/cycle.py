@@ -23,6 +23,7 @@ import numpy as np
 from refspec.adaptive.prompt_prior import SURVEYED
 from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties, draft_penalties
 from refspec.decoding.drafter import Drafter, SeesFirst, survey
+from refspec.decoding.grammar_target import DraftGrammar, GrammarTarget, MindsGrammar
 from refspec.decoding.penalized_target import PenalizedTarget, check_under
 from refspec.decoding.plan import DraftPolicy, FixedLength
 from refspec.decoding.target import Target
@@ -32,22 +33,25 @@ from refspec.reference.metrics import Seconds, Step
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
 
+CHUNK = 512  # tokens of a prompt that are read at once
 NO_DRAFT = Draft(np.zeros(0, np.int32), None, np.zeros(0, np.float32))
 
 
 def prefill(
-    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = 512, *,
+    target: Target, drafter: Drafter | None, prompt: Sequence[int], chunk: int = CHUNK, *, held: int = 0,
     expect: Callable[[float], None] | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Run all but the last of prompt [N] through the target, and their rows through the drafter; yields rows done.
 
-    `expect` is told how sure the drafter is along the last SURVEYED rows, unless there are too few or it cannot tell.
+    Without the first `held`, which both hold already (`kept.py`); what they hold is forgotten if that is 0. `expect` is
+    told how sure the drafter is along the last SURVEYED rows, unless there are too few or it cannot tell.
     """
-    target.reset()
-    if drafter is not None:
-        start_drafter(drafter, int(prompt[0]))
+    if not held:
+        target.reset()
+        if drafter is not None:
+            start_drafter(drafter, int(prompt[0]))
     tokens = np.asarray(prompt, dtype=np.int32)  # [N]
-    for start in range(0, len(tokens) - 1, chunk):
+    for start in range(held, len(tokens) - 1, chunk):
         stop = min(start + chunk, len(tokens) - 1)
         target.decode(tokens[start:stop], logits="none")
         if drafter is not None:
@@ -85,8 +89,9 @@ def speculate(
     coin. With deterministic drafts the output depends on target, sampler and seed only. BackendError for non-finite
     logits.
     """
-    check_under(target, sampler)
-    penalties = drafting_under(target, drafter)
+    grammar = target if isinstance(target, GrammarTarget) else None
+    check_under(target if grammar is None else grammar.inner, sampler)
+    penalties, mask = drafting_under(target, drafter), drafting_within(grammar, drafter)
     # At temperature 0 a sampled draft is the argmax and rejection is equality: one rule is enough. Without a drafter
     # nothing is sampled from it, and the output of a seed is the plain one.
     sampled = draft_sampling and drafter is not None and not sampler.greedy
@@ -105,16 +110,21 @@ def speculate(
         room = min(draft_max, left - 1, n_ctx - held - 1) if drafter is not None and drafter.n_rows else 0
         plan = chosen.plan(room)
 
-        # draft
-        draft = NO_DRAFT
-        if drafter is not None and (k := plan.draft) > 0:
+        # draft: what a grammar makes certain, if that is more than would be guessed
+        draft = NO_DRAFT if grammar is None else certain(grammar.jump(pending, min(left - 1, n_ctx - held - 1)))
+        jumps = len(draft.tokens) > plan.draft
+        if not jumps and drafter is not None and (k := plan.draft) > 0:
             if penalties is not None:
                 penalties.begin(pending, held)
+            if mask is not None:
+                mask.begin(pending)
             coins = None if draft_coins is None else draft_coins(k, position)
             draft = drafter.draft(k, coins=coins, sampler=sampler if sampled else None, stop=plan.stop)
             draft = _cut_after_end(draft, end_tokens)
             if draft.q_draft is None:  # a token drawn by a coin may not be dropped for what came of it
                 draft = _first(draft, plan.keep(len(draft.tokens)))
+                if grammar is not None:  # lookup knows no grammar
+                    draft = _first(draft, grammar.agreeing(pending, draft.tokens))
 
         # verify: one run of the target; the i-th of its tokens decides output position `position` + i
         accepted, tokens = verify(pending, draft, position)
@@ -132,7 +142,8 @@ def speculate(
         ended = perf_counter()
         seconds = Seconds(in_target, in_drafter, ended - began - in_target - in_drafter + learning)
         step = Step(position, draft.tokens.tolist(), accepted, tokens, seconds, stop)
-        chosen.learn(plan, step)
+        if not jumps:  # what is certain says nothing of guesses
+            chosen.learn(plan, step)
         learning = perf_counter() - ended
 
         yield step
@@ -144,9 +155,23 @@ def drafting_under(target: Target, drafter: Drafter | None) -> DraftPenalties | 
     if not isinstance(drafter, MindsPenalties):
         return None
     drafter.penalties = None
-    if isinstance(target, PenalizedTarget):
-        drafter.penalties = draft_penalties(target)
+    inner = target.inner if isinstance(target, GrammarTarget) else target
+    if isinstance(inner, PenalizedTarget):
+        drafter.penalties = draft_penalties(inner)
     return drafter.penalties
+
+
+def drafting_within(grammar: GrammarTarget | None, drafter: Drafter | None) -> DraftGrammar | None:
+    """Have a drafter that minds a grammar draft within the target's, or within none."""
+    if not isinstance(drafter, MindsGrammar):
+        return None
+    drafter.grammar = None if grammar is None else DraftGrammar(grammar)
+    return drafter.grammar
+
+
+def certain(tokens: Ids) -> Draft:
+    """A draft of what a grammar makes certain."""
+    return Draft(np.asarray(tokens, np.int32), None, np.ones(len(tokens), np.float32))
 
 
 def _features(target: Target, drafter: Drafter, n: int) -> Array:

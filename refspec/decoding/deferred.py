@@ -77,8 +77,14 @@ class DeferredDrafter(WrappedDrafter):
         return cast(TreeDrafter, self.inner).draft_tree(shape, coins=coins, sampler=sampler, more=more)
 
     def rollback(self, n_rows: int) -> None:
-        """Append what waits, then keep the first n_rows true rows."""
-        self._flush()
+        """Keep the first n_rows true rows; rows that wait are not run for that, unless some were missed."""
+        waiting = n_rows - self.inner.n_rows
+        if 0 <= waiting <= self._queued <= BACKLOG:
+            self._queued = waiting
+            return
+        if waiting >= 0:
+            self._flush()
+        self._queued = 0
         self.inner.rollback(n_rows)
 
     def reset(self) -> None:

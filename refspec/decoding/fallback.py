@@ -53,6 +53,11 @@ class FallbackDrafter(WithLookup[Drafter]):
         # nothing was drawn above: no coin is used twice
         return self.trained.draft(k, coins=coins, sampler=sampler, stop=stop)
 
+    def rollback(self, n_rows: int) -> None:
+        """Keep the first n_rows true rows; another output begins."""
+        super().rollback(n_rows)
+        self.from_lookup, self.lookups = False, 0
+
     def reset(self) -> None:
         """Forget every row."""
         super().reset()

@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 
 from refspec.decoding.cycle import prefill, speculate
 from refspec.decoding.drafter import Drafter
-from refspec.decoding.penalized_target import under
+from refspec.decoding.grammar_target import GrammarTarget
+from refspec.decoding.kept import Kept
+from refspec.decoding.penalized_target import PenalizedTarget, under
 from refspec.decoding.target import Target
 from refspec.decoding.text import Utf8Stream
 from refspec.decoding.tree_cycle import speculate_tree
 from refspec.errors import UsageError
+from refspec.grammar.constraint import Constraint
 from refspec.reference.metrics import Seconds, Statistics, Step
 
 
@@ -75,15 +78,24 @@ class Generation(Iterator[Event]):
 
     def __init__(
         self, target: Target, drafter: Drafter | None, prompt: Sequence[int], options: Mapping[str, Any], *,
-        trees: bool, is_latest: Latest,
+        trees: bool, is_latest: Latest, kept: Kept, constraint: Constraint | None = None, fidelity: str = "local",
     ) -> None:  # fmt: skip
-        """`options` are those of `speculate`, or with `trees` of `speculate_tree`."""
+        """`options` are those of `speculate`, or with `trees` of `speculate_tree`; `kept` is of the run before.
+
+        `constraint` is as in GrammarTarget.
+        """
         self.text = ""
         self.tokens: list[int] = []
         self.prompt = list(prompt)
         self.statistics = Statistics(prompt_tokens=len(prompt))
         self.target = under(target, options["sampler"].penalties, prompt)
+        if constraint is not None:
+            self.target = GrammarTarget(
+                self.target, constraint, len(prompt), sampler=options["sampler"], fidelity=fidelity,
+                jumps=drafter is not None,
+            )  # fmt: skip
         self._drafter, self._options, self._trees, self._is_latest = drafter, options, trees, is_latest
+        self._kept = kept
         self._steps: Iterator[Step] | None = None  # once the prompt has been read
         self._stream = Utf8Stream()
         self._stopping = self._ended = False
@@ -107,7 +119,11 @@ class Generation(Iterator[Event]):
         self._ended = True  # unless this step succeeds and another follows
         if not self._stopping and not self._is_latest(self):
             raise UsageError("this generation was ended by a later one on the same session; open a second session")
-        step = self._next_step()
+        try:
+            step = self._next_step()
+        except BaseException:
+            self._kept.forget()  # what target and drafter hold may be of different steps
+            raise
         if step is None:
             raise StopIteration
         self._ended = step.stop is not None
@@ -128,7 +144,13 @@ class Generation(Iterator[Event]):
         """The next verify step; None where the run ends without one."""
         if self._steps is None:
             began, policy = perf_counter(), self._options.get("policy")
-            for _ in prefill(self.target, self._drafter, self.prompt, expect=policy.expect if policy else None):
+            held = self._kept.take(self.target, self._drafter, self.prompt, surveyed=policy is not None)
+            self.statistics.prompt_kept = held
+            inner = self.target.inner if isinstance(self.target, GrammarTarget) else self.target
+            if isinstance(inner, PenalizedTarget):
+                inner.holding(self.prompt[:held])
+            expect = policy.expect if policy else None
+            for _ in prefill(self.target, self._drafter, self.prompt, held=held, expect=expect):
                 if self._stopping:
                     break
             self.statistics.prompt_seconds = perf_counter() - began

@@ -58,6 +58,11 @@ class PenalizedTarget:
     def capturing(self, wanted: bool) -> None:
         self.inner.capturing = wanted
 
+    def holding(self, tokens: Sequence[int] | Ids) -> None:
+        """Take over the tokens of the positions that `inner` holds already, from the first on."""
+        self.text[: len(tokens)] = tokens
+        self._look_at(map(int, tokens))
+
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """As of `inner`; the logits that follow are penalized."""
         start = self.inner.n_past

@@ -49,6 +49,14 @@ class Target(Protocol):
     def n_past(self) -> int:
         """Positions the cache holds."""
 
+    @property
+    def tokens(self) -> Sequence[int] | Ids:
+        """The tokens [n_past] at these positions."""
+
+    @property
+    def restores(self) -> int:
+        """The first position whose state `rollback` brings back: 0, or what a recurrent state still has."""
+
     capturing: bool  # whether decodes keep the hidden states that `features` returns
 
     @property
@@ -73,7 +81,7 @@ class Target(Protocol):
         """Captured states [T, n_states*Ht] of the last decode, valid until the next one."""
 
     def rollback(self, n: int) -> None:
-        """Keep positions 0..n-1."""
+        """Keep positions 0..n-1; BackendError where a recurrent state cannot go back so far."""
 
     def reset(self) -> None:
         """Forget every position."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from refspec.decoding.cycle import close_output
 from refspec.decoding.drafter import TreeDrafter
+from refspec.decoding.grammar_target import GrammarTarget
 from refspec.decoding.penalized_target import check_under
 from refspec.decoding.plan import DraftTreePolicy, FixedTree
 from refspec.decoding.target import TreeTarget
@@ -48,7 +49,8 @@ def speculate_tree(
     """
     if policy is not None and draft_sampling:
         raise UsageError("nodes are chosen for deterministic trees only; leave --adaptive or --draft-sampling out")
-    check_under(target, sampler)
+    grammar = target if isinstance(target, GrammarTarget) else None
+    check_under(target if grammar is None else grammar.inner, sampler)
     rule = _SampledTrees(sampler, seed) if draft_sampling and not sampler.greedy else _OneCoin(sampler, seed)
     chosen: DraftTreePolicy = FixedTree() if policy is None else policy
     end_tokens, n_ctx, held = target.end_tokens, target.n_ctx, target.n_past
@@ -69,6 +71,8 @@ def speculate_tree(
             wanted = TreeShape(plan.nodes, shape.top_k, depth, floor=max(shape.floor, plan.floor))
             tree = cut_after_end(rule.draft(drafter, wanted, position, plan.more), end_tokens)
         tree = plan.keep(tree)
+        if grammar is not None and tree.distributions is None:  # a node that was drawn may not be dropped
+            tree = grammar.pruned(pending, tree)
 
         # verify: one run of the target over the pending token and all nodes
         path, tokens = _verified(target, rule, pending, tree, position)

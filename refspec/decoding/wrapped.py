@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refspec.decoding.draft_penalties import DraftPenalties, MindsPenalties
 from refspec.decoding.drafter import Coins, Drafter, SeesFirst, survey
+from refspec.decoding.grammar_target import DraftGrammar, MindsGrammar
 from refspec.reference.draft import Draft, Stop
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -34,6 +35,16 @@ class WrappedDrafter:
     def penalties(self, penalties: DraftPenalties | None) -> None:
         if isinstance(self.inner, MindsPenalties):
             self.inner.penalties = penalties
+
+    @property
+    def grammar(self) -> DraftGrammar | None:
+        """What `inner` drafts within, if it minds a grammar."""
+        return getattr(self.inner, "grammar", None)
+
+    @grammar.setter
+    def grammar(self, grammar: DraftGrammar | None) -> None:
+        if isinstance(self.inner, MindsGrammar):
+            self.inner.grammar = grammar
 
     def begin(self, token: int) -> None:
         """Take x_0, if the drafter wants it."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refspec.decoding.cycle import prefill
+from refspec.decoding.grammar_target import GrammarTarget
 from refspec.decoding.penalized_target import under
 from refspec.decoding.target import Target, TreeTarget
 from refspec.reference.ops import Array
@@ -63,7 +64,8 @@ def explain(
     position = first_difference(plain, speculative)
     if position is None:
         return None
-    target = under(target, sampler.penalties, prompt)
+    if not isinstance(target, GrammarTarget):  # which is under penalties already
+        target = under(target, sampler.penalties, prompt)
     window = range(max(0, position - WINDOW), min(len(plain), position + WINDOW))
     alone = dict(_rows(target, prompt, plain, window, [1]))
     # largest first: other kernels begin at some size, and a short output must not end before they are met

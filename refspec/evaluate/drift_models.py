@@ -6,11 +6,10 @@ A drafter is a GGUF or a checkpoint directory (safetensors, config.json).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refspec import embedded, native
+from refspec import named, native
 from refspec.decoding.lookup import LookupDrafter
 from refspec.errors import CheckpointError, UsageError
 from refspec.evaluate.journal import fingerprint
@@ -32,15 +31,17 @@ def load_pairs(
 ) -> tuple[LlamaTarget, dict[str, Any], dict[str, str]]:  # fmt: skip
     """The target, the drafters by name (the file's, or the path's where two are equal), and their files' fingerprints.
 
-    Without a model, the embedded pair. `strict` runs the target in F32. `engine` is "reference", "llama", or "" for
-    llama.cpp unless a directory or an experiment needs the reference. Each value of `anchors` and `growths` adds every
-    drafter once more, with that experiment. Raises CheckpointError (a file), ShapeError (a drafter for another target),
-    BackendError, UsageError.
+    Models are files or names; without a model, the embedded pair. `strict` runs the target in F32. `engine` is
+    "reference", "llama", or "" for llama.cpp unless a directory or an experiment needs the reference. Each value of
+    `anchors` and `growths` adds every drafter once more, with that experiment. Raises CheckpointError (a file),
+    ShapeError (a drafter for another target), BackendError, UsageError.
     """
     native.check()
-    if model is None:
-        model = str(embedded.path(embedded.TARGET))
-        paths = list(paths) or _embedded_drafters()
+    pair = named.pair(model, None)
+    model = str(pair.model)
+    paths = [str(named.drafter(path, model)) for path in paths]
+    if not paths and pair.drafter is not None:
+        paths = [str(path) for path in (pair.drafter, *pair.others)]
     if not paths and not lookup:
         raise UsageError("this command measures drafters: name one or more with -d")
     directories = [path for path in paths if Path(path).is_dir()]
@@ -127,10 +128,3 @@ def names(paths: Sequence[str]) -> list[str]:
     if len(set(stems)) < len(stems):
         raise UsageError("two drafters have the same name; name each file once, or rename one")
     return stems
-
-
-def _embedded_drafters() -> list[str]:
-    found = [str(embedded.path(embedded.DRAFTER))]
-    with suppress(CheckpointError):  # the twin may be left out of an installation
-        found.append(str(embedded.path(embedded.DRAFTER_PRENORM)))
-    return found

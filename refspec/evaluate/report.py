@@ -25,7 +25,8 @@ def describe(statistics: Statistics, name: str) -> list[str]:
     if total := s.seconds.total:
         parts = zip(("target", "drafter", "refspec itself"), s.seconds, strict=True)
         lines.append("  time: " + ", ".join(f"{who} {part:.3f} s ({part / total:.0%})" for who, part in parts))
-    lines.append(f"  prompt: {s.prompt_tokens} tokens in {s.prompt_seconds:.2f} s; {stopped(s)}")
+    held = f", {s.prompt_kept} of them held already," if s.prompt_kept else ""
+    lines.append(f"  prompt: {s.prompt_tokens} tokens{held} in {s.prompt_seconds:.2f} s; {stopped(s)}")
     return lines
 
 

@@ -179,7 +179,8 @@ def _costs(kinds: Mapping[str, Kind], totals: Mapping[str, Statistics], text: Se
 def run_prompt(session: Session, prompt: str | Sequence[int], options: dict[str, Any], max_tokens: int) -> Generation:
     """One finished generation, greedy unless `options` of `Session.generate` say else; RefspecError if it is empty."""
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
-    generation = finished(session.generate(**given, max_tokens=max_tokens, **({"sampler": GREEDY} | options)))
+    given |= {"max_tokens": max_tokens, "sampler": GREEDY, "fresh": True}
+    generation = finished(session.generate(**given | options))
     if generation.statistics.verify_steps == 0:
         what = f"the prompt {prompt[:40]!r}" if isinstance(prompt, str) else f"a prompt of {len(prompt)} tokens"
         raise RefspecError(f"bench: nothing was generated for {what}; choose another")

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from refspec import embedded
+from refspec import named
 from refspec.errors import BackendError, RefspecError
 from refspec.evaluate import speed
 from refspec.evaluate.outputs import finished
@@ -53,8 +53,8 @@ def run(
     `threads` is the most to try, every processor if not given. Costs are those `after` so many tokens of context, 128
     or what fits if not given. Raises as `load`, and RefspecError where the context is too small to measure in.
     """
-    if model is None:
-        model, drafter = str(embedded.path(embedded.TARGET)), drafter or str(embedded.path(embedded.DRAFTER))
+    pair = named.pair(model, drafter)
+    model, drafter = str(pair.model), None if pair.drafter is None else str(pair.drafter)
     names = {"model": model, "drafter": drafter, "n_ctx": n_ctx, "gpu_layers": gpu_layers}
     cores = threads or default_threads()
     kernels = ["auto"] if why_not() is None and not gpu_layers else []  # then refspec's
@@ -117,10 +117,10 @@ def run(
 
 def check(model: str | None, drafter: str | None, n_ctx: int = 0, after: int | None = None) -> None:
     """Raise what is wrong with the files, or with a context too small for `after`, before anything is measured."""
-    for name in (model, drafter):
-        if name is not None:
-            read_gguf_header(name)
-    info = read_gguf_header(model or embedded.path(embedded.TARGET))
+    pair = named.pair(model, drafter)
+    info = read_gguf_header(pair.model)
+    if pair.drafter is not None:
+        read_gguf_header(pair.drafter)
     trained = info.metadata.get(f"{info.arch}.context_length")
     if n_ctx or trained:
         step_costs.room_in(n_ctx or min(int(trained or 0), DEFAULT_N_CTX), after)

@@ -133,6 +133,14 @@ memory_seq_keep = _bind("llama_memory_seq_keep", None, _P, _I)
 encode = _bind("llama_encode", _I, _P, Batch)
 decode = _bind("llama_decode", _I, _P, Batch)
 get_logits_ith = _bind("llama_get_logits_ith", _P, _P, _I)
+# samplers, to be compared with
+chain_params = _bind("llama_sampler_chain_default_params", api.llama_sampler_chain_params)
+sampler_chain = _bind("llama_sampler_chain_init", _P, api.llama_sampler_chain_params)
+sampler_chain_add = _bind("llama_sampler_chain_add", None, _P, _P)
+sampler_grammar = _bind("llama_sampler_init_grammar", _P, _P, _S, _S)
+sampler_greedy = _bind("llama_sampler_init_greedy", _P)
+sampler_sample = _bind("llama_sampler_sample", _I, _P, _P, _I)
+sampler_free = _bind("llama_sampler_free", None, _P)
 # staged functions: exported with C++ names (Itanium, then MSVC), absent from some builds
 set_nextn = _bind(
     ("llama_set_embeddings_nextn", "_Z26llama_set_embeddings_nextnP13llama_contextbb",
@@ -312,3 +320,10 @@ def context_params(**values: Any) -> Any:
             raise BackendError(f"this llama-cpp-python has no context parameter {name!r}; install 0.3.36 or newer")
         setattr(params, name, value)
     return params
+
+
+def schema_to_gbnf(schema: str) -> str:
+    """llama.cpp's grammar of a JSON schema."""
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    return str(json_schema_to_gbnf(schema))

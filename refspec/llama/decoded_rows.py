@@ -27,6 +27,9 @@ class DecodedRows:
     """Logits and states of the last decode's tokens.
 
     n_past      positions held
+    text        [n_ctx] tokens of the positions held, then of some that no longer are
+    restores    the first position that a recurrent state can go back to: it has one copy for each token of the last
+                batch, and going back uses them up; llama.cpp goes further back without a word, to a wrong state
     n           T, 0 while there is nothing to read
     capturing   whether decodes keep hidden states
     seconds     time inside llama.cpp
@@ -40,6 +43,8 @@ class DecodedRows:
         self.context, self.batch, self.capture = context, batch, capture
         self.n_vocab, self._views = vocab, views
         self.n_past, self.n, self.seconds = 0, 0, 0.0
+        self.restores = 0
+        self.text = np.zeros(context.n_ctx + 1, np.int32)
         self.capturing = capture is not None
         self.native: NativeTarget | None = None
         self._states: Floats = np.empty((0, states, width), np.float32)  # [>=T, N, Ht]
@@ -137,10 +142,12 @@ class DecodedRows:
             f"{self.context.path}: the logits at position {position} are not finite; the weights are damaged"
         )
 
-    def put(self, tokens: Sequence[int] | Ids) -> None:
-        """Take over token ids [T] into the batch; ShapeError for what is no id."""
+    def put(self, tokens: Sequence[int] | Ids, first: int) -> None:
+        """Take over token ids [T] into the batch, to run at position `first` and on; ShapeError for what is no id."""
         if not self.batch.put(tokens):
             raise ShapeError(f"{self.context.path}: tokens must be ids in 0..{self.n_vocab - 1}")
+        self.text[first : first + len(tokens)] = self.batch.tokens[: len(tokens)]
+        self.restores = first + 1
 
     def failure(self, code: int, n: int, first: int) -> Exception:
         """The error for llama.cpp's answer to the n tokens of the batch."""

@@ -122,6 +122,7 @@ class LlamaModelDrafter(ChainDrafter):
     def reset(self) -> None:
         """Forget every token and the time spent."""
         self.context.clear()
+        self.grammar = None  # it was that of one output
         self._text, self._held, self._agreed, self._first, self._logits, self.seconds = [], [], 0, 0, 0, 0.0
 
     def close(self) -> None:

@@ -201,6 +201,7 @@ class LlamaEagle3Drafter(ChainDrafter):
         self.context.clear()
         self._held = self.n_rows = self._logits = self._state = 0
         self.seconds = 0.0
+        self.grammar = None  # it was that of one output
 
     def close(self) -> None:
         """Free the model; calling it twice is harmless."""

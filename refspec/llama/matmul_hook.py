@@ -234,7 +234,8 @@ def register(info: GgufInfo, handle: int) -> PackedMatrices | None:
     if index < 0:
         return None
     native.lib.rs_matmul_attend(True)
-    return PackedMatrices(index, sum(tensor.nbytes for tensor in {t.name: t for _, t in found}.values()))
+    nbytes = sum(tensor.nbytes for tensor in {tensor.name: tensor for _, tensor in found}.values())
+    return PackedMatrices(index, nbytes)
 
 
 def unregister(packed: PackedMatrices | None) -> None:

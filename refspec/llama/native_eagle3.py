@@ -191,7 +191,7 @@ class NativeEagle3Drafter(ChainDrafter):
     def reset(self) -> None:
         """Forget every row and the time spent."""
         self.n_rows, self._resumes, self.seconds = 0, False, 0.0
-        self.penalties = None  # they were those of one output
+        self.penalties = self.grammar = None  # they were those of one output
 
     def close(self) -> None:
         """Nothing is held that Python does not free."""

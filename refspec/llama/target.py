@@ -68,6 +68,7 @@ class LlamaTarget:
         # has the same bits in every batch (`llama/rounding.py`), and of some weights two rows cost less than one. A
         # recurrent state could not take the second row back.
         self.pair_rows = pair_rows and not recurrent
+        self._recurrent = recurrent
         # other places of weights are other kernels
         self._placed = {
             "n_gpu_layers": n_gpu_layers,
@@ -106,6 +107,16 @@ class LlamaTarget:
     def n_past(self) -> int:
         """Positions held."""
         return self._rows.n_past
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens [n_past] of the positions held: a view."""
+        return self._rows.text[: self._rows.n_past]
+
+    @property
+    def restores(self) -> int:
+        """The first position whose state `rollback` brings back, 0 but for recurrent architectures."""
+        return self._rows.restores if self._recurrent else 0
 
     @property
     def seconds(self) -> float:
@@ -158,13 +169,13 @@ class LlamaTarget:
         rows.begin(n)
         try:
             if rows.native is not None and logits == "all":
-                rows.put(tokens)
+                rows.put(tokens, start)
                 rows.check_native(rows.native.run(n, start), n)
                 rows.end_native(n, start + n)
                 return n
             for i in range(0, n, size):
                 part = tokens[i : i + size]
-                rows.put(part)
+                rows.put(part, start + i)
                 struct = self._batch.prepare(len(part), start + i, logits if i + size >= n else "none")
                 if code := rows.run(struct, len(part), i):
                     raise rows.failure(code, len(part), start + i)
@@ -211,7 +222,7 @@ class LlamaTarget:
                 f"{self.path}: architecture {self.arch!r} keeps a recurrent state and cannot take back"
                 f" {self.n_past - n} tokens; run it without speculation"
             )
-        self._rows.n_past = n
+        self._rows.n_past = self._rows.restores = n
 
     def reset(self) -> None:
         """Forget every position and the time spent."""

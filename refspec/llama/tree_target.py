@@ -88,6 +88,7 @@ class LlamaTreeTarget(LlamaTarget):
         winner = sequences[nodes[-1] + 1][0] if len(nodes) else 0
         held = self.n_past + 1 + len(nodes)
         settle(self.context.memory, winner, self.n_past, held)
+        self._rows.text[self.n_past : held] = self._tree_batch.tokens[[0, *(node + 1 for node in nodes)]]
         self._rows.n_past = held
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:

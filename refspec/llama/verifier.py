@@ -34,11 +34,14 @@ class LlamaVerifier:
         if not 0 <= pending < rows.n_vocab or n > min(self.n_ctx - start, len(rows.batch.tokens)):
             self.target.decode([pending, *draft.tokens.tolist()], logits="all")  # refuses it, and says why
         rows.begin(n + self.pair)
+        rows.text[start] = pending
+        rows.text[start + 1 : start + n] = draft.tokens
         try:
             accepted = self.in_c.step(pending, draft.tokens, start, position)
             rows.check_native(accepted if accepted < 0 and not self.in_c.ran else 0, n)
             if accepted >= 0:
                 rows.end_native(n, start + accepted + 1)
+                rows.restores = start + 1 if accepted + 1 == n else rows.n_past
                 return Verdict(accepted, self.in_c.decided(accepted + 1))
             rows.context.keep(start + n)
             rows.end_native(n, start + n)

@@ -3,6 +3,7 @@
     ops        operations of a drafter           verify, tree   sampling and the lossless rules
     penalties  repetition penalties              eagle3         rows and chains of the EAGLE-3 drafter
     hooks      what happens between calls of llama.cpp          module   finding and loading the C module
+    grammar    tokens through an automaton of bytes
 
 `backend` says which is used, "c" or "numpy"; REFSPEC_BACKEND=numpy|c decides. Integers and decisions are bit-equal in
 both, floats differ only by the order of summation (tests/agreement states the bounds), and in both a row's result never

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from refspec.errors import BackendError
 from refspec.reference import sampling
-from refspec.reference.draft import Draft, LogitsChange, Ops, Stop, check_draft_arguments
+from refspec.reference.draft import Draft, LogitsChange, LogitsMask, Ops, Stop, check_draft_arguments
 from refspec.reference.draft_distribution import draft_distribution, forbids_all, restricted
 from refspec.reference.ops import Array, Ids
 from refspec.reference.sampling import Sampler
@@ -54,6 +54,7 @@ class ChainDrafter:
     logit_ids    [D] target id of each logit; None where they are 0..D-1
     draft_ids    [..] target ids that may be drafted
     penalties    what chains are drafted under, if anything
+    grammar      what chains are drafted within, if anything; a chain ends where it allows nothing
     """
 
     vocab_size: int
@@ -61,6 +62,7 @@ class ChainDrafter:
     logit_ids: Ids | None
     draft_ids: Ids
     penalties: LogitsChange | None = None
+    grammar: LogitsMask | None = None
     choose: Chooser
 
     def begin_chain(self, k: int) -> int:
@@ -80,15 +82,17 @@ class ChainDrafter:
         return None
 
     def likeliest(self, drafted: Sequence[int]) -> tuple[int, float]:
-        """The token to draft after these and its probability."""
-        best, probability = self.choose.argmax_prob(self._penalized(drafted))
+        """The token to draft after these and its probability; no grammar is minded."""
+        return self._best(self._penalized(drafted))
+
+    def _best(self, logits: Array) -> tuple[int, float]:
+        best, probability = self.choose.argmax_prob(logits)
         if math.isnan(probability):
             raise self.damaged()
         return (best if self.logit_ids is None else int(self.logit_ids[best])), probability
 
-    def distribution(self, drafted: Sequence[int], sampler: Sampler) -> npt.NDArray[np.float64]:
-        """Probabilities [V] of the token after these; `sampler` is restricted to the draft vocabulary."""
-        logits = self._penalized(drafted)
+    def distribution(self, logits: Array, sampler: Sampler) -> npt.NDArray[np.float64]:
+        """Probabilities [V] of the next token by its logits [D]; `sampler` is restricted to the draft vocabulary."""
         if not math.isfinite(logits.max()):
             raise self.damaged()
         return draft_distribution(self.choose.p_target(logits, sampler), self.logit_ids, self.vocab_size)
@@ -109,19 +113,22 @@ class ChainDrafter:
         if sampler is not None and forbids_all(sampler, self.draft_ids):
             k = 0
         k = self.begin_chain(k)
-        if coins is None and stop is None and (whole := self.whole_chain(k)) is not None:
+        if coins is None and stop is None and self.grammar is None and (whole := self.whole_chain(k)) is not None:
             return whole
         narrow = None if sampler is None else restricted(sampler, self.logit_ids, self.width)
         tokens: list[int] = []
         confidence: list[float] = []
         distributions: list[npt.NDArray[np.float64]] = []  # [k] of [V]
         for i in range(k):
+            masked = None if self.grammar is None else self.grammar(self._penalized(tokens), tokens, self.logit_ids)
+            if self.grammar is not None and masked is None:
+                break
             if narrow is None or coins is None:
-                token, probability = self.likeliest(tokens)
+                token, probability = self.likeliest(tokens) if masked is None else self._best(masked)
                 if stop is not None and stop(i, probability):
                     break
             else:
-                q = self.distribution(tokens, narrow)
+                q = self.distribution(self._penalized(tokens) if masked is None else masked, narrow)
                 if stop is not None and stop(i, float(q.max())):  # before the coin: see `Stop`
                     break
                 distributions.append(q)

@@ -34,6 +34,9 @@ Stop = Callable[[int, float], bool]
 # ids, None where draft ids are.
 LogitsChange = Callable[[Array, Sequence[int], Ids | None], Array]
 
+# The same for a grammar: the logits [D] with -inf for what may not follow, None where nothing may.
+LogitsMask = Callable[[Array, Sequence[int], Ids | None], Array | None]
+
 
 def check_draft_arguments(k: int, coins: npt.NDArray[np.float64] | None, sampler: Sampler | None) -> None:
     """Raise UsageError for a negative length, or a sampler without a coin for each of k tokens."""

@@ -48,6 +48,7 @@ class Statistics:
     """Counts and times of one generation; add Steps while it runs, read rates at any moment."""
 
     prompt_tokens: int = 0
+    prompt_kept: int = 0  # of these, read for the run before
     prompt_seconds: float = 0.0  # reading the prompt, target and drafter together; in no rate below
     generated_tokens: int = 0  # an end-of-generation token counts: the target decided it
     verify_steps: int = 0
@@ -112,6 +113,7 @@ class Statistics:
         """The record for `--json`: counts, then what follows from them."""
         return {
             "prompt_tokens": self.prompt_tokens,
+            "prompt_kept": self.prompt_kept,
             "prompt_seconds": self.prompt_seconds,
             "generated_tokens": self.generated_tokens,
             "verify_steps": self.verify_steps,

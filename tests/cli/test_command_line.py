@@ -72,8 +72,9 @@ def test_specialists_and_penalties_come_after_what_everyone_needs():
     text = call("generate", "-h").stdout
     at = [text.index(f"\n{section}:\n") for section in SECTIONS if section != GGUF]  # of `train drafter` alone
     assert at == sorted(at)
-    options, penalties, specialists = (text.index(word) for word in ("--prompt", "--dry-base", "--pair-rows"))
-    assert at[0] < options < at[1] and at[-2] < penalties < at[-1] < specialists
+    words = ("--prompt", "--dry-base", "--json-schema", "--pair-rows")
+    options, penalties, grammar, specialists = (text.index(word) for word in words)
+    assert at[0] < options < at[1] and at[-3] < penalties < at[-2] < grammar < at[-1] < specialists
 
 
 def test_llama_cpps_names_are_taken(monkeypatch):

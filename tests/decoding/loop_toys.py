@@ -29,11 +29,16 @@ class ToyTarget:
         self.seconds = 0.0
         self.capturing = True
         self.closed = False
+        self.restores = 0
         self.decodes: list[int] = []  # rows of every decode with logits
 
     @property
     def n_past(self):
         return len(self.rows)
+
+    @property
+    def tokens(self):
+        return self.rows
 
     def law(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [V] after these tokens."""

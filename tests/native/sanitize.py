@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "sanitize"
-TESTS = ["tests/native", "tests/agreement/test_numpy_c.py", "tests/verify", "tests/engine/test_matmul_hook.py"]
+TESTS = ["tests/native", "tests/agreement/test_numpy_c.py", "tests/verify", "tests/grammar/test_tokens.py"]
+TESTS += ["tests/engine/test_matmul_hook.py"]
 FLAGS = "-g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 
 LOADED = "from refspec import native; assert native.ffi.string(native.lib.rs_build()) == b'sanitized'"
