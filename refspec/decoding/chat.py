@@ -69,11 +69,10 @@ class Contents:
         self._target = target
         tokens = target.metadata.get("tokenizer.ggml.tokens") or ()
         types = target.metadata.get("tokenizer.ggml.token_type") or ()
-        control = [
-            t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN) and t and isinstance(t, str)
-        ]
+        control = [t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN)]
         said = "".join(str(text) for message in messages for text in message.values())
-        self._names = [re.escape(name) for name in sorted(control, key=len, reverse=True) if name in said]
+        names_in = [t for t in control if isinstance(t, str) and t and t in said]
+        self._names = [re.escape(name) for name in sorted(names_in, key=len, reverse=True)]
         self._mark = next(mark for mark in map(chr, MARKS) if mark not in said and mark not in template)
         names = "|".join(self._names)
         self.messages: list[Message] = [

@@ -89,9 +89,8 @@ def to_metadata(config: DrafterConfig) -> dict[str, Any]:
 def _flag(info: GgufInfo, name: str, stock: str) -> str:
     value = info.metadata.get(f"refspec.{name}", stock)
     if info.arch == STOCK_ARCH and value != stock:
-        raise CheckpointError(
-            f"{info.path}: refspec.{name} = {str(value)[:40]!r}, but {STOCK_ARCH} means {stock!r}; convert it again"
-        )
+        said = f"refspec.{name} = {str(value)[:40]!r}, but {STOCK_ARCH} means {stock!r}"
+        raise CheckpointError(f"{info.path}: {said}; convert the drafter again")
     if info.arch == REFSPEC_ARCH and f"refspec.{name}" not in info.metadata:
         raise CheckpointError(f"{info.path}: metadata key 'refspec.{name}' is missing; convert the drafter again")
     return str(value)[:40]

@@ -196,7 +196,7 @@ def _parse(cursor: _Cursor) -> RawHeader:
         raise cursor.fail("a tensor name appears twice")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.fail(f"general.alignment is {alignment!r}, expected a power of two")
+        raise cursor.fail(f"general.alignment is {str(alignment)[:40]!r}, expected a power of two")
     data_offset = -(-cursor.at // alignment) * alignment
     return RawHeader(metadata, value_types, tensors, data_offset, cursor.size)
 

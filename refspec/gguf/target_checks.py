@@ -51,7 +51,7 @@ def check_tensor_types(info: GgufInfo) -> None:
         if name.endswith(("conv.weight", "conv1d.weight")) and tensor.type != "F32":
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; convolutions must be F32")
         vector = name.endswith(".bias") or "norm" in name or "rope_f" in name
-        if vector and len(tensor.shape) == 1 and tensor.type != "F32":
+        if vector and tensor.type != "F32":
             raise CheckpointError(f"{info.path}: tensor {name!r} is {tensor.type}; norms and biases must be F32")
 
 
@@ -61,7 +61,7 @@ def check_target(info: GgufInfo) -> None:
     if info.arch in DRAFTER_ARCHS:
         raise CheckpointError(f"{info.path}: architecture {info.arch!r} is a drafter, not a target; pass it with -d")
     if info.metadata.get("general.type", "model") != "model":
-        raise CheckpointError(f"{info.path}: general.type is {info.metadata['general.type']!r}, not a model")
+        raise CheckpointError(f"{info.path}: general.type is {str(info.metadata['general.type'])[:40]!r}, not a model")
     if info.metadata.get(f"{info.arch}.attention.causal", True) is not True:
         raise CheckpointError(f"{info.path}: {info.arch}.attention.causal = false: it does not generate left to right")
     check_tensor_types(info)
@@ -133,6 +133,7 @@ def _check_heads(info: GgufInfo, prefix: str, heads: Any, kv: Any) -> None:
 
 
 def _check_vocabulary(info: GgufInfo) -> None:
+    info.optional("tokenizer.chat_template", str, "")
     tokens, model = info.metadata.get("tokenizer.ggml.tokens"), info.metadata.get("tokenizer.ggml.model")
     if not isinstance(tokens, list) or model == "none":
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -248,3 +249,17 @@ def test_a_template_that_links_outside_its_checkpoint_is_refused(tmp_path: Path)
     (tmp_path / "blobs" / "f00").write_text("{{ x }}")
     (snapshot / "chat_template.jinja").symlink_to("../../blobs/f00")
     assert chat_template(snapshot) == "{{ x }}"
+
+
+# ---- the table
+
+
+def test_every_row_of_the_table_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "guarantees.md").read_text("utf-8").split("## Faults")[1].split("## Where")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    written = "".join(file.read_text("utf-8") for file in (root / "tests").rglob("test_*.py"))
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(\w+)`", row.split("|")[3])
+        assert named and all(f"def test_{name}(" in written for name in named), row

@@ -102,6 +102,7 @@ edited(
     "tokens alike up to a NUL", "CheckpointError", "'word286' twice",
     {"tokenizer.ggml.tokens": [*tiny.tokenizer()["tokenizer.ggml.tokens"][:-1], "word286\0x"]},
 )  # fmt: skip
+edited("a template that is a number", "CheckpointError", "chat_template", {"tokenizer.chat_template": 3})
 edited("byte tokens in WordPiece", "CheckpointError", "byte tokens", {"tokenizer.ggml.model": "bert"})
 edited("more tokens than rows", "CheckpointError", "cannot load", tiny.tokenizer(tiny.V + 8))
 

@@ -355,9 +355,8 @@ def test_what_the_child_does_is_what_the_parent_learns(
 ) -> None:
     from refspec.llama import first_load
 
-    (tmp_path / "sitecustomize.py").write_text(
-        "import time, os\n" + {"hangs": "time.sleep(99)", "ends": "os._exit(7)"}[how]
-    )
+    does = {"hangs": "time.sleep(99)", "ends": "os._exit(7)"}[how]
+    (tmp_path / "sitecustomize.py").write_text(f"import time, os\n{does}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(first_load, "PATIENCE", 0.5)
     file = tmp_path / "x"
