@@ -18,7 +18,7 @@ from refspec.cli import main as refspec
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path for path in sorted(ROOT.glob("docs/*.md")) if path.name != "cli.md"]  # which is made from the help
 PAGES += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "refspec" / "models" / "MODEL_CARD.md"]
-OTHERS = {"--spec-type"}  # of llama.cpp's own programs
+OTHERS = {"--spec-type", "--no-deps"}  # of llama.cpp's own programs, and of pip
 
 
 def options_of(command: click.Command) -> set[str]:
