@@ -60,7 +60,7 @@ def pair(target: Name | None, drafts: Name | None) -> Pair:
         own = shipped if shipped.is_file() else None
         if own is None:
             defaults = {"lookup": True}
-            notes = ("no drafter ships for smollm2 yet: guesses come from the text so far (--no-lookup: none)",)
+            notes = ("smollm2's drafter is not installed here: guesses come from the text so far (--no-lookup: none)",)
     return Pair(file, own if drafts is None else drafter(drafts, file), others, defaults, notes)
 
 
@@ -101,7 +101,9 @@ def drafter(name: Name, target: File) -> File:
     if said == SMOLLM2:
         shipped = embedded.folder() / embedded.SMOLLM2_DRAFTER
         if not shipped.is_file():
-            raise CheckpointError("-d smollm2: no drafter ships for smollm2 yet; leave -d out, or give --lookup")
+            raise CheckpointError(
+                f"-d smollm2: {shipped} is missing from this installation; leave -d out, or give --lookup"
+            )
         return shipped
     found = local(name)
     return hub.converted(said, Path(found), target) if hub.is_spec(said) and Path(found).is_dir() else found
