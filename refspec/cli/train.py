@@ -13,6 +13,7 @@ from refspec.cli.group import main, output_option
 from refspec.cli.train_gguf import DEFAULT_VOCAB, gguf_drafter, gguf_options, without_gguf
 from refspec.errors import UsageError
 
+OUTTYPE = "f16"  # where the target is a training run
 folder = click.Path(file_okay=False, path_type=Path)
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
@@ -32,7 +33,7 @@ shared_options = options(
         help="Times the learning rates; below 1 when starting from trained weights.",
     ),
     device_option,
-    click.option("--outtype", default="f16", show_default=True, help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0."),
+    click.option("--outtype", help="Weights of the GGUF: f32 f16 bf16 q8_0 q4_0; q8_0 with -m, else f16."),
 )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def target(data: tuple[Path, ...], out: Path, layers: int, width: int, heads: in
         vocab_size=load_tokenizer(data[0] / "tokenizer.json").get_vocab_size(), n_layers=layers, hidden_size=width,
         n_heads=heads, intermediate_size=ffn,
     )  # fmt: skip
-    _print(train_target(_one_or_more(data), out, config=config, **o))
+    _print(train_target(_one_or_more(data), out, config=config, **o | {"outtype": o["outtype"] or OUTTYPE}))
 
 
 @train.command()
@@ -255,6 +256,7 @@ def drafters_of_run(
             raise UsageError("--twin would train the same variant twice; leave it out")
         name = "twin" if feedback == "pre_norm" else "pre_norm"
         variants[name] = drafter_for(target_run, draft_vocab, ids, ffn=ffn, **plain)
+    o["outtype"] = o["outtype"] or OUTTYPE
     _print(train_drafters(_one_or_more(data), target_run, out, variants, depth=depth, **o))
 
 

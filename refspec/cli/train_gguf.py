@@ -73,7 +73,7 @@ def gguf_drafter(name: str, out: Path, o: dict[str, Any]) -> None:
     plan = Plan(**given, **{name: o[name] for name in OF_PLAN})
     figures = train_from_gguf(
         model, out, plan, hours=o["hours"], prompts=o["prompts"], parallel=o["parallel"], threads=o["threads"],
-        gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"], tell=note,
+        gpu_layers=o["gpu_layers"], device=o["device"], outtype=o["outtype"] or "q8_0", tell=note,
     )  # fmt: skip
     for made in [n for n in ("drafter", "drafter-plain") if f"{n}_loss" in figures]:
         click.echo("\n".join(described(made, figures)))

@@ -67,7 +67,8 @@ def _record(name: str, path: Path) -> dict[str, Any]:
     except RefspecError as error:
         return record | {"error": str(error).removeprefix(f"{path}: ")}
     sizes = about["sizes"]
-    licence = metadata.get("general.license") or ("MIT" if path.parent == embedded.folder() else None)
+    ours = path.parent == embedded.folder() and path.name != embedded.SMOLLM2_DRAFTER
+    licence = metadata.get("general.license") or ("MIT" if ours else None)
     record |= {
         "kind": about["kind"], "architecture": about["architecture"], "layers": sizes.get("layers"),
         "vocabulary": sizes.get("vocabulary"), "context": sizes.get("context"), "weights": about["weights"]["mostly"],

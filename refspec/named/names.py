@@ -60,7 +60,7 @@ def pair(target: Name | None, drafts: Name | None) -> Pair:
         own = shipped if shipped.is_file() else None
         if own is None:
             defaults = {"lookup": True}
-            notes = ("smollm2's drafter is not installed here: guesses come from the text so far (--no-lookup: none)",)
+            notes = ("smollm2's drafter is not installed: guesses come from the text so far (--no-lookup: none)",)
     return Pair(file, own if drafts is None else drafter(drafts, file), others, defaults, notes)
 
 

