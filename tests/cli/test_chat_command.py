@@ -147,6 +147,7 @@ def test_on_a_terminal_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(pair):
         os.write(terminal, b"\x03")
         until(b"interrupted")
         until(b"> ")
+        time.sleep(0.5)  # Python looks for a signal before it waits for a key, not between the prompt and that
         os.write(terminal, b"\x03")  # at the prompt it only drops the line
         until(b"> ")
         os.write(terminal, b"/undo\n")
