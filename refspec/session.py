@@ -250,6 +250,7 @@ class Session:
         self.policy: Policy | None = None
         self.notes: list[str] = []
         self._deferred: DeferredDrafter | None = None
+        self._control: list[str] | None = None  # names of control tokens, once a template asks
         self._latest, self._kept = Latest(), Kept(whole=batch_invariant)
         self.grammars = Grammars(target, cache_directory())
 
@@ -280,7 +281,9 @@ class Session:
             prompt = [{"role": "user", "content": prompt}]
         if system is not None:
             prompt = [{"role": "system", "content": system}, *prompt]
-        contents = chat.Contents(self.target, prompt, template)
+        if self._control is None:
+            self._control = chat.control_tokens(self.target.metadata)
+        contents = chat.Contents(self.target, prompt, template, self._control)
         return contents.tokens(self.render(contents.messages, template))
 
     def render(self, messages: Sequence[chat.Message], template: str) -> str:

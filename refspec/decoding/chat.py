@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn, Protocol
 
 from refspec.decoding.sandbox import Budget, environment_class
@@ -29,17 +31,14 @@ def render(
 
     A template that makes too much text, or takes too long, fails (`sandbox.Budget`).
     """
-    budget = Budget(sum(len(str(text)) for message in messages for text in message.values()))
     try:
-        environment = environment_class()(
-            budget, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        text: str = environment.from_string(template).render(
-            messages=[dict(message) for message in messages], bos_token=bos, eos_token=eos, add_generation_prompt=True
-        )
+        with _rendering:
+            environment, compiled = _compiled(template)
+            environment.budget.begin(sum(len(str(text)) for message in messages for text in message.values()))
+            text: str = compiled.render(
+                messages=[dict(message) for message in messages], bos_token=bos, eos_token=eos,
+                add_generation_prompt=True,
+            )  # fmt: skip
         return text
     except _Refused as error:
         reason = str(error)
@@ -47,6 +46,29 @@ def render(
         reason = f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200] or "no reason given"
     raise CheckpointError(f"{source}: tokenizer.chat_template failed ({reason}); use --raw to do without") from None
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> tuple[Any, Any]:
+    """A template's environment, whose budget is that of one run at a time, and the template in it."""
+    environment = environment_class()(
+        Budget(), trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment, environment.from_string(template)
+
+
+_rendering = threading.Lock()
+
+
+def control_tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """The names of a file's control tokens."""
+    tokens = metadata.get("tokenizer.ggml.tokens") or ()
+    types = metadata.get("tokenizer.ggml.token_type") or ()
+    kinds = zip(tokens, types, strict=False)
+    return [t for t, kind in kinds if kind in (CONTROL, UNKNOWN) and isinstance(t, str) and t]
 
 
 class Tokenizer(Protocol):
@@ -65,13 +87,11 @@ class Contents:
     name is tokenized as a whole.
     """
 
-    def __init__(self, target: Tokenizer, messages: Sequence[Message], template: str) -> None:
+    def __init__(self, target: Tokenizer, messages: Sequence[Message], template: str, control: Sequence[str]) -> None:
+        """`control` are the names of the target's control tokens."""
         self._target = target
-        tokens = target.metadata.get("tokenizer.ggml.tokens") or ()
-        types = target.metadata.get("tokenizer.ggml.token_type") or ()
-        control = [t for t, kind in zip(tokens, types, strict=False) if kind in (CONTROL, UNKNOWN)]
         said = "".join(str(text) for message in messages for text in message.values())
-        names_in = [t for t in control if isinstance(t, str) and t and t in said]
+        names_in = [name for name in control if name in said]
         self._names = [re.escape(name) for name in sorted(names_in, key=len, reverse=True)]
         self._mark = next(mark for mark in map(chr, MARKS) if mark not in said and mark not in template)
         names = "|".join(self._names)

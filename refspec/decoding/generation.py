@@ -16,10 +16,11 @@ from refspec.decoding.cycle import prefill, speculate
 from refspec.decoding.drafter import Drafter
 from refspec.decoding.grammar_target import GrammarTarget
 from refspec.decoding.kept import Kept
-from refspec.decoding.penalized_target import PenalizedTarget, under
+from refspec.decoding.penalized_target import under
 from refspec.decoding.target import Target
 from refspec.decoding.text import Utf8Stream
 from refspec.decoding.tree_cycle import speculate_tree
+from refspec.decoding.wrapped_target import WrappedTarget
 from refspec.errors import UsageError
 from refspec.grammar.constraint import Constraint
 from refspec.reference.metrics import Seconds, Statistics, Step
@@ -146,9 +147,8 @@ class Generation(Iterator[Event]):
             began, policy = perf_counter(), self._options.get("policy")
             held = self._kept.take(self.target, self._drafter, self.prompt, surveyed=policy is not None)
             self.statistics.prompt_kept = held
-            inner = self.target.inner if isinstance(self.target, GrammarTarget) else self.target
-            if isinstance(inner, PenalizedTarget):
-                inner.holding(self.prompt[:held])
+            if isinstance(self.target, WrappedTarget):
+                self.target.holding(self.prompt[:held])
             expect = policy.expect if policy else None
             for _ in prefill(self.target, self._drafter, self.prompt, held=held, expect=expect):
                 if self._stopping:

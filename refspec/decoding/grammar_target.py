@@ -1,8 +1,7 @@
 """GrammarTarget: a Target whose logits are those of the outputs that match a grammar.
 
-Its logits are the model's under a mask, or under the future validity too (`grammar/future.py`): a function of the
-tokens held, as logits are. So this is one more target; speculation, penalties inside and the proofs are as for any
-other. What an output may go on with is a state of an automaton for every token held: rolling back needs nothing more.
+Its logits are the model's under a mask, or under the future validity too (`grammar/future.py`); penalties go inside.
+What an output may go on with is a state of an automaton for every token held: rolling back needs nothing more.
 
 Estimates that ask the model about continuations run them in the same cache, after the tokens they follow, and put back
 what was there. Legend: T rows of the last decode, V vocabulary.
@@ -12,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from refspec import native
-from refspec.decoding.target import Target, TreeTarget, Verifier
+from refspec.decoding.target import Target, Verifier
+from refspec.decoding.wrapped_target import WrappedTarget
 from refspec.grammar.constraint import ENDED, Constraint
 from refspec.grammar.future import (
     MOST_FOLLOWED,
@@ -38,7 +38,7 @@ from refspec.reference.tree import ROOT, Tree
 LONGEST_JUMP = 32  # tokens drafted because the grammar says so
 
 
-class GrammarTarget:
+class GrammarTarget(WrappedTarget):
     """`inner` under a constraint, for one output whose first token has position `first`."""
 
     def __init__(
@@ -46,7 +46,8 @@ class GrammarTarget:
         jumps: bool = True,
     ) -> None:  # fmt: skip
         """`jumps`: what is certain is drafted. UsageError for an unknown fidelity."""
-        self.inner, self.constraint, self.first, self.jumps = inner, constraint, first, jumps
+        super().__init__(inner, first)
+        self.constraint, self.jumps = constraint, jumps
         self.temperature = 1.0 if sampler.greedy else sampler.temperature
         plain = replace(sampler, temperature=self.temperature, top_k=0, top_p=1.0, min_p=0.0)
         self.p = lambda logits: native.p_target(logits, plain)
@@ -54,36 +55,16 @@ class GrammarTarget:
         self._law = Continuations(inner, self.p, first, constraint)
         self.estimate = estimate_of(fidelity, constraint, self._law)
         self._follows = self.estimate is not local and not isinstance(self.estimate, OneStep)
-        self.text = np.zeros(inner.n_ctx + 2, np.int32)  # tokens of positions held and of the last decode
         self._states = [constraint.start]  # after each number of output tokens
         self._places: list[Place | None] = []  # of the rows of the last decode
-        self._paths: list[list[int]] = []  # tokens from the pending one to each node's, if that was a tree
         self._rows: dict[int, Array] = {}  # rows that are transformed already
         self._features: Array | None = None
         self._certain: dict[bytes, list[int]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def seconds(self) -> float:
-        """As of `inner`."""
-        return self.inner.seconds
-
-    @property
-    def capturing(self) -> bool:
-        """As of `inner`."""
-        return self.inner.capturing
-
-    @capturing.setter
-    def capturing(self, wanted: bool) -> None:
-        self.inner.capturing = wanted
-
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """As of `inner`; the logits that follow are transformed."""
-        start = self.inner.n_past
-        rows = self.inner.decode(tokens, logits=logits)
-        self.text[start : start + rows] = tokens
+        rows = super().decode(tokens, logits=logits)
+        start = self._start
         self._places, self._rows, self._features = [], {}, None
         if logits == "all":
             place = self._place(start)
@@ -97,21 +78,11 @@ class GrammarTarget:
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
         """As of `inner`, a TreeTarget."""
-        rows = cast(TreeTarget, self.inner).decode_tree(tokens, parents)
-        ids, start = [int(t) for t in tokens], self.inner.n_past
-        self.text[start] = ids[0]
-        self._paths, self._places, self._rows, self._features = [ids[:1]], [self._place(start)], {}, None
-        for token, parent in zip(ids[1:], parents, strict=True):
-            self._paths.append([*self._paths[int(parent) + 1], token])
-            self._places.append(self.after(self._places[int(parent) + 1], token))
+        rows = super().decode_tree(tokens, parents)
+        self._places, self._rows, self._features = [self._place(self._start)], {}, None
+        for token, parent in zip(tokens[1:], parents, strict=True):
+            self._places.append(self.after(self._places[int(parent) + 1], int(token)))
         return rows
-
-    def keep_path(self, nodes: Sequence[int]) -> None:
-        """As of `inner`, a TreeTarget."""
-        start = self.inner.n_past
-        cast(TreeTarget, self.inner).keep_path(nodes)
-        path = self._paths[nodes[-1] + 1 if len(nodes) else 0]
-        self.text[start : start + len(path)] = path
 
     def logits(self, i: int) -> Array:
         """Transformed logits [V] of token i of the last decode; the model's own after an end or a mismatch."""

@@ -1,19 +1,18 @@
 """PenalizedTarget: a Target whose logits are under penalties of the tokens before each (`reference/penalties.py`).
 
-The penalties are a function of the rows held, as logits are, so this is one more target: the decode cycle, its rules
-and its proofs do not know about it. The tokens of all positions are kept; a row of the last decode looks at those up to
-its own, a node of a tree at its path. Legend: T rows of the last decode, V vocabulary, N nodes of a tree.
+A row of the last decode looks at the tokens up to its own, a node of a tree at its path. Legend: T rows of the last
+decode, V vocabulary, N nodes of a tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from refspec.decoding.target import Target, TreeTarget, Verifier, Verifies
+from refspec.decoding.target import Target, Verifier, Verifies
+from refspec.decoding.wrapped_target import WrappedTarget
 from refspec.errors import UsageError
 from refspec.native.penalties import Penalizer
 from refspec.reference.draft import Draft
@@ -25,69 +24,36 @@ from refspec.reference.verify import Verdict
 UNKNOWN, BREAKS, GOES_ON = -1, 1, 0  # of a token, as a sequence breaker
 
 
-class PenalizedTarget:
+class PenalizedTarget(WrappedTarget):
     """`inner` under penalties; what it does not change is `inner`'s. Tokens count from position `first` on."""
 
     def __init__(self, inner: Target, penalties: Penalties, first: int) -> None:
-        self.inner, self.penalties, self.first = inner, penalties, first
-        room = inner.n_ctx + 2  # a verifier may run a token beside the last position
+        super().__init__(inner, first)
+        self.penalties = penalties
         # [V], settled when a token comes up
         self.breaks = np.full(inner.n_vocab, UNKNOWN, np.int8) if penalties.breaking else None
         self._known: set[int] = set()  # tokens that have come up
-        self._penalizer = Penalizer(penalties, inner.n_vocab, room, self.breaks)
-        self.text = np.zeros(room, np.int32)  # tokens of positions held and of the last decode; drafts may follow
-        self._start = 0  # position of the first row of the last decode
+        self._penalizer = Penalizer(penalties, inner.n_vocab, len(self.text), self.breaks)
         self._verified = False  # the last decode was a verifier's, which has penalized its rows
-        # tokens from the pending one to each node's, if the last decode was a tree
-        self._paths: list[list[int]] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def seconds(self) -> float:
-        """As of `inner`; asked twice a step, so not by way of `__getattr__`."""
-        return self.inner.seconds
-
-    @property
-    def capturing(self) -> bool:
-        """As of `inner`."""
-        return self.inner.capturing
-
-    @capturing.setter
-    def capturing(self, wanted: bool) -> None:
-        self.inner.capturing = wanted
 
     def holding(self, tokens: Sequence[int] | Ids) -> None:
         """Take over the tokens of the positions that `inner` holds already, from the first on."""
-        self.text[: len(tokens)] = tokens
+        super().holding(tokens)
         self._look_at(map(int, tokens))
 
     def decode(self, tokens: Sequence[int] | Ids, *, logits: str = "all") -> int:
         """As of `inner`; the logits that follow are penalized."""
-        start = self.inner.n_past
-        rows = self.inner.decode(tokens, logits=logits)
-        self._start, self._paths, self._verified = start, None, False
-        self.text[start : start + rows] = tokens
+        rows = super().decode(tokens, logits=logits)
+        self._verified = False
         self._look_at(map(int, tokens))
         return rows
 
     def decode_tree(self, tokens: Sequence[int] | Ids, parents: Sequence[int] | Ids) -> int:
         """As of `inner`, a TreeTarget."""
-        rows = cast(TreeTarget, self.inner).decode_tree(tokens, parents)
-        ids = [int(t) for t in tokens]
-        self._start, self._paths, self._verified = self.inner.n_past, [ids[:1]], False
-        for token, parent in zip(ids[1:], parents, strict=True):
-            self._paths.append([*self._paths[int(parent) + 1], token])
-        self._look_at(ids)
+        rows = super().decode_tree(tokens, parents)
+        self._verified = False
+        self._look_at(map(int, tokens))
         return rows
-
-    def keep_path(self, nodes: Sequence[int]) -> None:
-        """As of `inner`, a TreeTarget."""
-        assert self._paths is not None
-        cast(TreeTarget, self.inner).keep_path(nodes)
-        path = self._paths[nodes[-1] + 1 if len(nodes) else 0]
-        self.text[self._start : self._start + len(path)] = path
 
     def logits(self, i: int) -> Array:
         """Penalized logits [V] of token i of the last decode: a new array, or what a verifier penalized in place."""

@@ -32,7 +32,11 @@ class Spent(Exception):
 class Budget:
     """What a template may still make."""
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, characters: int) -> None:
+        """For a run over messages of so many characters."""
         self.left = CHARACTERS + EACH * characters
         self.most = self.left
         self.until = monotonic() + SECONDS

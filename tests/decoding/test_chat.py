@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from refspec.decoding.chat import Contents, render
+from refspec.decoding.chat import Contents, control_tokens, render
 from refspec.errors import CheckpointError
 
 CHATML = """{% for m in messages %}
@@ -111,7 +111,7 @@ class Words:
 
 
 def encode(messages, template=CHATML):
-    contents = Contents(Words(), messages, template)
+    contents = Contents(Words(), messages, template, control_tokens(Words().metadata))
     return contents.tokens(render(template, contents.messages))
 
 
