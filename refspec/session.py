@@ -40,7 +40,6 @@ from refspec.errors import BackendError, PromptError, UsageError
 from refspec.gguf.header import GgufInfo
 from refspec.gguf.io import read_gguf_header
 from refspec.gguf.recast import cache_directory, is_f32, recast
-from refspec.grammar.future import fidelity as fidelity_of
 from refspec.grammar.nodes import Grammar
 from refspec.options import (
     ADAPTIVE_MAX,
@@ -362,27 +361,14 @@ class Session:
             policy = self._policy(draft_max) if policy is None else policy
             policy.begin(len(encoded) - 1)
             drafter, options["policy"] = self._deferring(drafter, policy), policy
-        constrained = self._constrained(grammar, fidelity, len(encoded), max_tokens, trees=shape is not None)
+        most = min(max_tokens, self.target.n_ctx - len(encoded) + 1)
+        constrained = self.grammars.constrained(grammar, fidelity, most, trees=shape is not None)
         # plain decoding is measured without what only a drafter needs
         self.target.capturing = drafter is not None and bool(drafter.capture_layers)
         return Generation(
             self.target, drafter, encoded, options, trees=shape is not None, is_latest=self._latest, kept=self._kept,
             **constrained,
         )  # fmt: skip
-
-    def _constrained(
-        self, grammar: Grammar | None, fidelity: str, prompt: int, max_tokens: int, *, trees: bool
-    ) -> dict[str, Any]:
-        """What a generation is told of a grammar; UsageError where it cannot be kept."""
-        kind, _ = fidelity_of(fidelity)
-        if grammar is None:
-            if kind != "local":
-                raise UsageError(f"fidelity {fidelity} is about a grammar, and there is none; give a grammar")
-            return {}
-        if trees and kind not in ("local", "onestep"):
-            raise UsageError(f"fidelity {fidelity} runs continuations, which a tree has no room for; draft chains")
-        limit = min(max_tokens, self.target.n_ctx - prompt + 1)
-        return {"constraint": self.grammars.constraint(grammar, limit, fidelity), "fidelity": fidelity}
 
     def _deferring(self, drafter: Drafter, policy: Policy) -> Drafter:
         """The drafter, its rows waiting while the policy says so; kept, for new buffers cost page faults."""

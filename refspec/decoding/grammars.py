@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from refspec.decoding.target import Target
 from refspec.errors import UsageError
@@ -54,6 +55,17 @@ class Grammars:
         if trie is None:
             raise UsageError("fidelity exact: the model's tokens for these strings spell something else; use beam:4")
         return trie
+
+    def constrained(self, grammar: Grammar | None, how: str, limit: int, *, trees: bool) -> dict[str, Any]:
+        """What a Generation of at most so many tokens is told; UsageError for a fidelity that cannot be kept."""
+        kind, _ = fidelity(how)
+        if grammar is None:
+            if kind != "local":
+                raise UsageError(f"fidelity {how} is about a grammar, and there is none; give a grammar")
+            return {}
+        if trees and kind not in ("local", "onestep"):
+            raise UsageError(f"fidelity {how} runs continuations, which a tree has no room for; draft chains")
+        return {"constraint": self.constraint(grammar, limit, how), "fidelity": how}
 
     def constraint(self, grammar: Grammar, limit: int, how: str) -> Constraint:
         """The constraint of an output of at most so many tokens; UsageError where `how` cannot be done for it."""

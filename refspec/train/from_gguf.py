@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refspec.convert import convert_drafter
 from refspec.errors import ShapeError, UsageError
@@ -32,23 +32,20 @@ from refspec.llama.parallel_target import ParallelTarget
 from refspec.llama.target import LlamaTarget
 from refspec.reference.sampling import Sampler
 from refspec.session import Session
+from refspec.train import lesson_training
 from refspec.train.answers import Answered, Collecting, collect, encode, read_prompts
 from refspec.train.budget import OF_FREE_DISK, Plan, Rates, check_disk, described, fit, free_disk
-from refspec.train.drafter import Eagle3, TrainedDrafter
-from refspec.train.drafter_loss import Lesson, chain_losses
-from refspec.train.drafters import Separately, export_drafter
-from refspec.train.lesson_batches import LessonBatches
+from refspec.train.drafter import TrainedDrafter
+from refspec.train.drafters import export_drafter
+from refspec.train.lesson_training import LessonTraining
 from refspec.train.lessons import Lessons, bytes_per_token, draft_vocabulary
-from refspec.train.loop import CHECKPOINT, Optimizers, read_checkpoint, run_steps, tune_allocator
+from refspec.train.loop import CHECKPOINT, read_checkpoint, run_steps
 from refspec.train.outcome import held_out_prompts, outcome
-from refspec.train.precision import choose_device, mixed
 from refspec.train.start import start_drafters
 
 PLAIN: dict[str, Any] = {"feature_norm": "none", "feedback": "pre_norm", "residual": "raw"}  # EAGLE-3
-HELD_OUT = 32  # one document of so many is held out
 STEPS_TIMED = 3
 TEMPERATURE = 0.7  # of sampled answers, where the file recommends none
-ROWS, LENGTH = 8, 512  # one step
 
 
 def default_boundaries(info: GgufInfo) -> tuple[int, ...]:
@@ -121,6 +118,7 @@ def train_from_gguf(
     tell(f"draft vocabulary: {len(draft_ids)} of {config.vocab_size} tokens, {100 * share:.1f} % of the answers")
     lessons = lesson_stage(model, out / "lessons", config, answered, draft_ids, **stage)
     training = LessonTraining(lessons, variants, plan, embedding_of(info), threads=threads, device=device)
+    step_tokens = lesson_training.ROWS * lesson_training.LENGTH
     steps = max(int(plan.epochs * training.batches.per_epoch), 1)
     identity = {"kind": "drafters of a GGUF", "target": fingerprint(model), "steps": steps, **asdict(plan)}
     identity = json.loads(json.dumps(identity))
@@ -129,13 +127,12 @@ def train_from_gguf(
         tell(f"starts from {before}")
     figures = run_steps(
         out, identity, training.together, training.optimizers, steps=steps,  # type: ignore[arg-type]
-        loss_of=training.loss_of, validate=training.validate, tokens_per_step=ROWS * LENGTH,
+        loss_of=training.loss_of, validate=training.validate, tokens_per_step=step_tokens,
     )  # fmt: skip
     for name, drafter in training.drafters.items():
         export_drafter(drafter, out / name, embedding=False)
         convert_drafter(out / name, None, out / f"{name}.gguf", outtype, metadata=_made_for(info))
-    documents = range(0, len(answered.starts) - 1, HELD_OUT)
-    if unseen := held_out_prompts(answered, documents):
+    if unseen := held_out_prompts(answered, training.held):
         for name in variants:
             seen = outcome(model, out / f"{name}.gguf", unseen, threads=threads, gpu_layers=gpu_layers)
             figures |= {f"{name}_{key}": round(value, 4) for key, value in seen.items()}
@@ -205,7 +202,8 @@ def measure_rates(
     answers = len(answered.tokens) / (perf_counter() - began)
     config = variants["drafter"]
     ids = draft_vocabulary(answered, config.draft_vocab_size, config.vocab_size)
-    few = answered.first(2 * ROWS * LENGTH)
+    step_tokens = lesson_training.ROWS * lesson_training.LENGTH
+    few = answered.first(2 * step_tokens)
     with TemporaryDirectory(prefix="refspec-rates-") as folder:
         began = perf_counter()
         stage = {name: asking[name] for name in ("threads", "gpu_layers")}
@@ -220,7 +218,7 @@ def measure_rates(
             training.optimizers.step(0.0)
             took.append(perf_counter() - began)
         del training, lessons
-    return Rates(answers, made, ROWS * LENGTH / min(took))
+    return Rates(answers, made, step_tokens / min(took))
 
 
 def answer_stage(
@@ -322,88 +320,6 @@ def head_of(info: GgufInfo) -> Tensor:
     """The target's output head [V, H], float32: what a drafter's own begins with."""
     name = "output.weight" if "output.weight" in info.tensors else "token_embd.weight"
     return torch.from_numpy(np.ascontiguousarray(read_tensor(info, name), np.float32))
-
-
-class LessonTraining:
-    """Variants of a drafter on the same lessons, as the step loop wants them."""
-
-    def __init__(
-        self,
-        lessons: Lessons,
-        variants: dict[str, TrainedDrafter],
-        plan: Plan,
-        embedding: Tensor,
-        *,
-        threads: int | None,
-        device: str,
-        muon_lr: float = 0.02,
-        adam_lr: float = 0.002,
-    ) -> None:
-        tune_allocator()
-        if threads:
-            torch.set_num_threads(threads)
-        self.depth, self.device = plan.depth, choose_device(device)
-        documents = range(len(lessons.answered.starts) - 1)
-        held = [d for d in documents if d % HELD_OUT == 0]
-        kept = [d for d in documents if d % HELD_OUT]
-        how: dict[str, Any] = {"length": LENGTH, "depth": plan.depth, "device": self.device}
-        self.batches = LessonBatches(
-            lessons, kept or held, rows=ROWS, seed=plan.seed, share=0.75, temperature=plan.teacher_temp, **how
-        )
-        self.held_out = LessonBatches(lessons, held, rows=1, seed=0, share=1.0, **how)
-        scales = input_scales(lessons)
-        draft_ids = torch.from_numpy(lessons.draft_ids)
-        self.drafters: dict[str, Eagle3] = {}
-        for name, config in variants.items():
-            torch.manual_seed(plan.seed)  # the same draw for every twin: shared matrices start equal
-            drafter = Eagle3(config, embedding, draft_ids)
-            if config.feature_norm == "none":
-                drafter.scale_inputs(scales)
-            self.drafters[name] = drafter.to(self.device)
-        self.together = nn.ModuleDict(self.drafters)
-        self.optimizers = Separately(
-            [
-                Optimizers(d, muon_lr=muon_lr, adam_lr=adam_lr, is_matrix=lambda n: "head" not in n)
-                for d in self.drafters.values()
-            ]
-        )
-
-    def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the variants' losses on batch `step`, and each of them."""
-        lesson = self.batches[step]
-        each = {name: self._loss(drafter, lesson) for name, drafter in self.drafters.items()}
-        return sum(each.values()), {f"loss_{n}": v.detach() for n, v in each.items()}  # type: ignore[return-value]
-
-    def _loss(self, drafter: Eagle3, lesson: Lesson) -> Tensor:
-        with mixed(self.device):
-            return chain_losses(drafter, lesson, self.depth)[0]
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss, agreement by depth and tau on held-out answers, for each variant.
-
-        The answers are the target's own, so tau is what greedy drafts would reach on greedy answers of this length.
-        """
-        figures: dict[str, float] = {}
-        count = min(32, self.held_out.per_epoch)
-        for name, drafter in self.drafters.items():
-            loss, hits, scored = 0.0, np.zeros((self.depth, 2)), np.zeros(self.depth)
-            for i in range(count):
-                with mixed(self.device):
-                    value, right, rows = chain_losses(drafter, self.held_out[i], self.depth)
-                loss, hits, scored = loss + float(value) / count, hits + np.asarray(right), scored + np.asarray(rows)
-            figures[f"{name}_loss"] = loss
-            for i in range(self.depth):
-                figures[f"{name}_agree_{i}"] = hits[i, 0] / max(scored[i], 1)
-            figures[f"{name}_tau"] = 1 + float((hits[:, 1] / np.maximum(scored, 1)).sum())
-        return figures
-
-
-def input_scales(lessons: Lessons, sample: int = 4096) -> list[float]:
-    """Usual root mean square of each captured state: the median over tokens, a sink's being a hundred times larger."""
-    states = lessons.arrays["states"]
-    picked = np.asarray(states[:: max(len(states) // sample, 1)]).astype(np.float32)  # [n, S, Ht]
-    return [float(s) for s in np.median(np.sqrt(np.mean(picked * picked, -1)), 0)]
 
 
 def _made_for(info: GgufInfo) -> dict[str, Any]:

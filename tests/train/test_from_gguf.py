@@ -19,7 +19,7 @@ import refspec  # noqa: E402
 from refspec.errors import CheckpointError, PromptError, RefspecError, UsageError  # noqa: E402
 from refspec.gguf.io import read_gguf_header  # noqa: E402
 from refspec.llama.target import LlamaTarget  # noqa: E402
-from refspec.train import from_gguf  # noqa: E402
+from refspec.train import from_gguf, lesson_training  # noqa: E402
 from refspec.train.answers import Answered, read_prompts  # noqa: E402
 from refspec.train.budget import Rates, check_disk, fit  # noqa: E402
 from refspec.train.from_gguf import Plan, train_from_gguf  # noqa: E402
@@ -30,9 +30,9 @@ PLAN = Plan(tokens=400, epochs=2, depth=2, draft_vocab=64, layer_ids=(1, 2, 4), 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_gguf, "ROWS", 2)
-    monkeypatch.setattr(from_gguf, "LENGTH", 48)
-    monkeypatch.setattr(from_gguf, "HELD_OUT", 4)
+    monkeypatch.setattr(lesson_training, "ROWS", 2)
+    monkeypatch.setattr(lesson_training, "LENGTH", 48)
+    monkeypatch.setattr(lesson_training, "HELD_OUT", 4)
 
 
 @pytest.fixture
