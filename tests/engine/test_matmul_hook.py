@@ -18,6 +18,7 @@ import refspec
 from refspec import native
 from refspec.errors import BackendError, UsageError
 from refspec.gguf.io import read_gguf_header
+from refspec.gguf.recast import recast
 from refspec.llama import api, matmul_hook, matmul_trial, trial, weights
 from refspec.llama.amx import repacking_works
 from refspec.llama.target import LlamaTarget
@@ -41,10 +42,17 @@ def test_the_logits_are_those_of_llama_cpp_but_for_rounding(tmp_path: Path, quan
     assert ours.model.packed is not None and theirs.model.packed is None
     a, b = logits_of(ours, PROMPT), logits_of(theirs, PROMPT)
     assert ours.model.packed.calls > 0
-    # activations are rounded to 8 bits at other places once a last bit differs; llama.cpp moreover multiplies the least
-    # values of Q4_1 and Q5_1 with sums of the inputs that it has rounded to float16
-    size = {"Q8_0": 0.02, "F16": 2e-3, "Q4_1": 0.08, "Q5_1": 0.08}.get(quantize, 0.04)
-    assert np.abs(a - b).max() <= size * np.abs(b).max()
+    if quantize in ("Q4_1", "Q5_1"):
+        # llama.cpp rounds the sums of the inputs that it multiplies their least values with to float16, refspec does
+        # not: both are held against the same weights in F32
+        exact = LlamaTarget(recast(file, "f32"), n_ctx=128, n_threads=2)
+        truth = logits_of(exact, PROMPT)
+        exact.close()
+        mine, other = (float(np.sqrt(((x - truth) ** 2).mean())) for x in (a, b))
+        assert mine <= 1.2 * other
+    else:  # activations are rounded to 8 bits at other places once a last bit differs
+        size = {"Q8_0": 0.02, "F16": 2e-3}.get(quantize, 0.04)
+        assert np.abs(a - b).max() <= size * np.abs(b).max()
     before = ours.model.packed.calls
     ours.model.packed.switch(False)
     assert np.array_equal(
